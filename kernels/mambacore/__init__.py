@@ -1,0 +1,12 @@
+"""The shared core of genomamba and audiomamba: selective state space models on any CPU.
+
+A causal model here is a function ``(sequence, state) -> (sequence, state)``: every operator and layer takes an optional
+incoming state and can return the outgoing one, both differentiable.
+"""
+
+from mambacore.backends import backends, use_backend
+from mambacore.convolution import causal_convolution
+from mambacore.errors import InputError
+from mambacore.scan import selective_scan
+
+__all__ = ["InputError", "backends", "causal_convolution", "selective_scan", "use_backend"]

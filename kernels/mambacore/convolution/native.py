@@ -1,0 +1,80 @@
+"""Adapter from tensors to the native library's convolution (kernels/native/convolution_kernel.cpp)."""
+
+import torch
+from torch import Tensor
+
+from mambacore.backends import ELEMENT_TYPES, compute_dtype
+from mambacore.native.library import Convolution, Library
+from mambacore.scan.native import as_pointer, as_sequence, channels_contiguous
+
+# Below this many outputs a second thread costs more than it saves.
+_OUTPUTS_PER_THREAD = 1 << 15
+
+
+def _segments(inputs: Tensor) -> int:
+    """Stretches of the length per batch item, so that every thread has one when the batch alone is too small."""
+    batch, length, _ = inputs.shape
+    threads = min(torch.get_num_threads(), inputs.numel() // _OUTPUTS_PER_THREAD)
+    return max(1, min(-(-threads // max(batch, 1)), length))
+
+
+def _arguments(inputs: Tensor, weight: Tensor, silu: bool, reverse: bool) -> Convolution:
+    batch, length, channels = inputs.shape
+    return Convolution(
+        batch=batch, length=length, channels=channels, kernel_width=weight.shape[0],
+        element=ELEMENT_TYPES[inputs.dtype], reverse=reverse, silu=silu,
+        threads=torch.get_num_threads() if inputs.numel() >= _OUTPUTS_PER_THREAD else 1,
+        inputs=as_sequence(inputs), weight=as_pointer(weight), segments=_segments(inputs),
+    )  # fmt: skip
+
+
+def forward(
+    native: Library,
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    silu: bool,
+    reverse: bool,
+) -> Tensor:
+    """Outputs (batch, length, channels); weight is (channels, kernel_width)."""
+    inputs = channels_contiguous(inputs)
+    by_tap = weight.t().contiguous()
+    initial_state = None if initial_state is None else initial_state.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    outputs = inputs.new_empty(inputs.shape)
+    convolution = _arguments(inputs, by_tap, silu, reverse)
+    convolution.bias, convolution.initial_state = as_pointer(bias), as_pointer(initial_state)
+    convolution.outputs = as_sequence(outputs)
+    native.convolution_forward(convolution)
+    return outputs
+
+
+def backward(
+    native: Library,
+    grad_outputs: Tensor,
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    silu: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of inputs, weight, bias and initial state; those of absent arguments are empty."""
+    inputs, grad_outputs = channels_contiguous(inputs), channels_contiguous(grad_outputs)
+    by_tap = weight.t().contiguous()
+    initial_state = None if initial_state is None else initial_state.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    convolution = _arguments(inputs, by_tap, silu, reverse)
+    parts, dtype = inputs.shape[0] * convolution.segments, compute_dtype(inputs.dtype)
+    grad_inputs = inputs.new_empty(inputs.shape)
+    grad_weight = inputs.new_empty(parts, *by_tap.shape, dtype=dtype)
+    grad_bias = inputs.new_empty(parts, inputs.shape[2], dtype=dtype)
+    grad_initial_state = inputs.new_empty(0) if initial_state is None else torch.empty_like(initial_state)
+    convolution.bias, convolution.initial_state = as_pointer(bias), as_pointer(initial_state)
+    convolution.grad_outputs, convolution.grad_inputs = as_sequence(grad_outputs), as_sequence(grad_inputs)
+    convolution.grad_weight, convolution.grad_bias = as_pointer(grad_weight), as_pointer(grad_bias)
+    convolution.grad_initial_state = None if initial_state is None else as_pointer(grad_initial_state)
+    native.convolution_backward(convolution)
+    grad_bias = inputs.new_empty(0) if bias is None else grad_bias.sum(0)
+    return grad_inputs, grad_weight.sum(0).t().contiguous(), grad_bias, grad_initial_state

@@ -1,0 +1,145 @@
+"""The causal depthwise convolution as a registered PyTorch operator."""
+
+import torch
+from torch import Tensor
+
+from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for
+from mambacore.convolution import native
+from mambacore.convolution.reference import causal_convolution_reference, weighted_sum, with_history
+
+
+def causal_convolution(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    silu: bool = False,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+    return_final_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Convolve every channel with its own short causal kernel, optionally followed by SiLU.
+
+    Args:
+        inputs: (batch, length, channels), float32, bfloat16 or float64.
+        weight: (channels, kernel_width); the last tap meets the present input.
+        bias: (channels,).
+        silu: apply SiLU to the result.
+        initial_state: (batch, kernel_width - 1, channels), the inputs before the first, oldest first; zeros when absent.
+        reverse: walk from the last position to the first.
+        return_final_state: also return the last ``kernel_width - 1`` inputs in the direction of the walk.
+
+    Returns:
+        Outputs (batch, length, channels) in the inputs' dtype and, if asked for, the final state
+        (batch, kernel_width - 1, channels). Everything is differentiable.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+        TypeError: an unsupported dtype.
+    """
+    if inputs.dim() != 3:
+        raise ValueError(f"inputs must be (batch, length, channels) but has shape {tuple(inputs.shape)}")
+    if inputs.dtype not in ELEMENT_TYPES:
+        raise TypeError(f"inputs must be float32, bfloat16 or float64 but is {inputs.dtype}; convert it first")
+    batch, _, channels = inputs.shape
+    if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
+        raise ValueError(f"weight must be (channels={channels}, kernel_width) but has shape {tuple(weight.shape)}")
+    if bias is not None and tuple(bias.shape) != (channels,):
+        raise ValueError(f"bias must have shape {(channels,)} but has {tuple(bias.shape)}")
+    history = weight.shape[1] - 1
+    if initial_state is not None and tuple(initial_state.shape) != (batch, history, channels):
+        raise ValueError(f"initial_state must have shape {(batch, history, channels)} but has {tuple(initial_state.shape)}")
+    dtype = compute_dtype(inputs.dtype)
+    state = None if initial_state is None else initial_state.to(inputs.dtype)
+    outputs = _forward(inputs, weight.to(dtype), None if bias is None else bias.to(dtype), state, silu, reverse)
+    return (outputs, _final_state(inputs, state, history, reverse)) if return_final_state else outputs
+
+
+def _final_state(inputs: Tensor, initial_state: Tensor | None, history: int, reverse: bool) -> Tensor:
+    """The last ``history`` inputs in the direction of the walk, reaching back into the initial state if need be."""
+    batch, length, channels = inputs.shape
+    kept = min(history, length)
+    last = inputs[:, :kept].flip(1) if reverse else inputs[:, length - kept :]
+    if kept == history:
+        return last.clone()
+    before = inputs.new_zeros(batch, history, channels) if initial_state is None else initial_state
+    return torch.cat([before[:, kept:], last], dim=1)
+
+
+@torch.library.custom_op("mambacore::causal_convolution_forward", mutates_args=())
+def _forward(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool, reverse: bool
+) -> Tensor:
+    library = native_library_for(inputs)
+    if library is not None:
+        return native.forward(library, inputs, weight, bias, initial_state, silu, reverse)
+    state = None if initial_state is None else initial_state.to(weight.dtype)
+    outputs, _ = causal_convolution_reference(inputs.to(weight.dtype), weight, bias, state, silu, reverse)
+    return outputs.to(inputs.dtype).contiguous()
+
+
+@_forward.register_fake
+def _(inputs, weight, bias, initial_state, silu, reverse):
+    return inputs.new_empty(inputs.shape)
+
+
+@torch.library.custom_op("mambacore::causal_convolution_backward", mutates_args=())
+def _backward(
+    grad_outputs: Tensor,
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    silu: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    library = native_library_for(inputs)
+    if library is not None:
+        return native.backward(library, grad_outputs, inputs, weight, bias, initial_state, silu, reverse)
+    return _fallback_backward(grad_outputs, inputs, weight, bias, initial_state, silu, reverse)
+
+
+def _fallback_backward(grad_outputs, inputs, weight, bias, initial_state, silu, reverse):
+    """Gradients of inputs, weight, bias and initial state in plain PyTorch; those of absent arguments are empty."""
+    kernel_width, length = weight.shape[1], inputs.shape[1]
+    grad, ordered = (tensor.to(weight.dtype) for tensor in (grad_outputs, inputs))
+    if reverse:
+        grad, ordered = grad.flip(1), ordered.flip(1)
+    extended = with_history(ordered, initial_state, kernel_width)
+    if silu:
+        before_activation = weighted_sum(extended, weight, bias)
+        opening = torch.sigmoid(before_activation)
+        grad = grad * opening * (1 + before_activation * (1 - opening))
+    grad_extended = torch.zeros_like(extended)
+    grad_taps = []
+    for tap in range(kernel_width):
+        grad_extended[:, tap : tap + length] += weight[:, tap] * grad
+        grad_taps.append((grad * extended[:, tap : tap + length]).sum((0, 1)))
+    grad_initial_state, grad_inputs = grad_extended.to(inputs.dtype).split([kernel_width - 1, length], dim=1)
+    return (
+        grad_inputs.flip(1) if reverse else grad_inputs.clone(),
+        torch.stack(grad_taps, dim=1),
+        inputs.new_empty(0) if bias is None else grad.sum((0, 1)),
+        inputs.new_empty(0) if initial_state is None else grad_initial_state.clone(),
+    )
+
+
+@_backward.register_fake
+def _(grad_outputs, inputs, weight, bias, initial_state, silu, reverse):
+    def like(tensor: Tensor | None) -> Tensor:
+        return inputs.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
+
+    return like(inputs), like(weight), like(bias), like(initial_state)
+
+
+def _keep_for_backward(ctx, inputs, output) -> None:
+    *tensors, ctx.silu, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradient(ctx, grad_outputs):
+    tensors = ctx.saved_tensors
+    grads = _backward(grad_outputs, *tensors, ctx.silu, ctx.reverse)
+    return (*(None if tensor is None else grad for grad, tensor in zip(grads, tensors, strict=True)), None, None)
+
+
+_forward.register_autograd(_gradient, setup_context=_keep_for_backward)

@@ -1,0 +1,18 @@
+"""Layers that follow ``(sequence, state) -> (sequence, state)``."""
+
+from mambacore.layers.embedding import ContextEmbedding
+from mambacore.layers.pooling import POOLINGS, LastPooling, MeanPooling, PoolingState
+from mambacore.layers.selective import SelectiveMixer, SelectiveState
+from mambacore.layers.stack import ResidualBlock, ResidualStack
+
+__all__ = [
+    "POOLINGS",
+    "ContextEmbedding",
+    "LastPooling",
+    "MeanPooling",
+    "PoolingState",
+    "ResidualBlock",
+    "ResidualStack",
+    "SelectiveMixer",
+    "SelectiveState",
+]

@@ -1,0 +1,56 @@
+"""Embeddings of characters together with the characters just before them."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ContextEmbedding(nn.Module):
+    """The sum of one embedding per context width: that of the last 1, ..., ``width`` symbols up to a position.
+
+    A table for contexts of 6 letters gives the first layer at once what a stack of short convolutions must compose.
+    Contexts that hold a symbol outside the alphabet, or that reach before the start, have an entry of their own.
+
+    Args:
+        symbol_count: size of the alphabet that contexts are made of; symbols are numbered from 0.
+        context_widths: the widths, each with a table of ``symbol_count ** width + 1`` entries.
+        model_width: channels of the result.
+    """
+
+    def __init__(self, symbol_count: int, context_widths: tuple[int, ...], model_width: int) -> None:
+        super().__init__()
+        self.symbol_count = symbol_count
+        self.context_widths = context_widths
+        self.tables = nn.ModuleList(nn.Embedding(symbol_count**width + 1, model_width) for width in context_widths)
+        with torch.no_grad():
+            for table in self.tables:
+                table.weight /= len(context_widths) ** 0.5
+
+    @property
+    def history(self) -> int:
+        """How many earlier symbols the next position needs."""
+        return max(self.context_widths) - 1
+
+    def forward(self, symbols: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embed (batch, length) whole numbers; those outside [0, symbol_count) are symbols outside the alphabet.
+
+        The state is the last ``history`` symbols, (batch, history), -1 where there were none.
+        """
+        if state is None:
+            state = symbols.new_full((symbols.shape[0], self.history), -1)
+        extended = torch.cat([state, symbols], dim=1)
+        length = symbols.shape[1]
+        known = (extended >= 0) & (extended < self.symbol_count)
+        digits = torch.where(known, extended, 0)
+        embedded: Tensor | None = None
+        number = torch.zeros_like(symbols)
+        complete = torch.ones_like(symbols, dtype=torch.bool)
+        for back in range(self.history + 1):
+            first = self.history - back
+            number = number + digits[:, first : first + length] * self.symbol_count**back
+            complete = complete & known[:, first : first + length]
+            if back + 1 in self.context_widths:
+                table = self.tables[self.context_widths.index(back + 1)]
+                found = table(torch.where(complete, number, self.symbol_count ** (back + 1)))
+                embedded = found if embedded is None else embedded + found
+        assert embedded is not None  # context_widths is never empty
+        return embedded, extended[:, length:]

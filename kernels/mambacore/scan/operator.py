@@ -1,0 +1,217 @@
+"""The selective scan as a registered PyTorch operator: checks, backends, shapes for the compiler, and gradients."""
+
+import torch
+from torch import Tensor
+
+from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for
+from mambacore.scan import fallback, native
+
+BORDER_INTERVAL = fallback.BORDER_INTERVAL
+
+
+def selective_scan(
+    inputs: Tensor,
+    step_size: Tensor,
+    state_matrix: Tensor,
+    input_matrix: Tensor,
+    output_matrix: Tensor,
+    skip_weight: Tensor | None = None,
+    gate: Tensor | None = None,
+    step_bias: Tensor | None = None,
+    step_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+    return_final_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run a selective state space model over a sequence (Gu & Dao, arXiv 2312.00752, algorithm 2).
+
+    For every channel, with ``step = softplus(step_size + step_bias)`` (each part optional)::
+
+        state_t  = exp(step_t * state_matrix) * state_{t-1} + step_t * input_matrix_t * inputs_t
+        output_t = (<output_matrix_t, state_t> + skip_weight * inputs_t) * silu(gate_t)
+
+    Args:
+        inputs: (batch, length, channels), float32, bfloat16 or float64. Any strides; contiguous channels are fastest.
+        step_size: (batch, length, channels).
+        state_matrix: (channels, state_size), negative for a state that fades.
+        input_matrix: (batch, length, state_size) or (batch, length, groups, state_size); ``channels / groups``
+            neighbouring channels share a group's matrix.
+        output_matrix: like ``input_matrix``.
+        skip_weight: (channels,).
+        gate: (batch, length, channels).
+        step_bias: (channels,).
+        step_softplus: put the step through softplus.
+        initial_state: (batch, channels, state_size), the state before the first position; zero when absent.
+        reverse: run from the last position to the first.
+        return_final_state: also return the state after the last position in the direction of the scan.
+
+    Returns:
+        Outputs (batch, length, channels) in the inputs' dtype and, if asked for, the final state
+        (batch, channels, state_size). States and parameters are float32, or float64 for float64 inputs. Everything is
+        differentiable, the initial state and the final one included. Results repeat bit for bit for a given number of
+        threads.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+        TypeError: an unsupported dtype.
+    """
+    dtype = _check(inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, initial_state)
+    input_matrix, output_matrix = _with_groups(input_matrix, output_matrix)
+    arguments = (
+        inputs,
+        step_size.to(inputs.dtype),
+        state_matrix.to(dtype),
+        input_matrix.to(dtype),
+        output_matrix.to(dtype),
+        None if skip_weight is None else skip_weight.to(dtype),
+        None if gate is None else gate.to(inputs.dtype),
+        None if step_bias is None else step_bias.to(dtype),
+        None if initial_state is None else initial_state.to(dtype),
+    )
+    keep_borders = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in arguments)
+    outputs, final_state, _ = _forward(*arguments, step_softplus, reverse, keep_borders)
+    return (outputs, final_state) if return_final_state else outputs
+
+
+def _check(
+    inputs: Tensor,
+    step_size: Tensor,
+    state_matrix: Tensor,
+    input_matrix: Tensor,
+    output_matrix: Tensor,
+    skip_weight: Tensor | None,
+    gate: Tensor | None,
+    step_bias: Tensor | None,
+    initial_state: Tensor | None,
+) -> torch.dtype:
+    """Refuse what does not fit, naming the argument; return the compute dtype."""
+    if inputs.dim() != 3:
+        raise ValueError(f"inputs must be (batch, length, channels) but has shape {tuple(inputs.shape)}")
+    if inputs.dtype not in ELEMENT_TYPES:
+        raise TypeError(f"inputs must be float32, bfloat16 or float64 but is {inputs.dtype}; convert it first")
+    batch, length, channels = inputs.shape
+    if state_matrix.dim() != 2 or state_matrix.shape[0] != channels:
+        raise ValueError(f"state_matrix must be (channels={channels}, state_size) but has shape {tuple(state_matrix.shape)}")
+    state_size = state_matrix.shape[1]
+    for name, matrix in (("input_matrix", input_matrix), ("output_matrix", output_matrix)):
+        groups = matrix.shape[2] if matrix.dim() == 4 else 1
+        fits = matrix.dim() in (3, 4) and matrix.shape[:2] == (batch, length) and matrix.shape[-1] == state_size
+        if not fits or groups < 1 or channels % groups:
+            raise ValueError(
+                f"{name} must be (batch={batch}, length={length}, state_size={state_size}), or have groups that divide "
+                f"the {channels} channels before its last dimension, but has shape {tuple(matrix.shape)}"
+            )
+    expected = {
+        "step_size": (step_size, (batch, length, channels)),
+        "skip_weight": (skip_weight, (channels,)),
+        "gate": (gate, (batch, length, channels)),
+        "step_bias": (step_bias, (channels,)),
+        "initial_state": (initial_state, (batch, channels, state_size)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape} to fit the inputs but has {tuple(tensor.shape)}")
+    return compute_dtype(inputs.dtype)
+
+
+def _with_groups(input_matrix: Tensor, output_matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Both matrices with a dimension for groups, and as many groups each."""
+    matrices = [matrix.unsqueeze(2) if matrix.dim() == 3 else matrix for matrix in (input_matrix, output_matrix)]
+    counts = {matrix.shape[2] for matrix in matrices}
+    if len(counts) > 1 and min(counts) != 1:
+        raise ValueError(f"input_matrix and output_matrix must have the same groups but have {sorted(counts)}")
+    groups = max(counts)
+    first, second = (matrix.expand(-1, -1, groups, -1) for matrix in matrices)
+    return first, second
+
+
+@torch.library.custom_op("mambacore::selective_scan_forward", mutates_args=())
+def _forward(
+    inputs: Tensor,
+    step_size: Tensor,
+    state_matrix: Tensor,
+    input_matrix: Tensor,
+    output_matrix: Tensor,
+    skip_weight: Tensor | None,
+    gate: Tensor | None,
+    step_bias: Tensor | None,
+    initial_state: Tensor | None,
+    step_softplus: bool,
+    reverse: bool,
+    keep_borders: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = (
+        inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, initial_state,
+        step_softplus, reverse, keep_borders,
+    )  # fmt: skip
+    library = native_library_for(inputs)
+    return fallback.forward(*arguments) if library is None else native.forward(library, *arguments)
+
+
+@_forward.register_fake
+def _(inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, initial_state,
+      step_softplus, reverse, keep_borders):  # fmt: skip
+    batch, length, channels = inputs.shape
+    state_size, dtype = state_matrix.shape[1], compute_dtype(inputs.dtype)
+    intervals = (length + BORDER_INTERVAL - 1) // BORDER_INTERVAL if keep_borders else 0
+    return (
+        inputs.new_empty(inputs.shape),
+        inputs.new_empty(batch, channels, state_size, dtype=dtype),
+        inputs.new_empty(batch, intervals, state_size, channels, dtype=dtype),
+    )
+
+
+@torch.library.custom_op("mambacore::selective_scan_backward", mutates_args=())
+def _backward(
+    grad_outputs: Tensor,
+    grad_final_state: Tensor | None,
+    inputs: Tensor,
+    step_size: Tensor,
+    state_matrix: Tensor,
+    input_matrix: Tensor,
+    output_matrix: Tensor,
+    skip_weight: Tensor | None,
+    gate: Tensor | None,
+    step_bias: Tensor | None,
+    border_states: Tensor,
+    step_softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    arguments = (
+        grad_outputs, grad_final_state, inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate,
+        step_bias, border_states, step_softplus, reverse,
+    )  # fmt: skip
+    library = native_library_for(inputs)
+    return fallback.backward(*arguments) if library is None else native.backward(library, *arguments)
+
+
+@_backward.register_fake
+def _(grad_outputs, grad_final_state, inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate,
+      step_bias, border_states, step_softplus, reverse):  # fmt: skip
+    def like(tensor: Tensor | None) -> Tensor:
+        return inputs.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
+
+    batch, _, state_size, channels = border_states.shape
+    return (
+        like(inputs), like(step_size), like(state_matrix), like(input_matrix), like(output_matrix), like(skip_weight),
+        like(gate), like(step_bias), border_states.new_empty(batch, channels, state_size),
+    )  # fmt: skip
+
+
+def _keep_for_backward(ctx, inputs, output) -> None:
+    *tensors, initial_state, step_softplus, reverse, keep_borders = inputs
+    if not keep_borders:
+        raise RuntimeError("the scan was run without keep_borders, so it has no gradient; call selective_scan instead")
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.has_initial_state = initial_state is not None
+    ctx.step_softplus, ctx.reverse = step_softplus, reverse
+
+
+def _gradient(ctx, grad_outputs, grad_final_state, _grad_borders):
+    *tensors, border_states = ctx.saved_tensors
+    grads = _backward(grad_outputs, grad_final_state, *tensors, border_states, ctx.step_softplus, ctx.reverse)
+    present = [tensor is not None for tensor in tensors] + [ctx.has_initial_state]
+    return (*(grad if there else None for grad, there in zip(grads, present, strict=True)), None, None, None)
+
+
+_forward.register_autograd(_gradient, setup_context=_keep_for_backward)

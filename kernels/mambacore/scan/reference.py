@@ -1,0 +1,93 @@
+"""The selective scan, one short function per equation: the definition that every faster implementation is tested against.
+
+Equations are those of Gu & Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv 2312.00752),
+section 2 and algorithm 2, in the form the published code computes. Any real dtype works; float64 is the yardstick.
+Shapes: inputs, step_size, gate (batch, length, channels); state_matrix (channels, state_size); input_matrix and
+output_matrix (batch, length, groups, state_size); skip_weight, step_bias (channels,); state (batch, channels, state_size).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def positive_step_size(step_size: Tensor, step_bias: Tensor | None, step_softplus: bool) -> Tensor:
+    """Delta = softplus(raw step + bias): the length of the step that each position takes (algorithm 2, line 4)."""
+    if step_bias is not None:
+        step_size = step_size + step_bias
+    return F.softplus(step_size) if step_softplus else step_size
+
+
+def decay(step_size: Tensor, state_matrix: Tensor) -> Tensor:
+    """exp(Delta A), the zero-order hold of equation 4: (..., channels) and (channels, state_size) to (..., channels, state_size)."""
+    return torch.exp(step_size.unsqueeze(-1) * state_matrix)
+
+
+def drive(step_size: Tensor, inputs: Tensor, input_matrix: Tensor) -> Tensor:
+    """Delta B x, Euler's rule for B, which stands in for equation 4's second half when B depends on the input.
+
+    ``input_matrix`` is already per channel: (..., channels, state_size).
+    """
+    return (step_size * inputs).unsqueeze(-1) * input_matrix
+
+
+def next_state(state: Tensor, decay_now: Tensor, drive_now: Tensor) -> Tensor:
+    """h_t = exp(Delta A) h_{t-1} + Delta B x_t (equation 2a)."""
+    return decay_now * state + drive_now
+
+
+def read_out(state: Tensor, output_matrix: Tensor) -> Tensor:
+    """y_t = C h_t (equation 2b); ``output_matrix`` is already per channel: (..., channels, state_size)."""
+    return (state * output_matrix).sum(-1)
+
+
+def skip(outputs: Tensor, inputs: Tensor, skip_weight: Tensor | None) -> Tensor:
+    """y + D x, the direct path from input to output."""
+    return outputs if skip_weight is None else outputs + skip_weight * inputs
+
+
+def gated(outputs: Tensor, gate: Tensor | None) -> Tensor:
+    """y * silu(z), the gate of the Mamba block (figure 3)."""
+    return outputs if gate is None else outputs * F.silu(gate)
+
+
+def per_channel(matrix: Tensor, channels: int) -> Tensor:
+    """Give every channel the matrix of its group: (..., groups, state_size) to (..., channels, state_size)."""
+    return matrix.repeat_interleave(channels // matrix.shape[-2], dim=-2)
+
+
+def selective_scan_reference(
+    inputs: Tensor,
+    step_size: Tensor,
+    state_matrix: Tensor,
+    input_matrix: Tensor,
+    output_matrix: Tensor,
+    skip_weight: Tensor | None = None,
+    gate: Tensor | None = None,
+    step_bias: Tensor | None = None,
+    step_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The whole operator, position by position.
+
+    Returns:
+        ``outputs`` (batch, length, channels) and the final ``state`` (batch, channels, state_size): the state after the
+        last position in scan order, which is position 0 when ``reverse``.
+    """
+    batch, length, channels = inputs.shape
+    state = initial_state
+    if state is None:
+        state = inputs.new_zeros(batch, channels, state_matrix.shape[-1])
+    step = positive_step_size(step_size, step_bias, step_softplus)
+    outputs: list[Tensor] = []
+    for position in reversed(range(length)) if reverse else range(length):
+        step_now, inputs_now = step[:, position], inputs[:, position]
+        input_matrix_now = per_channel(input_matrix[:, position], channels)
+        output_matrix_now = per_channel(output_matrix[:, position], channels)
+        state = next_state(state, decay(step_now, state_matrix), drive(step_now, inputs_now, input_matrix_now))
+        outputs.append(read_out(state, output_matrix_now))
+    if reverse:
+        outputs.reverse()
+    stacked = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(inputs)
+    return gated(skip(stacked, inputs, skip_weight), gate), state

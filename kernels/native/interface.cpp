@@ -1,0 +1,84 @@
+// Chooses the instruction set once, at the first call, and hands each call on.
+
+#include "interface.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  MambacoreScanPlan (*plan_scan)(const MambacoreScan&);
+  void (*scan_forward)(const MambacoreScan&);
+  void (*scan_backward)(const MambacoreScan&);
+  void (*convolution_forward)(const MambacoreConvolution&);
+  void (*convolution_backward)(const MambacoreConvolution&);
+  bool (*supported)();
+};
+
+#define MAMBACORE_SET(set, test)                                                                              \
+  {                                                                                                           \
+    #set, mambacore::set::plan_scan, mambacore::set::scan_forward, mambacore::set::scan_backward,             \
+        mambacore::set::convolution_forward, mambacore::set::convolution_backward, [] { return bool(test); }  \
+  }
+
+// Best first.
+const InstructionSet instruction_sets[] = {
+#if defined(MAMBACORE_HAS_AVX512)
+    MAMBACORE_SET(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")),
+#endif
+#if defined(MAMBACORE_HAS_AVX2)
+    MAMBACORE_SET(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
+#endif
+    MAMBACORE_SET(baseline, true),
+};
+
+std::atomic<const InstructionSet*> chosen{nullptr};
+
+const InstructionSet& current() {
+  const InstructionSet* set = chosen.load();
+  if (set == nullptr) {
+    for (const InstructionSet& candidate : instruction_sets) {
+      if (candidate.supported()) {
+        set = &candidate;
+        break;
+      }
+    }
+    chosen.store(set);
+  }
+  return *set;
+}
+
+}  // namespace
+
+#define MAMBACORE_EXPORT extern "C" __attribute__((visibility("default")))
+
+// The layout of the structures above; Python refuses a library whose number differs from its own.
+MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 1; }
+
+MAMBACORE_EXPORT const char* mambacore_instruction_set() { return current().name; }
+
+// Returns 1 when this processor has the named set and it is now in use, else 0.
+MAMBACORE_EXPORT int32_t mambacore_use_instruction_set(const char* name) {
+  for (const InstructionSet& candidate : instruction_sets) {
+    if (std::strcmp(candidate.name, name) == 0 && candidate.supported()) {
+      chosen.store(&candidate);
+      return 1;
+    }
+  }
+  return 0;
+}
+
+MAMBACORE_EXPORT MambacoreScanPlan mambacore_plan_scan(const MambacoreScan* scan) { return current().plan_scan(*scan); }
+MAMBACORE_EXPORT void mambacore_scan_forward(const MambacoreScan* scan) { current().scan_forward(*scan); }
+MAMBACORE_EXPORT void mambacore_scan_backward(const MambacoreScan* scan) { current().scan_backward(*scan); }
+MAMBACORE_EXPORT void mambacore_convolution_forward(const MambacoreConvolution* convolution) {
+  current().convolution_forward(*convolution);
+}
+MAMBACORE_EXPORT void mambacore_convolution_backward(const MambacoreConvolution* convolution) {
+  current().convolution_backward(*convolution);
+}

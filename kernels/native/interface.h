@@ -1,0 +1,66 @@
+// The C interface of the library: plain structures filled in by Python's ctypes. Every size and stride counts
+// elements, not bytes, in 64 bits. Channels are always contiguous. `element` types: what inputs and outputs are kept
+// in; everything else (matrices, states, parameter gradients) is in the compute type: double for double, else float.
+#pragma once
+
+#include <cstdint>
+
+enum MambacoreElement : int32_t { MAMBACORE_FLOAT32 = 0, MAMBACORE_BFLOAT16 = 1, MAMBACORE_FLOAT64 = 2 };
+
+extern "C" {
+
+// A (batch, length, channels) tensor of elements.
+struct MambacoreSequence {
+  void* data;
+  int64_t batch_stride, row_stride;
+};
+// A (batch, length, groups, state_size) tensor of the compute type; state_size contiguous.
+struct MambacoreMatrix {
+  void* data;
+  int64_t batch_stride, row_stride, group_stride;
+};
+
+// How a scan is cut into tasks that threads take: each (batch item, group) into `ranges` of channels and `segments` of
+// the length. A function of the sizes and the thread count alone, so results repeat for a given thread count.
+struct MambacoreScanPlan {
+  int64_t ranges, segments;
+};
+
+struct MambacoreScan {
+  int64_t batch, length, channels, groups, state_size;
+  int64_t border_interval;  // positions from one kept state to the next
+  int32_t element, reverse, step_softplus, threads;
+  MambacoreScanPlan plan;
+  MambacoreSequence inputs, step_size, gate;  // gate.data may be null
+  MambacoreMatrix input_matrix, output_matrix;
+  const void *state_matrix, *skip_weight, *step_bias, *initial_state;  // all but the first may be null
+  // forward
+  MambacoreSequence outputs;
+  void* final_state;    // (batch, channels, state_size)
+  void* border_states;  // (batch, intervals, state_size, channels): the state before each interval; may be null
+  // backward
+  MambacoreSequence grad_outputs, grad_inputs, grad_step_size, grad_gate;
+  const void* grad_final_state;                     // may be null
+  void *grad_input_matrix, *grad_output_matrix;     // (ranges, batch, length, groups, state_size)
+  void* grad_state_matrix;                          // (batch * segments, channels, state_size)
+  void *grad_skip_weight, *grad_step_bias;          // (batch * segments, channels)
+  void* grad_initial_state;                         // (batch, channels, state_size)
+};
+
+// output_t = activation(bias + sum over taps of weight[tap] * input[t - (kernel_width - 1) + tap]).
+struct MambacoreConvolution {
+  int64_t batch, length, channels, kernel_width;
+  int32_t element, reverse, silu, threads;
+  MambacoreSequence inputs;
+  const void *weight, *bias;  // (kernel_width, channels); (channels,) or null
+  // (batch, kernel_width - 1, channels) of elements, in scan order, or null: the state is made of inputs.
+  const void* initial_state;
+  MambacoreSequence outputs;
+  // backward
+  MambacoreSequence grad_outputs, grad_inputs;
+  void *grad_weight, *grad_bias;  // (batch * segments, kernel_width, channels); (batch * segments, channels)
+  void* grad_initial_state;       // (batch, kernel_width - 1, channels) or null
+  int64_t segments;               // stretches of the length that threads take
+};
+
+}  // extern "C"
