@@ -18,110 +18,152 @@ namespace {
 template <typename Element> struct ComputeOf { using type = float; };
 template <> struct ComputeOf<double> { using type = double; };
 
-constexpr int64_t rows_at_once = 64;  // backward's block: its gradients before the activation stay in the cache
+constexpr int64_t rows_at_once = 64;  // a block of rows, taken one vector of channels ("unit") after the other
 
-template <typename Element> struct Convolution {
+// The tensors of one call as seen by one unit of one batch item.
+template <typename Element> struct Unit {
   using Real = typename ComputeOf<Element>::type;
   using Vector = Lanes<Real>;
   static constexpr int lanes = lane_count<Real>;
   const MambacoreConvolution& arguments;
-  int64_t batch;
+  int64_t batch, first_channel, history;
+  int width;
 
-  int64_t history() const { return arguments.kernel_width - 1; }
-  int64_t units() const { return (arguments.channels + lanes - 1) / lanes; }
-  int width(int64_t unit) const { return static_cast<int>(std::min<int64_t>(lanes, arguments.channels - unit * lanes)); }
-  Element* at(const MambacoreSequence& sequence, int64_t position, int64_t unit) const {
+  Unit(const MambacoreConvolution& convolution, int64_t batch, int64_t number)
+      : arguments(convolution), batch(batch), first_channel(number * lanes), history(convolution.kernel_width - 1),
+        width(static_cast<int>(std::min<int64_t>(lanes, convolution.channels - first_channel))) {}
+
+  Element* at(const MambacoreSequence& sequence, int64_t position) const {
     const int64_t row = arguments.reverse ? arguments.length - 1 - position : position;
-    return static_cast<Element*>(sequence.data) + batch * sequence.batch_stride + row * sequence.row_stride + unit * lanes;
+    return static_cast<Element*>(sequence.data) + batch * sequence.batch_stride + row * sequence.row_stride + first_channel;
   }
   // Input at a position in scan order; negative positions lie in the initial state.
-  Vector input(int64_t position, int64_t unit) const {
-    if (position >= 0) return load<Real>(at(arguments.inputs, position, unit), width(unit));
+  Vector input(int64_t position) const {
+    if (position >= 0) return load<Real>(at(arguments.inputs, position), width);
     if (arguments.initial_state == nullptr) return Vector{};
     const Element* state = static_cast<const Element*>(arguments.initial_state);
-    return load<Real>(state + (batch * history() + history() + position) * arguments.channels + unit * lanes, width(unit));
+    return load<Real>(state + (batch * history + history + position) * arguments.channels + first_channel, width);
   }
-  Vector tap_weight(int64_t tap, int64_t unit) const {
-    return load(static_cast<const Real*>(arguments.weight) + tap * arguments.channels + unit * lanes, width(unit));
+  Vector tap_weight(int64_t tap) const {
+    return load(static_cast<const Real*>(arguments.weight) + tap * arguments.channels + first_channel, width);
   }
-  Vector before_activation(int64_t position, int64_t unit) const {
-    Vector sum = arguments.bias == nullptr
-                     ? Vector{}
-                     : load(static_cast<const Real*>(arguments.bias) + unit * lanes, width(unit));
-    for (int64_t tap = 0; tap < arguments.kernel_width; ++tap)
-      sum += tap_weight(tap, unit) * input(position - history() + tap, unit);
-    return sum;
+  Vector bias() const {
+    if (arguments.bias == nullptr) return Vector{};
+    return load(static_cast<const Real*>(arguments.bias) + first_channel, width);
   }
-  // The gradient of `pre` at a position; zero past the end.
-  Vector grad_before_activation(int64_t position, int64_t unit) const {
-    if (position >= arguments.length) return Vector{};
-    Vector grad = load<Real>(at(arguments.grad_outputs, position, unit), width(unit));
-    if (arguments.silu) {
-      const Vector pre = before_activation(position, unit);
-      const Vector open = sigmoid_lanes<Real>(pre);
-      grad *= open * (Real(1) + pre * (Real(1) - open));
+};
+
+// What one task needs again and again: tap weights, the inputs of a block with those before it, and backward's
+// gradients before the activation.
+template <typename Element> struct Block {
+  using Real = typename Unit<Element>::Real;
+  using Vector = Lanes<Real>;
+  explicit Block(int64_t kernel_width)
+      : taps(kernel_width), storage(kernel_width + 3 * (rows_at_once + 2 * kernel_width)), weight(storage.data()),
+        inputs(weight + taps), before_activation(inputs + rows_at_once + 2 * taps),
+        grad(before_activation + rows_at_once + 2 * taps) {}
+  int64_t taps;
+  Scratch<Vector> storage;
+  Vector *weight, *inputs, *before_activation, *grad;
+
+  // Reads inputs[0 .. rows + history) = positions [first - history, first + rows) and sums them up with the weights.
+  void sum_up(const Unit<Element>& unit, int64_t first, int64_t rows) {
+    for (int64_t tap = 0; tap < taps; ++tap) weight[tap] = unit.tap_weight(tap);
+    for (int64_t row = 0; row < rows + taps - 1; ++row) inputs[row] = unit.input(first - (taps - 1) + row);
+    const Vector bias = unit.bias();
+    if (taps == 4) {  // the width of every published model
+      for (int64_t row = 0; row < rows; ++row)
+        before_activation[row] = bias + weight[0] * inputs[row] + weight[1] * inputs[row + 1] +
+                                 weight[2] * inputs[row + 2] + weight[3] * inputs[row + 3];
+      return;
     }
-    return grad;
+    for (int64_t row = 0; row < rows; ++row) {
+      Vector sum = bias;
+      for (int64_t tap = 0; tap < taps; ++tap) sum += weight[tap] * inputs[row + tap];
+      before_activation[row] = sum;
+    }
+  }
+  // grad[0 .. rows) = gradients before the activation at positions [first, first + rows); zero past the end.
+  void take_gradients(const Unit<Element>& unit, int64_t first, int64_t rows) {
+    const int64_t inside = std::max<int64_t>(0, std::min(rows, unit.arguments.length - first));
+    sum_up(unit, first, inside);
+    for (int64_t row = 0; row < inside; ++row) {
+      grad[row] = load<Real>(unit.at(unit.arguments.grad_outputs, first + row), unit.width);
+      if (unit.arguments.silu) {
+        const Vector open = sigmoid_lanes<Real>(before_activation[row]);
+        grad[row] *= open * (Real(1) + before_activation[row] * (Real(1) - open));
+      }
+    }
+    std::fill(grad + inside, grad + rows, Vector{});
   }
 };
 
 template <typename Element> void forward(const MambacoreConvolution& arguments) {
+  const int64_t units = (arguments.channels + Unit<Element>::lanes - 1) / Unit<Element>::lanes;
   parallel_for(arguments.batch * arguments.segments, arguments.threads, [&](int64_t task) {
-    const Convolution<Element> convolution{arguments, task / arguments.segments};
     const int64_t segment = task % arguments.segments;
     const int64_t end = arguments.length * (segment + 1) / arguments.segments;
-    for (int64_t position = arguments.length * segment / arguments.segments; position < end; ++position) {
-      for (int64_t unit = 0; unit < convolution.units(); ++unit) {
-        auto output = convolution.before_activation(position, unit);
-        if (arguments.silu) output *= sigmoid_lanes<typename Convolution<Element>::Real>(output);
-        store(convolution.at(arguments.outputs, position, unit), output, convolution.width(unit));
+    Block<Element> block(arguments.kernel_width);
+    for (int64_t first = arguments.length * segment / arguments.segments; first < end; first += rows_at_once) {
+      const int64_t rows = std::min(rows_at_once, end - first);
+      for (int64_t number = 0; number < units; ++number) {
+        const Unit<Element> unit(arguments, task / arguments.segments, number);
+        block.sum_up(unit, first, rows);
+        for (int64_t row = 0; row < rows; ++row) {
+          auto output = block.before_activation[row];
+          if (arguments.silu) output *= sigmoid_lanes<typename Unit<Element>::Real>(output);
+          store(unit.at(arguments.outputs, first + row), output, unit.width);
+        }
       }
     }
   });
 }
 
 template <typename Element> void backward(const MambacoreConvolution& arguments) {
-  using Real = typename Convolution<Element>::Real;
+  using Real = typename Unit<Element>::Real;
   using Vector = Lanes<Real>;
-  const int64_t taps = arguments.kernel_width;
+  const int64_t taps = arguments.kernel_width, history = taps - 1;
+  const int64_t units = (arguments.channels + Unit<Element>::lanes - 1) / Unit<Element>::lanes;
   parallel_for(arguments.batch * arguments.segments, arguments.threads, [&](int64_t task) {
-    const Convolution<Element> convolution{arguments, task / arguments.segments};
-    const int64_t segment = task % arguments.segments, units = convolution.units(), history = convolution.history();
+    const int64_t segment = task % arguments.segments, batch = task / arguments.segments;
     const int64_t begin = arguments.length * segment / arguments.segments;
     const int64_t end = arguments.length * (segment + 1) / arguments.segments;
-    Scratch<Vector> grad_weight(taps * units), grad_bias(units), grad_pre(rows_at_once + history);
-    for (int64_t block = begin; block < end; block += rows_at_once) {
-      const int64_t rows = std::min(rows_at_once, end - block);
-      for (int64_t unit = 0; unit < units; ++unit) {
-        for (int64_t row = 0; row < rows + history; ++row) grad_pre[row] = convolution.grad_before_activation(block + row, unit);
+    Scratch<Vector> grad_weight(taps * units), grad_bias(units);
+    Block<Element> block(taps);
+    for (int64_t first = begin; first < end; first += rows_at_once) {
+      const int64_t rows = std::min(rows_at_once, end - first);
+      for (int64_t number = 0; number < units; ++number) {
+        const Unit<Element> unit(arguments, batch, number);
+        block.take_gradients(unit, first, rows + history);
+        const Vector* grad = block.grad;
         for (int64_t row = 0; row < rows; ++row) {
           Vector grad_input = Vector{};
-          for (int64_t tap = 0; tap < taps; ++tap) {
-            grad_input += convolution.tap_weight(tap, unit) * grad_pre[row + history - tap];
-            grad_weight[tap * units + unit] += grad_pre[row] * convolution.input(block + row - history + tap, unit);
-          }
-          grad_bias[unit] += grad_pre[row];
-          store(convolution.at(arguments.grad_inputs, block + row, unit), grad_input, convolution.width(unit));
+          for (int64_t tap = 0; tap < taps; ++tap) grad_input += block.weight[tap] * grad[row + history - tap];
+          store(unit.at(arguments.grad_inputs, first + row), grad_input, unit.width);
         }
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          Vector sum = Vector{};
+          for (int64_t row = 0; row < rows; ++row) sum += grad[row] * block.inputs[row + tap];
+          grad_weight[tap * units + number] += sum;
+        }
+        for (int64_t row = 0; row < rows; ++row) grad_bias[number] += grad[row];
       }
     }
-    for (int64_t unit = 0; unit < units; ++unit) {
-      const int64_t channel = unit * lane_count<Real>;
+    for (int64_t number = 0; number < units; ++number) {
+      const Unit<Element> unit(arguments, batch, number);
       for (int64_t tap = 0; tap < taps; ++tap)
-        store<Real>(static_cast<Real*>(arguments.grad_weight) + (task * taps + tap) * arguments.channels + channel,
-                    grad_weight[tap * units + unit], convolution.width(unit));
-      store<Real>(static_cast<Real*>(arguments.grad_bias) + task * arguments.channels + channel, grad_bias[unit], convolution.width(unit));
-    }
-    // What the first positions owe to the inputs before the start: pre at `position` used state[position + tap].
-    if (segment == 0 && arguments.grad_initial_state != nullptr) {
-      Element* grad_state = static_cast<Element*>(arguments.grad_initial_state) + convolution.batch * history * arguments.channels;
+        store<Real>(static_cast<Real*>(arguments.grad_weight) + (task * taps + tap) * arguments.channels + unit.first_channel,
+                    grad_weight[tap * units + number], unit.width);
+      store<Real>(static_cast<Real*>(arguments.grad_bias) + task * arguments.channels + unit.first_channel,
+                  grad_bias[number], unit.width);
+      // What the first positions owe to the inputs before the start: `pre` at a position used state[position + tap].
+      if (segment > 0 || arguments.grad_initial_state == nullptr) continue;
+      block.take_gradients(unit, 0, history);
+      Element* grad_state = static_cast<Element*>(arguments.grad_initial_state) + batch * history * arguments.channels;
       for (int64_t slot = 0; slot < history; ++slot) {
-        for (int64_t unit = 0; unit < units; ++unit) {
-          Vector grad = Vector{};
-          for (int64_t position = 0; position <= slot; ++position)
-            grad += convolution.tap_weight(slot - position, unit) * convolution.grad_before_activation(position, unit);
-          store(grad_state + slot * arguments.channels + unit * lane_count<Real>, grad, convolution.width(unit));
-        }
+        Vector grad = Vector{};
+        for (int64_t position = 0; position <= slot; ++position) grad += block.weight[slot - position] * block.grad[position];
+        store(grad_state + slot * arguments.channels + unit.first_channel, grad, unit.width);
       }
     }
   });

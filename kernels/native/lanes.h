@@ -92,6 +92,9 @@ inline void store(BFloat16* to, Lanes<float> lanes, int count) {
 }
 
 template <typename Real> inline Real sum_of_lanes(Lanes<Real> lanes) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Real) == sizeof(float)) return _mm512_reduce_add_ps(reinterpret_cast<__m512>(lanes));
+#endif
   Real parts[lane_count<Real>];
   std::memcpy(parts, &lanes, sizeof lanes);
   for (int half = lane_count<Real> / 2; half > 0; half /= 2) {
@@ -143,8 +146,20 @@ template <typename Real> inline Lanes<Real> exp_lanes(Lanes<Real> exponent) {
   return exp2_lanes(exponent * static_cast<Real>(log2_of_e));
 }
 
+// 1 / x for 1 <= x < 1e37: an estimate good to 14 bits and one step of Newton's method, four times as fast as dividing.
+template <typename Real> inline Lanes<Real> reciprocal_lanes(Lanes<Real> value) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Real) == sizeof(float)) {
+    const auto estimate = reinterpret_cast<Lanes<Real>>(_mm512_rcp14_ps(reinterpret_cast<__m512>(value)));
+    return estimate * (Real(2) - value * estimate);
+  }
+#endif
+  return Real(1) / value;
+}
 template <typename Real> inline Lanes<Real> sigmoid_lanes(Lanes<Real> value) {
-  return Real(1) / (Real(1) + exp_lanes<Real>(-value));
+  const Lanes<Real> lowest = splat(Real(-80));  // exp(80) is still finite; a NaN stays a NaN
+  value = value < lowest ? lowest : value;
+  return reciprocal_lanes<Real>(Real(1) + exp_lanes<Real>(-value));
 }
 
 // log(1 + x) for 0 <= x <= 1, as 2 artanh(x / (2 + x)) by its series: the argument is at most 1/3.
@@ -154,7 +169,7 @@ template <typename Real> inline Lanes<Real> log1p_lanes(Lanes<Real> value) {
     for (int lane = 0; lane < lane_count<Real>; ++lane) result[lane] = std::log1p(value[lane]);
     return result;
   } else {
-    const Lanes<Real> ratio = value / (Real(2) + value);
+    const Lanes<Real> ratio = value * reciprocal_lanes<Real>(Real(2) + value);
     const Lanes<Real> square = ratio * ratio;
     Lanes<Real> series = splat(Real(1.0 / 15));
     series = series * square + Real(1.0 / 13);

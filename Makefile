@@ -1,0 +1,41 @@
+# make demo   install, then simulate a clade, train, evaluate and classify; writes genomamba-demo/report.html
+# make test   install, then run the tests (a few minutes on 2 cores)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NATIVE := $(wildcard kernels/native/*) kernels/CMakeLists.txt
+
+.PHONY: install demo test test-slow lint bench clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml $(NATIVE)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+		|| { echo 'genomamba needs Python 3.11 or 3.12; run: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+demo: install
+	$(BIN)/genomamba demo --output genomamba-demo
+
+test: install
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m pip install --quiet '.[bench]' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[test,bench]'
+	$(BIN)/python kernels/benchmarks/scan.py
+	$(BIN)/python kernels/benchmarks/block.py
+
+clean:
+	rm -rf $(VENV) build dist

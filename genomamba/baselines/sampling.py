@@ -1,0 +1,131 @@
+"""Windows for fitting and choosing baselines, and the sequences that are set aside for the choices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from mambacore.errors import InputError
+
+from genomamba.baselines.kmers import FIRST_BASE_TOKEN
+from genomamba.tokenizer import COMPLEMENT_IDS
+
+MAXIMUM_UNKNOWN_FRACTION = 0.01
+MAXIMUM_DRAWS_PER_WINDOW = 200
+SET_ASIDE_FRACTION = 0.25
+
+
+@dataclass(frozen=True)
+class LabelledWindows:
+    """Windows of one length, tokens uint8 (length,) each, and their classes, int64 (windows,)."""
+
+    windows: list[np.ndarray]
+    labels: np.ndarray
+
+
+def draw_windows(
+    sequences_by_class: Sequence[Sequence[np.ndarray]], length: int, per_class: int, generator: np.random.Generator
+) -> LabelledWindows:
+    """Draw windows: a sequence of at least `length` bp uniformly, a start uniformly, either strand.
+
+    Windows with more than 1 % of unknown bases are drawn again.
+
+    Args:
+        sequences_by_class: Tokens of each class.
+        length: Of a window, bp.
+        per_class: Number of windows of each class.
+        generator: Where the randomness comes from.
+
+    Raises:
+        InputError: A class has no sequence as long as the window, or hardly a window without unknown bases.
+    """
+    windows: list[np.ndarray] = []
+    for label, sequences in enumerate(sequences_by_class):
+        long_enough = [tokens for tokens in sequences if len(tokens) >= length]
+        if not long_enough:
+            raise InputError(
+                f"class number {label + 1} has no sequence of {length} bp for the baselines (its longest is "
+                f"{max(map(len, sequences), default=0)} bp): give longer sequences"
+            )
+        for _ in range(per_class):
+            windows.append(_draw_known_window(long_enough, length, label, generator))
+    return LabelledWindows(windows, np.repeat(np.arange(len(sequences_by_class)), per_class))
+
+
+def _draw_known_window(
+    sequences: Sequence[np.ndarray], length: int, label: int, generator: np.random.Generator
+) -> np.ndarray:
+    for _ in range(MAXIMUM_DRAWS_PER_WINDOW):
+        tokens = sequences[int(generator.integers(len(sequences)))]
+        start = generator.integers(len(tokens) - length + 1)
+        window = tokens[start : start + length]
+        unknown = np.count_nonzero((window < FIRST_BASE_TOKEN) | (window > FIRST_BASE_TOKEN + 3))
+        if unknown <= MAXIMUM_UNKNOWN_FRACTION * length:
+            return window if generator.random() < 0.5 else COMPLEMENT_IDS[window[::-1]]
+    raise InputError(
+        f"class number {label + 1} has hardly a window of {length} bp with at most "
+        f"{MAXIMUM_UNKNOWN_FRACTION:.0%} unknown bases: give sequences with fewer N"
+    )
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """Training sequences in two parts without overlap: to fit candidates on, and to choose between them."""
+
+    fitting: list[list[np.ndarray]]
+    choosing: list[list[np.ndarray]]
+
+
+def set_aside(
+    sequences_by_class: Sequence[Sequence[np.ndarray]],
+    sequence_names: Sequence[Sequence[str]] | None,
+    generator: np.random.Generator,
+) -> SetAside:
+    """Set aside whole sequences, about a quarter of each class, in random order.
+
+    Sequences of one name are set aside together in all classes, because chromosomes of the same name in two strains
+    or species are mostly homologous: a candidate that learnt one by heart must not be rewarded on the other. A class
+    whose sequences all have one name (a single bacterial chromosome) has the last quarter of each cut off instead.
+
+    Args:
+        sequences_by_class: Tokens of each class.
+        sequence_names: Names in the same order; without names every sequence stands for itself.
+        generator: Where the randomness comes from.
+    """
+    if sequence_names is None:
+        sequence_names = [
+            [f"{label}:{index}" for index in range(len(sequences))]
+            for label, sequences in enumerate(sequences_by_class)
+        ]
+    bases_by_class: list[dict[str, int]] = []
+    for names, sequences in zip(sequence_names, sequences_by_class, strict=True):
+        bases: dict[str, int] = {}
+        for name, tokens in zip(names, sequences, strict=True):
+            bases[name] = bases.get(name, 0) + len(tokens)
+        bases_by_class.append(bases)
+
+    chosen: set[str] = set()
+    all_names = sorted({name for bases in bases_by_class for name in bases})
+    for index in generator.permutation(len(all_names)):
+        candidate = all_names[index]
+        concerned = [bases for bases in bases_by_class if candidate in bases]
+        if any(_is_short(bases, chosen) for bases in concerned) and all(
+            set(bases) - chosen - {candidate} for bases in concerned
+        ):
+            chosen.add(candidate)
+
+    fitting, choosing = [], []
+    for names, sequences in zip(sequence_names, sequences_by_class, strict=True):
+        kept = [tokens for name, tokens in zip(names, sequences, strict=True) if name not in chosen]
+        aside = [tokens for name, tokens in zip(names, sequences, strict=True) if name in chosen]
+        if not aside:
+            borders = [round(len(tokens) * (1 - SET_ASIDE_FRACTION)) for tokens in kept]
+            aside = [tokens[border:] for tokens, border in zip(kept, borders, strict=True)]
+            kept = [tokens[:border] for tokens, border in zip(kept, borders, strict=True)]
+        fitting.append(kept)
+        choosing.append(aside)
+    return SetAside(fitting, choosing)
+
+
+def _is_short(bases: dict[str, int], chosen: set[str]) -> bool:
+    """Whether what is chosen so far is less than the fraction to set aside of this class."""
+    return sum(count for name, count in bases.items() if name in chosen) < SET_ASIDE_FRACTION * sum(bases.values())

@@ -1,0 +1,346 @@
+"""Reading FASTA: from files, gzip (found by content, not by name) and standard input, in bounded memory.
+
+The parser works on blocks of bytes, not on lines, so a chromosome on one line costs no more memory than one on many,
+and no Python code runs per base. Line ends may be LF, CRLF or CR; blank lines and blanks within lines are skipped.
+"""
+
+import contextlib
+import errno
+import gzip
+import io
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Final, Protocol, cast
+
+import numpy as np
+from mambacore.errors import InputError
+
+from genomamba.alphabet import describe_byte, diagnose_invalid_byte
+from genomamba.tokenizer import COMPLEMENT_IDS, INVALID_TOKEN, TOKEN_OF_BYTE, Tokens
+
+FastaSource = str | os.PathLike[str] | BinaryIO
+"""A path, "-" for standard input, or a binary stream (which stays open)."""
+
+STANDARD_INPUT: Final = "-"
+GZIP_MAGIC: Final = b"\x1f\x8b"
+_BLOCK_BYTES: Final = 1 << 20
+_LONGEST_HEADER_BYTES: Final = 1 << 20
+_BLANKS: Final = b" \t\r\n"
+
+_FOREIGN_FORMATS: Final[dict[bytes, str]] = {
+    b"BZh": "is compressed with bzip2: decompress it or compress it with gzip",
+    b"\xfd7zXZ": "is compressed with xz: decompress it or compress it with gzip",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd: decompress it or compress it with gzip",
+    b"PK\x03\x04": "is a zip archive: extract the FASTA file from it",
+    b"BAM\x01": "is a BAM file: convert it with `samtools fasta`",
+    b"CRAM": "is a CRAM file: convert it with `samtools fasta`",
+    b"\x43\x27\x41\x1a": "is a 2bit file: convert it with `twoBitToFa`",
+    b"\x1a\x41\x27\x43": "is a 2bit file: convert it with `twoBitToFa`",
+    b"LOCUS ": "is a GenBank file: convert it to FASTA",
+    b"\xef\xbb\xbf": "starts with a byte-order mark: save it as plain ASCII text",
+    b"\xff\xfe": "is UTF-16 text: save it as plain ASCII text",
+    b"\xfe\xff": "is UTF-16 text: save it as plain ASCII text",
+}
+
+
+@dataclass(frozen=True)
+class FastaHeader:
+    """The header line of one record: `name` is its first word, `description` the rest."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class FastaRecord:
+    """One record whole in memory; `tokens` is uint8 of shape (length,)."""
+
+    name: str
+    description: str
+    tokens: Tokens
+
+
+class SpooledRecord:
+    """One record whose tokens lie in memory while they are few and in a temporary file when they are many.
+
+    Pieces can be read any number of times, in both directions at once, until the next record is drawn.
+    """
+
+    def __init__(self, header: FastaHeader, memory_bytes: int) -> None:
+        self.name = header.name
+        self.description = header.description
+        self.length = 0
+        """Bases (bp)."""
+        self._spool = tempfile.SpooledTemporaryFile(max_size=memory_bytes)  # noqa: SIM115 - closed by `close`
+
+    def append(self, tokens: Tokens) -> None:
+        """Add tokens at the end."""
+        try:
+            self._spool.write(tokens.tobytes())
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise InputError(
+                f"the temporary folder {tempfile.gettempdir()} is full while record '{self.name}' is read: "
+                "set TMPDIR to a folder with more room."
+            ) from error
+        self.length += len(tokens)
+
+    def forward_pieces(self, piece_length: int) -> Iterator[Tokens]:
+        """Yield the tokens from the start in pieces of `piece_length` bp, the last one possibly shorter."""
+        for start in _piece_starts(self.length, piece_length):
+            yield self._read(start, min(start + piece_length, self.length))
+
+    def reverse_complement_pieces(self, piece_length: int) -> Iterator[Tokens]:
+        """Yield the other strand in pieces cut from its own start: what `forward_pieces` of that strand would give."""
+        for start in _piece_starts(self.length, piece_length):
+            end = self.length - start
+            yield COMPLEMENT_IDS[self._read(max(0, end - piece_length), end)[::-1]]
+
+    def close(self) -> None:
+        """Forget the tokens and delete the temporary file."""
+        self._spool.close()
+
+    def _read(self, start: int, end: int) -> Tokens:
+        tokens = np.empty(end - start, dtype=np.uint8)
+        self._spool.seek(start)
+        if self._spool.readinto(tokens.data) != len(tokens):  # type: ignore[attr-defined]  # since Python 3.11
+            raise OSError(f"the temporary copy of record '{self.name}' was cut short by another program")
+        return tokens
+
+
+def read_records(source: FastaSource) -> Iterator[FastaRecord]:
+    """Yield the records of a FASTA source one by one, each whole in memory (1 byte a base).
+
+    **Raises** `InputError`, one sentence that names the source, for anything that is not FASTA of nucleotides.
+    """
+    header: FastaHeader | None = None
+    tokens = bytearray()
+    for event in read_events(source):
+        if not isinstance(event, FastaHeader):
+            tokens += event.data
+            continue
+        if header is not None:
+            yield FastaRecord(header.name, header.description, np.frombuffer(tokens, dtype=np.uint8))
+        header, tokens = event, bytearray()
+    if header is not None:
+        yield FastaRecord(header.name, header.description, np.frombuffer(tokens, dtype=np.uint8))
+
+
+def spool_records(source: FastaSource, memory_bytes: int = 16 * 2**20) -> Iterator[SpooledRecord]:
+    """Yield the records of a FASTA source one by one in bounded memory, whatever their length.
+
+    A record of more than `memory_bytes` bases goes to a temporary file. Each record is valid until the next is drawn
+    or the iterator is closed.
+
+    **Raises** `InputError`, one sentence that names the source, for anything that is not FASTA of nucleotides.
+    """
+    record: SpooledRecord | None = None
+    with contextlib.closing(read_events(source)) as events:
+        try:
+            for event in events:
+                if not isinstance(event, FastaHeader):
+                    cast(SpooledRecord, record).append(event)
+                    continue
+                if record is not None:
+                    yield record
+                    record.close()
+                record = SpooledRecord(event, memory_bytes)
+            if record is not None:
+                yield record
+        finally:
+            if record is not None:
+                record.close()
+
+
+def read_events(source: FastaSource) -> Generator[FastaHeader | Tokens, None, None]:
+    """Yield a `FastaHeader` for each record, followed by its tokens in arrays of at most 1 MiB: the streaming parser.
+
+    **Raises** `InputError`, one sentence that names the source, for anything that is not FASTA of nucleotides.
+    """
+    label = source_label(source)
+    header_line: bytearray | None = None
+    header: FastaHeader | None = None
+    record_number = 0
+    position = 0
+    byte_before = ord("\n")
+    with contextlib.closing(_read_blocks(source, label)) as blocks:
+        for block in blocks:
+            cursor = 0
+            while cursor < len(block):
+                if header_line is not None:
+                    end = _line_end(block, cursor)
+                    header_line += block[cursor:end]
+                    cursor = end
+                    if len(header_line) > _LONGEST_HEADER_BYTES:
+                        raise InputError(
+                            f"{label} has a header of more than {_LONGEST_HEADER_BYTES} characters at record "
+                            f"{record_number}: put the sequence on the lines after the header."
+                        )
+                    if end < len(block):
+                        header, header_line = _parse_header(header_line, record_number, label), None
+                        yield header
+                    continue
+                end = _next_header(block, cursor, byte_before)
+                text = block[cursor:end]
+                if header is None and text.strip(_BLANKS):
+                    raise InputError(_describe_missing_header(text.lstrip(_BLANKS), label))
+                if header is not None:
+                    tokens = _tokenize(text, position, header, label)
+                    position += len(tokens)
+                    if len(tokens):
+                        yield tokens
+                if end < len(block):
+                    record_number, position, header_line = record_number + 1, 0, bytearray()
+                cursor = end + 1
+            byte_before = block[-1]
+        if header_line is not None:
+            header = _parse_header(header_line, record_number, label)
+            yield header
+    if header is None:
+        raise InputError(f"{label} is empty: give a FASTA file with at least one record.")
+
+
+def source_label(source: FastaSource) -> str:
+    """Return what error messages call a source."""
+    if isinstance(source, str | os.PathLike):
+        return "standard input" if source == STANDARD_INPUT else os.fspath(source)
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) and name != "<stdin>" else "standard input"
+
+
+def is_gzipped(path: str | os.PathLike[str]) -> bool:
+    """Say whether a file's content (not its name) is gzip.
+
+    **Raises** `InputError` when it cannot be read.
+    """
+    with _input_errors(os.fspath(path)), open(path, "rb") as stream:
+        return stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _Rejoined:
+    """A stream that cannot seek, with the bytes that were read from it to look at put back in front."""
+
+    def __init__(self, start: bytes, stream: _Readable) -> None:
+        self._start = start
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        start, self._start = self._start[:size], self._start[size:]
+        return start + self._stream.read(size - len(start))
+
+
+@contextlib.contextmanager
+def _input_errors(label: str) -> Iterator[None]:
+    """Turn what the operating system and zlib say about a source into sentences for the user."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {label}: check the path.") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{label} is a directory: name the FASTA files in it.") from error
+    except PermissionError as error:
+        raise InputError(f"{label} cannot be read, permission denied: change its permissions or copy it.") from error
+    except EOFError as error:
+        raise InputError(f"{label} is a truncated gzip file: copy or download it again.") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{label} is a damaged gzip file ({error}): copy or download it again.") from error
+    except OSError as error:
+        raise InputError(f"{label} cannot be read ({error.strerror or error}): check the path and the disk.") from error
+
+
+def _read_blocks(source: FastaSource, label: str) -> Generator[bytes, None, None]:
+    """Yield the decompressed content of a source in blocks."""
+    with contextlib.ExitStack() as opened:
+        with _input_errors(label):
+            if not isinstance(source, str | os.PathLike):
+                stream: BinaryIO = source
+            elif source == STANDARD_INPUT:
+                stream = sys.stdin.buffer
+            else:
+                stream = opened.enter_context(open(source, "rb"))
+            start = stream.read(len(GZIP_MAGIC))
+            if len(start) == 1:  # a pipe may hand over less than was asked for
+                start += stream.read(1)
+            rejoined: _Readable = _Rejoined(start, stream)
+            if start == GZIP_MAGIC:
+                decompressed = gzip.GzipFile(fileobj=cast(BinaryIO, rejoined), mode="rb")
+                rejoined = opened.enter_context(io.BufferedReader(decompressed, _BLOCK_BYTES))  # type: ignore[arg-type]
+        while True:
+            with _input_errors(label):
+                block = rejoined.read(_BLOCK_BYTES)
+            if not block:
+                return
+            yield block
+
+
+def _line_end(block: bytes, start: int) -> int:
+    """Return where the line that `start` lies on ends in the block (the block's length when it goes on)."""
+    line_feed = block.find(b"\n", start)
+    end = line_feed if line_feed >= 0 else len(block)
+    carriage_return = block.find(b"\r", start, end)
+    return carriage_return if carriage_return >= 0 else end
+
+
+def _next_header(block: bytes, start: int, byte_before: int) -> int:
+    """Return the position of the next '>' at the start of a line (the block's length when there is none)."""
+    mark = block.find(b">", start)
+    while mark >= 0:
+        if (block[mark - 1] if mark else byte_before) in b"\r\n":
+            return mark
+        mark = block.find(b">", mark + 1)
+    return len(block)
+
+
+def _parse_header(line: bytes | bytearray, record_number: int, label: str) -> FastaHeader:
+    if 0 in line:
+        raise InputError(
+            f"{label} has byte 0x00 in the header of record {record_number}, which looks like binary content: "
+            "give a FASTA text file, plain or gzipped."
+        )
+    words = line.decode("utf-8", errors="replace").split(maxsplit=1)
+    name = words[0] if words else f"record_{record_number}"
+    return FastaHeader(name, words[1].strip() if len(words) > 1 else "")
+
+
+def _tokenize(text: bytes, bases_before: int, header: FastaHeader, label: str) -> Tokens:
+    tokens = np.frombuffer(bytearray(text.translate(TOKEN_OF_BYTE, _BLANKS)), dtype=np.uint8)
+    if len(tokens) and tokens.max() == INVALID_TOKEN:
+        invalid = int(tokens.argmax())
+        byte = text.translate(None, _BLANKS)[invalid]
+        raise InputError(
+            f"{label} has {describe_byte(byte)} at base {bases_before + invalid + 1} of record '{header.name}', "
+            f"{diagnose_invalid_byte(byte)}."
+        )
+    return tokens
+
+
+def _describe_missing_header(text: bytes, label: str) -> str:
+    for magic, description in _FOREIGN_FORMATS.items():
+        if text.startswith(magic):
+            return f"{label} {description}."
+    if text[:1] == b"@":
+        return f"{label} looks like FASTQ or SAM, which is not read: convert it to FASTA (`seqtk seq -A`)."
+    if not 0x20 <= text[0] < 0x7F:
+        return (
+            f"{label} starts with byte 0x{text[0]:02x}, which looks like binary content: "
+            "give a FASTA text file, plain or gzipped."
+        )
+    return (
+        f"{label} is no FASTA file, it starts with {describe_byte(text[0])}: put a header line such as "
+        "'>name' before the sequence."
+    )
+
+
+def _piece_starts(length: int, piece_length: int) -> range:
+    if piece_length < 1:
+        raise ValueError(f"piece_length must be at least 1 bp, got {piece_length}")
+    return range(0, length, piece_length)

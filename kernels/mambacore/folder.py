@@ -1,0 +1,222 @@
+"""A model is a folder: `config.json`, `model.safetensors` and `README.md` (the card).
+
+The configuration says everything that is needed to rebuild the model. Reading a folder runs no code from it.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import secrets
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mambacore.errors import InputError
+
+FORMAT_VERSION: Final = 1
+"""Version of the model folder; a program reads only its own."""
+
+CONFIG_NAME: Final = "config.json"
+TENSORS_NAME: Final = "model.safetensors"
+CARD_NAME: Final = "README.md"
+_MODEL_FILES: Final = (CONFIG_NAME, TENSORS_NAME, CARD_NAME)
+_DISTRIBUTION: Final = "genomamba"
+
+
+def write_model_folder(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], card: str) -> None:
+    """Write a model folder whole or not at all.
+
+    `config` gets "format_version" and, unless it has one, "package_version". The folder is written under a temporary
+    name beside its place and then put there; where the operating system can exchange two folders in one step (Linux,
+    macOS), a model that was there before is never absent. Other files in that folder (reports, checkpoints) are kept.
+
+    **Raises** `InputError` when the place holds something that is not a model folder, or cannot be written to.
+    """
+    check_output_folder(folder)
+    folder = Path(folder).resolve()
+    temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        document = {"package_version": _package_version(), **config, "format_version": FORMAT_VERSION}
+        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+        (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
+        # Copies, because tied parameters share memory and the format has no notion of that.
+        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(copies, temporary / TENSORS_NAME, metadata={"format": "pt"})
+        shutil.copymode(temporary / CONFIG_NAME, temporary / TENSORS_NAME)  # safetensors writes for the owner only
+        (temporary / CARD_NAME).write_text(card, encoding="utf-8")
+        _put_in_place(temporary, folder)
+    except OSError as error:
+        raise InputError(
+            f"the model folder {folder} cannot be written ({error.strerror or error}): check its place and the disk."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output_folder(folder: Path) -> None:
+    """Say before the work whether `write_model_folder` may write there.
+
+    **Raises** `InputError` when the place is a file, or a folder that is neither empty nor a model folder.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        try:
+            is_empty = next(folder.iterdir(), None) is None
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be looked into ({error.strerror or error}): choose another output folder."
+            ) from error
+        if not is_empty and not is_model_folder(folder):
+            raise InputError(f"{folder} holds other files and is no model folder: choose another output folder.")
+    elif folder.exists():
+        raise InputError(f"{folder} is a file, not a folder: choose another output folder.")
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Say whether a folder was written by `write_model_folder`, in any version, damaged tensors included."""
+    try:
+        config = json.loads((Path(folder) / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "format_version" in config and (Path(folder) / TENSORS_NAME).is_file()
+
+
+def read_model_folder(
+    folder: Path, format_version: int = FORMAT_VERSION
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the configuration and the tensors (on the CPU) of a model folder.
+
+    **Raises** `InputError`, one sentence that names the folder or file, when it is missing, incomplete, damaged or of
+    another version.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise InputError(f"there is no model folder {folder}: check the path, or train a model.")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file: name the model folder that holds {CONFIG_NAME} and {TENSORS_NAME}.")
+    config = _read_config(folder, format_version)
+    path = folder / TENSORS_NAME
+    if not path.is_file():
+        raise InputError(f"the model folder {folder} has no {TENSORS_NAME}: copy it again or train again.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is truncated or damaged ({error}): copy it again or train again.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
+    return config, tensors
+
+
+def load_tensors_into(module: nn.Module, tensors: dict[str, torch.Tensor], source: Path | str) -> None:
+    """Copy tensors into a module's parameters and buffers of the same names.
+
+    **Raises** `InputError` that lists every tensor which is missing, not expected, or of another shape or kind, and
+    then leaves the module as it was. `source` is what the message calls the tensors' origin.
+    """
+    expected = module.state_dict()
+    problems = []
+    missing = sorted(expected.keys() - tensors.keys())
+    if missing:
+        problems.append(f"lacks {', '.join(missing)}")
+    extra = sorted(tensors.keys() - expected.keys())
+    if extra:
+        problems.append(f"has {', '.join(extra)}, which the model does not know")
+    unlike = [
+        f"{name} as {_describe(tensors[name])} where the model has {_describe(tensor)}"
+        for name, tensor in expected.items()
+        if name in tensors and (tensors[name].shape != tensor.shape or _kind(tensors[name]) != _kind(tensor))
+    ]
+    if unlike:
+        problems.append(f"has {', '.join(unlike)}")
+    if problems:
+        raise InputError(
+            f"{source} does not fit its configuration, it {'; it '.join(problems)}: copy or train it again."
+        )
+    module.load_state_dict(tensors)
+
+
+def _read_config(folder: Path, format_version: int) -> dict[str, Any]:
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"the folder {folder} has no {CONFIG_NAME}: name a folder that `train` wrote.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): copy the model again or train again.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
+    if not isinstance(config, dict) or "format_version" not in config:
+        raise InputError(f"{path} states no format_version: name a folder that `train` wrote.")
+    if config["format_version"] != format_version:
+        raise InputError(
+            f"{folder} was written by version {config['format_version']} of the model format, this program reads "
+            f"{format_version}: use the program that wrote it or train again."
+        )
+    return config
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Move a finished folder to its place; what was there ends up at `temporary`, or is removed."""
+    if not folder.exists() or not any(folder.iterdir()):
+        os.replace(temporary, folder)
+        return
+    for entry in folder.iterdir():
+        if entry.name not in _MODEL_FILES:
+            _link_or_copy(entry, temporary / entry.name)
+    if not _exchange(temporary, folder):
+        previous = temporary.with_name(temporary.name + ".previous")
+        os.rename(folder, previous)
+        os.rename(temporary, folder)
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file, or every file of a folder, a second place without a second copy where the file system can."""
+    if Path(source).is_dir() and not Path(source).is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link_or_copy)
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; False where the system or the file system cannot."""
+    library = ctypes.CDLL(None, use_errno=True)
+    first_name, second_name = os.fsencode(first), os.fsencode(second)
+    with contextlib.suppress(AttributeError):
+        if sys.platform == "darwin":
+            rename_swap = 2
+            return library.renamex_np(first_name, second_name, ctypes.c_uint(rename_swap)) == 0
+        current_folder, rename_exchange = -100, 2
+        result = library.renameat2(
+            current_folder, first_name, current_folder, second_name, ctypes.c_uint(rename_exchange)
+        )
+        return result == 0
+    return False
+
+
+def _package_version() -> str:
+    try:
+        return metadata.version(_DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -1,0 +1,27 @@
+"""Every tolerance of the tests, with its reason. Errors are relative to the largest value of the expected tensor."""
+
+import torch
+from torch import Tensor
+
+# float64 differs from the reference by the order of summation alone.
+FLOAT64 = 1e-12
+# float32: a few hundred roundings of 6e-8 along the sequence, and 9e-8 from the polynomial for exp2.
+FLOAT32 = 2e-5
+# bfloat16 keeps 8 bits: outputs and their gradients are rounded by up to 2^-8; sums over the sequence average that out.
+BFLOAT16 = 2e-2
+# A sequence in pieces repeats the arithmetic of the whole, but products are cut into pieces of other shapes.
+PIECES_FLOAT32 = 1e-5
+PIECES_FLOAT64 = 1e-9
+
+OF_DTYPE = {torch.float64: FLOAT64, torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest expected value; infinite when shapes differ or a value is not finite."""
+    if found.shape != expected.shape or not torch.isfinite(found).all():
+        return float("inf")
+    if expected.numel() == 0:
+        return 0.0
+    found, expected = found.detach().double(), expected.detach().double()
+    scale = expected.abs().max().clamp(min=1e-30)
+    return float((found - expected).abs().max() / scale)
