@@ -26,6 +26,10 @@ BASES = 4
 FIRST_BASE_TOKEN = 7  # A; C, G and T follow
 # Confidence is stated relative to a window of this length.
 REFERENCE_LENGTH_BP = 1024
+# Evidence adds up over thousands of bases, so that of one base is tiny. These factors let the heads' weights be of
+# order one nevertheless, as an optimizer expects: without them the first steps throw the logits to the hundreds.
+CLASS_LIKELIHOOD_SCALE = 0.05
+DEVIATION_SCALE = 0.001
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +146,8 @@ class SpeciesClassifier(nn.Module):
         bases = tokens.long() - FIRST_BASE_TOKEN
         embedded, contexts = self.embedding(bases, None if state is None else state.contexts)
         hidden, stack_state = self.stack(embedded, None if state is None else state.stack)
-        logits = self.next_base(hidden).unsqueeze(2) + self.class_next_base(hidden).unflatten(2, (classes, BASES))
+        class_logits = self.class_next_base(hidden).unflatten(2, (classes, BASES)) * CLASS_LIKELIHOOD_SCALE
+        logits = self.next_base(hidden).unsqueeze(2) + class_logits
         foretelling = F.log_softmax(logits, dim=-1)  # of the base after each position
         first = hidden.new_full((batch, classes, BASES), -math.log(BASES)) if state is None else state.foretold
         foretold = torch.cat([first.unsqueeze(1), foretelling[:, :-1]], dim=1) if length else foretelling
@@ -151,7 +156,7 @@ class SpeciesClassifier(nn.Module):
         likelihood = foretold.gather(3, here).squeeze(3) * known.unsqueeze(-1)
         pooled = PoolingState(hidden.new_zeros(batch, classes, dtype=torch.float64), 0) if state is None else state.evidence
         outgoing = ClassifierState(contexts, stack_state, foretelling[:, -1] if length else first, pooled)
-        return likelihood + self.deviation(hidden), likelihood, outgoing
+        return likelihood + self.deviation(hidden) * DEVIATION_SCALE, likelihood, outgoing
 
     def logits(self, pooled_evidence: Tensor, length_bp: Tensor | int) -> Tensor:
         """Turn pooled evidence (batch, classes) over ``length_bp`` bases into logits.

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from mambacore.native import Library, library, native_problem
+from mambacore.native import Library, native_library, native_problem
 
 BACKENDS = ("native", "torch")
 BACKEND_VARIABLE = "MAMBACORE_BACKEND"
@@ -25,7 +25,7 @@ def compute_dtype(element_dtype: torch.dtype) -> torch.dtype:
 def backends() -> dict[str, str]:
     """What there is: backend name to ``"available ..."`` or the reason why not."""
     problem = native_problem()
-    native = library() if problem is None else None
+    native = native_library() if problem is None else None
     return {
         "native": f"available ({native.instruction_set})" if native is not None else f"unavailable: {problem}",
         "torch": "available",
@@ -51,7 +51,7 @@ def native_library_for(inputs: Tensor) -> Library | None:
     if wanted == "torch":
         return None
     fits = inputs.device.type == "cpu" and inputs.dtype in ELEMENT_TYPES
-    found = library() if fits else None
+    found = native_library() if fits else None
     if wanted == "native" and found is None:
         reason = native_problem() if fits else f"it does not take {inputs.dtype} tensors on {inputs.device}"
         raise RuntimeError(f"the native backend was asked for but cannot be used: {reason}")

@@ -6,16 +6,16 @@ from scan_cases import leaves, scan_arguments
 from tolerances import FLOAT32, FLOAT64, OF_DTYPE, PIECES_FLOAT64, relative_error
 
 from mambacore import selective_scan, use_backend
-from mambacore.native import library
+from mambacore.native import native_library
 from mambacore.scan import selective_scan_reference
 from mambacore.scan.operator import BORDER_INTERVAL
 
 BACKENDS = ["native", "torch"]
-needs_native = pytest.mark.skipif(library() is None, reason="installed without the native library")
+needs_native = pytest.mark.skipif(native_library() is None, reason="installed without the native library")
 
 
 def backend_or_skip(name: str):
-    if name == "native" and library() is None:
+    if name == "native" and native_library() is None:
         pytest.skip("installed without the native library")
     return use_backend(name)
 
@@ -182,7 +182,7 @@ def test_threads_agree_and_repeat_bit_for_bit(channels, reverse):
 @needs_native
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set_equals_the_reference(instruction_set):
-    native = library()
+    native = native_library()
     before = native.instruction_set
     try:
         native.use_instruction_set(instruction_set)

@@ -152,7 +152,7 @@ def _editable_folders() -> list[Path]:
 
 
 @functools.cache
-def library() -> Library | None:
+def native_library() -> Library | None:
     """The native library, or None, with one warning, when the package was installed without it."""
     path = library_path()
     if path is None:
