@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard kernels/native/*) kernels/CMakeLists.txt
 
-.PHONY: install demo test test-slow lint bench clean
+.PHONY: install demo test test-slow lint bench wheels clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -33,9 +33,14 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python -m pip install --quiet '.[bench]' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[test,bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
 	$(BIN)/python kernels/benchmarks/scan.py
 	$(BIN)/python kernels/benchmarks/block.py
 
+# One wheel per platform, for every Python: the library has no Python in it.
+wheels: install
+	$(BIN)/python -m pip install --quiet cibuildwheel
+	$(BIN)/python -m cibuildwheel --output-dir wheelhouse
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist wheelhouse

@@ -1,0 +1,128 @@
+"""Time one Mamba block (model width 128, state 16, batch 1, float32) beside its public CPU peers.
+
+    python kernels/benchmarks/block.py
+    python kernels/benchmarks/block.py --lengths 1024 --time-limit 30
+
+Ours is a whole residual block with its two norms; the peers (transformers' MambaMixer and mambapy's MambaBlock) run
+without any. Each case runs in a process of its own, so that peak memory is its own: it is the growth of the resident
+size from before the first call to the highest point.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+
+import torch
+from measure import best_seconds, machine, print_table
+from torch import Tensor, nn
+
+MODEL_WIDTH, STATE_SIZE = 128, 16
+REPEATS = 3
+
+
+def ours() -> Callable[[Tensor], Tensor]:
+    from mambacore.layers import ResidualStack  # noqa: PLC0415  each case imports only what it measures
+
+    stack = ResidualStack(MODEL_WIDTH, layers=1, state_size=STATE_SIZE)
+    return lambda sequence: stack(sequence)[0]
+
+
+def transformers_mixer() -> nn.Module:
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    logging.disable(logging.WARNING)
+    from transformers import MambaConfig  # noqa: PLC0415
+    from transformers.models.mamba.modeling_mamba import MambaMixer  # noqa: PLC0415
+
+    return MambaMixer(MambaConfig(hidden_size=MODEL_WIDTH, state_size=STATE_SIZE, expand=2, conv_kernel=4), layer_idx=0)
+
+
+def mambapy_block() -> nn.Module:
+    from mambapy.mamba import MambaBlock, MambaConfig  # noqa: PLC0415
+
+    return MambaBlock(MambaConfig(d_model=MODEL_WIDTH, n_layers=1, d_state=STATE_SIZE))
+
+
+SYSTEMS = {"genomamba": ours, "transformers": transformers_mixer, "mambapy": mambapy_block}
+
+
+def run_case(system: str, length: int, backward: bool) -> dict[str, float]:
+    """Time per token in microseconds and peak memory in bytes of one case."""
+    torch.manual_seed(0)
+    warnings.simplefilter("ignore")
+    block = SYSTEMS[system]()
+    sequence = torch.randn(1, length, MODEL_WIDTH, requires_grad=backward)
+
+    def step() -> None:
+        with torch.set_grad_enabled(backward):
+            outputs = block(sequence)
+            if backward:
+                outputs.sum().backward()
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = best_seconds(step, REPEATS)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    return {"us_per_token": seconds / length * 1e6, "peak_bytes": peak}
+
+
+def run_in_process(system: str, length: int, backward: bool, options: argparse.Namespace) -> dict[str, float] | None:
+    """The case in a fresh process; None when it exceeds the time limit or fails (out of memory, say)."""
+    command = [sys.executable, __file__, "--case", system, str(length), str(int(backward))]
+    if options.threads:
+        command += ["--threads", str(options.threads)]
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=options.time_limit, check=True)
+    except subprocess.TimeoutExpired:
+        return None
+    except subprocess.CalledProcessError as error:
+        print(f"{system} at {length} failed: {error.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return None
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 16384, 65536])
+    parser.add_argument("--threads", type=int, default=None, help="default: all cores")
+    parser.add_argument("--time-limit", type=float, default=240, help="seconds for one case, its warm-up included")
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.case:
+        system, length, backward = options.case
+        print(json.dumps(run_case(system, int(length), backward == "1")))
+        return
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "mambapy"))
+    print(f"One block, width {MODEL_WIDTH}, state {STATE_SIZE}, batch 1, float32\n{machine()}\n{versions}\n")
+    rows = []
+    for length in options.lengths:
+        for backward in (False, True):
+            found = {system: run_in_process(system, length, backward, options) for system in SYSTEMS}
+            peers = [case for system, case in found.items() if system != "genomamba" and case is not None]
+            mine = found["genomamba"]
+            for system, case in found.items():
+                cells = [str(length), "forward+backward" if backward else "forward", system]
+                if case is None:
+                    cells += [f"over {options.time_limit:.0f} s", "-", ""]
+                else:
+                    cells += [f"{case['us_per_token']:.2f}", f"{case['peak_bytes'] / 2**30:.3f}", ""]
+                if system == "genomamba" and mine and peers:
+                    fastest = min(peers, key=lambda peer: peer["us_per_token"])
+                    cells[-1] = (
+                        f"{fastest['us_per_token'] / mine['us_per_token']:.1f} x as fast, "
+                        f"{mine['peak_bytes'] / max(fastest['peak_bytes'], 1):.3f} of the memory"
+                    )
+                rows.append(cells)
+    print_table(["length", "pass", "system", "us/token", "peak GiB", "against the faster peer"], rows)
+
+
+if __name__ == "__main__":
+    main()

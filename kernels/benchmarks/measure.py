@@ -1,0 +1,47 @@
+"""What the benchmarks share: timing, the machine in words, and tables."""
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import mambacore
+
+
+def best_seconds(function: Callable[[], object], repeats: int) -> float:
+    """The shortest of several runs after one run to warm up: the time that nothing else disturbed."""
+    function()
+    shortest = float("inf")
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        function()
+        shortest = min(shortest, time.perf_counter() - begin)
+    return shortest
+
+
+def machine() -> str:
+    """Processor, threads, instruction set and versions: what a figure must be read with."""
+    model = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        names = [line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return (
+        f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"native backend {mambacore.backends()['native']}"
+    )
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """A Markdown table with aligned columns."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    print(line(header))
+    print("| " + " | ".join("-" * width for width in widths) + " |")
+    for row in rows:
+        print(line(row), flush=True)

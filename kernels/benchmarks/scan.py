@@ -1,0 +1,59 @@
+"""Time the selective scan: nanoseconds per state element (batch x length x channels x state), float32.
+
+    python kernels/benchmarks/scan.py
+    python kernels/benchmarks/scan.py --lengths 131072 --channels 512 --threads 1
+"""
+
+import argparse
+
+import torch
+from measure import best_seconds, machine, print_table
+from torch import Tensor
+
+from mambacore import selective_scan
+
+
+def arguments_of(length: int, channels: int, state_size: int) -> list[Tensor]:
+    """What a Mamba block gives its scan: all optional parts present."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    state_matrix = -torch.arange(1.0, state_size + 1).repeat(channels, 1)
+    sequences = normal(1, length, channels), normal(1, length, channels) - 4
+    matrices = normal(1, length, state_size), normal(1, length, state_size)
+    return [*sequences, state_matrix, *matrices, torch.ones(channels), normal(1, length, channels), torch.zeros(channels)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2**17, 2**20])
+    parser.add_argument("--channels", type=int, default=256)
+    parser.add_argument("--state-size", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=None, help="default: all cores")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(f"Selective scan, float32, batch 1, {options.channels} channels, {options.state_size} states\n{machine()}\n")
+    rows = []
+    for length in options.lengths:
+        arguments = arguments_of(length, options.channels, options.state_size)
+        elements = length * options.channels * options.state_size
+        with torch.no_grad():
+            forward = best_seconds(lambda: selective_scan(*arguments, step_softplus=True), options.repeats)
+        leaves = [tensor.requires_grad_() for tensor in arguments]
+        grad_outputs = torch.ones_like(leaves[0])
+
+        def forward_and_backward() -> None:
+            torch.autograd.grad(selective_scan(*leaves, step_softplus=True), leaves, grad_outputs)
+
+        both = best_seconds(forward_and_backward, options.repeats)
+        rows.append([str(length), f"{forward / elements * 1e9:.3f}", f"{both / elements * 1e9:.3f}", f"{forward:.3f}", f"{both:.3f}"])
+    header = ["length", "forward ns/element", "forward+backward ns/element", "forward s", "forward+backward s"]
+    print_table(header, rows)
+
+
+if __name__ == "__main__":
+    main()
