@@ -1,0 +1,212 @@
+"""Recipes: everything of a training run that is not data, read from YAML and checked key by key.
+
+The package brings `tiny` (seconds; tests), `demo` (the three-minute demo) and `small` (the default). A recipe holds
+sizes in bases rather than in windows, so that one recipe serves every `--length`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from genomamba.models import SpeciesClassifierConfig
+from mambacore.errors import InputError
+
+Section = TypeVar("Section")
+# The classes come from the genomes given, never from a recipe.
+MODEL_KEYS = tuple(item.name for item in fields(SpeciesClassifierConfig) if item.name != "class_names")
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """AdamW (Loshchilov & Hutter 2019) with a linear warm-up and a cosine decay to `final_fraction` of the peak."""
+
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    gradient_clip: float = 1.0
+    warmup_fraction: float = 0.1
+    final_fraction: float = 0.02
+
+
+@dataclass(frozen=True)
+class BatchRecipe:
+    """How much one step sees, in bases.
+
+    A step takes `bases_per_step / length` windows, at least `minimum_windows_per_step`; gradients are accumulated over
+    micro-batches of about `bases_per_micro_batch`, because activations that stay in the cache are faster on a CPU.
+    """
+
+    bases_per_step: int = 131_072
+    minimum_windows_per_step: int = 8
+    bases_per_micro_batch: int = 16_384
+
+    def windows_per_step(self, length: int) -> int:
+        """Windows of `length` bases in one optimiser step."""
+        return max(self.minimum_windows_per_step, self.bases_per_step // length)
+
+    def windows_per_micro_batch(self, length: int) -> int:
+        """Windows of `length` bases that go through the model at once."""
+        return min(self.windows_per_step(length), max(1, self.bases_per_micro_batch // length))
+
+
+@dataclass(frozen=True)
+class ValidationRecipe:
+    """Held-out windows during training: every `every_fraction` of the run, and never more than 5 % of the work."""
+
+    every_fraction: float = 0.05
+    windows_per_class: int = 32
+
+
+@dataclass(frozen=True)
+class CalibrationRecipe:
+    """Held-out windows after training: at each length about `bases_per_class` of every class."""
+
+    bases_per_class: int = 524_288
+    maximum_windows_per_class: int = 128
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe; `minutes` is the wall time used when the command line gives neither minutes nor steps."""
+
+    minutes: float = 40.0
+    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    batch: BatchRecipe = field(default_factory=BatchRecipe)
+    validation: ValidationRecipe = field(default_factory=ValidationRecipe)
+    calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved recipe, every default filled in, as it is stored with a run."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: object, source: str = "the recipe") -> Recipe:
+        """Check and fill in a recipe.
+
+        Raises:
+            InputError: unknown key (names the nearest valid one), a value of the wrong kind, or one out of range.
+        """
+        content = _mapping(content, source)
+        _refuse_unknown_keys(content, [item.name for item in fields(cls)], source)
+        model = _mapping(content.get("model"), f"model in {source}")
+        _refuse_unknown_keys(model, MODEL_KEYS, f"model in {source}")
+        recipe = cls(
+            minutes=_number(content.get("minutes", cls.minutes), float, f"minutes in {source}"),
+            model=dict(model),
+            optimizer=_section(OptimizerRecipe, content.get("optimizer"), f"optimizer in {source}"),
+            batch=_section(BatchRecipe, content.get("batch"), f"batch in {source}"),
+            validation=_section(ValidationRecipe, content.get("validation"), f"validation in {source}"),
+            calibration=_section(CalibrationRecipe, content.get("calibration"), f"calibration in {source}"),
+        )
+        _check_ranges(recipe, source)
+        return recipe
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes the package brings."""
+    folder = files("mambapipelines") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """The recipe of that name, or the one in that YAML file.
+
+    Raises:
+        InputError: neither a recipe's name nor a readable file, not YAML, or content that `Recipe.from_dict` refuses.
+    """
+    if name_or_path in recipe_names():
+        text = (files("mambapipelines") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        return Recipe.from_dict(yaml.safe_load(text), f"recipe {name_or_path}")
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InputError(
+            f"there is no recipe and no file named {name_or_path!r}: "
+            f"give a YAML file or one of {', '.join(recipe_names())}"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe {path} cannot be read ({error}): give a readable YAML file") from error
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place is not None else ""
+        raise InputError(f"the recipe {path} is not valid YAML{line}: correct the file") from error
+    return Recipe.from_dict(content, f"recipe {path}")
+
+
+def _mapping(content: object, source: str) -> Mapping[str, Any]:
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{source} must be a mapping of keys to values, not {type(content).__name__}: indent its keys")
+    return content
+
+
+def _refuse_unknown_keys(content: Mapping[str, Any], valid_keys: list[str] | tuple[str, ...], source: str) -> None:
+    for key in content:
+        if key in valid_keys:
+            continue
+        nearest = difflib.get_close_matches(str(key), valid_keys, n=1, cutoff=0.5)
+        remedy = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys are {', '.join(valid_keys)}"
+        raise InputError(f"unknown key {key!r} in {source}: {remedy}")
+
+
+def _number(value: object, kind: type, source: str) -> Any:
+    """`value` as `kind`; YAML 1.1 reads `3e-3`, without a dot, as text, which is a number to everybody else."""
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        wanted = "a whole number" if kind is int else "a number"
+        raise InputError(f"{source} must be {wanted}, not {value!r}: correct the recipe")
+    return kind(number)
+
+
+def _section(section: type[Section], content: object, source: str) -> Section:
+    """One nested part of a recipe, every value of the kind of its default."""
+    values = _mapping(content, source)
+    kinds = {item.name: type(item.default) for item in fields(section)}  # type: ignore[arg-type]
+    _refuse_unknown_keys(values, list(kinds), source)
+    return section(**{key: _number(value, kinds[key], f"{key} of {source}") for key, value in values.items()})
+
+
+def _check_ranges(recipe: Recipe, source: str) -> None:
+    """Refuse values that no run can work with, naming the key and what it may be."""
+    optimizer = recipe.optimizer
+    positive: dict[str, float] = {
+        "minutes": recipe.minutes,
+        "optimizer.learning_rate": optimizer.learning_rate,
+        "optimizer.gradient_clip": optimizer.gradient_clip,
+        "validation.every_fraction": recipe.validation.every_fraction,
+    }
+    positive |= {f"batch.{key}": value for key, value in asdict(recipe.batch).items()}
+    positive |= {f"calibration.{key}": value for key, value in asdict(recipe.calibration).items()}
+    positive["validation.windows_per_class"] = recipe.validation.windows_per_class
+    for key, value in positive.items():
+        if value <= 0:
+            raise InputError(f"{key} in {source} must be greater than 0, not {value}: correct the recipe")
+    fractions = {
+        "optimizer.beta1": optimizer.beta1,
+        "optimizer.beta2": optimizer.beta2,
+        "optimizer.warmup_fraction": optimizer.warmup_fraction,
+        "optimizer.final_fraction": optimizer.final_fraction,
+    }
+    for key, value in fractions.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{key} in {source} must be at least 0 and below 1, not {value}: correct the recipe")
+    if optimizer.weight_decay < 0:
+        raise InputError(
+            f"optimizer.weight_decay in {source} must not be negative, but is {optimizer.weight_decay}: "
+            "correct the recipe"
+        )

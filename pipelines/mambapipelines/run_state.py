@@ -1,0 +1,258 @@
+"""The state of a training run on disk: either the last whole one or the one before, never a mixture.
+
+Layout of the folder:
+
+    current.json              {"folder": "step-000120"}: which state counts; replaced by one rename
+    step-000120/state.json    step, schedule, options and recipe
+    step-000120/weights.safetensors
+    step-000120/optimizer.safetensors
+    metrics.csv               one row per step, cut back to the step that a resumed run starts from
+
+A state is written under a temporary name, renamed, and only then pointed at, so weights, optimiser and step never
+disagree, whenever the process is killed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mambacore.errors import InputError
+
+STATE_VERSION = 1
+POINTER_NAME = "current.json"
+METRICS_NAME = "metrics.csv"
+METRICS_COLUMNS = ("step", "loss", "accuracy", "learning_rate", "held_out_accuracy", "bases_per_second", "seconds")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate as a pure function of the step, so that a resumed run repeats it exactly.
+
+    Attributes:
+        peak_learning_rate: highest learning rate.
+        warmup_steps: steps of the linear warm-up.
+        total_steps: steps of the whole run; at the last one the rate has come down to `final_fraction` of the peak.
+        final_fraction: see `total_steps`.
+        measured_steps: first steps, taken while `total_steps` was still being measured; they rise as if the warm-up
+            lasted `MEASURING_WARMUP_STEPS`, because their rate must not depend on what was not known yet.
+    """
+
+    peak_learning_rate: float
+    warmup_steps: int
+    total_steps: int
+    final_fraction: float
+    measured_steps: int = 0
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of the update that makes step `step` (0-based) into `step + 1`."""
+        if step < self.measured_steps:
+            return measuring_learning_rate(self.peak_learning_rate, step)
+        if step < self.warmup_steps:
+            start = 0.0
+            if self.measured_steps > 0:
+                start = measuring_learning_rate(self.peak_learning_rate, self.measured_steps - 1)
+            progress = (step + 1 - self.measured_steps) / (self.warmup_steps - self.measured_steps)
+            return start + (self.peak_learning_rate - start) * progress
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        return self.peak_learning_rate * (self.final_fraction + (1.0 - self.final_fraction) * cosine)
+
+
+MEASURING_WARMUP_STEPS = 100
+
+
+def measuring_learning_rate(peak_learning_rate: float, step: int) -> float:
+    """Learning rate of step `step` while the length of the run is still being measured."""
+    return peak_learning_rate * min(1.0, (step + 1) / MEASURING_WARMUP_STEPS)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything a run needs to go on as if it had never stopped.
+
+    Attributes:
+        step: optimiser steps taken.
+        schedule: learning rate and total number of steps.
+        fingerprint: what the run depends on (options, recipe, sequences); a resumed run must have the same.
+        threads: CPU threads of the process that wrote the state; another number changes the last bits.
+        weights: parameters and buffers of the model by name.
+        optimizer: tensors of AdamW, named `PARAMETER/TENSOR`.
+    """
+
+    step: int
+    schedule: Schedule
+    fingerprint: dict[str, Any]
+    threads: int
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+
+
+class RunFolder:
+    """The folder `training` of an output folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics_path = path / METRICS_NAME
+
+    def holds_a_run(self) -> bool:
+        """Whether a state has been written here."""
+        return (self.path / POINTER_NAME).is_file()
+
+    def save(self, state: RunState) -> None:
+        """Write `state` and make it the one that counts, then remove older ones and leftovers of killed writers."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        name = f"step-{state.step:06d}"
+        if self._current_name() != name:
+            temporary = self.path / f".{name}.{os.getpid()}"
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            save_file(state.weights, temporary / "weights.safetensors")
+            save_file(state.optimizer, temporary / "optimizer.safetensors")
+            description = {
+                "state_version": STATE_VERSION,
+                "step": state.step,
+                "schedule": asdict(state.schedule),
+                "threads": state.threads,
+                "fingerprint": state.fingerprint,
+            }
+            (temporary / "state.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+            for file in temporary.iterdir():
+                _flush_to_disk(file)
+            # A folder of this name that nothing points at was left by a process that was killed right here.
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            temporary.rename(self.path / name)
+            write_text_atomically(self.path / POINTER_NAME, json.dumps({"folder": name}) + "\n")
+        for entry in self.path.iterdir():
+            if entry.is_dir() and entry.name != name and entry.name.lstrip(".").startswith("step-"):
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def load(self) -> RunState:
+        """The last state written.
+
+        Raises:
+            InputError: the folder was written by another version, or its files were damaged or removed.
+        """
+        name = self._current_name()
+        if name is None:
+            raise InputError(f"{self.path} holds no training run: leave out --resume to start one")
+        folder = self.path / name
+        try:
+            description = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            version = description["state_version"]
+            if version == STATE_VERSION:
+                return RunState(
+                    step=description["step"],
+                    schedule=Schedule(**description["schedule"]),
+                    fingerprint=description["fingerprint"],
+                    threads=description["threads"],
+                    weights=load_file(folder / "weights.safetensors"),
+                    optimizer=load_file(folder / "optimizer.safetensors"),
+                )
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise InputError(
+                f"the training run in {self.path} is damaged ({error}): start again with another --output"
+            ) from error
+        raise InputError(
+            f"the training run in {self.path} has format {version} and this program reads {STATE_VERSION}: "
+            "resume it with the version that wrote it, or start again with another --output"
+        )
+
+    def open_metrics(self, step: int) -> MetricsLog:
+        """The metrics log, cut back to the rows up to `step`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(self.metrics_path) if int(row["step"]) <= step] if step > 0 else []
+        temporary = self.path / f".{METRICS_NAME}.{os.getpid()}"
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, METRICS_COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
+        temporary.replace(self.metrics_path)
+        return MetricsLog(self.metrics_path)
+
+    def _current_name(self) -> str | None:
+        try:
+            name = json.loads((self.path / POINTER_NAME).read_text(encoding="utf-8"))["folder"]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.path / POINTER_NAME} is damaged ({error}): start again with another --output"
+            ) from error
+        return str(name)
+
+
+class MetricsLog:
+    """Rows of METRICS_COLUMNS, on disk as soon as they are known."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, METRICS_COLUMNS, lineterminator="\n")
+
+    def append(self, row: dict[str, object]) -> None:
+        """Write one row; a missing `held_out_accuracy` stays empty."""
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Rows of a metrics log, in order; a last row that a killed process left unfinished is passed over."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        text = file.read()
+    whole_lines = text[: text.rfind("\n") + 1].splitlines()
+    return [row for row in csv.DictReader(whole_lines) if None not in row and None not in row.values()]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every tensor of the optimiser's state, named `PARAMETER/TENSOR`."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": tensor.detach().contiguous()
+        for parameter, tensors in optimizer.state.items()
+        for key, tensor in tensors.items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Put the tensors of `optimizer_tensors` back, replacing the optimiser's state.
+
+    Raises:
+        InputError: a tensor belongs to no parameter of the model.
+    """
+    parameters = dict(model.named_parameters())
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in parameters:
+            raise InputError(f"the optimiser state names {name!r}, which the model lacks: start with another --output")
+        optimizer.state[parameters[name]][key] = tensor.clone()
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace the file `path` by `text` in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    _flush_to_disk(temporary)
+    temporary.replace(path)
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

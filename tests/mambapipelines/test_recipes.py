@@ -1,0 +1,78 @@
+"""Recipes: the packaged ones work, and every mistake in one's own is named."""
+
+from pathlib import Path
+
+import pytest
+
+from genomamba.models import SpeciesClassifierConfig
+from mambacore.errors import InputError
+from mambapipelines.recipes import BatchRecipe, Recipe, load_recipe, recipe_names
+
+
+def write_recipe(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_the_package_brings_the_promised_recipes() -> None:
+    assert recipe_names() == ["demo", "small", "tiny"]
+
+
+@pytest.mark.parametrize("name", ["demo", "small", "tiny"])
+def test_packaged_recipes_build_a_model_and_survive_being_stored(name: str) -> None:
+    recipe = load_recipe(name)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert SpeciesClassifierConfig.from_dict({"class_names": ["a", "b"], **recipe.model}).class_names == ("a", "b")
+
+
+def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
+    assert load_recipe(write_recipe(tmp_path, "minutes: 3\n")) == Recipe(minutes=3.0)
+    assert load_recipe(write_recipe(tmp_path, "")) == Recipe()
+
+
+def test_numbers_may_be_written_with_an_exponent_and_no_dot(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, "optimizer: {learning_rate: 3e-3}\nbatch: {bases_per_step: 1e5}\n"))
+    assert recipe.optimizer.learning_rate == 0.003
+    assert recipe.batch.bases_per_step == 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("minuets: 3", "unknown key 'minuets' in recipe .*did you mean 'minutes'"),
+        ("optimizer: {learnin_rate: 1}", "unknown key 'learnin_rate' in optimizer.*'learning_rate'"),
+        ("model: {model_with: 8}", "unknown key 'model_with' in model.*'model_width'"),
+        ("model: {class_names: [a, b]}", "unknown key 'class_names' in model"),
+        ("batch: {zzz: 8}", "unknown key 'zzz' in batch.*valid keys are bases_per_step"),
+        ("optimizer: {learning_rate: fast}", "learning_rate of optimizer.*must be a number, not 'fast'"),
+        ("optimizer: {learning_rate: .nan}", "learning_rate of optimizer.*must be a number"),
+        ("batch: {bases_per_step: 1.5}", "bases_per_step of batch.*whole number"),
+        ("minutes: true", "minutes in .*must be a number"),
+        ("minutes: 0", "minutes in .*greater than 0"),
+        ("optimizer: {learning_rate: -1}", "optimizer.learning_rate.*greater than 0"),
+        ("optimizer: {beta2: 1}", "optimizer.beta2.*below 1"),
+        ("optimizer: {weight_decay: -1}", "optimizer.weight_decay.*negative"),
+        ("optimizer: 3", "optimizer in recipe.*mapping"),
+        ("- minutes", "mapping"),
+        ("minutes: 1\nmodel: {", "not valid YAML at line"),
+        ("model: !!python/object:os.system {}", "not valid YAML"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        load_recipe(write_recipe(tmp_path, text))
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"'huge'.*demo, small, tiny"):
+        load_recipe("huge")
+
+
+@pytest.mark.parametrize("length", [1, 100, 1024, 8192, 1_048_576])
+def test_one_recipe_serves_every_length(length: int) -> None:
+    batch = BatchRecipe(bases_per_step=65_536, minimum_windows_per_step=8, bases_per_micro_batch=16_384)
+    assert batch.windows_per_step(length) >= 8
+    assert batch.windows_per_step(length) * length >= 65_536 - length
+    assert 1 <= batch.windows_per_micro_batch(length) <= batch.windows_per_step(length)
+    assert batch.windows_per_micro_batch(length) * length <= max(length, 16_384)
