@@ -146,9 +146,7 @@ class SpeciesClassifier(nn.Module):
         bases = tokens.long() - FIRST_BASE_TOKEN
         embedded, contexts = self.embedding(bases, None if state is None else state.contexts)
         hidden, stack_state = self.stack(embedded, None if state is None else state.stack)
-        class_logits = self.class_next_base(hidden).unflatten(2, (classes, BASES)) * CLASS_LIKELIHOOD_SCALE
-        logits = self.next_base(hidden).unsqueeze(2) + class_logits
-        foretelling = F.log_softmax(logits, dim=-1)  # of the base after each position
+        foretelling, deviation = self._heads(hidden)
         first = hidden.new_full((batch, classes, BASES), -math.log(BASES)) if state is None else state.foretold
         foretold = torch.cat([first.unsqueeze(1), foretelling[:, :-1]], dim=1) if length else foretelling
         known = (bases >= 0) & (bases < BASES)
@@ -156,7 +154,19 @@ class SpeciesClassifier(nn.Module):
         likelihood = foretold.gather(3, here).squeeze(3) * known.unsqueeze(-1)
         pooled = PoolingState(hidden.new_zeros(batch, classes, dtype=torch.float64), 0) if state is None else state.evidence
         outgoing = ClassifierState(contexts, stack_state, foretelling[:, -1] if length else first, pooled)
-        return likelihood + self.deviation(hidden) * DEVIATION_SCALE, likelihood, outgoing
+        return likelihood + deviation, likelihood, outgoing
+
+    def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """From (batch, length, model_width): log-probabilities of the base after each position under each class
+        (batch, length, classes, bases), and the deviation (batch, length, classes).
+
+        In full precision even under autocast: evidence is a small difference of large numbers.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(self.next_base.weight.dtype)
+            class_logits = self.class_next_base(hidden).unflatten(2, (len(self.config.class_names), BASES))
+            logits = self.next_base(hidden).unsqueeze(2) + class_logits * CLASS_LIKELIHOOD_SCALE
+            return F.log_softmax(logits, dim=-1), self.deviation(hidden) * DEVIATION_SCALE
 
     def logits(self, pooled_evidence: Tensor, length_bp: Tensor | int) -> Tensor:
         """Turn pooled evidence (batch, classes) over ``length_bp`` bases into logits.

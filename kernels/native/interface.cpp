@@ -16,13 +16,16 @@ struct InstructionSet {
   void (*scan_backward)(const MambacoreScan&);
   void (*convolution_forward)(const MambacoreConvolution&);
   void (*convolution_backward)(const MambacoreConvolution&);
+  void (*norm_forward)(const MambacoreNorm&);
+  void (*norm_backward)(const MambacoreNorm&);
   bool (*supported)();
 };
 
 #define MAMBACORE_SET(set, test)                                                                              \
   {                                                                                                           \
     #set, mambacore::set::plan_scan, mambacore::set::scan_forward, mambacore::set::scan_backward,             \
-        mambacore::set::convolution_forward, mambacore::set::convolution_backward, [] { return bool(test); }  \
+        mambacore::set::convolution_forward, mambacore::set::convolution_backward,                            \
+        mambacore::set::norm_forward, mambacore::set::norm_backward, [] { return bool(test); }                \
   }
 
 // Best first.
@@ -58,7 +61,7 @@ const InstructionSet& current() {
 #define MAMBACORE_EXPORT extern "C" __attribute__((visibility("default")))
 
 // The layout of the structures above; Python refuses a library whose number differs from its own.
-MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 1; }
+MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 2; }
 
 MAMBACORE_EXPORT const char* mambacore_instruction_set() { return current().name; }
 
@@ -82,3 +85,5 @@ MAMBACORE_EXPORT void mambacore_convolution_forward(const MambacoreConvolution* 
 MAMBACORE_EXPORT void mambacore_convolution_backward(const MambacoreConvolution* convolution) {
   current().convolution_backward(*convolution);
 }
+MAMBACORE_EXPORT void mambacore_norm_forward(const MambacoreNorm* norm) { current().norm_forward(*norm); }
+MAMBACORE_EXPORT void mambacore_norm_backward(const MambacoreNorm* norm) { current().norm_backward(*norm); }

@@ -63,4 +63,17 @@ struct MambacoreConvolution {
   int64_t segments;               // stretches of the length that threads take
 };
 
+// Root-mean-square normalisation of contiguous (rows, width) elements.
+struct MambacoreNorm {
+  int64_t rows, width;
+  int32_t element, threads;
+  double epsilon;
+  const void *inputs, *weight;  // (rows, width) of elements; (width,) of the compute type
+  void *outputs, *inverse;      // (rows, width); (rows,) of the compute type: forward writes it, backward reads it
+  // backward
+  const void* grad_outputs;
+  void *grad_inputs, *grad_weight;  // (rows, width); (segments, width) of the compute type
+  int64_t segments;                 // stretches of the rows that threads take
+};
+
 }  // extern "C"

@@ -11,6 +11,8 @@
   void scan_backward(const MambacoreScan& scan);                      \
   void convolution_forward(const MambacoreConvolution& convolution);  \
   void convolution_backward(const MambacoreConvolution& convolution); \
+  void norm_forward(const MambacoreNorm& norm);                       \
+  void norm_backward(const MambacoreNorm& norm);                      \
   }                                                                   \
   }
 

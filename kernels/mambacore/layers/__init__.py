@@ -1,6 +1,7 @@
 """Layers that follow ``(sequence, state) -> (sequence, state)``."""
 
 from mambacore.layers.embedding import ContextEmbedding
+from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.pooling import POOLINGS, LastPooling, MeanPooling, PoolingState
 from mambacore.layers.selective import SelectiveMixer, SelectiveState
 from mambacore.layers.stack import ResidualBlock, ResidualStack
@@ -13,6 +14,7 @@ __all__ = [
     "PoolingState",
     "ResidualBlock",
     "ResidualStack",
+    "RootMeanSquareNorm",
     "SelectiveMixer",
     "SelectiveState",
 ]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.selective import SelectiveMixer, SelectiveState
 
 # Without gradients a long sequence is walked in pieces of this many positions (over the batch), whose buffers stay in
@@ -11,11 +12,11 @@ PIECE_POSITIONS = 2048
 
 
 class ResidualBlock(nn.Module):
-    """sequence + mixer(norm(sequence)), normalised by root mean square (Zhang & Sennrich, arXiv 1910.07467)."""
+    """sequence + mixer(norm(sequence)), normalised by root mean square."""
 
     def __init__(self, model_width: int, mixer: SelectiveMixer, norm_epsilon: float = 1e-5) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(model_width, eps=norm_epsilon)
+        self.norm = RootMeanSquareNorm(model_width, norm_epsilon)
         self.mixer = mixer
 
     def forward(self, sequence: Tensor, state: SelectiveState | None = None) -> tuple[Tensor, SelectiveState]:
@@ -46,7 +47,7 @@ class ResidualStack(nn.Module):
             ResidualBlock(model_width, SelectiveMixer(model_width, state_size, kernel_width, expansion, step_rank), norm_epsilon)
             for _ in range(layers)
         )
-        self.final_norm = nn.RMSNorm(model_width, eps=norm_epsilon)
+        self.final_norm = RootMeanSquareNorm(model_width, norm_epsilon)
         with torch.no_grad():
             for block in self.blocks:
                 block.mixer.output_projection.weight /= layers**0.5

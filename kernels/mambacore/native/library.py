@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 
 _FILE_NAME = "libmambacore_native.dylib" if sys.platform == "darwin" else "libmambacore_native.so"
@@ -81,6 +81,18 @@ class Convolution(ctypes.Structure):
     )
 
 
+class Norm(ctypes.Structure):
+    """The arguments of a root-mean-square normalisation: ``MambacoreNorm``."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "rows width"),
+        *_fields(ctypes.c_int32, "element threads"),
+        ("epsilon", ctypes.c_double),
+        *_fields(ctypes.c_void_p, "inputs weight outputs inverse grad_outputs grad_inputs grad_weight"),
+        ("segments", ctypes.c_int64),
+    )
+
+
 class Library:
     """The opened library. Its functions take one structure by reference and release Python's lock while they run."""
 
@@ -135,6 +147,12 @@ class Library:
 
     def convolution_backward(self, convolution: Convolution) -> None:
         self._library.mambacore_convolution_backward(ctypes.byref(convolution))
+
+    def norm_forward(self, norm: Norm) -> None:
+        self._library.mambacore_norm_forward(ctypes.byref(norm))
+
+    def norm_backward(self, norm: Norm) -> None:
+        self._library.mambacore_norm_backward(ctypes.byref(norm))
 
 
 def library_path() -> Path | None:

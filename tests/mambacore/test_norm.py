@@ -1,0 +1,60 @@
+"""The root-mean-square norm equals PyTorch's own, with gradients."""
+
+import pytest
+import torch
+from tolerances import OF_DTYPE, relative_error
+from torch.nn import functional as F
+
+from mambacore import use_backend
+from mambacore.layers.norm import root_mean_square_norm
+from mambacore.native import native_library
+
+BACKENDS = [
+    pytest.param("native", marks=pytest.mark.skipif(native_library() is None, reason="installed without the native library")),
+    "torch",
+]
+EPSILON = 1e-3
+
+
+def run(function, shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight, seeds = (
+        torch.randn(size, generator=generator, dtype=torch.float64) for size in (shape, shape[-1:], shape)
+    )
+    inputs, weight = inputs.to(dtype).requires_grad_(), weight.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    weight.requires_grad_()
+    outputs = function(inputs, weight)
+    return [outputs, *torch.autograd.grad(outputs, [inputs, weight], seeds.to(dtype))]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", OF_DTYPE, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 16), (2, 33, 64), (3000, 100), (5, 7)], ids=str)
+def test_outputs_and_gradients_equal_pytorchs(shape, dtype, backend):
+    expected = run(lambda inputs, weight: F.rms_norm(inputs, shape[-1:], weight, EPSILON), shape, torch.float64)
+    with use_backend(backend):
+        found = run(lambda inputs, weight: root_mean_square_norm(inputs, weight, EPSILON), shape, dtype)
+    assert found[0].dtype == dtype
+    errors = [relative_error(one, other) for one, other in zip(found, expected, strict=True)]
+    assert max(errors) < OF_DTYPE[dtype], errors
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck_and_opcheck(backend):
+    inputs = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    with use_backend(backend):
+        assert torch.autograd.gradcheck(root_mean_square_norm, (inputs, weight))
+        torch.library.opcheck(torch.ops.mambacore.root_mean_square_norm_forward.default, (inputs, weight, EPSILON))
+
+
+def test_a_row_of_zeros_stays_zero_and_finite():
+    inputs = torch.zeros(2, 8, requires_grad=True)
+    outputs = root_mean_square_norm(inputs, torch.ones(8))
+    outputs.sum().backward()
+    assert torch.equal(outputs, torch.zeros(2, 8)) and torch.isfinite(inputs.grad).all()
+
+
+def test_a_weight_of_another_width_is_refused():
+    with pytest.raises(ValueError, match="weight must have the width"):
+        root_mean_square_norm(torch.zeros(2, 8), torch.ones(7))
