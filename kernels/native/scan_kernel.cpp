@@ -119,6 +119,39 @@ template <typename Element> struct Interval {
   }
 };
 
+// One unit takes a single line out of every row, a pattern that no processor foresees and that leaves it waiting for
+// memory. So while an interval is computed, the next one is asked for, line after line in the order of memory, which
+// also sets the processor's own look-ahead going.
+template <typename Element> class Ahead {
+ public:
+  Ahead(const Task<Element>& task, int64_t interval)
+      : task_(task), interval_(interval), units_(task.units()),
+        rows_(interval >= task.first_interval && interval < task.end_interval ? task.interval_length(interval) : 0) {}
+  void add(const MambacoreSequence& sequence) {
+    if (rows_ == 0 || sequence.data == nullptr) return;
+    first_[count_] = task_.at(sequence, task_.row(interval_, 0), task_.first_channel);
+    stride_[count_++] = task_.scan.reverse ? -sequence.row_stride : sequence.row_stride;
+  }
+  // Asks for the lines that are due at this unit and offset of the present interval. Always inline: GCC takes a function
+  // that only prefetches for one without effect, and drops its calls.
+  __attribute__((always_inline)) inline void fetch(int64_t unit, int64_t offset) const {
+    const int64_t due = unit * task_.scan.border_interval + offset;
+    const int64_t row = due / units_, place = due % units_ * Task<Element>::lanes;
+    if (row >= rows_) return;
+    for (int index = 0; index < count_; ++index) __builtin_prefetch(first_[index] + row * stride_[index] + place, 0, 2);
+  }
+
+ private:
+  const Task<Element>& task_;
+  int64_t interval_, units_, rows_;
+  int count_ = 0;
+  const Element* first_[7];
+  int64_t stride_[7];
+};
+struct NothingAhead {
+  void fetch(int64_t, int64_t) const {}
+};
+
 template <typename Element> class Workspace {
  public:
   using Real = typename ComputeType<Element>::type;
@@ -157,16 +190,18 @@ template <typename Function> inline void for_states(int64_t state_size, const Fu
 
 // Advances `count` states of one unit over an interval and adds their part of y. When `history` is given, keeps every
 // state and every decay for backward: history[(offset * state_size + state) * 2] and the element behind it.
-template <int count, bool read_out, bool keep, typename Real>
+template <int count, bool read_out, bool keep, typename Real, typename Prefetch>
 inline void advance_states(int64_t length, int64_t state_size, int64_t first_state, const Lanes<Real>* step,
                            const Lanes<Real>* drive, const Real* const* input_matrix, const Real* const* output_matrix,
-                           const Lanes<Real>* rate, Lanes<Real>* state, Lanes<Real>* outputs, Lanes<Real>* history) {
+                           const Lanes<Real>* rate, Lanes<Real>* state, Lanes<Real>* outputs, Lanes<Real>* history,
+                           const Prefetch& ahead, int64_t unit) {
   Lanes<Real> held[count], rates[count];
   for (int index = 0; index < count; ++index) {
     held[index] = state[first_state + index];
     rates[index] = rate[first_state + index];
   }
   for (int64_t offset = 0; offset < length; ++offset) {
+    if (first_state == 0) ahead.fetch(unit, offset);
     const Lanes<Real> step_now = step[offset], drive_now = drive[offset];
     const Real* into = input_matrix[offset] + first_state;
     const Real* out_of = output_matrix[offset] + first_state;
@@ -213,6 +248,8 @@ void forward_task(const Task<Element>& task, Lanes<typename ComputeType<Element>
   for (int64_t index = task.first_interval; index < task.end_interval; ++index) {
     const int64_t length = task.interval_length(index);
     interval.find_matrices(task, index);
+    Ahead<Element> ahead(task, index + 1);
+    for (const MambacoreSequence& sequence : {scan.inputs, scan.step_size, scan.gate, scan.outputs}) ahead.add(sequence);
     for (int64_t unit = 0; unit < task.units(); ++unit) {
       Vector* state = states + unit * scan.state_size;
       const int width = task.width(unit);
@@ -228,7 +265,7 @@ void forward_task(const Task<Element>& task, Lanes<typename ComputeType<Element>
         advance_states<count(), true, false, Real>(length, scan.state_size, first_state, interval.step, interval.drive,
                                                    interval.input_matrix, interval.output_matrix,
                                                    rates.binary.data() + unit * scan.state_size, state,
-                                                   interval.outputs, nullptr);
+                                                   interval.outputs, nullptr, ahead, unit);
       });
       for (int64_t offset = 0; offset < length; ++offset) {
         const int64_t row = task.row(index, offset);
@@ -262,7 +299,7 @@ void summarise_forward(const Task<Element>& task, Lanes<typename ComputeType<Ele
         advance_states<count(), false, false, Real>(
             task.interval_length(index), scan.state_size, first_state, interval.step, interval.drive,
             interval.input_matrix, interval.output_matrix, rates.binary.data() + unit * scan.state_size,
-            states + unit * scan.state_size, nullptr, nullptr);
+            states + unit * scan.state_size, nullptr, nullptr, NothingAhead{}, unit);
       });
     }
   }
@@ -351,6 +388,10 @@ void backward_task(const Task<Element>& task, Lanes<typename ComputeType<Element
     const int64_t length = task.interval_length(index);
     interval.find_matrices(task, index);
     std::fill_n(matrix_gradients.data(), 2 * size * states, Vector{});
+    Ahead<Element> ahead(task, index - 1);
+    for (const MambacoreSequence& sequence : {scan.inputs, scan.step_size, scan.gate, scan.grad_outputs, scan.grad_inputs,
+                                              scan.grad_step_size, scan.grad_gate})
+      ahead.add(sequence);
     for (int64_t unit = 0; unit < task.units(); ++unit) {
       const int width = task.width(unit);
       const int64_t channel = task.channel(unit);
@@ -364,7 +405,7 @@ void backward_task(const Task<Element>& task, Lanes<typename ComputeType<Element
         for_states(states, [&](auto count, int64_t first_state) {
           advance_states<count(), with_outputs(), true, Real>(length, states, first_state, interval.step, interval.drive,
                                                               interval.input_matrix, interval.output_matrix, rate,
-                                                              advanced.data(), interval.outputs, history.data());
+                                                              advanced.data(), interval.outputs, history.data(), ahead, unit);
         });
       };
       if (scan.gate.data != nullptr) {
