@@ -1,0 +1,1 @@
+"""Raw waveforms on the shared core. Nothing is here yet; DNA (``genomamba``) came first."""

@@ -7,6 +7,7 @@ so R (A or G) and Y (C or T) are a pair, and S (C or G), W (A or T) and N (any) 
 
 import numpy as np
 import numpy.typing as npt
+
 from mambacore.errors import InputError
 
 IUPAC_CODES = "ACGTURYSWKMBDHVN"

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final, Protocol, cast
 
 import numpy as np
-from mambacore.errors import InputError
 
 from genomamba.alphabet import describe_byte, diagnose_invalid_byte
 from genomamba.tokenizer import COMPLEMENT_IDS, INVALID_TOKEN, TOKEN_OF_BYTE, Tokens
+from mambacore.errors import InputError
 
 FastaSource = str | os.PathLike[str] | BinaryIO
 """A path, "-" for standard input, or a binary stream (which stays open)."""

@@ -15,10 +15,10 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 import pyfaidx
-from mambacore.errors import InputError
 
 from genomamba.fasta import STANDARD_INPUT, FastaHeader, is_gzipped, read_events, read_records, source_label
 from genomamba.tokenizer import CharacterTokenizer, Tokens
+from mambacore.errors import InputError
 
 UNCLASSIFIED: Final = "unclassified"
 """The call of a record that no class is named for; no class may have this name."""

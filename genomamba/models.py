@@ -62,7 +62,9 @@ class SpeciesClassifierConfig:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "context_widths", tuple(self.context_widths))
         if self.pooling not in POOLINGS:
-            raise InputError(f"pooling is {self.pooling!r} in the model's configuration; choose {' or '.join(POOLINGS)}")
+            raise InputError(
+                f"pooling is {self.pooling!r} in the model's configuration; choose {' or '.join(POOLINGS)}"
+            )
         positive = ("model_width", "layers", "state_size", "kernel_width", "expansion", "shortest_window_bp")
         for name in positive:
             value = getattr(self, name)
@@ -70,11 +72,17 @@ class SpeciesClassifierConfig:
                 raise InputError(f"{name} is {value!r} in the model's configuration; it must be a whole number from 1")
         widths = self.context_widths
         if not widths or any(not isinstance(width, int) or not 1 <= width <= 10 for width in widths):
-            raise InputError(f"context_widths is {widths!r} in the model's configuration; list whole numbers from 1 to 10")
+            raise InputError(
+                f"context_widths is {widths!r} in the model's configuration; list whole numbers from 1 to 10"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {**dataclasses.asdict(self), "class_names": list(self.class_names), "context_widths": list(self.context_widths)}
+        return {
+            **dataclasses.asdict(self),
+            "class_names": list(self.class_names),
+            "context_widths": list(self.context_widths),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SpeciesClassifierConfig":
@@ -86,7 +94,9 @@ class SpeciesClassifierConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise InputError(f"the model's configuration has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+            raise InputError(
+                f"the model's configuration has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}"
+            )
         if "class_names" not in values:
             raise InputError("the model's configuration has no class_names; the model folder is damaged")
         return cls(**values)
@@ -110,7 +120,12 @@ class SpeciesClassifier(nn.Module):
         classes = len(config.class_names)
         self.embedding = ContextEmbedding(BASES, config.context_widths, config.model_width)
         self.stack = ResidualStack(
-            config.model_width, config.layers, config.state_size, config.kernel_width, config.expansion, config.step_rank
+            config.model_width,
+            config.layers,
+            config.state_size,
+            config.kernel_width,
+            config.expansion,
+            config.step_rank,
         )
         self.next_base = nn.Linear(config.model_width, BASES)
         # Classes start out alike: no evidence until something has been learned.
@@ -137,9 +152,7 @@ class SpeciesClassifier(nn.Module):
         pooled, pooling_state = self.pooling(evidence, state.evidence)
         return pooled, state._replace(evidence=pooling_state)
 
-    def _evidence(
-        self, tokens: Tensor, state: ClassifierState | None
-    ) -> tuple[Tensor, Tensor, ClassifierState]:
+    def _evidence(self, tokens: Tensor, state: ClassifierState | None) -> tuple[Tensor, Tensor, ClassifierState]:
         """Evidence of each base (batch, length, classes), its likelihood part, and the state with the old pooling."""
         batch, length = tokens.shape
         classes = len(self.config.class_names)
@@ -152,7 +165,9 @@ class SpeciesClassifier(nn.Module):
         known = (bases >= 0) & (bases < BASES)
         here = torch.where(known, bases, 0)[:, :, None, None].expand(-1, -1, classes, 1)
         likelihood = foretold.gather(3, here).squeeze(3) * known.unsqueeze(-1)
-        pooled = PoolingState(hidden.new_zeros(batch, classes, dtype=torch.float64), 0) if state is None else state.evidence
+        pooled = (
+            PoolingState(hidden.new_zeros(batch, classes, dtype=torch.float64), 0) if state is None else state.evidence
+        )
         outgoing = ClassifierState(contexts, stack_state, foretelling[:, -1] if length else first, pooled)
         return likelihood + deviation, likelihood, outgoing
 
@@ -171,8 +186,8 @@ class SpeciesClassifier(nn.Module):
     def logits(self, pooled_evidence: Tensor, length_bp: Tensor | int) -> Tensor:
         """Turn pooled evidence (batch, classes) over ``length_bp`` bases into logits.
 
-        The factor is exp(intercept + slope * log(length / 1024)): slope 1 would be right if every base spoke for itself,
-        0 if a longer sequence said nothing new. It never changes which class is on top.
+        The factor is exp(intercept + slope * log(length / 1024)): slope 1 would be right if every base spoke for
+        itself, 0 if a longer sequence said nothing new. It never changes which class is on top.
         """
         length = torch.as_tensor(length_bp, dtype=torch.float32).clamp(min=1.0)
         factor = torch.exp(self.confidence_intercept + self.confidence_slope * torch.log(length / REFERENCE_LENGTH_BP))
@@ -211,7 +226,12 @@ class SpeciesClassifier(nn.Module):
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups: matrices decay; norms, biases, embeddings, confidence and the scan's dynamics do not."""
-        spared = {id(parameter) for module in self.modules() if isinstance(module, SelectiveMixer) for parameter in module.parameters_without_decay}
+        spared = {
+            id(parameter)
+            for module in self.modules()
+            if isinstance(module, SelectiveMixer)
+            for parameter in module.parameters_without_decay
+        }
         spared |= {id(parameter) for parameter in self.embedding.parameters()}
         decaying = [parameter for parameter in self.parameters() if parameter.dim() > 1 and id(parameter) not in spared]
         chosen = {id(parameter) for parameter in decaying}
@@ -243,10 +263,14 @@ def load_classifier(folder: Path) -> tuple[SpeciesClassifier, dict[str, Any]]:
     """
     config, tensors = read_model_folder(Path(folder))
     if config.get("kind") != MODEL_KIND:
-        raise InputError(f"{folder} holds a {config.get('kind', 'model of unknown kind')!s}, not a {MODEL_KIND}; give another folder")
+        raise InputError(
+            f"{folder} holds a {config.get('kind', 'model of unknown kind')!s}, not a {MODEL_KIND}; give another folder"
+        )
     for key in ("classifier", "tokenizer"):
         if not isinstance(config.get(key), dict):
-            raise InputError(f"{folder}/config.json has no {key!r} section; the model folder is damaged, train or copy it again")
+            raise InputError(
+                f"{folder}/config.json has no {key!r} section; the model folder is damaged, train or copy it again"
+            )
     CharacterTokenizer.from_config(config["tokenizer"])
     try:
         model = SpeciesClassifier(SpeciesClassifierConfig.from_dict(config["classifier"]))

@@ -35,10 +35,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mambacore.errors import InputError
 from scipy.linalg import expm
 
 from genomamba.tokenizer import ANY_BASE_TOKEN, PADDED_VOCABULARY_SIZE, VOCABULARY
+from mambacore.errors import InputError
 
 FIRST_BASE_TOKEN = VOCABULARY["A"]  # C, G, T follow
 ROOT = "root"

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from mambacore.errors import InputError
 
 from genomamba.alphabet import IUPAC_CODES, describe_byte, diagnose_invalid_byte
+from mambacore.errors import InputError
 
 Tokens = npt.NDArray[np.uint8]
 """DNA in memory: token ids, one byte a base, shape (..., length)."""

@@ -10,10 +10,10 @@ from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from mambacore.errors import InputError
 
 from genomamba.genomes import GenomeCollection, GenomeSequence
 from genomamba.tokenizer import ANY_BASE_TOKEN, COMPLEMENT_IDS, UNKNOWN_TOKEN, Tokens
+from mambacore.errors import InputError
 
 Strand = Literal["+", "-"]
 

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 import numpy as np
-from mambacore.errors import InputError
 
 from genomamba.baselines.composition import CompositionControl
 from genomamba.baselines.kmer import KmerBaseline, kmer_spectra
 from genomamba.baselines.markov import MarkovBaseline, strand_symmetric_counts
 from genomamba.baselines.sampling import LabelledWindows, draw_windows, set_aside
+from mambacore.errors import InputError
 
 Value = TypeVar("Value")
 

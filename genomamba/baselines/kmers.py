@@ -7,9 +7,9 @@ Bases are numbered A 0, C 1, G 2, T 3, so that the complement of base b is 3 - b
 from functools import cache
 
 import numpy as np
-from mambacore.errors import InputError
 
 from genomamba.tokenizer import VOCABULARY
+from mambacore.errors import InputError
 
 FIRST_BASE_TOKEN = VOCABULARY["A"]  # C, G, T follow
 MAXIMUM_WORD_LENGTH = 12  # 4**12 numbers of 8 bytes are 134 MB

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from mambacore.errors import InputError
 from scipy.special import softmax
 
 from genomamba.baselines.kmers import reverse_complement_codes, word_codes, word_counts
+from mambacore.errors import InputError
 
 MAXIMUM_ORDER = 10
 SCORED_BASES_AT_A_TIME = 2**15

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from mambacore.errors import InputError
 
 from genomamba.baselines.kmers import FIRST_BASE_TOKEN
 from genomamba.tokenizer import COMPLEMENT_IDS
+from mambacore.errors import InputError
 
 MAXIMUM_UNKNOWN_FRACTION = 0.01
 MAXIMUM_DRAWS_PER_WINDOW = 200

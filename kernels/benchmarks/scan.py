@@ -1,7 +1,7 @@
 """Time the selective scan: nanoseconds per state element (batch x length x channels x state), float32.
 
-    python kernels/benchmarks/scan.py
-    python kernels/benchmarks/scan.py --lengths 131072 --channels 512 --threads 1
+python kernels/benchmarks/scan.py
+python kernels/benchmarks/scan.py --lengths 131072 --channels 512 --threads 1
 """
 
 import argparse
@@ -23,7 +23,28 @@ def arguments_of(length: int, channels: int, state_size: int) -> list[Tensor]:
     state_matrix = -torch.arange(1.0, state_size + 1).repeat(channels, 1)
     sequences = normal(1, length, channels), normal(1, length, channels) - 4
     matrices = normal(1, length, state_size), normal(1, length, state_size)
-    return [*sequences, state_matrix, *matrices, torch.ones(channels), normal(1, length, channels), torch.zeros(channels)]
+    return [
+        *sequences,
+        state_matrix,
+        *matrices,
+        torch.ones(channels),
+        normal(1, length, channels),
+        torch.zeros(channels),
+    ]
+
+
+def time_case(length: int, channels: int, state_size: int, repeats: int) -> tuple[float, float]:
+    """Seconds of the forward pass alone, and of forward and backward with all gradients."""
+    arguments = arguments_of(length, channels, state_size)
+    with torch.no_grad():
+        forward = best_seconds(lambda: selective_scan(*arguments, step_softplus=True), repeats)
+    leaves = [tensor.requires_grad_() for tensor in arguments]
+    grad_outputs = torch.ones_like(leaves[0])
+
+    def forward_and_backward() -> None:
+        torch.autograd.grad(selective_scan(*leaves, step_softplus=True), leaves, grad_outputs)
+
+    return forward, best_seconds(forward_and_backward, repeats)
 
 
 def main() -> None:
@@ -39,18 +60,17 @@ def main() -> None:
     print(f"Selective scan, float32, batch 1, {options.channels} channels, {options.state_size} states\n{machine()}\n")
     rows = []
     for length in options.lengths:
-        arguments = arguments_of(length, options.channels, options.state_size)
         elements = length * options.channels * options.state_size
-        with torch.no_grad():
-            forward = best_seconds(lambda: selective_scan(*arguments, step_softplus=True), options.repeats)
-        leaves = [tensor.requires_grad_() for tensor in arguments]
-        grad_outputs = torch.ones_like(leaves[0])
-
-        def forward_and_backward() -> None:
-            torch.autograd.grad(selective_scan(*leaves, step_softplus=True), leaves, grad_outputs)
-
-        both = best_seconds(forward_and_backward, options.repeats)
-        rows.append([str(length), f"{forward / elements * 1e9:.3f}", f"{both / elements * 1e9:.3f}", f"{forward:.3f}", f"{both:.3f}"])
+        forward, both = time_case(length, options.channels, options.state_size, options.repeats)
+        rows.append(
+            [
+                str(length),
+                f"{forward / elements * 1e9:.3f}",
+                f"{both / elements * 1e9:.3f}",
+                f"{forward:.3f}",
+                f"{both:.3f}",
+            ]
+        )
     header = ["length", "forward ns/element", "forward+backward ns/element", "forward s", "forward+backward s"]
     print_table(header, rows)
 

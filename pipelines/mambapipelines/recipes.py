@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 
 from genomamba.models import SpeciesClassifierConfig
@@ -21,6 +22,7 @@ from mambacore.errors import InputError
 
 Section = TypeVar("Section")
 # The classes come from the genomes given, never from a recipe.
+PRECISIONS = ("auto", "float32", "bfloat16")
 MODEL_KEYS = tuple(item.name for item in fields(SpeciesClassifierConfig) if item.name != "class_names")
 
 
@@ -76,9 +78,14 @@ class CalibrationRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe; `minutes` is the wall time used when the command line gives neither minutes nor steps."""
+    """A whole recipe; `minutes` is the wall time used when the command line gives neither minutes nor steps.
+
+    `precision` is that of the linear layers in training: `bfloat16` (states, norms, heads and the optimiser stay in
+    float32) where the processor multiplies in it, else `float32`; `auto` in a recipe file chooses.
+    """
 
     minutes: float = 40.0
+    precision: str = "float32"
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     batch: BatchRecipe = field(default_factory=BatchRecipe)
@@ -102,6 +109,7 @@ class Recipe:
         _refuse_unknown_keys(model, MODEL_KEYS, f"model in {source}")
         recipe = cls(
             minutes=_number(content.get("minutes", cls.minutes), float, f"minutes in {source}"),
+            precision=_precision(content.get("precision", "auto"), source),
             model=dict(model),
             optimizer=_section(OptimizerRecipe, content.get("optimizer"), f"optimizer in {source}"),
             batch=_section(BatchRecipe, content.get("batch"), f"batch in {source}"),
@@ -171,6 +179,16 @@ def _number(value: object, kind: type, source: str) -> Any:
         wanted = "a whole number" if kind is int else "a number"
         raise InputError(f"{source} must be {wanted}, not {value!r}: correct the recipe")
     return kind(number)
+
+
+def _precision(value: object, source: str) -> str:
+    """The precision to train in, `auto` resolved for this processor."""
+    if value not in PRECISIONS:
+        raise InputError(f"precision in {source} must be one of {', '.join(PRECISIONS)}, not {value!r}: correct the recipe")
+    if value != "auto":
+        return str(value)
+    capabilities = torch.cpu.get_capabilities()
+    return "bfloat16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
 
 
 def _section(section: type[Section], content: object, source: str) -> Section:

@@ -135,7 +135,9 @@ class SpeciesTrainingModule(pl.LightningModule):
         for start in range(0, len(labels), self.windows_per_micro_batch):
             chosen = slice(start, start + self.windows_per_micro_batch)
             share = len(labels[chosen]) / len(labels)
-            report = self.model.loss(tokens[chosen], labels[chosen])
+            # Around the forward pass only: backward takes the precision of each forward step by itself.
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+                report = self.model.loss(tokens[chosen], labels[chosen])
             self.manual_backward(report["loss"] * share)
             loss += float(report["loss"].detach()) * share
             accuracy += float(report["accuracy"]) * share

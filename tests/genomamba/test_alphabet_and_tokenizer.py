@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mambacore.errors import InputError
 
 from genomamba.alphabet import IUPAC_CODES, first_invalid_position, reverse_complement
 from genomamba.tokenizer import CharacterTokenizer
+from mambacore.errors import InputError
 
 TOKENIZER = CharacterTokenizer()
 BASES_OF_CODE = {

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mambacore.errors import InputError
 
 from genomamba.baselines import CompositionControl, KmerBaseline, MarkovBaseline, fit_baselines
 from genomamba.baselines import fitting as fitting_module
@@ -16,6 +15,7 @@ from genomamba.baselines.kmers import reverse_complement_codes, word_codes
 from genomamba.baselines.sampling import draw_windows, set_aside
 from genomamba.simulation import simulate_clade
 from genomamba.tokenizer import CharacterTokenizer
+from mambacore.errors import InputError
 
 TOKENIZER = CharacterTokenizer()
 YEASTS = Path(__file__).parents[3] / "shared" / "data" / "dna" / "yeasts"

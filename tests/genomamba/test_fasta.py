@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mambacore.errors import InputError
 
 from genomamba import fasta
 from genomamba.fasta import is_gzipped, read_records, spool_records
 from genomamba.tokenizer import CharacterTokenizer
+from mambacore.errors import InputError
 
 TOKENIZER = CharacterTokenizer()
 TEXT = b">first one of two\nACGT\nacgtn\n\n>second\nRYK\n>empty\n>last\nT"

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mambacore.errors import InputError
 
 from genomamba import genomes
 from genomamba.genomes import (
@@ -24,6 +23,7 @@ from genomamba.genomes import (
     require_training_classes,
 )
 from genomamba.tokenizer import CharacterTokenizer
+from mambacore.errors import InputError
 
 TOKENIZER = CharacterTokenizer()
 RANDOM = np.random.default_rng(1)

@@ -5,19 +5,19 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tolerances import PIECES_FLOAT64, relative_error
 from torch.nn import functional as F
 
 from genomamba.models import (
-
     SpeciesClassifier,
     SpeciesClassifierConfig,
     load_classifier,
     save_classifier,
 )
 from mambacore.errors import InputError
+from tolerances import PIECES_FLOAT64, relative_error
 
 CLASSES = ("oak", "elm", "ash")
+
 
 def classifier(dtype=torch.float64, **changes) -> SpeciesClassifier:
     torch.manual_seed(0)
@@ -28,8 +28,10 @@ def classifier(dtype=torch.float64, **changes) -> SpeciesClassifier:
         model.deviation.weight.normal_()
     return model
 
+
 def random_tokens(batch, length, seed=0):
     return torch.randint(7, 12, (batch, length), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("lengths", [[1] * 100, [64, 36], [99, 1]], ids=["steps", "two", "all but one"])
@@ -41,11 +43,13 @@ def test_pieces_equal_the_whole(pooling, lengths):
         found, state = model(piece, state)
     assert relative_error(found, whole) < PIECES_FLOAT64
 
+
 def test_a_record_does_not_depend_on_its_neighbours_in_the_batch():
     model, tokens = classifier(), random_tokens(3, 80)
     together, _ = model(tokens)
     alone, _ = model(tokens[1:2])
     assert relative_error(alone, together[1:2]) < PIECES_FLOAT64
+
 
 def test_likelihoods_are_those_of_the_foretold_bases():
     model, tokens = classifier(), random_tokens(1, 30)
@@ -60,11 +64,13 @@ def test_likelihoods_are_those_of_the_foretold_bases():
     assert torch.allclose(before.foretold.exp().sum(-1), torch.ones(1, 3, dtype=torch.float64))
     assert (likelihood[0, tokens[0] == 11] == 0).all()  # N says nothing
 
+
 def test_before_training_there_is_no_evidence_for_any_class():
     model = SpeciesClassifier(SpeciesClassifierConfig(class_names=CLASSES, model_width=16, layers=1))
     pooled, _ = model(random_tokens(2, 50))
     logits = model.logits(pooled, 50)
     assert torch.allclose(logits - logits[:, :1], torch.zeros_like(logits), atol=1e-4)
+
 
 def test_confidence_grows_with_the_length_and_never_changes_the_call():
     model = classifier()
@@ -73,6 +79,7 @@ def test_confidence_grows_with_the_length_and_never_changes_the_call():
     assert short.argmax() == long.argmax() == 1 and long[0, 1] > short[0, 1]
     many = model.logits(evidence.expand(2, -1), torch.tensor([1024, 65536]))
     assert torch.allclose(F.softmax(many, -1), torch.cat([short, long]))
+
 
 def test_loss_averages_over_the_windows_within_the_window():
     model, tokens, labels = classifier(), random_tokens(2, 64), torch.tensor([0, 2])
@@ -88,10 +95,13 @@ def test_loss_averages_over_the_windows_within_the_window():
     assert torch.isclose(report["cross_entropy"], torch.stack(entropies).mean())
     assert torch.isclose(report["loss"].detach(), report["cross_entropy"] + foretelling)
 
+
 def test_training_makes_the_loss_fall():
     torch.manual_seed(0)
     model = SpeciesClassifier(
-        SpeciesClassifierConfig(class_names=("rich", "poor"), model_width=16, layers=1, state_size=4, context_widths=(1, 2))
+        SpeciesClassifierConfig(
+            class_names=("rich", "poor"), model_width=16, layers=1, state_size=4, context_widths=(1, 2)
+        )
     )
     generator = torch.Generator().manual_seed(1)
     weights = torch.tensor([[1.0, 3, 3, 1], [3.0, 1, 1, 3]])
@@ -105,6 +115,7 @@ def test_training_makes_the_loss_fall():
         optimizer.step()
     assert report["cross_entropy"] < 0.3 and report["accuracy"] > 0.8
 
+
 def test_decay_spares_the_dynamics_and_covers_every_parameter_once():
     model = classifier()
     decaying, others = model.parameter_groups(0.1)
@@ -114,7 +125,12 @@ def test_decay_spares_the_dynamics_and_covers_every_parameter_once():
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed = {names[id(parameter)] for parameter in decaying["params"]}
     assert "stack.blocks.0.mixer.input_projection.weight" in decayed
-    assert not [name for name in decayed if any(word in name for word in ("log_decay_rate", "norm", "bias", "tables", "confidence", "skip"))]
+    assert not [
+        name
+        for name in decayed
+        if any(word in name for word in ("log_decay_rate", "norm", "bias", "tables", "confidence", "skip"))
+    ]
+
 
 def test_a_saved_model_comes_back_the_same(tmp_path):
     model = classifier(torch.float32, pooling="last")
@@ -124,6 +140,7 @@ def test_a_saved_model_comes_back_the_same(tmp_path):
     tokens = random_tokens(1, 40)
     assert torch.equal(loaded(tokens)[0], model(tokens)[0])
     assert "chr1" in (tmp_path / "model" / "README.md").read_text()
+
 
 def test_tampered_folders_are_refused_in_one_sentence(tmp_path):
     folder = tmp_path / "model"
@@ -138,7 +155,9 @@ def test_tampered_folders_are_refused_in_one_sentence(tmp_path):
             load_classifier(folder)
         assert "\n" not in str(caught.value)
 
-    refused("deviation.bias", changed_tensors={name: value for name, value in tensors.items() if name != "deviation.bias"})
+    refused(
+        "deviation.bias", changed_tensors={name: value for name, value in tensors.items() if name != "deviation.bias"}
+    )
     refused("deviation.bias", changed_tensors={**tensors, "deviation.bias": torch.zeros(4)})
     refused("surplus", changed_tensors={**tensors, "surplus": torch.zeros(1)})
     refused("not a species classifier", {**config, "kind": "waveform model"})
@@ -146,4 +165,3 @@ def test_tampered_folders_are_refused_in_one_sentence(tmp_path):
     refused("state_size", {**config, "classifier": {**config["classifier"], "state_size": "many"}})
     refused("version", {**config, "format_version": 99})
     refused("'tokenizer'", {key: value for key, value in config.items() if key != "tokenizer"})
-

@@ -4,12 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from mambacore.errors import InputError
 
 from genomamba.baselines import KmerBaseline
 from genomamba.baselines.sampling import draw_windows
 from genomamba.simulation import DEFAULT_TREE, ROOT, AncestralChain, Branch, SimulatedClade, simulate_clade
 from genomamba.tokenizer import CharacterTokenizer
+from mambacore.errors import InputError
 
 BASES = np.arange(7, 11, dtype=np.uint8)
 

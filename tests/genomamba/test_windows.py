@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from mambacore.errors import InputError
 
 from genomamba.genomes import GenomeCollection
 from genomamba.tokenizer import CharacterTokenizer, Tokens
 from genomamba.windows import EvaluationWindows, WindowSampler, evaluation_windows
+from mambacore.errors import InputError
 
 TOKENIZER = CharacterTokenizer()
 

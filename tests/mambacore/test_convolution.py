@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from scan_cases import leaves
-from tolerances import FLOAT32, OF_DTYPE, PIECES_FLOAT64, relative_error
 
 from mambacore import causal_convolution, use_backend
 from mambacore.convolution import causal_convolution_reference
 from mambacore.native import native_library
+from scan_cases import leaves
+from tolerances import FLOAT32, OF_DTYPE, PIECES_FLOAT64, relative_error
 
 BACKENDS = [
-    pytest.param("native", marks=pytest.mark.skipif(native_library() is None, reason="installed without the native library")),
+    pytest.param(
+        "native", marks=pytest.mark.skipif(native_library() is None, reason="installed without the native library")
+    ),
     "torch",
 ]
 
@@ -35,7 +37,9 @@ def gradients_of(function, tensors, dtype, **options):
     outputs, state = function(**inputs, **options)
     generator = torch.Generator().manual_seed(9)
     seeds = [torch.randn(part.shape, generator=generator, dtype=torch.float64).to(dtype) for part in (outputs, state)]
-    grads = torch.autograd.grad([outputs, state], list(inputs.values()), seeds, allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(
+        [outputs, state], list(inputs.values()), seeds, allow_unused=True, materialize_grads=True
+    )
     return dict(zip(["outputs", "final_state", *inputs], [outputs, state, *grads], strict=True))
 
 
@@ -91,7 +95,9 @@ def test_pieces_equal_the_whole_with_gradients_through_the_state(backend):
 def test_gradcheck_and_opcheck(backend):
     tensors = leaves(arguments(1, 5, 3, 3), torch.float64)
     with use_backend(backend):
-        assert torch.autograd.gradcheck(lambda *parts: with_state(**dict(zip(tensors, parts, strict=True)), silu=True), tuple(tensors.values()))
+        assert torch.autograd.gradcheck(
+            lambda *parts: with_state(**dict(zip(tensors, parts, strict=True)), silu=True), tuple(tensors.values())
+        )
         operator = torch.ops.mambacore.causal_convolution_forward.default
         torch.library.opcheck(operator, (*tensors.values(), True, False))
         torch.library.opcheck(operator, (tensors["inputs"], tensors["weight"], None, None, False, True))

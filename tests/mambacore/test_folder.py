@@ -6,9 +6,11 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import mambacore.folder
 import pytest
 import torch
+from torch import nn
+
+import mambacore.folder
 from mambacore.errors import InputError
 from mambacore.folder import (
     FORMAT_VERSION,
@@ -18,7 +20,6 @@ from mambacore.folder import (
     read_model_folder,
     write_model_folder,
 )
-from torch import nn
 
 CONFIG = {"classes": ["a", "b"], "width": 3}
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from scan_cases import scan_arguments
-from tolerances import FLOAT32, relative_error
 
 import mambacore
 from mambacore.native import library as library_module
 from mambacore.native.library import Library, library_path, native_library
+from scan_cases import scan_arguments
+from tolerances import FLOAT32, relative_error
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -80,10 +80,22 @@ def test_a_scan_works_in_a_forked_process():
 
 def test_installing_without_a_compiler_gives_a_working_package(tmp_path):
     """Build the wheel with no C++ compiler to be found, unpack it, and use it."""
-    environment = {name: value for name, value in os.environ.items() if name not in {"CXX", "CC", "PYTHONPATH", "CMAKE_GENERATOR"}}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in {"CXX", "CC", "PYTHONPATH", "CMAKE_GENERATOR"}
+    }
     environment["CXX"] = str(tmp_path / "no-such-compiler")
     environment["PATH"] = str(Path(sys.executable).parent)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(REPOSITORY)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path),
+        str(REPOSITORY),
+    ]
     built = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")

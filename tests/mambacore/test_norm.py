@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from tolerances import OF_DTYPE, relative_error
 from torch.nn import functional as F
 
 from mambacore import use_backend
 from mambacore.layers.norm import root_mean_square_norm
 from mambacore.native import native_library
+from tolerances import OF_DTYPE, relative_error
 
 BACKENDS = [
-    pytest.param("native", marks=pytest.mark.skipif(native_library() is None, reason="installed without the native library")),
+    pytest.param(
+        "native", marks=pytest.mark.skipif(native_library() is None, reason="installed without the native library")
+    ),
     "torch",
 ]
 EPSILON = 1e-3
@@ -21,7 +23,10 @@ def run(function, shape, dtype):
     inputs, weight, seeds = (
         torch.randn(size, generator=generator, dtype=torch.float64) for size in (shape, shape[-1:], shape)
     )
-    inputs, weight = inputs.to(dtype).requires_grad_(), weight.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    inputs, weight = (
+        inputs.to(dtype).requires_grad_(),
+        weight.to(torch.float64 if dtype == torch.float64 else torch.float32),
+    )
     weight.requires_grad_()
     outputs = function(inputs, weight)
     return [outputs, *torch.autograd.grad(outputs, [inputs, weight], seeds.to(dtype))]

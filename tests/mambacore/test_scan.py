@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from scan_cases import leaves, scan_arguments
-from tolerances import FLOAT32, FLOAT64, OF_DTYPE, PIECES_FLOAT64, relative_error
 
 from mambacore import selective_scan, use_backend
 from mambacore.native import native_library
 from mambacore.scan import selective_scan_reference
 from mambacore.scan.operator import BORDER_INTERVAL
+from scan_cases import leaves, scan_arguments
+from tolerances import FLOAT32, FLOAT64, OF_DTYPE, PIECES_FLOAT64, relative_error
 
 BACKENDS = ["native", "torch"]
 needs_native = pytest.mark.skipif(native_library() is None, reason="installed without the native library")
@@ -131,7 +131,10 @@ def test_pieces_equal_the_whole_with_gradients_through_the_state(backend, revers
     arguments = scan_arguments(2, 150, 10, 4)
 
     def in_pieces(initial_state, skip_weight, step_bias, state_matrix, **sequences):
-        pieces = [dict(zip(sequences, parts, strict=True)) for parts in zip(*(s.split([1, 70, 64, 15], 1) for s in sequences.values()), strict=True)]
+        pieces = [
+            dict(zip(sequences, parts, strict=True))
+            for parts in zip(*(s.split([1, 70, 64, 15], 1) for s in sequences.values()), strict=True)
+        ]
         state, outputs = initial_state, []
         for piece in reversed(pieces) if reverse else pieces:
             output, state = scan_with_state(
@@ -169,7 +172,9 @@ def test_threads_agree_and_repeat_bit_for_bit(channels, reverse):
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results[threads] = gradients_of(scan_with_state, arguments, torch.float32, step_softplus=True, reverse=reverse)
+            results[threads] = gradients_of(
+                scan_with_state, arguments, torch.float32, step_softplus=True, reverse=reverse
+            )
             again = gradients_of(scan_with_state, arguments, torch.float32, step_softplus=True, reverse=reverse)
             assert all(torch.equal(results[threads][name], again[name]) for name in again)
     finally:
@@ -212,7 +217,9 @@ def test_not_a_number_stays_where_it_belongs(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_extreme_steps_stay_finite(backend):
     arguments = scan_arguments(1, 64, 16, 4)
-    arguments["step_size"] = torch.linspace(-200, 200, 64, dtype=torch.float64)[None, :, None].expand(1, 64, 16).contiguous()
+    arguments["step_size"] = (
+        torch.linspace(-200, 200, 64, dtype=torch.float64)[None, :, None].expand(1, 64, 16).contiguous()
+    )
     with backend_or_skip(backend):
         found = gradients_of(scan_with_state, arguments, torch.float32, step_softplus=True)
     assert all(torch.isfinite(tensor).all() for tensor in found.values())
@@ -245,7 +252,9 @@ def test_operator_passes_opcheck(everything, backend):
     optional = [arguments.get(name) for name in ("skip_weight", "gate", "step_bias", "initial_state")]
     required = [arguments[name] for name in ("inputs", "step_size", "state_matrix", "input_matrix", "output_matrix")]
     with backend_or_skip(backend):
-        torch.library.opcheck(torch.ops.mambacore.selective_scan_forward.default, (*required, *optional, True, False, True))
+        torch.library.opcheck(
+            torch.ops.mambacore.selective_scan_forward.default, (*required, *optional, True, False, True)
+        )
 
 
 def test_compiles_into_one_graph_with_equal_gradients():

@@ -17,7 +17,7 @@ OF_DTYPE = {torch.float64: FLOAT64, torch.float32: FLOAT32, torch.bfloat16: BFLO
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to the largest expected value; infinite when shapes differ or a value is not finite."""
+    """Largest difference relative to the largest expected value; infinite for other shapes or non-finite values."""
     if found.shape != expected.shape or not torch.isfinite(found).all():
         return float("inf")
     if expected.numel() == 0:

@@ -24,7 +24,7 @@ def causal_convolution(
         weight: (channels, kernel_width); the last tap meets the present input.
         bias: (channels,).
         silu: apply SiLU to the result.
-        initial_state: (batch, kernel_width - 1, channels), the inputs before the first, oldest first; zeros when absent.
+        initial_state: (batch, kernel_width - 1, channels), the inputs before the first, oldest first; zeros if absent.
         reverse: walk from the last position to the first.
         return_final_state: also return the last ``kernel_width - 1`` inputs in the direction of the walk.
 
@@ -47,7 +47,9 @@ def causal_convolution(
         raise ValueError(f"bias must have shape {(channels,)} but has {tuple(bias.shape)}")
     history = weight.shape[1] - 1
     if initial_state is not None and tuple(initial_state.shape) != (batch, history, channels):
-        raise ValueError(f"initial_state must have shape {(batch, history, channels)} but has {tuple(initial_state.shape)}")
+        raise ValueError(
+            f"initial_state must have shape {(batch, history, channels)} but has {tuple(initial_state.shape)}"
+        )
     dtype = compute_dtype(inputs.dtype)
     state = None if initial_state is None else initial_state.to(inputs.dtype)
     outputs = _forward(inputs, weight.to(dtype), None if bias is None else bias.to(dtype), state, silu, reverse)

@@ -16,7 +16,9 @@ def weighted_sum(extended: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     """bias + sum over taps of weight[tap] * input[t - (kernel_width - 1) + tap]."""
     kernel_width = weight.shape[1]
     length = extended.shape[1] - (kernel_width - 1)
-    total = sum(weight[:, tap] * extended[:, tap : tap + length] for tap in range(kernel_width))
+    total = weight[:, 0] * extended[:, :length]
+    for tap in range(1, kernel_width):
+        total = total + weight[:, tap] * extended[:, tap : tap + length]
     return total if bias is None else total + bias
 
 

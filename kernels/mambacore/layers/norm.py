@@ -41,7 +41,9 @@ def root_mean_square_norm(inputs: Tensor, weight: Tensor, epsilon: float = 1e-5)
     if inputs.dtype not in ELEMENT_TYPES:
         raise TypeError(f"inputs must be float32, bfloat16 or float64 but is {inputs.dtype}; convert it first")
     if inputs.dim() < 1 or tuple(weight.shape) != tuple(inputs.shape[-1:]):
-        raise ValueError(f"weight must have the width of the inputs {tuple(inputs.shape)} but has {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must have the width of the inputs {tuple(inputs.shape)} but has {tuple(weight.shape)}"
+        )
     outputs, _ = _forward(inputs, weight.to(compute_dtype(inputs.dtype)), epsilon)
     return outputs
 
@@ -50,7 +52,8 @@ def _arguments(inputs: Tensor, weight: Tensor, inverse: Tensor, epsilon: float) 
     threads = max(1, min(torch.get_num_threads(), inputs.numel() // _ELEMENTS_PER_THREAD))
     return Norm(
         rows=inverse.numel(), width=inputs.shape[-1], element=ELEMENT_TYPES[inputs.dtype], threads=threads,
-        segments=threads, epsilon=epsilon, inputs=inputs.data_ptr(), weight=weight.data_ptr(), inverse=inverse.data_ptr(),
+        segments=threads, epsilon=epsilon, inputs=inputs.data_ptr(), weight=weight.data_ptr(),
+        inverse=inverse.data_ptr(),
     )  # fmt: skip
 
 
@@ -74,7 +77,9 @@ def _(inputs, weight, epsilon):
 
 
 @torch.library.custom_op("mambacore::root_mean_square_norm_backward", mutates_args=())
-def _backward(grad_outputs: Tensor, inputs: Tensor, weight: Tensor, inverse: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def _backward(
+    grad_outputs: Tensor, inputs: Tensor, weight: Tensor, inverse: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
     library = native_library_for(inputs)
     if library is None:
         along = grad_outputs.to(weight.dtype) * inputs

@@ -43,13 +43,16 @@ class ResidualStack(nn.Module):
         norm_epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            ResidualBlock(model_width, SelectiveMixer(model_width, state_size, kernel_width, expansion, step_rank), norm_epsilon)
+        blocks = [
+            ResidualBlock(
+                model_width, SelectiveMixer(model_width, state_size, kernel_width, expansion, step_rank), norm_epsilon
+            )
             for _ in range(layers)
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.final_norm = RootMeanSquareNorm(model_width, norm_epsilon)
         with torch.no_grad():
-            for block in self.blocks:
+            for block in blocks:
                 block.mixer.output_projection.weight /= layers**0.5
 
     def forward(

@@ -175,8 +175,8 @@ def native_library() -> Library | None:
     path = library_path()
     if path is None:
         warnings.warn(
-            "mambacore was installed without its native library (no C++ compiler was found): scans run through PyTorch, "
-            "many times slower. Install a C++ compiler and reinstall the package.",
+            "mambacore was installed without its native library (no C++ compiler was found): scans run through "
+            "PyTorch, many times slower. Install a C++ compiler and reinstall the package.",
             RuntimeWarning,
             stacklevel=2,
         )

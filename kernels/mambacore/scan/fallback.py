@@ -22,10 +22,8 @@ def interval_bounds(length: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + BORDER_INTERVAL, length)) for begin in range(0, length, BORDER_INTERVAL)]
 
 
-def _take(sequence: Tensor | None, bounds: tuple[int, int], reverse: bool, dtype: torch.dtype) -> Tensor | None:
+def _take(sequence: Tensor, bounds: tuple[int, int], reverse: bool, dtype: torch.dtype) -> Tensor:
     """An interval of a sequence, in scan order and in the compute dtype."""
-    if sequence is None:
-        return None
     begin, end = bounds
     if not reverse:
         return sequence[:, begin:end].to(dtype)
@@ -66,9 +64,10 @@ def forward(
     for bounds in interval_bounds(length):
         if keep_borders:
             borders.append(state.transpose(1, 2))
-        inputs_here, step_here, input_matrix_here, output_matrix_here, gate_here = (
-            _take(sequence, bounds, reverse, dtype) for sequence in (inputs, step_size, input_matrix, output_matrix, gate)
+        inputs_here, step_here, input_matrix_here, output_matrix_here = (
+            _take(sequence, bounds, reverse, dtype) for sequence in (inputs, step_size, input_matrix, output_matrix)
         )
+        gate_here = None if gate is None else _take(gate, bounds, reverse, dtype)
         outputs_here, state = reference.selective_scan_reference(
             inputs_here, step_here, state_matrix, input_matrix_here, output_matrix_here, skip_weight, gate_here,
             step_bias, step_softplus, state,
@@ -93,7 +92,7 @@ def backward(
     border_states: Tensor,
     step_softplus: bool,
     reverse: bool,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, state.
 
     Those of absent arguments are empty tensors. The formulas are those of kernels/native/scan_kernel.cpp.
@@ -114,10 +113,11 @@ def backward(
         return per_channel.unflatten(2, (groups, channels // groups)).sum(3)
 
     for number, bounds in reversed(list(enumerate(interval_bounds(length)))):
-        inputs_here, raw_step, input_matrix_here, output_matrix_here, gate_here, grad_here = (
+        inputs_here, raw_step, input_matrix_here, output_matrix_here, grad_here = (
             _take(sequence, bounds, reverse, dtype)
-            for sequence in (inputs, step_size, input_matrix, output_matrix, gate, grad_outputs)
+            for sequence in (inputs, step_size, input_matrix, output_matrix, grad_outputs)
         )
+        gate_here = None if gate is None else _take(gate, bounds, reverse, dtype)
         into = reference.per_channel(input_matrix_here, channels)
         out_of = reference.per_channel(output_matrix_here, channels)
         step = reference.positive_step_size(raw_step, step_bias, step_softplus)

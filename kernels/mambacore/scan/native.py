@@ -119,7 +119,7 @@ def backward(
     border_states: Tensor,
     step_softplus: bool,
     reverse: bool,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As :func:`mambacore.scan.fallback.backward`."""
     arguments = _Arguments(
         native, inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias,

@@ -55,7 +55,9 @@ def selective_scan(
         ValueError: shapes that do not fit each other.
         TypeError: an unsupported dtype.
     """
-    dtype = _check(inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, initial_state)
+    dtype = _check(
+        inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, initial_state
+    )
     input_matrix, output_matrix = _with_groups(input_matrix, output_matrix)
     arguments = (
         inputs,
@@ -91,7 +93,9 @@ def _check(
         raise TypeError(f"inputs must be float32, bfloat16 or float64 but is {inputs.dtype}; convert it first")
     batch, length, channels = inputs.shape
     if state_matrix.dim() != 2 or state_matrix.shape[0] != channels:
-        raise ValueError(f"state_matrix must be (channels={channels}, state_size) but has shape {tuple(state_matrix.shape)}")
+        raise ValueError(
+            f"state_matrix must be (channels={channels}, state_size) but has shape {tuple(state_matrix.shape)}"
+        )
     state_size = state_matrix.shape[1]
     for name, matrix in (("input_matrix", input_matrix), ("output_matrix", output_matrix)):
         groups = matrix.shape[2] if matrix.dim() == 4 else 1

@@ -1,9 +1,10 @@
-"""The selective scan, one short function per equation: the definition that every faster implementation is tested against.
+"""The selective scan, one short function per equation: the definition that faster implementations are tested against.
 
 Equations are those of Gu & Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv 2312.00752),
 section 2 and algorithm 2, in the form the published code computes. Any real dtype works; float64 is the yardstick.
 Shapes: inputs, step_size, gate (batch, length, channels); state_matrix (channels, state_size); input_matrix and
-output_matrix (batch, length, groups, state_size); skip_weight, step_bias (channels,); state (batch, channels, state_size).
+output_matrix (batch, length, groups, state_size); skip_weight and step_bias (channels,); state (batch, channels,
+state_size).
 """
 
 import torch
@@ -19,7 +20,7 @@ def positive_step_size(step_size: Tensor, step_bias: Tensor | None, step_softplu
 
 
 def decay(step_size: Tensor, state_matrix: Tensor) -> Tensor:
-    """exp(Delta A), the zero-order hold of equation 4: (..., channels) and (channels, state_size) to (..., channels, state_size)."""
+    """exp(Delta A), the zero-order hold of equation 4, as (..., channels, state_size)."""
     return torch.exp(step_size.unsqueeze(-1) * state_matrix)
 
 
