@@ -169,7 +169,8 @@ class SpeciesClassifier(nn.Module):
             PoolingState(hidden.new_zeros(batch, classes, dtype=torch.float64), 0) if state is None else state.evidence
         )
         outgoing = ClassifierState(contexts, stack_state, foretelling[:, -1] if length else first, pooled)
-        return likelihood + deviation, likelihood, outgoing
+        # Gaps (N) are a property of an assembly, not of a species: they are no evidence.
+        return likelihood + deviation * known.unsqueeze(-1), likelihood, outgoing
 
     def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """From (batch, length, model_width): log-probabilities of the base after each position under each class

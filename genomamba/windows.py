@@ -21,13 +21,18 @@ MAXIMUM_UNKNOWN_FRACTION: Final = 0.01
 """Windows with a larger share of N and other ambiguity codes are not used: gaps give the assembly away."""
 
 _MOST_TRIES: Final = 1000
+_GAPLESS_TRIES: Final = 64
+"""So many times a training window without any unknown base is sought before a few are put up with: when only one
+class's assembly has gaps, even short ones would give it away."""
+
 _STRANDS: Final[tuple[Strand, Strand]] = ("+", "-")
 
 
 class WindowSampler:
     """Draws training windows: uniform class, uniform sequence, uniform start, random strand.
 
-    Windows with too many unknown bases are drawn again within their class, so classes stay equally frequent.
+    Windows with unknown bases are drawn again within their class, so classes stay equally frequent. Only where gapless
+    ones are hard to find is a share of `maximum_unknown_fraction` accepted.
     """
 
     def __init__(
@@ -69,12 +74,12 @@ class WindowSampler:
         random = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64)))
         label = int(random.integers(len(self._sequences)))
         sequences = self._sequences[label]
-        for _ in range(_MOST_TRIES):
+        for attempt in range(_MOST_TRIES):
             sequence = sequences[random.integers(len(sequences))]
             start = int(random.integers(sequence.length - self.length + 1))
             strand = _STRANDS[random.integers(2)]
             tokens = sequence.tokens(start, start + self.length)
-            if _is_known(tokens, self.maximum_unknown_fraction):
+            if _is_known(tokens, 0.0 if attempt < _GAPLESS_TRIES else self.maximum_unknown_fraction):
                 return _on_strand(tokens, strand), label
         raise InputError(
             f"class '{self.class_names[label]}' has practically no window of {self.length} bp with at most "

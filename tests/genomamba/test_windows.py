@@ -101,11 +101,19 @@ def test_classes_then_sequences_then_starts_are_uniform() -> None:
 @pytest.mark.parametrize("unknown", [6, 11], ids=["[UNK]", "N"])
 def test_windows_with_many_unknown_bases_are_not_drawn(unknown: int) -> None:
     tokens = random_tokens(5000)
-    tokens[::150] = unknown  # at most one in 100
+    tokens[::80] = unknown  # one or two in 100
     tokens[1000:3000] = unknown
     sampler = WindowSampler(GenomeCollection.from_tokens({"a": {"one": tokens}}), 100, seed=0)
     fractions = [np.mean(sampler.sample(index)[0] == unknown) for index in range(300)]
     assert max(fractions) == 0.01
+
+
+@pytest.mark.parametrize("unknown", [6, 11], ids=["[UNK]", "N"])
+def test_windows_without_a_gap_are_preferred(unknown: int) -> None:
+    tokens = random_tokens(5000)
+    tokens[::150] = unknown  # none or one in 100
+    sampler = WindowSampler(GenomeCollection.from_tokens({"a": {"one": tokens}}), 100, seed=0)
+    assert not any((sampler.sample(index)[0] == unknown).any() for index in range(300))
 
 
 def test_the_limit_of_unknown_bases_can_be_chosen() -> None:

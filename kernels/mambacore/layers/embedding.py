@@ -8,7 +8,7 @@ class ContextEmbedding(nn.Module):
     """The sum of one embedding per context width: that of the last 1, ..., ``width`` symbols up to a position.
 
     A table for contexts of 6 letters gives the first layer at once what a stack of short convolutions must compose.
-    Contexts that hold a symbol outside the alphabet, or that reach before the start, have an entry of their own.
+    Contexts that hold a symbol outside the alphabet, or that reach before the start, add nothing.
 
     Args:
         symbol_count: size of the alphabet that contexts are made of; symbols are numbered from 0.
@@ -20,7 +20,9 @@ class ContextEmbedding(nn.Module):
         super().__init__()
         self.symbol_count = symbol_count
         self.context_widths = context_widths
-        self.tables = nn.ModuleList(nn.Embedding(symbol_count**width + 1, model_width) for width in context_widths)
+        self.tables = nn.ModuleList(
+            nn.Embedding(symbol_count**width + 1, model_width, padding_idx=symbol_count**width) for width in context_widths
+        )
         with torch.no_grad():
             for table in self.tables:
                 table.weight /= len(context_widths) ** 0.5
