@@ -30,6 +30,8 @@ REFERENCE_LENGTH_BP = 1024
 # order one nevertheless, as an optimizer expects: without them the first steps throw the logits to the hundreds.
 CLASS_LIKELIHOOD_SCALE = 0.05
 DEVIATION_SCALE = 0.001
+# Thousands of contexts, each with its own free evidence, would learn the training chromosomes by heart.
+CONTEXT_EVIDENCE_DECAY = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +43,14 @@ class SpeciesClassifierConfig:
         model_width, layers, state_size, kernel_width, expansion, step_rank: of the stack
             (see :class:`mambacore.layers.SelectiveMixer`).
         context_widths: the embedding sums a table for each of these numbers of bases up to a position.
+        evidence_context_widths: such contexts are also evidence by themselves, without any layer between: pooled over
+            the length, this part is a logistic regression on k-mer spectra.
+        feature_width: width of the nonlinear features that the classes' heads read.
         pooling: ``mean`` over the length, or ``last`` position.
         likelihood_weight: weight of the next-base loss beside the classification loss.
+        classification_gradient: the share of the classification loss's gradient that reaches the layers. With 1 they
+            learn to tell the training chromosomes' classes apart, if need be by heart; with 0 they learn the language
+            of DNA only, and just the heads learn the classes, which carries over better to unseen chromosomes.
         shortest_window_bp: training also classifies the windows within a window, from this length on, doubling.
     """
 
@@ -54,35 +62,48 @@ class SpeciesClassifierConfig:
     expansion: int = 2
     step_rank: int | None = None
     context_widths: tuple[int, ...] = (1, 3, 6)
+    evidence_context_widths: tuple[int, ...] = (4, 6)
+    feature_width: int = 128
     pooling: str = "mean"
     likelihood_weight: float = 1.0
+    classification_gradient: float = 0.0
     shortest_window_bp: int = 1024
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
-        object.__setattr__(self, "context_widths", tuple(self.context_widths))
+        for name in ("context_widths", "evidence_context_widths"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.pooling not in POOLINGS:
             raise InputError(
                 f"pooling is {self.pooling!r} in the model's configuration; choose {' or '.join(POOLINGS)}"
             )
-        positive = ("model_width", "layers", "state_size", "kernel_width", "expansion", "shortest_window_bp")
+        if not 0 <= self.classification_gradient <= 1:
+            raise InputError(
+                f"classification_gradient is {self.classification_gradient!r} in the model's configuration; it must be "
+                "a number from 0 to 1"
+            )
+        positive = (
+            "feature_width",
+            "model_width",
+            "layers",
+            "state_size",
+            "kernel_width",
+            "expansion",
+            "shortest_window_bp",
+        )
         for name in positive:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value!r} in the model's configuration; it must be a whole number from 1")
-        widths = self.context_widths
-        if not widths or any(not isinstance(width, int) or not 1 <= width <= 10 for width in widths):
-            raise InputError(
-                f"context_widths is {widths!r} in the model's configuration; list whole numbers from 1 to 10"
-            )
+        for name in ("context_widths", "evidence_context_widths"):
+            widths = getattr(self, name)
+            if not widths or any(not isinstance(width, int) or not 1 <= width <= 10 for width in widths):
+                raise InputError(f"{name} is {widths!r} in the model's configuration; list whole numbers from 1 to 10")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {
-            **dataclasses.asdict(self),
-            "class_names": list(self.class_names),
-            "context_widths": list(self.context_widths),
-        }
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SpeciesClassifierConfig":
@@ -105,7 +126,8 @@ class SpeciesClassifierConfig:
 class ClassifierState(NamedTuple):
     """What a classifier hands on from piece to piece of a record."""
 
-    contexts: Tensor  # (batch, history): the last bases
+    contexts: Tensor  # (batch, history): the last bases, for the embedding
+    evidence_contexts: Tensor  # the same for the evidence of contexts
     stack: tuple[SelectiveState, ...]
     foretold: Tensor  # (batch, classes, bases): log-probability of the next base under each class
     evidence: PoolingState  # (batch, classes)
@@ -129,11 +151,16 @@ class SpeciesClassifier(nn.Module):
         )
         self.next_base = nn.Linear(config.model_width, BASES)
         # Classes start out alike: no evidence until something has been learned.
-        self.class_next_base = nn.Linear(config.model_width, classes * BASES)
-        self.deviation = nn.Linear(config.model_width, classes)
-        for head in (self.class_next_base, self.deviation):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        self.features = nn.Linear(config.model_width, config.feature_width)
+        self.class_next_base = nn.Linear(config.feature_width, classes * BASES)
+        self.deviation = nn.Linear(config.feature_width, classes)
+        self.context_evidence = ContextEmbedding(BASES, config.evidence_context_widths, classes)
+        for parameter in (
+            *self.class_next_base.parameters(),
+            *self.deviation.parameters(),
+            *self.context_evidence.parameters(),
+        ):
+            nn.init.zeros_(parameter)
         self.pooling = POOLINGS[config.pooling]()
         self.confidence_intercept = nn.Parameter(torch.tensor(0.9 * math.log(REFERENCE_LENGTH_BP)))
         self.confidence_slope = nn.Parameter(torch.tensor(0.9))
@@ -159,6 +186,9 @@ class SpeciesClassifier(nn.Module):
         bases = tokens.long() - FIRST_BASE_TOKEN
         embedded, contexts = self.embedding(bases, None if state is None else state.contexts)
         hidden, stack_state = self.stack(embedded, None if state is None else state.stack)
+        from_contexts, evidence_contexts = self.context_evidence(
+            bases, None if state is None else state.evidence_contexts
+        )
         foretelling, deviation = self._heads(hidden)
         first = hidden.new_full((batch, classes, BASES), -math.log(BASES)) if state is None else state.foretold
         foretold = torch.cat([first.unsqueeze(1), foretelling[:, :-1]], dim=1) if length else foretelling
@@ -168,9 +198,13 @@ class SpeciesClassifier(nn.Module):
         pooled = (
             PoolingState(hidden.new_zeros(batch, classes, dtype=torch.float64), 0) if state is None else state.evidence
         )
-        outgoing = ClassifierState(contexts, stack_state, foretelling[:, -1] if length else first, pooled)
+        outgoing = ClassifierState(
+            contexts, evidence_contexts, stack_state, foretelling[:, -1] if length else first, pooled
+        )
         # Gaps (N) are a property of an assembly, not of a species: they are no evidence.
-        return likelihood + deviation * known.unsqueeze(-1), likelihood, outgoing
+        evidence = _scale_gradient(likelihood, self.config.classification_gradient)
+        deviation = (deviation + from_contexts * DEVIATION_SCALE) * known.unsqueeze(-1)
+        return evidence + deviation, likelihood, outgoing
 
     def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """From (batch, length, model_width): log-probabilities of the base after each position under each class
@@ -180,9 +214,10 @@ class SpeciesClassifier(nn.Module):
         """
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self.next_base.weight.dtype)
-            class_logits = self.class_next_base(hidden).unflatten(2, (len(self.config.class_names), BASES))
+            features = F.gelu(self.features(_scale_gradient(hidden, self.config.classification_gradient)))
+            class_logits = self.class_next_base(features).unflatten(2, (len(self.config.class_names), BASES))
             logits = self.next_base(hidden).unsqueeze(2) + class_logits * CLASS_LIKELIHOOD_SCALE
-            return F.log_softmax(logits, dim=-1), self.deviation(hidden) * DEVIATION_SCALE
+            return F.log_softmax(logits, dim=-1), self.deviation(features) * DEVIATION_SCALE
 
     def logits(self, pooled_evidence: Tensor, length_bp: Tensor | int) -> Tensor:
         """Turn pooled evidence (batch, classes) over ``length_bp`` bases into logits.
@@ -226,18 +261,30 @@ class SpeciesClassifier(nn.Module):
         }
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups: matrices decay; norms, biases, embeddings, confidence and the scan's dynamics do not."""
+        """Optimizer groups: matrices decay, the evidence of contexts more; norms, biases, the embedding, confidence and
+        the scan's dynamics do not.
+        """
         spared = {
             id(parameter)
             for module in self.modules()
             if isinstance(module, SelectiveMixer)
             for parameter in module.parameters_without_decay
         }
-        spared |= {id(parameter) for parameter in self.embedding.parameters()}
+        contexts = list(self.context_evidence.parameters())
+        spared |= {id(parameter) for parameter in (*self.embedding.parameters(), *contexts)}
         decaying = [parameter for parameter in self.parameters() if parameter.dim() > 1 and id(parameter) not in spared]
-        chosen = {id(parameter) for parameter in decaying}
+        chosen = {id(parameter) for parameter in (*decaying, *contexts)}
         others = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
-        return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return [
+            {"params": decaying, "weight_decay": weight_decay},
+            {"params": contexts, "weight_decay": CONTEXT_EVIDENCE_DECAY * weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+
+
+def _scale_gradient(tensor: Tensor, factor: float) -> Tensor:
+    """The same values, of which only a part of the gradient flows back."""
+    return tensor.detach() if factor == 0 else tensor * factor + (tensor * (1 - factor)).detach()
 
 
 def save_classifier(folder: Path, model: SpeciesClassifier, *, details: dict[str, Any]) -> None:

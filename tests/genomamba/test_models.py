@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from genomamba.models import (
+    DEVIATION_SCALE,
     SpeciesClassifier,
     SpeciesClassifierConfig,
     load_classifier,
@@ -21,11 +22,13 @@ CLASSES = ("oak", "elm", "ash")
 
 def classifier(dtype=torch.float64, **changes) -> SpeciesClassifier:
     torch.manual_seed(0)
-    options = {"model_width": 16, "layers": 2, "state_size": 4, "context_widths": (1, 3), "shortest_window_bp": 16}
+    options = {"model_width": 16, "layers": 2, "state_size": 4, "context_widths": (1, 3)}
+    options |= {"evidence_context_widths": (2,), "feature_width": 8, "shortest_window_bp": 16}
     model = SpeciesClassifier(SpeciesClassifierConfig(class_names=CLASSES, **{**options, **changes})).to(dtype)
     with torch.no_grad():  # as if something had been learned
         model.class_next_base.weight.normal_()
         model.deviation.weight.normal_()
+        model.context_evidence.tables[0].weight[:-1].normal_()
     return model
 
 
@@ -55,6 +58,7 @@ def test_likelihoods_are_those_of_the_foretold_bases():
     model, tokens = classifier(), random_tokens(1, 30)
     with torch.no_grad():
         model.deviation.weight.zero_()
+        model.context_evidence.tables[0].weight.zero_()
         evidence, likelihood, _ = model._evidence(tokens, None)
         assert torch.equal(evidence, likelihood)
         _, before = model(tokens[:, :20])
@@ -63,6 +67,33 @@ def test_likelihoods_are_those_of_the_foretold_bases():
     assert torch.allclose(likelihood[0, 20], expected.double())
     assert torch.allclose(before.foretold.exp().sum(-1), torch.ones(1, 3, dtype=torch.float64))
     assert (likelihood[0, tokens[0] == 11] == 0).all()  # N says nothing
+
+
+def test_evidence_of_contexts_is_a_regression_on_the_kmer_spectrum():
+    model, tokens = classifier(), random_tokens(1, 200)
+    with torch.no_grad():
+        for parameter in (model.deviation.weight, model.class_next_base.weight):
+            parameter.zero_()
+        pooled, _ = model(tokens)
+        spectrum = torch.zeros(16, dtype=torch.float64)
+        bases = (tokens[0].long() - 7).tolist()
+        for first, second in zip(bases[:-1], bases[1:], strict=True):
+            if first < 4 and second < 4:
+                spectrum[4 * first + second] += 1 / len(bases)
+        table = model.context_evidence.tables[0].weight[:-1]
+    expected = spectrum @ table * DEVIATION_SCALE
+    assert relative_error(pooled[0] - pooled[0, 0], expected - expected[0]) < 1e-7
+
+
+def test_the_classes_do_not_reach_into_the_layers_unless_asked():
+    tokens, labels = random_tokens(2, 64), torch.tensor([0, 1])
+    for share in (0.0, 0.5, 1.0):
+        model = classifier(classification_gradient=share, likelihood_weight=0.0)
+        model.loss(tokens, labels)["loss"].backward()
+        weight = model.stack.blocks[0].mixer.input_projection.weight
+        reached = 0.0 if weight.grad is None else float(weight.grad.abs().sum())
+        assert (reached > 0) == (share > 0)
+        assert model.deviation.weight.grad.abs().sum() > 0
 
 
 def test_before_training_there_is_no_evidence_for_any_class():
@@ -118,9 +149,9 @@ def test_training_makes_the_loss_fall():
 
 def test_decay_spares_the_dynamics_and_covers_every_parameter_once():
     model = classifier()
-    decaying, others = model.parameter_groups(0.1)
-    assert decaying["weight_decay"] == 0.1 and others["weight_decay"] == 0.0
-    ids = [id(parameter) for group in (decaying, others) for parameter in group["params"]]
+    decaying, contexts, others = model.parameter_groups(0.1)
+    assert decaying["weight_decay"] == 0.1 < contexts["weight_decay"] and others["weight_decay"] == 0.0
+    ids = [id(parameter) for group in (decaying, contexts, others) for parameter in group["params"]]
     assert len(ids) == len(set(ids)) == len(list(model.parameters()))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed = {names[id(parameter)] for parameter in decaying["params"]}
@@ -128,7 +159,7 @@ def test_decay_spares_the_dynamics_and_covers_every_parameter_once():
     assert not [
         name
         for name in decayed
-        if any(word in name for word in ("log_decay_rate", "norm", "bias", "tables", "confidence", "skip"))
+        if any(word in name for word in ("log_decay_rate", "norm", "bias", "embedding", "confidence", "skip"))
     ]
 
 

@@ -1,0 +1,325 @@
+"""The command `genomamba`: train, classify, evaluate, demo.
+
+Heavy modules are imported inside the commands, so that `genomamba --help` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from genomamba.genomes import GenomeSpecification
+
+EXIT_INPUT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+EXIT_CODES = "Exit codes: 0 done; 2 wrong input or options, one line on standard error says what; 130 interrupted."
+
+
+class Commands(TyperGroup):
+    """The commands, ending quietly when whoever reads their output has gone, and in one line on Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python would flush standard output once more at the end and complain about the closed pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            print("genomamba: interrupted", file=sys.stderr)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        return result
+
+
+application = typer.Typer(
+    name="genomamba",
+    cls=Commands,
+    help="Which species is this piece of DNA from? Train a model on genomes, then classify contigs of any length.",
+    epilog=EXIT_CODES,
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+GenomeOption = Annotated[
+    list[str],
+    typer.Option(
+        "--genome", metavar="NAME=PATH[,PATH...]", help="A class and its FASTA files, plain or gzipped; once per class."
+    ),
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")]
+SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder written by `genomamba train`.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        print(f"genomamba {version('genomamba')}")
+    except PackageNotFoundError:
+        print("genomamba, not installed and therefore of unknown version")
+    raise typer.Exit
+
+
+@application.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Which species is this piece of DNA from? Train a model on genomes, then classify contigs of any length."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@application.command(epilog=EXIT_CODES)
+def train(
+    genome: GenomeOption,
+    length: Annotated[int, typer.Option(metavar="BP", help="Length of a training window in bases.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model and the state of the run.")],
+    holdout: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[,NAME...]", help="Sequences never trained on, for accuracy and calibration."),
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time for the whole run.", show_default="the recipe's")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of optimiser steps, instead of --minutes.")] = None,
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="tiny, demo, small, or a YAML file.")] = "small",
+    seed: SeedOption = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR, to the same numbers.")] = False,
+    threads: ThreadsOption = None,
+) -> None:
+    """Train a model to tell species apart.
+
+    Windows are drawn uniformly over classes, then sequences, then starts, from both strands. A run that was
+    interrupted, by Ctrl-C or otherwise, goes on with --resume to the same numbers.
+
+    **Examples**
+
+    `genomamba train --genome cow=cow.fa.gz --genome dog=dog.fa --holdout chr7 --length 8192 --output model`
+
+    `genomamba train --genome cow=cow.fa.gz --genome dog=dog.fa --holdout chr7 --length 8192 --output model --resume`
+    """
+    from mambapipelines.species_training import TrainingOptions, train_species_classifier  # noqa: PLC0415
+
+    train_species_classifier(
+        TrainingOptions(
+            genomes=_genomes(genome),
+            length=length,
+            output=output,
+            holdout=[name for option in holdout or () for name in _split(option, "--holdout")],
+            minutes=minutes,
+            steps=steps,
+            recipe=recipe,
+            seed=seed,
+            resume=resume,
+            threads=threads,
+        )
+    )
+
+
+@application.command(epilog=EXIT_CODES)
+def classify(
+    model: ModelArgument,
+    fasta: Annotated[list[str], typer.Argument(metavar="FASTA...", help="FASTA files, plain or gzipped; - is stdin.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the table goes.", show_default="standard output")
+    ] = None,
+    threads: ThreadsOption = None,
+    min_length: Annotated[int, typer.Option(metavar="BP", help="Shorter records are called unclassified.")] = 1,
+    unknown_below: Annotated[
+        float, typer.Option(metavar="P", help="Records whose best class is less probable are called unknown.")
+    ] = 0.0,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page with plots.")] = None,
+    piece_length: Annotated[
+        int,
+        typer.Option(metavar="BP", help="Bases that go through the model at once; the result does not depend on it."),
+    ] = 16_384,
+) -> None:
+    """Say which species each record of FASTA files is from.
+
+    The table has one row per record in the order of the input, tab-separated: record, length, call, probability (of
+    the call's class), then p_NAME for every class. Both strands are averaged, so a record and its reverse complement
+    get the same answer. Records may be of any length; memory does not grow with it. An empty record, and one shorter
+    than --min-length, is called unclassified and has NA for probabilities.
+
+    **Examples**
+
+    `genomamba classify model contigs.fa > calls.tsv`
+
+    `zcat contigs.fa.gz | genomamba classify model - --min-length 1000 --unknown-below 0.9 --report calls.html`
+    """
+    from mambapipelines.species_classification import ClassificationOptions, classify_files  # noqa: PLC0415
+
+    classify_files(
+        ClassificationOptions(
+            model_folder=model,
+            sources=fasta,
+            output=output,
+            threads=threads,
+            minimum_length=min_length,
+            unknown_below=unknown_below,
+            report=report,
+            piece_length=piece_length,
+        )
+    )
+
+
+@application.command(epilog=EXIT_CODES)
+def evaluate(
+    model: ModelArgument,
+    genome: GenomeOption,
+    lengths: Annotated[
+        str, typer.Option(metavar="BP[,BP...]", help="Window lengths.")
+    ] = "1024,4096,16384,65536,262144,1048576",
+    per_class: Annotated[int, typer.Option(help="Windows of each class and length, if there are so many.")] = 200,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="kmer (canonical k-mers and logistic regression), markov (likelihoods), composition (a control that "
+            "sees only GC and N counts) or none; may be repeated.",
+            show_default="all three",
+        ),
+    ] = None,
+    training_genome: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH[,PATH...]",
+            help="Where the training genomes are now, for the baselines, if not where they were.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|FILE.tsv", help="Folder for table and plot, or the table.", show_default="standard output"
+        ),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Accuracy by length as a picture.")] = None,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure accuracy by length on held-out sequences, beside baselines on the same windows.
+
+    Test windows come from the sequences that training held out; a file without any of them that was not trained on is
+    used whole. Baselines are fitted to the model's training sequences, with all choices made there. Intervals are
+    Wilson's at 95 %, for as many trials as there are windows or, if fewer, windows that do not overlap; chromosomes of
+    one name in several files of a class count once. No length has more than four windows for each of those. Windows
+    have at most 1 % of unknown bases, or 5 % at lengths where a class has no others.
+
+    **Examples**
+
+    `genomamba evaluate model --genome cow=cow.fa.gz --genome dog=dog.fa --output evaluation`
+
+    `genomamba evaluate model --genome cow=cow.fa.gz --genome dog=dog.fa --lengths 1024,65536 --baseline kmer`
+    """
+    from genomamba.baselines import BASELINE_NAMES  # noqa: PLC0415
+    from mambapipelines.species_evaluation import (  # noqa: PLC0415
+        NO_BASELINE,
+        EvaluationOptions,
+        evaluate_species_classifier,
+    )
+
+    names = list(dict.fromkeys(baseline)) if baseline else list(BASELINE_NAMES)
+    if NO_BASELINE in names and len(names) > 1:
+        raise _input_error("--baseline none is given beside other baselines: leave one of them out.")
+    evaluate_species_classifier(
+        EvaluationOptions(
+            model_folder=model,
+            genomes=_genomes(genome),
+            lengths=[_whole_number(length, "--lengths") for length in _split(lengths, "--lengths")],
+            per_class=per_class,
+            baselines=[name for name in names if name != NO_BASELINE],
+            training_genomes=_genomes(training_genome or []),
+            output=output,
+            plot=plot,
+            seed=seed,
+            threads=threads,
+        )
+    )
+
+
+@application.command(epilog=EXIT_CODES)
+def demo(
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for everything; an earlier demo there is replaced.")
+    ] = Path("genomamba-demo"),
+    minutes: Annotated[float, typer.Option(help="Time for training, at most.")] = 3.0,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+) -> None:
+    """Show everything on simulated genomes of five species; no data needed.
+
+    Simulates a clade, trains a model on it, measures accuracy by length beside the baselines and the best accuracy
+    that is possible, classifies contigs and writes report.html.
+
+    **Example**
+
+    `genomamba demo --output my-demo`
+    """
+    from mambapipelines.species_demo import DemoOptions, run_demo  # noqa: PLC0415
+
+    run_demo(DemoOptions(output=output, minutes=minutes, seed=seed, threads=threads))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    Args:
+        arguments: without the program's name; `None` takes those of the process.
+    """
+    try:
+        application(args=None if arguments is None else list(arguments), prog_name="genomamba")
+    except ValueError as error:
+        from mambacore.errors import InputError  # noqa: PLC0415
+
+        if not isinstance(error, InputError):
+            raise
+        sentence = " ".join(str(error).split())
+        print(f"genomamba: error: {sentence}", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
+    return 0
+
+
+def _genomes(options: Sequence[str]) -> "list[GenomeSpecification]":
+    from genomamba.genomes import parse_genome_option  # noqa: PLC0415
+
+    return [parse_genome_option(option) for option in options]
+
+
+def _input_error(sentence: str) -> ValueError:
+    from mambacore.errors import InputError  # noqa: PLC0415
+
+    return InputError(sentence)
+
+
+def _split(text: str, option: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise _input_error(f"{option} '{text}' has an empty entry: separate entries by single commas.")
+    return parts
+
+
+def _whole_number(text: str, option: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise _input_error(f"{option} has '{text}', which is no whole number: write numbers of bases.") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
