@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 16384, 65536])
     parser.add_argument("--threads", type=int, default=None, help="default: all cores")
-    parser.add_argument("--time-limit", type=float, default=240, help="seconds for one case, its warm-up included")
+    parser.add_argument("--time-limit", type=float, default=100, help="seconds for one case, its warm-up included")
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:

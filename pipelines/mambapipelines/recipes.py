@@ -184,7 +184,8 @@ def _number(value: object, kind: type, source: str) -> Any:
 def _precision(value: object, source: str) -> str:
     """The precision to train in, `auto` resolved for this processor."""
     if value not in PRECISIONS:
-        raise InputError(f"precision in {source} must be one of {', '.join(PRECISIONS)}, not {value!r}: correct the recipe")
+        choices = ", ".join(PRECISIONS)
+        raise InputError(f"precision in {source} must be one of {choices}, not {value!r}: correct the recipe")
     if value != "auto":
         return str(value)
     capabilities = torch.cpu.get_capabilities()

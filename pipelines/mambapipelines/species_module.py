@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from genomamba.models import SpeciesClassifier
@@ -20,6 +21,7 @@ from genomamba.windows import WindowSampler
 from mambacore.errors import InputError
 from mambapipelines.progress import TrainingProgress
 from mambapipelines.recipes import Recipe
+from mambapipelines.replicas import Replicas, Report
 from mambapipelines.run_state import (
     MetricsLog,
     RunFolder,
@@ -96,6 +98,7 @@ class SpeciesTrainingModule(pl.LightningModule):
         self.accuracy_of_step = math.nan
         self._restored_tensors = state.optimizer if state is not None else None
         self._adamw: torch.optim.AdamW | None = None
+        self._replicas: Replicas | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the model's parameter groups, with the state of the run that is resumed."""
@@ -108,6 +111,12 @@ class SpeciesTrainingModule(pl.LightningModule):
         if self._restored_tensors is not None:
             restore_optimizer(self._adamw, self.model, self._restored_tensors)
         return self._adamw
+
+    def on_train_end(self) -> None:
+        """End the threads of the replicas."""
+        if self._replicas is not None:
+            self._replicas.close()
+            self._replicas = None
 
     def optimizer_state(self) -> dict[str, torch.Tensor]:
         """Tensors of AdamW, by name."""
@@ -130,17 +139,24 @@ class SpeciesTrainingModule(pl.LightningModule):
         assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        optimizer.zero_grad(set_to_none=True)
-        loss, accuracy = 0.0, 0.0
-        for start in range(0, len(labels), self.windows_per_micro_batch):
-            chosen = slice(start, start + self.windows_per_micro_batch)
-            share = len(labels[chosen]) / len(labels)
+        micro_batches = list(
+            zip(tokens.split(self.windows_per_micro_batch), labels.split(self.windows_per_micro_batch), strict=True)
+        )
+        if self._replicas is None:
+            threads = torch.get_num_threads()
+            self._replicas = Replicas(self.model, min(threads, len(micro_batches)), threads)
+
+        def backward(replica: nn.Module, chosen_tokens: torch.Tensor, chosen_labels: torch.Tensor) -> Report:
+            share = len(chosen_labels) / len(labels)
             # Around the forward pass only: backward takes the precision of each forward step by itself.
             with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-                report = self.model.loss(tokens[chosen], labels[chosen])
-            self.manual_backward(report["loss"] * share)
-            loss += float(report["loss"].detach()) * share
-            accuracy += float(report["accuracy"]) * share
+                report = replica.loss(chosen_tokens, chosen_labels)  # type: ignore[operator]
+            (report["loss"] * share).backward()
+            return {name: float(report[name].detach()) * share for name in ("loss", "accuracy")}
+
+        reports = self._replicas.accumulate(micro_batches, backward)
+        loss = math.fsum(report["loss"] for report in reports)
+        accuracy = math.fsum(report["accuracy"] for report in reports)
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.gradient_clip)
         if not math.isfinite(loss) or not math.isfinite(float(gradient_norm)):
             raise InputError(

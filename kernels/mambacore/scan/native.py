@@ -7,6 +7,9 @@ from mambacore.backends import ELEMENT_TYPES, compute_dtype
 from mambacore.native.library import Library, Matrix, Scan, Sequence
 from mambacore.scan.fallback import BORDER_INTERVAL
 
+# Below so many state elements a second thread takes longer to start than it saves.
+_ELEMENTS_PER_THREAD = 1 << 16
+
 
 def channels_contiguous(sequence: Tensor) -> Tensor:
     """The tensor itself when its last dimension is contiguous, else a copy."""
@@ -60,7 +63,8 @@ class _Arguments:
         self.scan = Scan(
             batch=batch, length=length, channels=channels, groups=groups, state_size=state_size,
             border_interval=BORDER_INTERVAL, element=ELEMENT_TYPES[inputs.dtype], reverse=reverse,
-            step_softplus=step_softplus, threads=torch.get_num_threads(),
+            step_softplus=step_softplus,
+            threads=max(1, min(torch.get_num_threads(), inputs.numel() * state_size // _ELEMENTS_PER_THREAD)),
             inputs=as_sequence(self.inputs), step_size=as_sequence(self.step_size), gate=as_sequence(self.gate),
             input_matrix=as_matrix(self.input_matrix), output_matrix=as_matrix(self.output_matrix),
             state_matrix=as_pointer(self.parameters[0]), skip_weight=as_pointer(self.parameters[1]),
