@@ -15,14 +15,11 @@ namespace mambacore {
 namespace MAMBACORE_INSTRUCTION_SET {
 namespace {
 
-template <typename Element> struct ComputeOf { using type = float; };
-template <> struct ComputeOf<double> { using type = double; };
-
 constexpr int64_t rows_at_once = 64;  // a block of rows, taken one vector of channels ("unit") after the other
 
 // The tensors of one call as seen by one unit of one batch item.
 template <typename Element> struct Unit {
-  using Real = typename ComputeOf<Element>::type;
+  using Real = typename ComputeType<Element>::type;
   using Vector = Lanes<Real>;
   static constexpr int lanes = lane_count<Real>;
   const MambacoreConvolution& arguments;
@@ -172,14 +169,10 @@ template <typename Element> void backward(const MambacoreConvolution& arguments)
 }  // namespace
 
 void convolution_forward(const MambacoreConvolution& convolution) {
-  if (convolution.element == MAMBACORE_FLOAT64) forward<double>(convolution);
-  else if (convolution.element == MAMBACORE_BFLOAT16) forward<BFloat16>(convolution);
-  else forward<float>(convolution);
+  with_element(convolution.element, [&](auto element) { forward<decltype(element)>(convolution); });
 }
 void convolution_backward(const MambacoreConvolution& convolution) {
-  if (convolution.element == MAMBACORE_FLOAT64) backward<double>(convolution);
-  else if (convolution.element == MAMBACORE_BFLOAT16) backward<BFloat16>(convolution);
-  else backward<float>(convolution);
+  with_element(convolution.element, [&](auto element) { backward<decltype(element)>(convolution); });
 }
 
 }  // namespace MAMBACORE_INSTRUCTION_SET

@@ -59,6 +59,17 @@ inline BFloat16 narrow(float value) {  // round to nearest even; a NaN stays a N
   return {static_cast<uint16_t>(bits >> 16)};
 }
 
+// What elements are computed in.
+template <typename Element> struct ComputeType { using type = float; };
+template <> struct ComputeType<double> { using type = double; };
+
+// Calls function(an element of the type that the number stands for).
+template <typename Function> inline void with_element(int32_t element, const Function& function) {
+  if (element == MAMBACORE_FLOAT64) function(double{});
+  else if (element == MAMBACORE_BFLOAT16) function(BFloat16{});
+  else function(float{});
+}
+
 template <typename Real> inline Lanes<Real> load(const Real* from, int count) {
   Lanes<Real> lanes;
   if (count == lane_count<Real>) {

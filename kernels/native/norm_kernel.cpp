@@ -11,11 +11,8 @@ namespace mambacore {
 namespace MAMBACORE_INSTRUCTION_SET {
 namespace {
 
-template <typename Element> struct ComputeIn { using type = float; };
-template <> struct ComputeIn<double> { using type = double; };
-
 template <typename Element> struct Rows {
-  using Real = typename ComputeIn<Element>::type;
+  using Real = typename ComputeType<Element>::type;
   using Vector = Lanes<Real>;
   static constexpr int lanes = lane_count<Real>;
   const MambacoreNorm& norm;
@@ -80,14 +77,10 @@ template <typename Element> void backward(const MambacoreNorm& norm) {
 }  // namespace
 
 void norm_forward(const MambacoreNorm& norm) {
-  if (norm.element == MAMBACORE_FLOAT64) forward<double>(norm);
-  else if (norm.element == MAMBACORE_BFLOAT16) forward<BFloat16>(norm);
-  else forward<float>(norm);
+  with_element(norm.element, [&](auto element) { forward<decltype(element)>(norm); });
 }
 void norm_backward(const MambacoreNorm& norm) {
-  if (norm.element == MAMBACORE_FLOAT64) backward<double>(norm);
-  else if (norm.element == MAMBACORE_BFLOAT16) backward<BFloat16>(norm);
-  else backward<float>(norm);
+  with_element(norm.element, [&](auto element) { backward<decltype(element)>(norm); });
 }
 
 }  // namespace MAMBACORE_INSTRUCTION_SET
