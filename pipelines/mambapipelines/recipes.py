@@ -109,7 +109,7 @@ class Recipe:
         _refuse_unknown_keys(model, MODEL_KEYS, f"model in {source}")
         recipe = cls(
             minutes=_number(content.get("minutes", cls.minutes), float, f"minutes in {source}"),
-            precision=_precision(content.get("precision", "auto"), source),
+            precision=_precision(content.get("precision", cls.precision), source),
             model=dict(model),
             optimizer=_section(OptimizerRecipe, content.get("optimizer"), f"optimizer in {source}"),
             batch=_section(BatchRecipe, content.get("batch"), f"batch in {source}"),

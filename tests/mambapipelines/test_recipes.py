@@ -76,3 +76,10 @@ def test_one_recipe_serves_every_length(length: int) -> None:
     assert batch.windows_per_step(length) * length >= 65_536 - length
     assert 1 <= batch.windows_per_micro_batch(length) <= batch.windows_per_step(length)
     assert batch.windows_per_micro_batch(length) * length <= max(length, 16_384)
+
+
+def test_precision_is_resolved_for_the_processor_or_refused() -> None:
+    assert Recipe.from_dict({"precision": "auto"}).precision in ("float32", "bfloat16")
+    assert Recipe.from_dict({"precision": "bfloat16"}).precision == "bfloat16"
+    with pytest.raises(InputError, match="must be one of auto, float32, bfloat16, not 'half'"):
+        Recipe.from_dict({"precision": "half"})

@@ -21,7 +21,8 @@ class ContextEmbedding(nn.Module):
         self.symbol_count = symbol_count
         self.context_widths = context_widths
         self.tables = nn.ModuleList(
-            nn.Embedding(symbol_count**width + 1, model_width, padding_idx=symbol_count**width) for width in context_widths
+            nn.Embedding(symbol_count**width + 1, model_width, padding_idx=symbol_count**width)
+            for width in context_widths
         )
         with torch.no_grad():
             for table in self.tables:
