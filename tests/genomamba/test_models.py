@@ -1,5 +1,6 @@
 """The species classifier: pieces equal the whole, evidence means what it says, folders bring the same model back."""
 
+import itertools
 import json
 
 import pytest
@@ -77,7 +78,7 @@ def test_evidence_of_contexts_is_a_regression_on_the_kmer_spectrum():
         pooled, _ = model(tokens)
         spectrum = torch.zeros(16, dtype=torch.float64)
         bases = (tokens[0].long() - 7).tolist()
-        for first, second in zip(bases[:-1], bases[1:], strict=True):
+        for first, second in itertools.pairwise(bases):
             if first < 4 and second < 4:
                 spectrum[4 * first + second] += 1 / len(bases)
         table = model.context_evidence.tables[0].weight[:-1]
