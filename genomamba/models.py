@@ -133,6 +133,15 @@ class ClassifierState(NamedTuple):
     evidence: PoolingState  # (batch, classes)
 
 
+class Reading(NamedTuple):
+    """What a classifier knows of every base before the classes' heads weigh it."""
+
+    likelihood: Tensor  # (batch, length, classes): log-probability of the base under each class; 0 where unknown
+    features: Tensor  # (batch, length, feature_width)
+    contexts: list[Tensor]  # (batch, length) each: rows of the tables of `SpeciesClassifier.context_evidence`
+    known: Tensor  # (batch, length): whether the base is A, C, G or T
+
+
 class SpeciesClassifier(nn.Module):
     """Classify DNA of any length, given whole or piece by piece."""
 
@@ -181,15 +190,27 @@ class SpeciesClassifier(nn.Module):
 
     def _evidence(self, tokens: Tensor, state: ClassifierState | None) -> tuple[Tensor, Tensor, ClassifierState]:
         """Evidence of each base (batch, length, classes), its likelihood part, and the state with the old pooling."""
+        reading, outgoing = self.read(tokens, state)
+        deviation = sum(
+            table(numbers) for table, numbers in zip(self.context_evidence.tables, reading.contexts, strict=True)
+        )
+        with torch.autocast(tokens.device.type, enabled=False):
+            deviation = (deviation + self.deviation(reading.features)) * DEVIATION_SCALE
+        likelihood = _scale_gradient(reading.likelihood, self.config.classification_gradient)
+        # Gaps (N) are a property of an assembly, not of a species: they are no evidence.
+        return likelihood + deviation * reading.known.unsqueeze(-1), reading.likelihood, outgoing
+
+    def read(self, tokens: Tensor, state: ClassifierState | None = None) -> tuple[Reading, ClassifierState]:
+        """Everything that the evidence of (batch, length) tokens is made of, and the state with the old pooling."""
         batch, length = tokens.shape
         classes = len(self.config.class_names)
         bases = tokens.long() - FIRST_BASE_TOKEN
         embedded, contexts = self.embedding(bases, None if state is None else state.contexts)
         hidden, stack_state = self.stack(embedded, None if state is None else state.stack)
-        from_contexts, evidence_contexts = self.context_evidence(
+        numbers, evidence_contexts = self.context_evidence.context_numbers(
             bases, None if state is None else state.evidence_contexts
         )
-        foretelling, deviation = self._heads(hidden)
+        foretelling, features = self._foretell(hidden)
         first = hidden.new_full((batch, classes, BASES), -math.log(BASES)) if state is None else state.foretold
         foretold = torch.cat([first.unsqueeze(1), foretelling[:, :-1]], dim=1) if length else foretelling
         known = (bases >= 0) & (bases < BASES)
@@ -201,14 +222,11 @@ class SpeciesClassifier(nn.Module):
         outgoing = ClassifierState(
             contexts, evidence_contexts, stack_state, foretelling[:, -1] if length else first, pooled
         )
-        # Gaps (N) are a property of an assembly, not of a species: they are no evidence.
-        evidence = _scale_gradient(likelihood, self.config.classification_gradient)
-        deviation = (deviation + from_contexts * DEVIATION_SCALE) * known.unsqueeze(-1)
-        return evidence + deviation, likelihood, outgoing
+        return Reading(likelihood, features, numbers, known), outgoing
 
-    def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _foretell(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """From (batch, length, model_width): log-probabilities of the base after each position under each class
-        (batch, length, classes, bases), and the deviation (batch, length, classes).
+        (batch, length, classes, bases), and the features (batch, length, feature_width).
 
         In full precision even under autocast: evidence is a small difference of large numbers.
         """
@@ -217,7 +235,7 @@ class SpeciesClassifier(nn.Module):
             features = F.gelu(self.features(_scale_gradient(hidden, self.config.classification_gradient)))
             class_logits = self.class_next_base(features).unflatten(2, (len(self.config.class_names), BASES))
             logits = self.next_base(hidden).unsqueeze(2) + class_logits * CLASS_LIKELIHOOD_SCALE
-            return F.log_softmax(logits, dim=-1), self.deviation(features) * DEVIATION_SCALE
+            return F.log_softmax(logits, dim=-1), features
 
     def logits(self, pooled_evidence: Tensor, length_bp: Tensor | int) -> Tensor:
         """Turn pooled evidence (batch, classes) over ``length_bp`` bases into logits.

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from mambapipelines.calibration import (
     collect_evidence,
     strand_averaged_evidence,
 )
+from mambapipelines.head_fit import fit_heads
 from mambapipelines.progress import TrainingProgress, format_duration, quiet_lightning
 from mambapipelines.recipes import Recipe, load_recipe
 from mambapipelines.run_state import RunFolder, RunState, Schedule
@@ -116,6 +117,7 @@ def train_species_classifier(options: TrainingOptions) -> TrainingResult:
             folder=run,
             model=model,
             sampler=sampler,
+            training=training,
             held_out=held_out,
             fingerprint=fingerprint,
             progress=progress,
@@ -135,6 +137,7 @@ class _Run:
     folder: RunFolder
     model: SpeciesClassifier
     sampler: WindowSampler
+    training: GenomeCollection
     held_out: GenomeCollection
     fingerprint: dict[str, Any]
     progress: TrainingProgress
@@ -239,7 +242,11 @@ class _Run:
     def finish(self, genomes: GenomeCollection) -> TrainingResult:
         """Calibrate and write the model folder."""
         self.model.eval()
-        if self.can_validate and self.held_out_accuracy is None:
+        bases_seen = self.total_steps * self.plan.windows_per_step * self.options.length
+        head_fit = fit_heads(self.model, self.training, bases_seen, self.options.seed)
+        if head_fit is not None:
+            self.progress.note(head_fit.summary())
+        if self.can_validate and (self.held_out_accuracy is None or head_fit is not None):
             self.held_out_accuracy = self.validate()
             self.model.eval()
         report = self._calibrate()
@@ -253,7 +260,8 @@ class _Run:
             "recipe_name": self.options.recipe,
             "seed": self.options.seed,
             "steps": self.total_steps,
-            "bases_seen": self.total_steps * self.plan.windows_per_step * self.options.length,
+            "bases_seen": bases_seen,
+            "head_fit": asdict(head_fit) if head_fit is not None else None,
             "held_out_accuracy": self.held_out_accuracy,
             "calibrated": report is not None,
             "calibration": calibration,

@@ -38,22 +38,30 @@ class ContextEmbedding(nn.Module):
 
         The state is the last ``history`` symbols, (batch, history), -1 where there were none.
         """
+        numbers, state = self.context_numbers(symbols, state)
+        embedded = self.tables[0](numbers[0])
+        for table, number in zip(self.tables[1:], numbers[1:], strict=True):
+            embedded = embedded + table(number)
+        return embedded, state
+
+    def context_numbers(self, symbols: Tensor, state: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """For each context width the row of its table at every position, (batch, length); and the state.
+
+        The oldest symbol is the most significant digit. The last row stands for contexts that are not of the alphabet.
+        """
         if state is None:
             state = symbols.new_full((symbols.shape[0], self.history), -1)
         extended = torch.cat([state, symbols], dim=1)
         length = symbols.shape[1]
         known = (extended >= 0) & (extended < self.symbol_count)
         digits = torch.where(known, extended, 0)
-        embedded: Tensor | None = None
         number = torch.zeros_like(symbols)
         complete = torch.ones_like(symbols, dtype=torch.bool)
+        found: dict[int, Tensor] = {}
         for back in range(self.history + 1):
             first = self.history - back
             number = number + digits[:, first : first + length] * self.symbol_count**back
             complete = complete & known[:, first : first + length]
             if back + 1 in self.context_widths:
-                table = self.tables[self.context_widths.index(back + 1)]
-                found = table(torch.where(complete, number, self.symbol_count ** (back + 1)))
-                embedded = found if embedded is None else embedded + found
-        assert embedded is not None  # context_widths is never empty
-        return embedded, extended[:, length:]
+                found[back + 1] = torch.where(complete, number, self.symbol_count ** (back + 1))
+        return [found[width] for width in self.context_widths], extended[:, length:]
