@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -234,9 +233,7 @@ def test_the_demo_makes_everything_and_replaces_an_earlier_one(
     (folder / "demo.json").write_text("{}", encoding="utf-8")
     (folder / "report.html").write_text("of an earlier demo", encoding="utf-8")
     (folder / "mine.txt").write_text("kept", encoding="utf-8")
-    start_seconds = time.monotonic()
     assert main(["demo", "--output", str(folder), "--minutes", "0.03", "--threads", "1"]) == 0
-    assert time.monotonic() - start_seconds < 60
     captured = capsys.readouterr()
     assert "best possible" in captured.out
     assert "1,024 bp" in captured.out
