@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genomamba.genomes import GenomeCollection
-from genomamba.models import DEVIATION_SCALE, REFERENCE_LENGTH_BP, SpeciesClassifier
+from genomamba.models import DEVIATION_SCALE, REFERENCE_LENGTH_BP, Reading, SpeciesClassifier
 from genomamba.windows import EvaluationWindow, evaluation_windows
 
 # Stretches are read in blocks; a window is a run of neighbouring blocks.
@@ -108,7 +108,7 @@ def fit_heads(model: SpeciesClassifier, training: GenomeCollection, bases_traine
     aside = _set_aside(windows.windows, seed)
     if windows.missing_classes or aside is None:
         return None
-    statistics = _read(model, windows.windows, blocks)
+    statistics = _read(model, windows.windows)
     scaling = _Scaling(statistics.inputs.flatten(0, 1).mean(0), statistics.inputs.flatten(0, 1).std(0).clamp(min=1e-8))
     statistics = _Statistics(
         statistics.likelihood, (statistics.inputs - scaling.mean) / scaling.spread, statistics.labels
@@ -146,23 +146,29 @@ def _set_aside(windows: tuple[EvaluationWindow, ...], seed: int) -> Tensor | Non
 
 
 @torch.no_grad()
-def _read(model: SpeciesClassifier, windows: tuple[EvaluationWindow, ...], blocks: int) -> _Statistics:
+def _read(model: SpeciesClassifier, windows: tuple[EvaluationWindow, ...]) -> _Statistics:
     """Run the model over every window and keep the means over its blocks."""
-    widths = model.config.evidence_context_widths
     likelihoods, inputs = [], []
     for window in windows:
-        reading, _ = model.read(torch.from_numpy(window.tokens().copy()).unsqueeze(0))
-        known = reading.known[0].unflatten(0, (blocks, BLOCK_BP))
-        likelihoods.append(reading.likelihood[0].unflatten(0, (blocks, BLOCK_BP)).mean(1))
-        features = reading.features[0].unflatten(0, (blocks, BLOCK_BP)) * known.unsqueeze(-1)
-        spectra = []
-        for width, numbers in zip(widths, reading.contexts, strict=True):
-            spectrum = torch.zeros(blocks, 4**width + 1)
-            here = numbers[0].unflatten(0, (blocks, BLOCK_BP))
-            spectra.append(spectrum.scatter_add_(1, here, torch.ones(here.shape))[:, :-1] / BLOCK_BP)
-        inputs.append(torch.cat([features.mean(1), *spectra], dim=1))
+        state, of_blocks = None, []
+        for block in torch.from_numpy(window.tokens().copy()).split(BLOCK_BP):
+            reading, state = model.read(block.unsqueeze(0), state)
+            of_blocks.append(_block_means(reading, model.config.evidence_context_widths))
+        likelihood, others = zip(*of_blocks, strict=True)
+        likelihoods.append(torch.stack(likelihood))
+        inputs.append(torch.stack(others))
     labels = torch.tensor([window.label for window in windows])
     return _Statistics(torch.stack(likelihoods), torch.stack(inputs), labels)
+
+
+def _block_means(reading: Reading, context_widths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean likelihood (classes,), and mean of everything else that heads read (inputs,), over one block."""
+    features = (reading.features[0] * reading.known[0].unsqueeze(-1)).mean(0)
+    spectra = [
+        torch.bincount(numbers[0], minlength=4**width + 1)[:-1] / numbers.shape[1]
+        for width, numbers in zip(context_widths, reading.contexts, strict=True)
+    ]
+    return reading.likelihood[0].mean(0), torch.cat([features, *spectra])
 
 
 def _cross_entropy(heads: _Heads, statistics: _Statistics, slope: float) -> Tensor:

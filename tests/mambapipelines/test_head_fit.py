@@ -62,7 +62,7 @@ def test_the_models_evidence_is_what_was_fitted():
     model, collection = classifier(), genomes()
     torch.nn.init.normal_(model.class_next_base.weight)
     windows = evaluation_windows(collection, 2048, 8, seed=0).windows
-    statistics = head_fit._read(model, windows, blocks=16)
+    statistics = head_fit._read(model, windows)
     scaling = head_fit._Scaling(statistics.inputs.flatten(0, 1).mean(0), statistics.inputs.flatten(0, 1).std(0) + 1e-3)
     heads = head_fit._Heads(torch.randn(statistics.inputs.shape[2], 2) * 0.01, torch.zeros(2), torch.tensor(700.0))
     head_fit._put_into(model, heads, scaling)
