@@ -7,8 +7,6 @@ from pathlib import Path
 
 import torch
 
-import mambacore
-
 
 def best_seconds(function: Callable[[], object], repeats: int) -> float:
     """The shortest of several runs after one run to warm up: the time that nothing else disturbed."""
@@ -23,6 +21,8 @@ def best_seconds(function: Callable[[], object], repeats: int) -> float:
 
 def machine() -> str:
     """Processor, threads, instruction set and versions: what a figure must be read with."""
+    import mambacore  # noqa: PLC0415  importing it asks for huge pages, which a peer is not given
+
     model = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():

@@ -6,6 +6,9 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "parallel.h"
+
+std::atomic<mambacore::Team> mambacore::team{nullptr};
 
 namespace {
 
@@ -61,7 +64,7 @@ const InstructionSet& current() {
 #define MAMBACORE_EXPORT extern "C" __attribute__((visibility("default")))
 
 // The layout of the structures above; Python refuses a library whose number differs from its own.
-MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 2; }
+MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 3; }
 
 MAMBACORE_EXPORT const char* mambacore_instruction_set() { return current().name; }
 
@@ -75,6 +78,9 @@ MAMBACORE_EXPORT int32_t mambacore_use_instruction_set(const char* name) {
   }
   return 0;
 }
+
+// Runs tasks on this team (the entry GOMP_parallel of an OpenMP library) from now on; null: on threads of their own.
+MAMBACORE_EXPORT void mambacore_use_team(void* team) { mambacore::team.store(reinterpret_cast<mambacore::Team>(team)); }
 
 MAMBACORE_EXPORT MambacoreScanPlan mambacore_plan_scan(const MambacoreScan* scan) { return current().plan_scan(*scan); }
 MAMBACORE_EXPORT void mambacore_scan_forward(const MambacoreScan* scan) { current().scan_forward(*scan); }

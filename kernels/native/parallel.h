@@ -1,23 +1,40 @@
-// Threads are started per call: that costs microseconds where a call takes milliseconds, and a forked data worker can
-// never inherit a pool whose threads are gone.
+// Threads for the tasks of one call.
+//
+// When the process already has a team of threads (PyTorch's OpenMP team; Python hands its entry over), the tasks run on
+// it: its members wait for work by spinning, so threads of our own would share their cores and take about twice as long.
+// Otherwise threads are started per call.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <thread>
 #include <vector>
 
 namespace mambacore {
 
-// Calls task(index) for every index in [0, tasks). Which thread takes which index is fixed by the counts.
+// Calls member(argument) on every one of `threads` members of a team and returns when all are done: GOMP_parallel.
+using Team = void (*)(void (*member)(void*), void* argument, unsigned threads, unsigned flags);
+extern std::atomic<Team> team;  // null: none
+
+// Calls task(index) for every index in [0, tasks). Threads take the indices as they come free, so results may not depend
+// on which thread ran which task.
 template <typename Task> void parallel_for(int64_t tasks, int64_t threads, const Task& task) {
   threads = std::max<int64_t>(1, std::min(tasks, threads));
-  auto work = [&](int64_t thread) {
-    for (int64_t index = tasks * thread / threads; index < tasks * (thread + 1) / threads; ++index) task(index);
-  };
+  struct Shared {
+    const Task& task;
+    const int64_t tasks;
+    std::atomic<int64_t> next;
+    static void work(void* argument) {
+      Shared& shared = *static_cast<Shared*>(argument);
+      for (int64_t index = shared.next++; index < shared.tasks; index = shared.next++) shared.task(index);
+    }
+  } shared{task, tasks, {0}};
+  if (threads == 1) return Shared::work(&shared);
+  if (const Team run = team.load()) return run(Shared::work, &shared, static_cast<unsigned>(threads), 0);
   std::vector<std::thread> others;
-  for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
-  work(0);
+  for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back(Shared::work, &shared);
+  Shared::work(&shared);
   for (std::thread& other : others) other.join();
 }
 

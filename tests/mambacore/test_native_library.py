@@ -12,7 +12,7 @@ import torch
 
 import mambacore
 from mambacore.native import library as library_module
-from mambacore.native.library import Library, library_path, native_library
+from mambacore.native.library import Library, library_path, native_library, process_team
 from scan_cases import scan_arguments
 from tolerances import FLOAT32, relative_error
 
@@ -76,6 +76,18 @@ def test_a_scan_works_in_a_forked_process():
         mambacore.causal_convolution(inputs, torch.ones(64, 4))
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(library_path() is None, reason="installed without the native library")
+def test_threads_of_its_own_give_the_same_bits_as_the_team_of_the_process():
+    inputs, weight = torch.randn(1, 4096, 64), torch.randn(64, 4)
+    torch.set_num_threads(max(2, torch.get_num_threads()))
+    on_team = mambacore.causal_convolution(inputs, weight)
+    native_library().use_team(None)
+    try:
+        assert torch.equal(mambacore.causal_convolution(inputs, weight), on_team)
+    finally:
+        native_library().use_team(process_team())
 
 
 def test_installing_without_a_compiler_gives_a_working_package(tmp_path):

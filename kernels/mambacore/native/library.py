@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 
 _FILE_NAME = "libmambacore_native.dylib" if sys.platform == "darwin" else "libmambacore_native.so"
@@ -111,9 +111,16 @@ class Library:
             )
         self._library.mambacore_instruction_set.restype = ctypes.c_char_p
         self._library.mambacore_plan_scan.restype = ScanPlan
+        self.use_team(process_team())
+        if hasattr(os, "register_at_fork"):  # a forked child has no team
+            os.register_at_fork(after_in_child=lambda: self.use_team(None))
         wanted = os.environ.get(INSTRUCTION_SET_VARIABLE)
         if wanted:
             self.use_instruction_set(wanted)
+
+    def use_team(self, entry: ctypes.c_void_p | None) -> None:
+        """Run tasks on this OpenMP team from now on; None: on threads started per call."""
+        self._library.mambacore_use_team(entry)
 
     @property
     def instruction_set(self) -> str:
@@ -153,6 +160,12 @@ class Library:
 
     def norm_backward(self, norm: Norm) -> None:
         self._library.mambacore_norm_backward(ctypes.byref(norm))
+
+
+def process_team() -> ctypes.c_void_p | None:
+    """The entry of the OpenMP team of this process (PyTorch's), or None when it has no GNU-compatible one."""
+    entry = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return ctypes.cast(entry, ctypes.c_void_p) if entry else None
 
 
 def library_path() -> Path | None:
