@@ -4,7 +4,8 @@
     python kernels/benchmarks/block.py --lengths 1024 --time-limit 30
 
 Ours is a whole residual block with its two norms; the peers (transformers' MambaMixer and mambapy's MambaBlock) run
-without any. Each case runs in a process of its own, so that peak memory is its own: it is the growth of the resident
+without any. Importing mambacore asks PyTorch for huge pages, which is part of what it gives; the peers run as their users
+run them, and with huge pages too under THP_MEM_ALLOC_ENABLE=1. Each case runs in a process of its own, so that peak memory is its own: it is the growth of the resident
 size from before the first call to the highest point.
 """
 
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 
 MODEL_WIDTH, STATE_SIZE = 128, 16
 REPEATS = 3
+# Before anything imports mambacore, which would hand huge pages on to the peers.
+ENVIRONMENT = dict(os.environ)
 
 
 def ours() -> Callable[[Tensor], Tensor]:
@@ -78,7 +81,9 @@ def run_in_process(system: str, length: int, backward: bool, options: argparse.N
     if options.threads:
         command += ["--threads", str(options.threads)]
     try:
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=options.time_limit, check=True)
+        finished = subprocess.run(
+            command, env=ENVIRONMENT, capture_output=True, text=True, timeout=options.time_limit, check=True
+        )
     except subprocess.TimeoutExpired:
         return None
     except subprocess.CalledProcessError as error:
