@@ -4,9 +4,9 @@
     python kernels/benchmarks/block.py --lengths 1024 --time-limit 30
 
 Ours is a whole residual block with its two norms; the peers (transformers' MambaMixer and mambapy's MambaBlock) run
-without any. Importing mambacore asks PyTorch for huge pages, which is part of what it gives; the peers run as their users
-run them, and with huge pages too under THP_MEM_ALLOC_ENABLE=1. Each case runs in a process of its own, so that peak memory is its own: it is the growth of the resident
-size from before the first call to the highest point.
+without any. Importing mambacore asks PyTorch for huge pages, which is part of what it gives; the peers run as their
+users run them, and with huge pages too under THP_MEM_ALLOC_ENABLE=1. Each case runs in a process of its own, so that
+peak memory is its own: it is the growth of the resident size from before the first call to the highest point.
 """
 
 import argparse
