@@ -152,11 +152,16 @@ class SpeciesClassifier(nn.Module):
         self.embedding = ContextEmbedding(BASES, config.context_widths, config.model_width)
         self.stack = ResidualStack(
             config.model_width,
-            config.layers,
-            config.state_size,
-            config.kernel_width,
-            config.expansion,
-            config.step_rank,
+            [
+                {
+                    "name": "selective",
+                    "state_size": config.state_size,
+                    "kernel_width": config.kernel_width,
+                    "expansion": config.expansion,
+                    "step_rank": config.step_rank,
+                }
+            ]
+            * config.layers,
         )
         self.next_base = nn.Linear(config.model_width, BASES)
         # Classes start out alike: no evidence until something has been learned.

@@ -33,7 +33,7 @@ ENVIRONMENT = dict(os.environ)
 def ours() -> Callable[[Tensor], Tensor]:
     from mambacore.layers import ResidualStack  # noqa: PLC0415  each case imports only what it measures
 
-    stack = ResidualStack(MODEL_WIDTH, layers=1, state_size=STATE_SIZE)
+    stack = ResidualStack(MODEL_WIDTH, [{"name": "selective", "state_size": STATE_SIZE}])
     return lambda sequence: stack(sequence)[0]
 
 

@@ -22,6 +22,12 @@ def compute_dtype(element_dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if element_dtype == torch.float64 else torch.float32
 
 
+def state_dtype(element_dtype: torch.dtype, is_complex: bool) -> torch.dtype:
+    """What a state is kept in: the compute dtype, or the complex numbers over it."""
+    dtype = compute_dtype(element_dtype)
+    return dtype.to_complex() if is_complex else dtype
+
+
 def backends() -> dict[str, str]:
     """What there is: backend name to ``"available ..."`` or the reason why not."""
     problem = native_problem()

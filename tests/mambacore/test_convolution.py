@@ -99,8 +99,8 @@ def test_gradcheck_and_opcheck(backend):
             lambda *parts: with_state(**dict(zip(tensors, parts, strict=True)), silu=True), tuple(tensors.values())
         )
         operator = torch.ops.mambacore.causal_convolution_forward.default
-        torch.library.opcheck(operator, (*tensors.values(), True, False))
-        torch.library.opcheck(operator, (tensors["inputs"], tensors["weight"], None, None, False, True))
+        torch.library.opcheck(operator, (*tensors.values(), None, True, False))
+        torch.library.opcheck(operator, (tensors["inputs"], tensors["weight"], None, None, None, False, True))
 
 
 def test_compiles_into_one_graph_with_equal_gradients():

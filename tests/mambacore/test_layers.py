@@ -14,7 +14,7 @@ WIDTH = 12
 LAYERS = {
     "mixer": lambda: SelectiveMixer(WIDTH, state_size=4),
     "block": lambda: ResidualBlock(WIDTH, SelectiveMixer(WIDTH, state_size=3, kernel_width=2)),
-    "stack": lambda: ResidualStack(WIDTH, layers=3, state_size=4),
+    "stack": lambda: ResidualStack(WIDTH, [{"name": "selective", "state_size": 4}] * 3),
 }
 SPLITS = {"halves": [65, 65], "steps": [1] * 130, "ragged": [1, 63, 64, 2]}
 
@@ -97,9 +97,9 @@ def test_mixer_starts_with_the_papers_step_sizes_and_decay_rates():
 
 def test_a_stack_scales_its_output_projections_by_the_depth():
     torch.manual_seed(0)
-    one = ResidualStack(16, layers=1).blocks[0].mixer.output_projection.weight.abs().max()
+    one = ResidualStack(16, ["selective"]).blocks[0].mixer.output_projection.weight.abs().max()
     torch.manual_seed(0)
-    four = ResidualStack(16, layers=4).blocks[0].mixer.output_projection.weight.abs().max()
+    four = ResidualStack(16, ["selective"] * 4).blocks[0].mixer.output_projection.weight.abs().max()
     assert torch.isclose(four, one / 2)
 
 

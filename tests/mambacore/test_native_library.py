@@ -124,7 +124,7 @@ def test_installing_without_a_compiler_gives_a_working_package(tmp_path):
         "    warnings.simplefilter('always')\n"
         "    import mambacore\n"
         "    from mambacore.layers import ResidualStack\n"
-        "    outputs, state = ResidualStack(8, layers=2)(torch.randn(1, 70, 8))\n"
+        "    outputs, state = ResidualStack(8, ['selective'] * 2)(torch.randn(1, 70, 8))\n"
         "    outputs.sum().backward()\n"
         "print(mambacore.__file__, sum('native library' in str(warning.message) for warning in caught))\n"
     )

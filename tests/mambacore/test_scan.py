@@ -7,6 +7,7 @@ from mambacore import selective_scan, use_backend
 from mambacore.native import native_library
 from mambacore.scan import selective_scan_reference
 from mambacore.scan.operator import BORDER_INTERVAL
+from gradients import gradients_of
 from scan_cases import leaves, scan_arguments
 from tolerances import FLOAT32, FLOAT64, OF_DTYPE, PIECES_FLOAT64, relative_error
 
@@ -18,20 +19,6 @@ def backend_or_skip(name: str):
     if name == "native" and native_library() is None:
         pytest.skip("installed without the native library")
     return use_backend(name)
-
-
-def gradients_of(function, arguments, dtype, **options):
-    """Outputs, final state and all gradients, for fixed gradients of both."""
-    inputs = leaves(arguments, dtype)
-    outputs, state = function(**inputs, **options)
-    generator = torch.Generator().manual_seed(99)
-    seeds = [torch.randn(tensor.shape, generator=generator, dtype=torch.float64) for tensor in (outputs, state)]
-    grads = torch.autograd.grad(
-        [outputs, state],
-        list(inputs.values()),
-        [seed.to(tensor.dtype) for seed, tensor in zip(seeds, (outputs, state), strict=True)],
-    )
-    return dict(zip(["outputs", "final_state", *inputs], [outputs, state, *grads], strict=True))
 
 
 def scan_with_state(**arguments):
@@ -253,7 +240,7 @@ def test_operator_passes_opcheck(everything, backend):
     required = [arguments[name] for name in ("inputs", "step_size", "state_matrix", "input_matrix", "output_matrix")]
     with backend_or_skip(backend):
         torch.library.opcheck(
-            torch.ops.mambacore.selective_scan_forward.default, (*required, *optional, True, False, True)
+            torch.ops.mambacore.selective_scan_forward.default, (*required, *optional, None, True, False, True)
         )
 
 

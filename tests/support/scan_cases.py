@@ -29,6 +29,38 @@ def scan_arguments(
     return required | optional if everything else required
 
 
+def complex_scan_arguments(
+    batch: int, length: int, channels: int, state_size: int, groups: int = 1, seed: int = 0, everything: bool = True
+) -> dict[str, Tensor]:
+    """The same with a complex state: complex128 matrices and initial state, frequencies up to 3 turns a unit of time."""
+    arguments = scan_arguments(batch, length, channels, state_size, groups, seed, everything)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name in ("state_matrix", "input_matrix", "output_matrix", "initial_state"):
+        if name in arguments:
+            real = arguments[name]
+            imaginary = torch.randn(real.shape, generator=generator, dtype=torch.float64)
+            arguments[name] = torch.complex(real, 6 * imaginary if name == "state_matrix" else imaginary)
+    return arguments
+
+
+def time_invariant(arguments: dict[str, Tensor], names: tuple[str, ...], seed: int = 0) -> dict[str, Tensor]:
+    """The same with the named matrices replaced by random ones of shape (channels, state_size)."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    like = arguments["state_matrix"]
+    return arguments | {name: torch.randn(like.shape, generator=generator, dtype=like.dtype) for name in names}
+
+
+def random_starts(batch: int, length: int, share: float = 0.03, seed: int = 0) -> Tensor:
+    """Where records begin, (batch, length), boolean; the first row goes on from an incoming state, the others do not."""
+    generator = torch.Generator().manual_seed(seed + 3)
+    starts = torch.rand(batch, length, generator=generator) < share
+    starts[:, 0] = torch.arange(batch) > 0
+    return starts
+
+
 def leaves(arguments: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Copies in another dtype that want a gradient."""
-    return {name: tensor.to(dtype).clone().requires_grad_() for name, tensor in arguments.items()}
+    """Copies in another dtype (complex ones in the complex numbers over it) that want a gradient."""
+    return {
+        name: tensor.to(dtype.to_complex() if tensor.is_complex() else dtype).clone().requires_grad_()
+        for name, tensor in arguments.items()
+    }

@@ -7,6 +7,8 @@ from torch import Tensor
 FLOAT64 = 1e-12
 # float32: a few hundred roundings of 6e-8 along the sequence, and 9e-8 from the polynomial for exp2.
 FLOAT32 = 2e-5
+# A complex state turns as well: the rounding of a phase weighs in the gradients of the step, which sum over the sequence.
+COMPLEX_FLOAT32 = 5e-5
 # bfloat16 keeps 8 bits: outputs and their gradients are rounded by up to 2^-8; sums over the sequence average that out.
 BFLOAT16 = 2e-2
 # A sequence in pieces repeats the arithmetic of the whole, but products are cut into pieces of other shapes.
@@ -22,6 +24,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
         return float("inf")
     if expected.numel() == 0:
         return 0.0
-    found, expected = found.detach().double(), expected.detach().double()
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    found, expected = found.detach().to(wide), expected.detach().to(wide)
     scale = expected.abs().max().clamp(min=1e-30)
     return float((found - expected).abs().max() / scale)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for
 from mambacore.convolution import native
-from mambacore.convolution.reference import causal_convolution_reference, weighted_sum, with_history
+from mambacore.convolution.reference import causal_convolution_reference, tap_mask, weighted_sum, with_history
 
 
 def causal_convolution(
@@ -16,6 +16,7 @@ def causal_convolution(
     initial_state: Tensor | None = None,
     reverse: bool = False,
     return_final_state: bool = False,
+    sequence_starts: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Convolve every channel with its own short causal kernel, optionally followed by SiLU.
 
@@ -26,7 +27,10 @@ def causal_convolution(
         silu: apply SiLU to the result.
         initial_state: (batch, kernel_width - 1, channels), the inputs before the first, oldest first; zeros if absent.
         reverse: walk from the last position to the first.
-        return_final_state: also return the last ``kernel_width - 1`` inputs in the direction of the walk.
+        return_final_state: also return the last ``kernel_width - 1`` inputs in the direction of the walk, zero where
+            they belong to an earlier record than the last one.
+        sequence_starts: (batch, length), boolean, True where a new record begins (``mambacore.packing``): no tap
+            reaches into another record.
 
     Returns:
         Outputs (batch, length, channels) in the inputs' dtype and, if asked for, the final state
@@ -50,13 +54,27 @@ def causal_convolution(
         raise ValueError(
             f"initial_state must have shape {(batch, history, channels)} but has {tuple(initial_state.shape)}"
         )
+    if sequence_starts is not None and tuple(sequence_starts.shape) != tuple(inputs.shape[:2]):
+        raise ValueError(
+            f"sequence_starts must have shape {tuple(inputs.shape[:2])} but has {tuple(sequence_starts.shape)}"
+        )
+    if sequence_starts is not None and sequence_starts.dtype != torch.bool:
+        raise TypeError(f"sequence_starts must be boolean but is {sequence_starts.dtype}")
     dtype = compute_dtype(inputs.dtype)
     state = None if initial_state is None else initial_state.to(inputs.dtype)
-    outputs = _forward(inputs, weight.to(dtype), None if bias is None else bias.to(dtype), state, silu, reverse)
-    return (outputs, _final_state(inputs, state, history, reverse)) if return_final_state else outputs
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    outputs = _forward(inputs, weight, bias, state, sequence_starts, silu, reverse)
+    if not return_final_state:
+        return outputs
+    final_state = _last_inputs(inputs, state, history, reverse)
+    if sequence_starts is not None and inputs.shape[1] > 0:
+        last = sequence_starts[:, : history + 1] if reverse else sequence_starts[:, -history - 1 :]
+        mask = tap_mask(last, weight.shape[1], reverse)[:, 1:, -1]
+        final_state = torch.where(mask.unsqueeze(-1), final_state, torch.zeros_like(final_state))
+    return outputs, final_state
 
 
-def _final_state(inputs: Tensor, initial_state: Tensor | None, history: int, reverse: bool) -> Tensor:
+def _last_inputs(inputs: Tensor, initial_state: Tensor | None, history: int, reverse: bool) -> Tensor:
     """The last ``history`` inputs in the direction of the walk, reaching back into the initial state if need be."""
     batch, length, channels = inputs.shape
     kept = min(history, length)
@@ -69,18 +87,26 @@ def _final_state(inputs: Tensor, initial_state: Tensor | None, history: int, rev
 
 @torch.library.custom_op("mambacore::causal_convolution_forward", mutates_args=())
 def _forward(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool, reverse: bool
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    sequence_starts: Tensor | None,
+    silu: bool,
+    reverse: bool,
 ) -> Tensor:
-    library = native_library_for(inputs)
+    library = native_library_for(inputs) if sequence_starts is None else None
     if library is not None:
         return native.forward(library, inputs, weight, bias, initial_state, silu, reverse)
     state = None if initial_state is None else initial_state.to(weight.dtype)
-    outputs, _ = causal_convolution_reference(inputs.to(weight.dtype), weight, bias, state, silu, reverse)
+    outputs, _ = causal_convolution_reference(
+        inputs.to(weight.dtype), weight, bias, state, silu, reverse, sequence_starts
+    )
     return outputs.to(inputs.dtype).contiguous()
 
 
 @_forward.register_fake
-def _(inputs, weight, bias, initial_state, silu, reverse):
+def _(inputs, weight, bias, initial_state, sequence_starts, silu, reverse):
     return inputs.new_empty(inputs.shape)
 
 
@@ -91,31 +117,37 @@ def _backward(
     weight: Tensor,
     bias: Tensor | None,
     initial_state: Tensor | None,
+    sequence_starts: Tensor | None,
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    library = native_library_for(inputs)
+    library = native_library_for(inputs) if sequence_starts is None else None
     if library is not None:
         return native.backward(library, grad_outputs, inputs, weight, bias, initial_state, silu, reverse)
-    return _fallback_backward(grad_outputs, inputs, weight, bias, initial_state, silu, reverse)
+    return _fallback_backward(grad_outputs, inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
 
 
-def _fallback_backward(grad_outputs, inputs, weight, bias, initial_state, silu, reverse):
+def _fallback_backward(grad_outputs, inputs, weight, bias, initial_state, sequence_starts, silu, reverse):
     """Gradients of inputs, weight, bias and initial state in plain PyTorch; those of absent arguments are empty."""
     kernel_width, length = weight.shape[1], inputs.shape[1]
     grad, ordered = (tensor.to(weight.dtype) for tensor in (grad_outputs, inputs))
     if reverse:
         grad, ordered = grad.flip(1), ordered.flip(1)
     extended = with_history(ordered, initial_state, kernel_width)
+    mask = None if sequence_starts is None else tap_mask(sequence_starts, kernel_width, reverse)
     if silu:
-        before_activation = weighted_sum(extended, weight, bias)
+        before_activation = weighted_sum(extended, weight, bias, mask)
         opening = torch.sigmoid(before_activation)
         grad = grad * opening * (1 + before_activation * (1 - opening))
     grad_extended = torch.zeros_like(extended)
     grad_taps = []
     for tap in range(kernel_width):
-        grad_extended[:, tap : tap + length] += weight[:, tap] * grad
-        grad_taps.append((grad * extended[:, tap : tap + length]).sum((0, 1)))
+        met, grad_here = extended[:, tap : tap + length], grad
+        if mask is not None:
+            allowed = mask[:, tap].unsqueeze(-1)
+            met, grad_here = (torch.where(allowed, tensor, torch.zeros_like(tensor)) for tensor in (met, grad))
+        grad_extended[:, tap : tap + length] += weight[:, tap] * grad_here
+        grad_taps.append((grad_here * met).sum((0, 1)))
     grad_initial_state, grad_inputs = grad_extended.to(inputs.dtype).split([kernel_width - 1, length], dim=1)
     return (
         grad_inputs.flip(1) if reverse else grad_inputs.clone(),
@@ -126,7 +158,7 @@ def _fallback_backward(grad_outputs, inputs, weight, bias, initial_state, silu, 
 
 
 @_backward.register_fake
-def _(grad_outputs, inputs, weight, bias, initial_state, silu, reverse):
+def _(grad_outputs, inputs, weight, bias, initial_state, sequence_starts, silu, reverse):
     def like(tensor: Tensor | None) -> Tensor:
         return inputs.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
 
@@ -139,9 +171,10 @@ def _keep_for_backward(ctx, inputs, output) -> None:
 
 
 def _gradient(ctx, grad_outputs):
-    tensors = ctx.saved_tensors
-    grads = _backward(grad_outputs, *tensors, ctx.silu, ctx.reverse)
-    return (*(None if tensor is None else grad for grad, tensor in zip(grads, tensors, strict=True)), None, None)
+    *tensors, sequence_starts = ctx.saved_tensors
+    grads = _backward(grad_outputs, *tensors, sequence_starts, ctx.silu, ctx.reverse)
+    wanted = (None if tensor is None else grad for grad, tensor in zip(grads, tensors, strict=True))
+    return (*wanted, None, None, None)
 
 
 _forward.register_autograd(_gradient, setup_context=_keep_for_backward)

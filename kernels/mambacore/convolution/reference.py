@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mambacore.packing import resets_before
+
 
 def with_history(inputs: Tensor, initial_state: Tensor | None, kernel_width: int) -> Tensor:
     """Put the last ``kernel_width - 1`` earlier inputs (zeros when absent) before the inputs, in scan order."""
@@ -12,13 +14,31 @@ def with_history(inputs: Tensor, initial_state: Tensor | None, kernel_width: int
     return torch.cat([initial_state.to(inputs.dtype), inputs], dim=1)
 
 
-def weighted_sum(extended: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """bias + sum over taps of weight[tap] * input[t - (kernel_width - 1) + tap]."""
+def tap_mask(sequence_starts: Tensor, kernel_width: int, reverse: bool) -> Tensor:
+    """(batch, kernel_width, length), boolean, in scan order: whether a tap meets an input of the same record."""
+    resets = resets_before(sequence_starts, reverse)
+    if reverse:
+        resets = resets.flip(1)
+    batch, length = resets.shape
+    mask = resets.new_ones(batch, kernel_width, length)
+    # A tap that reaches `back` positions back is cut off by a start at any of the last `back` positions.
+    for back in range(1, kernel_width):
+        cut = torch.zeros_like(resets)
+        cut[:, back - 1 :] = resets[:, : max(length - back + 1, 0)]
+        mask[:, kernel_width - 1 - back] = mask[:, kernel_width - back] & ~cut
+    return mask
+
+
+def weighted_sum(extended: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    """bias + sum over taps of weight[tap] * input[t - (kernel_width - 1) + tap], where the mask allows."""
     kernel_width = weight.shape[1]
     length = extended.shape[1] - (kernel_width - 1)
-    total = weight[:, 0] * extended[:, :length]
-    for tap in range(1, kernel_width):
-        total = total + weight[:, tap] * extended[:, tap : tap + length]
+    total = torch.zeros((), dtype=extended.dtype, device=extended.device)
+    for tap in range(kernel_width):
+        met = extended[:, tap : tap + length]
+        if mask is not None:
+            met = torch.where(mask[:, tap].unsqueeze(-1), met, torch.zeros_like(met))
+        total = total + weight[:, tap] * met
     return total if bias is None else total + bias
 
 
@@ -29,16 +49,26 @@ def causal_convolution_reference(
     initial_state: Tensor | None = None,
     silu: bool = False,
     reverse: bool = False,
+    sequence_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The whole operator: outputs (batch, length, channels) and the state for what follows.
 
     ``weight`` is (channels, kernel_width); states are (batch, kernel_width - 1, channels), the last inputs in the
-    direction of the walk, oldest first.
+    direction of the walk, oldest first, zero where they belong to an earlier record.
     """
     kernel_width = weight.shape[1]
     extended = with_history(inputs.flip(1) if reverse else inputs, initial_state, kernel_width)
-    outputs = weighted_sum(extended, weight, bias)
-    final_state = extended[:, extended.shape[1] - (kernel_width - 1) :]
+    mask = None if sequence_starts is None else tap_mask(sequence_starts, kernel_width, reverse)
+    outputs = weighted_sum(extended, weight, bias, mask)
+    final_state = state_after(extended, mask, kernel_width)
     if silu:
         outputs = F.silu(outputs)
     return outputs.flip(1) if reverse else outputs, final_state
+
+
+def state_after(extended: Tensor, mask: Tensor | None, kernel_width: int) -> Tensor:
+    """The last ``kernel_width - 1`` inputs, zero where they belong to another record than the last position."""
+    last = extended[:, extended.shape[1] - (kernel_width - 1) :]
+    if mask is None or mask.shape[2] == 0 or kernel_width == 1:
+        return last
+    return torch.where(mask[:, 1:, -1].unsqueeze(-1), last, torch.zeros_like(last))

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mambacore.convolution import causal_convolution
+from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.layers.state_matrices import initial_state_matrix
 from mambacore.scan import selective_scan
 
 # Step sizes at the start of training (section 3.6 of the paper): log-uniform between these, never below the floor.
@@ -25,16 +27,32 @@ def step_bias_for(step_size: Tensor) -> Tensor:
     return step_size + torch.log(-torch.expm1(-step_size))
 
 
-class SelectiveMixer(nn.Module):
+@torch.no_grad()
+def initial_step_bias(channels: int) -> Tensor:
+    """Biases (channels,) whose softplus are step sizes log-uniform between the smallest and the largest."""
+    log_range = math.log(LARGEST_STEP) - math.log(SMALLEST_STEP)
+    step_size = torch.exp(torch.rand(channels) * log_range + math.log(SMALLEST_STEP))
+    return step_bias_for(step_size.clamp(min=STEP_FLOOR))
+
+
+@register_mixer
+class SelectiveMixer(Mixer):
     """Mix along the sequence with a selective state space model whose step, input and output depend on the input.
 
     Args:
         model_width: channels of the sequence that comes and goes.
-        state_size: states per inner channel (the paper's N).
+        state_size: states per inner channel (the paper's N); complex ones count once.
         kernel_width: taps of the causal convolution before the scan.
         expansion: inner channels per model channel.
         step_rank: width through which the step size is computed; ``ceil(model_width / 16)`` when None.
+        complex_state: states are complex numbers.
+        state_matrix: what the state matrix starts from (``mambacore.layers.state_matrices``); S4D-Real, or S4D-Lin for
+            a complex state, when None.
+        linear_bias: the projections that come and go have biases.
+        convolution_bias: the convolution has a bias.
     """
+
+    name = "selective"
 
     def __init__(
         self,
@@ -43,20 +61,28 @@ class SelectiveMixer(nn.Module):
         kernel_width: int = 4,
         expansion: int = 2,
         step_rank: int | None = None,
+        complex_state: bool = False,
+        state_matrix: str | None = None,
+        linear_bias: bool = False,
+        convolution_bias: bool = True,
     ) -> None:
         super().__init__()
         self.inner_width = expansion * model_width
         self.state_size = state_size
+        self.complex_state = complex_state
+        self.state_matrix_start = state_matrix or ("s4d-lin" if complex_state else "s4d-real")
         self.step_rank = math.ceil(model_width / 16) if step_rank is None else step_rank
-        self.input_projection = nn.Linear(model_width, 2 * self.inner_width, bias=False)
+        self.matrix_width = 2 * state_size if complex_state else state_size
+        self.input_projection = nn.Linear(model_width, 2 * self.inner_width, bias=linear_bias)
         self.convolution_weight = nn.Parameter(torch.empty(self.inner_width, kernel_width))
-        self.convolution_bias = nn.Parameter(torch.empty(self.inner_width))
-        self.selection_projection = nn.Linear(self.inner_width, self.step_rank + 2 * state_size, bias=False)
+        self.convolution_bias = nn.Parameter(torch.empty(self.inner_width)) if convolution_bias else None
+        self.selection_projection = nn.Linear(self.inner_width, self.step_rank + 2 * self.matrix_width, bias=False)
         self.step_projection = nn.Linear(self.step_rank, self.inner_width, bias=False)
         self.step_bias = nn.Parameter(torch.empty(self.inner_width))
         self.log_decay_rate = nn.Parameter(torch.empty(self.inner_width, state_size))
+        self.frequency = nn.Parameter(torch.empty(self.inner_width, state_size)) if complex_state else None
         self.skip_weight = nn.Parameter(torch.empty(self.inner_width))
-        self.output_projection = nn.Linear(self.inner_width, model_width, bias=False)
+        self.output_projection = nn.Linear(self.inner_width, model_width, bias=linear_bias)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -64,38 +90,67 @@ class SelectiveMixer(nn.Module):
         """Initialise what the paper initialises specially; linear layers keep PyTorch's default."""
         bound = self.convolution_weight.shape[1] ** -0.5
         self.convolution_weight.uniform_(-bound, bound)
-        self.convolution_bias.uniform_(-bound, bound)
+        if self.convolution_bias is not None:
+            self.convolution_bias.uniform_(-bound, bound)
         nn.init.uniform_(self.step_projection.weight, -(self.step_rank**-0.5), self.step_rank**-0.5)
-        log_range = math.log(LARGEST_STEP) - math.log(SMALLEST_STEP)
-        step_size = torch.exp(torch.rand(self.inner_width) * log_range + math.log(SMALLEST_STEP))
-        self.step_bias.copy_(step_bias_for(step_size.clamp(min=STEP_FLOOR)))
-        self.log_decay_rate.copy_(torch.arange(1, self.state_size + 1).log().expand_as(self.log_decay_rate))  # S4D-Real
+        self.step_bias.copy_(initial_step_bias(self.inner_width))
+        start = initial_state_matrix(self.state_matrix_start, self.inner_width, self.state_size, self.complex_state)
+        self.log_decay_rate.copy_((-start.real).log())
+        if self.frequency is not None:
+            self.frequency.copy_(start.imag)
         self.skip_weight.fill_(1.0)
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
         """The parameters of the dynamics, which weight decay would pull to a meaningless place."""
-        return [self.log_decay_rate, self.skip_weight, self.step_bias, self.convolution_bias]
+        dynamics = [self.log_decay_rate, self.frequency, self.skip_weight, self.step_bias, self.convolution_bias]
+        return [parameter for parameter in dynamics if parameter is not None]
 
-    def forward(self, sequence: Tensor, state: SelectiveState | None = None) -> tuple[Tensor, SelectiveState]:
-        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+    @property
+    def state_matrix(self) -> Tensor:
+        """A (inner_width, state_size): negative rates of decay, with the frequency as imaginary part if complex."""
+        rate = self.log_decay_rate
+        decay_rate = -torch.exp(rate.to(torch.promote_types(rate.dtype, torch.float32)))
+        return decay_rate if self.frequency is None else torch.complex(decay_rate, self.frequency.to(decay_rate.dtype))
+
+    def forward(
+        self,
+        sequence: Tensor,
+        state: SelectiveState | None = None,
+        sequence_starts: Tensor | None = None,
+        reverse: bool = False,
+    ) -> tuple[Tensor, SelectiveState]:
+        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state.
+
+        ``reverse`` walks from the last position to the first, which the kernels do without copies.
+        """
         inputs, gate = self.input_projection(sequence).chunk(2, dim=-1)
+        outputs, state = self.mix(inputs, gate, state, sequence_starts, reverse)
+        return self.output_projection(outputs), state
+
+    def mix(
+        self, inputs: Tensor, gate: Tensor, state: SelectiveState | None, sequence_starts: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, SelectiveState]:
+        """What lies between the two projections: convolution, selection and scan of (batch, length, inner_width)."""
         inputs, convolution_state = causal_convolution(
             inputs,
             self.convolution_weight,
             self.convolution_bias,
             silu=True,
             initial_state=None if state is None else state.convolution,
+            reverse=reverse,
             return_final_state=True,
+            sequence_starts=sequence_starts,
         )
-        selection = self.selection_projection(inputs)
-        low_rank_step, input_matrix, output_matrix = selection.split(
-            [self.step_rank, self.state_size, self.state_size], dim=-1
+        low_rank_step, input_matrix, output_matrix = self.selection_projection(inputs).split(
+            [self.step_rank, self.matrix_width, self.matrix_width], dim=-1
         )
+        if self.complex_state:
+            input_matrix, output_matrix = (as_complex(matrix) for matrix in (input_matrix, output_matrix))
         outputs, scan_state = selective_scan(
             inputs,
             self.step_projection(low_rank_step),
-            -torch.exp(self.log_decay_rate.to(torch.promote_types(self.log_decay_rate.dtype, torch.float32))),
+            self.state_matrix,
             input_matrix,
             output_matrix,
             self.skip_weight,
@@ -103,6 +158,14 @@ class SelectiveMixer(nn.Module):
             self.step_bias,
             step_softplus=True,
             initial_state=None if state is None else state.scan,
+            reverse=reverse,
             return_final_state=True,
+            sequence_starts=sequence_starts,
         )
-        return self.output_projection(outputs), SelectiveState(convolution_state, scan_state)
+        return outputs, SelectiveState(convolution_state, scan_state)
+
+
+def as_complex(pairs: Tensor) -> Tensor:
+    """(..., 2 * count) real numbers as (..., count) complex ones: real and imaginary parts are neighbours."""
+    pairs = pairs.to(torch.promote_types(pairs.dtype, torch.float32))
+    return torch.view_as_complex(pairs.unflatten(-1, (-1, 2)).contiguous())

@@ -1,10 +1,18 @@
 """Residual blocks and the stack of them, each a function ``(sequence, state) -> (sequence, state)``."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from mambacore.layers.mixer import Mixer, build_mixer
 from mambacore.layers.norm import RootMeanSquareNorm
-from mambacore.layers.selective import SelectiveMixer, SelectiveState
+
+# One state per block, each whatever its mixer hands on.
+StackState = tuple[Any, ...]
 
 # Without gradients a long sequence is walked in pieces of this many positions (over the batch), whose buffers stay in
 # the cache and are used again: about twice as fast on a CPU as one sweep over freshly mapped memory.
@@ -14,67 +22,68 @@ PIECE_POSITIONS = 4096
 class ResidualBlock(nn.Module):
     """sequence + mixer(norm(sequence)), normalised by root mean square."""
 
-    def __init__(self, model_width: int, mixer: SelectiveMixer, norm_epsilon: float = 1e-5) -> None:
+    def __init__(self, model_width: int, mixer: Mixer, norm_epsilon: float = 1e-5) -> None:
         super().__init__()
         self.norm = RootMeanSquareNorm(model_width, norm_epsilon)
         self.mixer = mixer
 
-    def forward(self, sequence: Tensor, state: SelectiveState | None = None) -> tuple[Tensor, SelectiveState]:
+    def forward(self, sequence: Tensor, state: Any = None, sequence_starts: Tensor | None = None) -> tuple[Tensor, Any]:
         """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
-        mixed, state = self.mixer(self.norm(sequence), state)
+        mixed, state = self.mixer(self.norm(sequence), state, sequence_starts)
         return sequence + mixed, state
 
 
 class ResidualStack(nn.Module):
-    """Residual selective blocks one after the other and a final norm.
+    """Residual blocks one after the other and a final norm.
 
     The output projections are scaled down by the square root of the number of layers (GPT-2's rule, which the Mamba
     paper follows), so that the sum of all residual branches starts at the size of one.
+
+    Args:
+        model_width: channels of the sequence.
+        mixers: one per layer: its name, or a mapping of its name and options (``build_mixer``). A hybrid is a list of
+            different ones.
+        norm_epsilon: keeps positions of zeros finite.
+
+    Raises:
+        InputError: an unknown mixer or option.
     """
 
-    def __init__(
-        self,
-        model_width: int,
-        layers: int,
-        state_size: int = 16,
-        kernel_width: int = 4,
-        expansion: int = 2,
-        step_rank: int | None = None,
-        norm_epsilon: float = 1e-5,
-    ) -> None:
+    def __init__(self, model_width: int, mixers: Sequence[str | Mapping[str, Any]], norm_epsilon: float = 1e-5) -> None:
         super().__init__()
-        blocks = [
-            ResidualBlock(
-                model_width, SelectiveMixer(model_width, state_size, kernel_width, expansion, step_rank), norm_epsilon
-            )
-            for _ in range(layers)
-        ]
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(model_width, build_mixer(model_width, description), norm_epsilon) for description in mixers
+        )
         self.final_norm = RootMeanSquareNorm(model_width, norm_epsilon)
         with torch.no_grad():
-            for block in blocks:
-                block.mixer.output_projection.weight /= layers**0.5
+            for block in self.blocks:
+                block.mixer.output_projection.weight /= len(self.blocks) ** 0.5
 
     def forward(
-        self, sequence: Tensor, state: tuple[SelectiveState, ...] | None = None
-    ) -> tuple[Tensor, tuple[SelectiveState, ...]]:
-        """(batch, length, model_width) and one incoming state per block to the same shape and the outgoing states."""
+        self, sequence: Tensor, state: StackState | None = None, sequence_starts: Tensor | None = None
+    ) -> tuple[Tensor, StackState]:
+        """(batch, length, model_width) and one incoming state per block to the same shape and the outgoing states.
+
+        ``sequence_starts`` (batch, length), boolean, is True where a new record begins: nothing crosses from one record
+        to the next.
+        """
         positions = max(1, PIECE_POSITIONS // max(1, sequence.shape[0]))
         if torch.is_grad_enabled() or sequence.shape[1] <= positions:
-            return self._walk(sequence, state)
+            return self._walk(sequence, state, sequence_starts)
         outputs = torch.empty_like(sequence)
         for begin in range(0, sequence.shape[1], positions):
             piece = slice(begin, begin + positions)
-            outputs[:, piece], state = self._walk(sequence[:, piece], state)
+            starts = None if sequence_starts is None else sequence_starts[:, piece]
+            outputs[:, piece], state = self._walk(sequence[:, piece], state, starts)
         assert state is not None  # the sequence is longer than one piece
         return outputs, state
 
     def _walk(
-        self, sequence: Tensor, state: tuple[SelectiveState, ...] | None
-    ) -> tuple[Tensor, tuple[SelectiveState, ...]]:
+        self, sequence: Tensor, state: StackState | None, sequence_starts: Tensor | None
+    ) -> tuple[Tensor, StackState]:
         incoming = state if state is not None else (None,) * len(self.blocks)
         outgoing = []
         for block, block_state in zip(self.blocks, incoming, strict=True):
-            sequence, new_state = block(sequence, block_state)
+            sequence, new_state = block(sequence, block_state, sequence_starts)
             outgoing.append(new_state)
         return self.final_norm(sequence), tuple(outgoing)

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for
+from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for, state_dtype
+from mambacore.packing import resets_before
 from mambacore.scan import fallback, native
+from mambacore.scan.fallback import border_shape
 
 BORDER_INTERVAL = fallback.BORDER_INTERVAL
 
@@ -22,6 +24,7 @@ def selective_scan(
     initial_state: Tensor | None = None,
     reverse: bool = False,
     return_final_state: bool = False,
+    sequence_starts: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run a selective state space model over a sequence (Gu & Dao, arXiv 2312.00752, algorithm 2).
 
@@ -30,12 +33,16 @@ def selective_scan(
         state_t  = exp(step_t * state_matrix) * state_{t-1} + step_t * input_matrix_t * inputs_t
         output_t = (<output_matrix_t, state_t> + skip_weight * inputs_t) * silu(gate_t)
 
+    With a complex ``state_matrix`` the state and both matrices are complex, and twice the real part of the inner product
+    is read: each number of the state stands for itself and its conjugate.
+
     Args:
         inputs: (batch, length, channels), float32, bfloat16 or float64. Any strides; contiguous channels are fastest.
         step_size: (batch, length, channels).
-        state_matrix: (channels, state_size), negative for a state that fades.
-        input_matrix: (batch, length, state_size) or (batch, length, groups, state_size); ``channels / groups``
-            neighbouring channels share a group's matrix.
+        state_matrix: (channels, state_size), real or complex, with a negative real part for a state that fades.
+        input_matrix: (batch, length, state_size) or (batch, length, groups, state_size), where ``channels / groups``
+            neighbouring channels share a group's matrix; or (channels, state_size) for one that does not depend on
+            time. Real or complex, as the state.
         output_matrix: like ``input_matrix``.
         skip_weight: (channels,).
         gate: (batch, length, channels).
@@ -44,10 +51,13 @@ def selective_scan(
         initial_state: (batch, channels, state_size), the state before the first position; zero when absent.
         reverse: run from the last position to the first.
         return_final_state: also return the state after the last position in the direction of the scan.
+        sequence_starts: (batch, length), boolean, True where a new record begins (``mambacore.packing``): the state
+            does not cross into it, nor out of it in reverse.
 
     Returns:
         Outputs (batch, length, channels) in the inputs' dtype and, if asked for, the final state
-        (batch, channels, state_size). States and parameters are float32, or float64 for float64 inputs. Everything is
+        (batch, channels, state_size). States and parameters are float32, or float64 for float64 inputs, or complex
+        numbers of these. Everything is
         differentiable, the initial state and the final one included. Results repeat bit for bit for a given number of
         threads.
 
@@ -55,20 +65,24 @@ def selective_scan(
         ValueError: shapes that do not fit each other.
         TypeError: an unsupported dtype.
     """
-    dtype = _check(
-        inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, initial_state
-    )
+    _check(
+        inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, initial_state,
+        sequence_starts,
+    )  # fmt: skip
     input_matrix, output_matrix = _with_groups(input_matrix, output_matrix)
+    dtype = compute_dtype(inputs.dtype)
+    of_state = state_dtype(inputs.dtype, state_matrix.is_complex())
     arguments = (
         inputs,
         step_size.to(inputs.dtype),
-        state_matrix.to(dtype),
-        input_matrix.to(dtype),
-        output_matrix.to(dtype),
+        state_matrix.to(of_state),
+        input_matrix.to(of_state),
+        output_matrix.to(of_state),
         None if skip_weight is None else skip_weight.to(dtype),
         None if gate is None else gate.to(inputs.dtype),
         None if step_bias is None else step_bias.to(dtype),
-        None if initial_state is None else initial_state.to(dtype),
+        None if initial_state is None else initial_state.to(of_state),
+        None if sequence_starts is None else resets_before(sequence_starts, reverse),
     )
     keep_borders = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in arguments)
     outputs, final_state, _ = _forward(*arguments, step_softplus, reverse, keep_borders)
@@ -85,8 +99,9 @@ def _check(
     gate: Tensor | None,
     step_bias: Tensor | None,
     initial_state: Tensor | None,
-) -> torch.dtype:
-    """Refuse what does not fit, naming the argument; return the compute dtype."""
+    sequence_starts: Tensor | None,
+) -> None:
+    """Refuse what does not fit, naming the argument."""
     if inputs.dim() != 3:
         raise ValueError(f"inputs must be (batch, length, channels) but has shape {tuple(inputs.shape)}")
     if inputs.dtype not in ELEMENT_TYPES:
@@ -100,33 +115,50 @@ def _check(
     for name, matrix in (("input_matrix", input_matrix), ("output_matrix", output_matrix)):
         groups = matrix.shape[2] if matrix.dim() == 4 else 1
         fits = matrix.dim() in (3, 4) and matrix.shape[:2] == (batch, length) and matrix.shape[-1] == state_size
-        if not fits or groups < 1 or channels % groups:
+        if (not fits or groups < 1 or channels % groups) and tuple(matrix.shape) != (channels, state_size):
             raise ValueError(
                 f"{name} must be (batch={batch}, length={length}, state_size={state_size}), or have groups that divide "
-                f"the {channels} channels before its last dimension, but has shape {tuple(matrix.shape)}"
+                f"the {channels} channels before its last dimension, or be (channels={channels}, "
+                f"state_size={state_size}), but has shape {tuple(matrix.shape)}"
             )
+    for name, tensor in (
+        ("input_matrix", input_matrix),
+        ("output_matrix", output_matrix),
+        ("initial_state", initial_state),
+    ):
+        if tensor is not None and tensor.is_complex() and not state_matrix.is_complex():
+            raise TypeError(f"{name} is complex but state_matrix is real; make both complex or both real")
     expected = {
         "step_size": (step_size, (batch, length, channels)),
         "skip_weight": (skip_weight, (channels,)),
         "gate": (gate, (batch, length, channels)),
         "step_bias": (step_bias, (channels,)),
         "initial_state": (initial_state, (batch, channels, state_size)),
+        "sequence_starts": (sequence_starts, (batch, length)),
     }
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {shape} to fit the inputs but has {tuple(tensor.shape)}")
-    return compute_dtype(inputs.dtype)
+    if sequence_starts is not None and sequence_starts.dtype != torch.bool:
+        raise TypeError(f"sequence_starts must be boolean but is {sequence_starts.dtype}")
 
 
 def _with_groups(input_matrix: Tensor, output_matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Both matrices with a dimension for groups, and as many groups each."""
-    matrices = [matrix.unsqueeze(2) if matrix.dim() == 3 else matrix for matrix in (input_matrix, output_matrix)]
-    counts = {matrix.shape[2] for matrix in matrices}
+    """Matrices that depend on time with a dimension for groups, and as many groups each; others as they are."""
+    first, second = (matrix.unsqueeze(2) if matrix.dim() == 3 else matrix for matrix in (input_matrix, output_matrix))
+    if first.dim() == 2 or second.dim() == 2:
+        return first, second
+    counts = {first.shape[2], second.shape[2]}
     if len(counts) > 1 and min(counts) != 1:
         raise ValueError(f"input_matrix and output_matrix must have the same groups but have {sorted(counts)}")
     groups = max(counts)
-    first, second = (matrix.expand(-1, -1, groups, -1) for matrix in matrices)
-    return first, second
+    return first.expand(-1, -1, groups, -1), second.expand(-1, -1, groups, -1)
+
+
+def _library(inputs, state_matrix, input_matrix, output_matrix, resets):
+    library = native_library_for(inputs)
+    plain = not state_matrix.is_complex() and input_matrix.dim() == output_matrix.dim() == 4 and resets is None
+    return library if plain else None
 
 
 @torch.library.custom_op("mambacore::selective_scan_forward", mutates_args=())
@@ -140,28 +172,31 @@ def _forward(
     gate: Tensor | None,
     step_bias: Tensor | None,
     initial_state: Tensor | None,
+    resets: Tensor | None,
     step_softplus: bool,
     reverse: bool,
     keep_borders: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     arguments = (
         inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, initial_state,
-        step_softplus, reverse, keep_borders,
+        resets, step_softplus, reverse, keep_borders,
     )  # fmt: skip
-    library = native_library_for(inputs)
-    return fallback.forward(*arguments) if library is None else native.forward(library, *arguments)
+    library = _library(inputs, state_matrix, input_matrix, output_matrix, resets)
+    if library is None:
+        return fallback.forward(*arguments)
+    return native.forward(library, *arguments[:9], *arguments[10:])
 
 
 @_forward.register_fake
 def _(inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, initial_state,
-      step_softplus, reverse, keep_borders):  # fmt: skip
+      resets, step_softplus, reverse, keep_borders):  # fmt: skip
     batch, length, channels = inputs.shape
-    state_size, dtype = state_matrix.shape[1], compute_dtype(inputs.dtype)
-    intervals = (length + BORDER_INTERVAL - 1) // BORDER_INTERVAL if keep_borders else 0
+    state_size = state_matrix.shape[1]
+    borders = border_shape(batch, length if keep_borders else 0, channels, state_size, state_matrix.is_complex())
     return (
         inputs.new_empty(inputs.shape),
-        inputs.new_empty(batch, channels, state_size, dtype=dtype),
-        inputs.new_empty(batch, intervals, state_size, channels, dtype=dtype),
+        inputs.new_empty(batch, channels, state_size, dtype=state_matrix.dtype),
+        inputs.new_empty(borders, dtype=compute_dtype(inputs.dtype)),
     )
 
 
@@ -177,45 +212,49 @@ def _backward(
     skip_weight: Tensor | None,
     gate: Tensor | None,
     step_bias: Tensor | None,
+    resets: Tensor | None,
     border_states: Tensor,
     step_softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     arguments = (
         grad_outputs, grad_final_state, inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate,
-        step_bias, border_states, step_softplus, reverse,
+        step_bias, resets, border_states, step_softplus, reverse,
     )  # fmt: skip
-    library = native_library_for(inputs)
-    return fallback.backward(*arguments) if library is None else native.backward(library, *arguments)
+    library = _library(inputs, state_matrix, input_matrix, output_matrix, resets)
+    if library is None:
+        return fallback.backward(*arguments)
+    return native.backward(library, *arguments[:10], *arguments[11:])
 
 
 @_backward.register_fake
 def _(grad_outputs, grad_final_state, inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate,
-      step_bias, border_states, step_softplus, reverse):  # fmt: skip
+      step_bias, resets, border_states, step_softplus, reverse):  # fmt: skip
     def like(tensor: Tensor | None) -> Tensor:
         return inputs.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
 
-    batch, _, state_size, channels = border_states.shape
+    batch, _, channels = inputs.shape
     return (
         like(inputs), like(step_size), like(state_matrix), like(input_matrix), like(output_matrix), like(skip_weight),
-        like(gate), like(step_bias), border_states.new_empty(batch, channels, state_size),
+        like(gate), like(step_bias), state_matrix.new_empty(batch, *state_matrix.shape),
     )  # fmt: skip
 
 
 def _keep_for_backward(ctx, inputs, output) -> None:
-    *tensors, initial_state, step_softplus, reverse, keep_borders = inputs
+    *tensors, initial_state, resets, step_softplus, reverse, keep_borders = inputs
     if not keep_borders:
         raise RuntimeError("the scan was run without keep_borders, so it has no gradient; call selective_scan instead")
-    ctx.save_for_backward(*tensors, output[2])
+    ctx.save_for_backward(*tensors, resets, output[2])
     ctx.has_initial_state = initial_state is not None
     ctx.step_softplus, ctx.reverse = step_softplus, reverse
 
 
 def _gradient(ctx, grad_outputs, grad_final_state, _grad_borders):
-    *tensors, border_states = ctx.saved_tensors
-    grads = _backward(grad_outputs, grad_final_state, *tensors, border_states, ctx.step_softplus, ctx.reverse)
+    *tensors, resets, border_states = ctx.saved_tensors
+    grads = _backward(grad_outputs, grad_final_state, *tensors, resets, border_states, ctx.step_softplus, ctx.reverse)
     present = [tensor is not None for tensor in tensors] + [ctx.has_initial_state]
-    return (*(grad if there else None for grad, there in zip(grads, present, strict=True)), None, None, None)
+    wanted = (grad if there else None for grad, there in zip(grads, present, strict=True))
+    return (*wanted, None, None, None, None)
 
 
 _forward.register_autograd(_gradient, setup_context=_keep_for_backward)

@@ -1,15 +1,18 @@
 """The selective scan, one short function per equation: the definition that faster implementations are tested against.
 
 Equations are those of Gu & Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv 2312.00752),
-section 2 and algorithm 2, in the form the published code computes. Any real dtype works; float64 is the yardstick.
+section 2 and algorithm 2, in the form the published code computes. Any dtype works; float64 is the yardstick. With a
+complex state_matrix the state, input_matrix and output_matrix are complex, everything else is real.
 Shapes: inputs, step_size, gate (batch, length, channels); state_matrix (channels, state_size); input_matrix and
-output_matrix (batch, length, groups, state_size); skip_weight and step_bias (channels,); state (batch, channels,
-state_size).
+output_matrix (batch, length, groups, state_size), or (channels, state_size) when they do not depend on time;
+skip_weight and step_bias (channels,); state (batch, channels, state_size).
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from mambacore.packing import resets_before
 
 
 def positive_step_size(step_size: Tensor, step_bias: Tensor | None, step_softplus: bool) -> Tensor:
@@ -38,8 +41,12 @@ def next_state(state: Tensor, decay_now: Tensor, drive_now: Tensor) -> Tensor:
 
 
 def read_out(state: Tensor, output_matrix: Tensor) -> Tensor:
-    """y_t = C h_t (equation 2b); ``output_matrix`` is already per channel: (..., channels, state_size)."""
-    return (state * output_matrix).sum(-1)
+    """C h, summed over the states (equation 2b); ``output_matrix`` is already per channel.
+
+    A complex state stands for itself and its conjugate, so that the sum over both is twice its real part.
+    """
+    product = (state * output_matrix).sum(-1)
+    return 2 * product.real if product.is_complex() else product
 
 
 def skip(outputs: Tensor, inputs: Tensor, skip_weight: Tensor | None) -> Tensor:
@@ -57,6 +64,11 @@ def per_channel(matrix: Tensor, channels: int) -> Tensor:
     return matrix.repeat_interleave(channels // matrix.shape[-2], dim=-2)
 
 
+def reset(state: Tensor, resets: Tensor) -> Tensor:
+    """Zero in the batch items (batch,) where a new record begins: its past belongs to another."""
+    return torch.where(resets[:, None, None], torch.zeros_like(state), state)
+
+
 def selective_scan_reference(
     inputs: Tensor,
     step_size: Tensor,
@@ -69,6 +81,7 @@ def selective_scan_reference(
     step_softplus: bool = False,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    sequence_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The whole operator, position by position.
 
@@ -79,15 +92,21 @@ def selective_scan_reference(
     batch, length, channels = inputs.shape
     state = initial_state
     if state is None:
-        state = inputs.new_zeros(batch, channels, state_matrix.shape[-1])
+        state = torch.zeros(batch, channels, state_matrix.shape[-1], dtype=state_matrix.dtype, device=inputs.device)
+    resets = None if sequence_starts is None else resets_before(sequence_starts, reverse)
     step = positive_step_size(step_size, step_bias, step_softplus)
+
+    def at(matrix: Tensor, position: int) -> Tensor:
+        return matrix if matrix.dim() == 2 else per_channel(matrix[:, position], channels)
+
     outputs: list[Tensor] = []
     for position in reversed(range(length)) if reverse else range(length):
         step_now, inputs_now = step[:, position], inputs[:, position]
-        input_matrix_now = per_channel(input_matrix[:, position], channels)
-        output_matrix_now = per_channel(output_matrix[:, position], channels)
-        state = next_state(state, decay(step_now, state_matrix), drive(step_now, inputs_now, input_matrix_now))
-        outputs.append(read_out(state, output_matrix_now))
+        if resets is not None:
+            state = reset(state, resets[:, position])
+        drive_now = drive(step_now, inputs_now, at(input_matrix, position))
+        state = next_state(state, decay(step_now, state_matrix), drive_now)
+        outputs.append(read_out(state, at(output_matrix, position)))
     if reverse:
         outputs.reverse()
     stacked = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(inputs)

@@ -1,0 +1,79 @@
+"""What every mixer is, and the choice of one by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mambacore.errors import InputError
+
+
+class Mixer(nn.Module):
+    """What a residual block mixes along the sequence with: a causal function ``(sequence, state) -> (sequence, state)``.
+
+    A subclass has the class attribute ``name``, a constructor whose first argument is ``model_width`` and whose others
+    have defaults, and an ``output_projection``, the linear layer that the residual stack scales by its depth.
+    """
+
+    name: ClassVar[str]
+    output_projection: nn.Linear
+
+    def forward(self, sequence: Tensor, state: Any = None, sequence_starts: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Mix a piece of a sequence.
+
+        Args:
+            sequence: (batch, length, model_width).
+            state: what the piece before this one left; None at the start.
+            sequence_starts: (batch, length), boolean, True where a new record begins (``mambacore.packing``).
+
+        Returns:
+            The mixed sequence, of the same shape, and the state for what follows.
+        """
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+    @property
+    def parameters_without_decay(self) -> list[nn.Parameter]:
+        """Parameters of the dynamics, which weight decay would pull to a meaningless place."""
+        return []
+
+
+MIXERS: dict[str, type[Mixer]] = {}
+
+
+def register_mixer(mixer: type[Mixer]) -> type[Mixer]:
+    """Class decorator: makes a mixer known by its name."""
+    MIXERS[mixer.name] = mixer
+    return mixer
+
+
+def mixer_options(name: str) -> dict[str, Any]:
+    """The options of a mixer with their defaults.
+
+    Raises:
+        InputError: there is no mixer of that name.
+    """
+    if name not in MIXERS:
+        raise InputError(f"there is no mixer {name!r}; choose {', '.join(sorted(MIXERS))}")
+    parameters = list(inspect.signature(MIXERS[name].__init__).parameters.values())[2:]
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def build_mixer(model_width: int, description: str | Mapping[str, Any]) -> Mixer:
+    """A mixer from its name, or from a mapping of ``name`` and options: ``{"name": "s4d", "state_size": 64}``.
+
+    Raises:
+        InputError: an unknown name or option, or an option's value that the mixer refuses.
+    """
+    options = {"name": description} if isinstance(description, str) else dict(description)
+    name = options.pop("name", None)
+    known = mixer_options(str(name))
+    for option in options:
+        if option not in known:
+            raise InputError(f"the mixer {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    try:
+        return MIXERS[str(name)](model_width, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the mixer {name!r} cannot be built: {error}") from error
