@@ -6,6 +6,7 @@ position, in either direction of a scan. Padding is a record of its own: mark it
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +35,8 @@ def starts_from_lengths(
         for record_length in lengths:
             if record_length < 0 or begin + record_length > length:
                 raise ValueError(
-                    f"row {row} has records of {list(lengths)} positions, which do not fit into {length}; use longer rows"
+                    f"row {row} has records of {list(lengths)} positions, which do not fit into {length}; "
+                    "use longer rows"
                 )
             if record_length > 0:
                 starts[row, begin] = True
@@ -47,11 +49,11 @@ def starts_from_lengths(
 def starts_from_cumulative_lengths(
     cumulative_lengths: Tensor, length: int, device: torch.device | None = None
 ) -> Tensor:
-    """The starts of the records of one row, (1, length), from 0 and the ends of all records, as other packages give them."""
+    """The starts of the records of one row, (1, length), from 0 followed by the ends of all records."""
     bounds = cumulative_lengths.tolist()
     if not bounds or bounds[0] != 0:
         raise ValueError(f"cumulative_lengths must begin with 0 but is {bounds}")
-    return starts_from_lengths([[end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]], length, device)
+    return starts_from_lengths([[end - begin for begin, end in itertools.pairwise(bounds)]], length, device)
 
 
 def record_numbers(sequence_starts: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""States: whatever a causal module hands on, as nested tuples of tensors (whole numbers and None may stand among them)."""
+"""States: whatever a causal module hands on, as nested tuples of tensors (and whole numbers and None among them)."""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from gradients import gradients_of
 from mambacore import selective_scan, use_backend
 from mambacore.native import native_library
 from mambacore.scan import selective_scan_reference
 from mambacore.scan.operator import BORDER_INTERVAL
-from gradients import gradients_of
 from scan_cases import leaves, scan_arguments
 from tolerances import FLOAT32, FLOAT64, OF_DTYPE, PIECES_FLOAT64, relative_error
 

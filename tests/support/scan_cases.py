@@ -32,7 +32,7 @@ def scan_arguments(
 def complex_scan_arguments(
     batch: int, length: int, channels: int, state_size: int, groups: int = 1, seed: int = 0, everything: bool = True
 ) -> dict[str, Tensor]:
-    """The same with a complex state: complex128 matrices and initial state, frequencies up to 3 turns a unit of time."""
+    """The same with a complex state: complex128 matrices and initial state."""
     arguments = scan_arguments(batch, length, channels, state_size, groups, seed, everything)
     generator = torch.Generator().manual_seed(seed + 1)
     for name in ("state_matrix", "input_matrix", "output_matrix", "initial_state"):
@@ -51,7 +51,7 @@ def time_invariant(arguments: dict[str, Tensor], names: tuple[str, ...], seed: i
 
 
 def random_starts(batch: int, length: int, share: float = 0.03, seed: int = 0) -> Tensor:
-    """Where records begin, (batch, length), boolean; the first row goes on from an incoming state, the others do not."""
+    """Where records begin, (batch, length), boolean; only the first row goes on from an incoming state."""
     generator = torch.Generator().manual_seed(seed + 3)
     starts = torch.rand(batch, length, generator=generator) < share
     starts[:, 0] = torch.arange(batch) > 0

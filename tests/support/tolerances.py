@@ -7,7 +7,7 @@ from torch import Tensor
 FLOAT64 = 1e-12
 # float32: a few hundred roundings of 6e-8 along the sequence, and 9e-8 from the polynomial for exp2.
 FLOAT32 = 2e-5
-# A complex state turns as well: the rounding of a phase weighs in the gradients of the step, which sum over the sequence.
+# A complex state turns as well: rounded phases weigh in the gradients of the step, which sum over the sequence.
 COMPLEX_FLOAT32 = 5e-5
 # bfloat16 keeps 8 bits: outputs and their gradients are rounded by up to 2^-8; sums over the sequence average that out.
 BFLOAT16 = 2e-2

@@ -12,7 +12,7 @@ from mambacore.errors import InputError
 
 
 class Mixer(nn.Module):
-    """What a residual block mixes along the sequence with: a causal function ``(sequence, state) -> (sequence, state)``.
+    """What a residual block mixes along the sequence with: a causal ``(sequence, state) -> (sequence, state)``.
 
     A subclass has the class attribute ``name``, a constructor whose first argument is ``model_width`` and whose others
     have defaults, and an ``output_projection``, the linear layer that the residual stack scales by its depth.

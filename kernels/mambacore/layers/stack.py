@@ -51,13 +51,14 @@ class ResidualStack(nn.Module):
 
     def __init__(self, model_width: int, mixers: Sequence[str | Mapping[str, Any]], norm_epsilon: float = 1e-5) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
+        blocks = [
             ResidualBlock(model_width, build_mixer(model_width, description), norm_epsilon) for description in mixers
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.final_norm = RootMeanSquareNorm(model_width, norm_epsilon)
         with torch.no_grad():
-            for block in self.blocks:
-                block.mixer.output_projection.weight /= len(self.blocks) ** 0.5
+            for block in blocks:
+                block.mixer.output_projection.weight /= len(blocks) ** 0.5
 
     def forward(
         self, sequence: Tensor, state: StackState | None = None, sequence_starts: Tensor | None = None

@@ -1,7 +1,7 @@
 """What the state matrix of a state space model starts from.
 
-S4D-Real, S4D-Lin and S4D-Inv are those of Gu, Gupta, Goel & Ré (arXiv 2206.11893, section 4); the others are the rows of
-the Mamba paper's ablation (arXiv 2312.00752, table 8). Of a complex state, each number stands for itself and its
+S4D-Real, S4D-Lin and S4D-Inv are those of Gu, Gupta, Goel & Ré (arXiv 2206.11893, section 4); the others are the rows
+of the Mamba paper's ablation (arXiv 2312.00752, table 8). Of a complex state, each number stands for itself and its
 conjugate, which is not kept.
 """
 

@@ -33,8 +33,8 @@ def selective_scan(
         state_t  = exp(step_t * state_matrix) * state_{t-1} + step_t * input_matrix_t * inputs_t
         output_t = (<output_matrix_t, state_t> + skip_weight * inputs_t) * silu(gate_t)
 
-    With a complex ``state_matrix`` the state and both matrices are complex, and twice the real part of the inner product
-    is read: each number of the state stands for itself and its conjugate.
+    With a complex ``state_matrix`` the state and both matrices are complex, and twice the real part of the inner
+    product is read: each number of the state stands for itself and its conjugate.
 
     Args:
         inputs: (batch, length, channels), float32, bfloat16 or float64. Any strides; contiguous channels are fastest.
@@ -233,10 +233,9 @@ def _(grad_outputs, grad_final_state, inputs, step_size, state_matrix, input_mat
     def like(tensor: Tensor | None) -> Tensor:
         return inputs.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
 
-    batch, _, channels = inputs.shape
     return (
         like(inputs), like(step_size), like(state_matrix), like(input_matrix), like(output_matrix), like(skip_weight),
-        like(gate), like(step_bias), state_matrix.new_empty(batch, *state_matrix.shape),
+        like(gate), like(step_bias), state_matrix.new_empty(inputs.shape[0], *state_matrix.shape),
     )  # fmt: skip
 
 
