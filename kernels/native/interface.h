@@ -14,10 +14,12 @@ struct MambacoreSequence {
   void* data;
   int64_t batch_stride, row_stride;
 };
-// A (batch, length, groups, state_size) tensor of the compute type; state_size contiguous.
+// A (batch, length, groups, state_size) tensor of states, whose numbers are contiguous; or, when `fixed`, one that does
+// not depend on time: (channels, state_size), contiguous. Strides count real numbers.
 struct MambacoreMatrix {
   void* data;
   int64_t batch_stride, row_stride, group_stride;
+  int64_t fixed;
 };
 
 // How a scan is cut into tasks that threads take: each (batch item, group) into `ranges` of channels and `segments` of
@@ -26,22 +28,27 @@ struct MambacoreScanPlan {
   int64_t ranges, segments;
 };
 
+// States are real numbers of the compute type, or complex ones: pairs of them.
 struct MambacoreScan {
   int64_t batch, length, channels, groups, state_size;
   int64_t border_interval;  // positions from one kept state to the next
-  int32_t element, reverse, step_softplus, threads;
+  int32_t element, reverse, step_softplus, threads, is_complex, unused;
   MambacoreScanPlan plan;
   MambacoreSequence inputs, step_size, gate;  // gate.data may be null
   MambacoreMatrix input_matrix, output_matrix;
   const void *state_matrix, *skip_weight, *step_bias, *initial_state;  // all but the first may be null
+  const uint8_t* resets;  // (batch, length): where the state that arrives counts as zero; may be null
   // forward
   MambacoreSequence outputs;
   void* final_state;    // (batch, channels, state_size)
-  void* border_states;  // (batch, intervals, state_size, channels): the state before each interval; may be null
+  // (batch, intervals, numbers, channels): the state before each interval, numbers being the real and imaginary parts of
+  // the states in turn; may be null.
+  void* border_states;
   // backward
   MambacoreSequence grad_outputs, grad_inputs, grad_step_size, grad_gate;
   const void* grad_final_state;                     // may be null
-  void *grad_input_matrix, *grad_output_matrix;     // (ranges, batch, length, groups, state_size)
+  // (ranges, batch, length, groups, state_size), or, of a fixed matrix, (batch * segments, channels, state_size).
+  void *grad_input_matrix, *grad_output_matrix;
   void* grad_state_matrix;                          // (batch * segments, channels, state_size)
   void *grad_skip_weight, *grad_step_bias;          // (batch * segments, channels)
   void* grad_initial_state;                         // (batch, channels, state_size)

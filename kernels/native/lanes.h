@@ -169,6 +169,41 @@ template <typename Real> inline Lanes<Real> exp_lanes(Lanes<Real> exponent) {
   return exp2_lanes(exponent * static_cast<Real>(log2_of_e));
 }
 
+// The cosine and sine of a number of turns. With |rest| <= 1/2 a turn, both follow from those of the half angle; the cosine
+// as 1 - 2 sin^2, so that a small angle leaves the length of what it turns as it is (absolute error of the pair: 5e-7).
+inline void cosine_and_sine(Lanes<float> turns, Lanes<float>& cosine, Lanes<float>& sine) {
+#if defined(__AVX512F__)
+  const Lanes<float> whole =
+      reinterpret_cast<Lanes<float>>(_mm512_roundscale_ps(reinterpret_cast<__m512>(turns), 8));
+#else
+  const Lanes<float> shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest whole number
+  const Lanes<float> whole = (turns + shifter) - shifter;
+#endif
+  const Lanes<float> rest = turns - whole, square = rest * rest;
+  Lanes<float> half_sine = splat(0.0776594074f);
+  half_sine = half_sine * square - 0.598292159f;
+  half_sine = half_sine * square + 2.55007766f;
+  half_sine = half_sine * square - 5.16771009f;
+  half_sine = half_sine * square + 3.14159264f;
+  half_sine = half_sine * rest;
+  Lanes<float> half_cosine = splat(-0.0243967164f);
+  half_cosine = half_cosine * square + 0.234937559f;
+  half_cosine = half_cosine * square - 1.33521206f;
+  half_cosine = half_cosine * square + 4.05870916f;
+  half_cosine = half_cosine * square - 4.93480214f;
+  half_cosine = half_cosine * square + 1.0f;
+  const Lanes<float> twice = half_sine + half_sine;
+  sine = twice * half_cosine;
+  cosine = 1.0f - twice * half_sine;
+}
+inline void cosine_and_sine(Lanes<double> turns, Lanes<double>& cosine, Lanes<double>& sine) {
+  for (int lane = 0; lane < lane_count<double>; ++lane) {
+    const double angle = 6.283185307179586477 * (turns[lane] - std::nearbyint(turns[lane]));
+    cosine[lane] = std::cos(angle);
+    sine[lane] = std::sin(angle);
+  }
+}
+
 // 1 / x for 1 <= x < 1e37: an estimate good to 14 bits and one step of Newton's method, four times as fast as dividing.
 template <typename Real> inline Lanes<Real> reciprocal_lanes(Lanes<Real> value) {
 #if defined(__AVX512F__)

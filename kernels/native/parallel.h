@@ -41,16 +41,18 @@ template <typename Task> void parallel_for(int64_t tasks, int64_t threads, const
 // Memory aligned for vectors, released with the object.
 template <typename Vector> class Scratch {
  public:
-  explicit Scratch(int64_t count) : bytes_(static_cast<size_t>(count) * sizeof(Vector) + 64) {
-    storage_.resize(bytes_);
+  explicit Scratch(int64_t count) : size_(count) {
+    storage_.resize(static_cast<size_t>(count) * sizeof(Vector) + 64);
     const auto address = reinterpret_cast<uintptr_t>(storage_.data());
     data_ = reinterpret_cast<Vector*>((address + 63) & ~uintptr_t(63));
   }
   Vector* data() { return data_; }
+  const Vector* data() const { return data_; }
+  int64_t size() const { return size_; }
   Vector& operator[](int64_t index) { return data_[index]; }
 
  private:
-  size_t bytes_;
+  int64_t size_;
   std::vector<char> storage_;  // zeroed: what a test reads before it is written is at least always the same
   Vector* data_;
 };

@@ -6,72 +6,88 @@
 namespace mambacore {
 namespace MAMBACORE_INSTRUCTION_SET {
 
-// Advances `count` states of one unit over an interval and adds their part of y. When `history` is given, keeps every
-// state and every decay for backward: history[(offset * state_size + state) * 2] and the element behind it.
-template <int count, bool read_out, bool keep, typename Real, typename Prefetch>
-inline void advance_states(int64_t length, int64_t state_size, int64_t first_state, const Lanes<Real>* step,
-                           const Lanes<Real>* drive, const Real* const* input_matrix, const Real* const* output_matrix,
-                           const Lanes<Real>* rate, Lanes<Real>* state, Lanes<Real>* outputs, Lanes<Real>* history,
+// Advances `count` states of one unit over an interval and adds their part of y / read_factor. When `history` is given,
+// keeps every state and every decay for backward: history[(offset * state_size + state) * 2] and the one behind it.
+template <typename Kind, int count, bool read_out, bool keep, bool any_fixed, typename Prefetch>
+inline void advance_states(const Interval<Kind>& interval, int64_t length, int64_t state_size, int64_t first_state,
+                           const typename Kind::Value* rate, typename Kind::Value* state, typename Kind::Value* history,
                            const Prefetch& ahead, int64_t unit) {
-  Lanes<Real> held[count], rates[count];
+  using Vector = typename Kind::Vector;
+  using Value = typename Kind::Value;
+  Value held[count], rates[count];
   for (int index = 0; index < count; ++index) {
     held[index] = state[first_state + index];
     rates[index] = rate[first_state + index];
   }
   for (int64_t offset = 0; offset < length; ++offset) {
     if (first_state == 0) ahead.fetch(unit, offset);
-    const Lanes<Real> step_now = step[offset], drive_now = drive[offset];
-    const Real* into = input_matrix[offset] + first_state;
-    const Real* out_of = output_matrix[offset] + first_state;
-    Lanes<Real> sum = read_out ? outputs[offset] : Lanes<Real>{};
+    if (__builtin_expect(interval.resets[offset], 0)) {
+      for (int index = 0; index < count; ++index) held[index] = Value{};
+    }
+    const Vector step_now = interval.step[offset], drive_now = interval.drive[offset];
+    Vector sum = read_out ? interval.outputs[offset] : Vector{};
     for (int index = 0; index < count; ++index) {
-      const Lanes<Real> decay = exp2_lanes(step_now * rates[index]);
-      held[index] = decay * held[index] + drive_now * into[index];
-      if (read_out) sum += held[index] * out_of[index];
+      const int64_t number = first_state + index;
+      const Value decay = Kind::decay(step_now, rates[index]);
+      held[index] = decay * held[index];
+      held[index] += Kind::scaled(interval.input_matrix.template at<any_fixed>(offset, number), drive_now);
+      if (read_out) {
+        sum += Kind::real_of_product(held[index], interval.output_matrix.template at<any_fixed>(offset, number));
+      }
       if (keep) {
-        Lanes<Real>* kept = history + (offset * state_size + first_state + index) * 2;
+        Value* kept = history + (offset * state_size + number) * 2;
         kept[0] = held[index];
         kept[1] = decay;
       }
     }
-    if (read_out) outputs[offset] = sum;
+    if (read_out) interval.outputs[offset] = sum;
   }
   for (int index = 0; index < count; ++index) state[first_state + index] = held[index];
 }
 
-template <typename Element>
-void forward_task(const Task<Element>& task, Lanes<typename ComputeType<Element>::type>* states) {
-  using Real = typename ComputeType<Element>::type;
-  using Vector = Lanes<Real>;
+// Calls function(true or false constant): whether a matrix is fixed, so that scans without one need not ask.
+template <typename Function> inline void with_fixed(bool any_fixed, const Function& function) {
+  if (any_fixed) function(std::true_type{});
+  else function(std::false_type{});
+}
+
+// Advances all states of a unit over an interval.
+template <typename Kind, bool read_out, bool keep, typename Prefetch>
+void advance(const Interval<Kind>& interval, int64_t length, int64_t state_size, const Parameters<Kind>& parameters,
+             typename Kind::Value* state, typename Kind::Value* history, const Prefetch& ahead, int64_t unit) {
+  with_fixed(parameters.any_fixed, [&](auto any_fixed) {
+    for_states<Kind>(state_size, [&](auto count, int64_t first_state) {
+      advance_states<Kind, count(), read_out, keep, any_fixed()>(
+          interval, length, state_size, first_state, parameters.binary(unit), state, history, ahead, unit);
+    });
+  });
+}
+
+template <typename Kind> void forward_task(const Task<Kind>& task, typename Kind::Value* states) {
+  using Real = typename Kind::Real;
+  using Vector = typename Kind::Vector;
   const MambacoreScan& scan = task.scan;
-  Rates<Element> rates(task);
-  Workspace<Element> workspace(scan, 0);
-  Interval<Element>& interval = workspace.interval;
+  const Parameters<Kind> parameters(task);
+  Workspace<Kind> workspace(scan, 0);
+  Interval<Kind>& interval = workspace.interval;
   for (int64_t index = task.first_interval; index < task.end_interval; ++index) {
     const int64_t length = task.interval_length(index);
-    interval.find_matrices(task, index);
-    Ahead<Element> ahead(task, index + 1);
+    interval.find(task, index);
+    Ahead<Kind> ahead(task, index + 1);
     for (const MambacoreSequence& sequence : {scan.inputs, scan.step_size, scan.gate, scan.outputs}) ahead.add(sequence);
     for (int64_t unit = 0; unit < task.units(); ++unit) {
-      Vector* state = states + unit * scan.state_size;
       const int width = task.width(unit);
       const int64_t channel = task.channel(unit);
-      if (scan.border_states != nullptr) {
-        for (int64_t number = 0; number < scan.state_size; ++number)
-          store<Real>(task.border(index, number, unit), state[number], width);
-      }
+      if (scan.border_states != nullptr) task.keep(index, unit, states + unit * scan.state_size);
       interval.read(task, index, unit);
-      const Vector skip_weight = task.parameter(scan.skip_weight, unit);
+      parameters.take_fixed(interval, unit);
+      const Vector skip_weight = task.parameter(scan.skip_weight, unit) / Kind::read_factor;
       for (int64_t offset = 0; offset < length; ++offset) interval.outputs[offset] = skip_weight * interval.inputs[offset];
-      for_states(scan.state_size, [&](auto count, int64_t first_state) {
-        advance_states<count(), true, false, Real>(length, scan.state_size, first_state, interval.step, interval.drive,
-                                                   interval.input_matrix, interval.output_matrix,
-                                                   rates.binary.data() + unit * scan.state_size, state,
-                                                   interval.outputs, nullptr, ahead, unit);
-      });
+      advance<Kind, true, false>(interval, length, scan.state_size, parameters, states + unit * scan.state_size, nullptr,
+                                 ahead, unit);
       for (int64_t offset = 0; offset < length; ++offset) {
         const int64_t row = task.row(index, offset);
-        Vector output = interval.outputs[offset];
+        Vector output = interval.outputs[offset] * Kind::read_factor;
         if (scan.gate.data != nullptr) {
           const Vector gate = load<Real>(task.at(scan.gate, row, channel), width);
           output *= gate * sigmoid_lanes<Real>(gate);
@@ -83,28 +99,27 @@ void forward_task(const Task<Element>& task, Lanes<typename ComputeType<Element>
 }
 
 // A segment is an affine map of its incoming state. This finds the map: the state it makes out of zero, and the sum of
-// its steps, from which the decay over the whole segment follows.
-template <typename Element>
-void summarise_forward(const Task<Element>& task, Lanes<typename ComputeType<Element>::type>* states,
-                       Lanes<typename ComputeType<Element>::type>* step_sums) {
-  using Real = typename ComputeType<Element>::type;
+// its steps, from which the decay over the whole segment follows. Returns whether a record begins in it, which leaves
+// nothing of the incoming state.
+template <typename Kind>
+bool summarise_forward(const Task<Kind>& task, typename Kind::Value* states, typename Kind::Vector* step_sums) {
   const MambacoreScan& scan = task.scan;
-  Rates<Element> rates(task);
-  Workspace<Element> workspace(scan, 0);
-  Interval<Element>& interval = workspace.interval;
+  const Parameters<Kind> parameters(task);
+  Workspace<Kind> workspace(scan, 0);
+  Interval<Kind>& interval = workspace.interval;
+  bool cut = false;
   for (int64_t index = task.first_interval; index < task.end_interval; ++index) {
-    interval.find_matrices(task, index);
+    cut = interval.find(task, index) || cut;
     for (int64_t unit = 0; unit < task.units(); ++unit) {
+      const int64_t length = task.interval_length(index);
       interval.read(task, index, unit);
-      for (int64_t offset = 0; offset < task.interval_length(index); ++offset) step_sums[unit] += interval.step[offset];
-      for_states(scan.state_size, [&](auto count, int64_t first_state) {
-        advance_states<count(), false, false, Real>(
-            task.interval_length(index), scan.state_size, first_state, interval.step, interval.drive,
-            interval.input_matrix, interval.output_matrix, rates.binary.data() + unit * scan.state_size,
-            states + unit * scan.state_size, nullptr, nullptr, NothingAhead{}, unit);
-      });
+      parameters.take_fixed(interval, unit);
+      for (int64_t offset = 0; offset < length; ++offset) step_sums[unit] += interval.step[offset];
+      advance<Kind, false, false>(interval, length, scan.state_size, parameters, states + unit * scan.state_size, nullptr,
+                                  NothingAhead{}, unit);
     }
   }
+  return cut;
 }
 
 }  // namespace MAMBACORE_INSTRUCTION_SET

@@ -18,66 +18,68 @@ namespace mambacore {
 namespace MAMBACORE_INSTRUCTION_SET {
 namespace {
 
-// What is handed from segment to segment: for every task the lanes of its units' states, forward or backward.
-template <typename Element> class Handover {
+// What is handed from segment to segment: for every task its units' states, forward or backward.
+template <typename Kind> class Handover {
  public:
-  using Real = typename ComputeType<Element>::type;
-  using Vector = Lanes<Real>;
-  Handover(const MambacoreScan& scan, int64_t tasks) : scan_(scan), units_(scan.channels / lane_count<Real> + 1), values_(tasks * units_ * scan.state_size) {}
-  Vector* of(int64_t task) { return values_.data() + task * units_ * scan_.state_size; }
+  using Value = typename Kind::Value;
+  Handover(const MambacoreScan& scan, int64_t tasks)
+      : units_(scan.channels / Kind::lanes + 1), state_size_(scan.state_size), values_(tasks * units_ * state_size_) {}
+  Value* of(int64_t task) { return values_.data() + task * units_ * state_size_; }
   int64_t units() const { return units_; }
 
  private:
-  const MambacoreScan& scan_;
-  int64_t units_;
-  Scratch<Vector> values_;
+  int64_t units_, state_size_;
+  Scratch<Value> values_;
 };
 
 // Runs every segment in scan order (forward) or against it (backward): first all summaries at once, then the
 // handing on, which is short, then all segments at once from the right state.
-template <typename Element, typename Summarise, typename Run>
-void run_segments(const MambacoreScan& scan, bool against, const void* received, void* handed_out,
-                  const Summarise& summarise, const Run& run) {
-  using Real = typename ComputeType<Element>::type;
-  using Vector = Lanes<Real>;
+template <typename Kind, bool against, typename Summarise, typename Run>
+void run_segments(const MambacoreScan& scan, const void* received, void* handed_out, const Summarise& summarise,
+                  const Run& run) {
+  using Vector = typename Kind::Vector;
+  using Value = typename Kind::Value;
   const int64_t segments = scan.plan.segments;
   const int64_t tasks = scan.batch * scan.groups * scan.plan.ranges * segments;
-  Handover<Element> handover(scan, tasks);
+  Handover<Kind> handover(scan, tasks);
   const int64_t first = against ? segments - 1 : 0, last = against ? 0 : segments - 1, towards = against ? -1 : 1;
   if (received != nullptr) {
     for (int64_t index = 0; index < tasks; ++index) {
-      const Task<Element> task(scan, index);
+      const Task<Kind> task(scan, index);
       if (task.segment != first) continue;
       for (int64_t unit = 0; unit < task.units(); ++unit)
         task.gather(received, task.batch, unit, handover.of(index) + unit * scan.state_size);
     }
   }
   if (segments > 1) {
-    Handover<Element> made(scan, tasks);
+    Handover<Kind> made(scan, tasks);
     Scratch<Vector> step_sums(tasks * handover.units());
+    std::vector<uint8_t> cut(tasks);
     parallel_for(tasks, scan.threads, [&](int64_t index) {
-      const Task<Element> task(scan, index);
-      if (task.segment != last) summarise(task, made.of(index), step_sums.data() + index * handover.units());
+      const Task<Kind> task(scan, index);
+      if (task.segment != last) cut[index] = summarise(task, made.of(index), step_sums.data() + index * handover.units());
     });
     for (int64_t chain = 0; chain < tasks / segments; ++chain) {
       for (int64_t segment = first; segment != last; segment += towards) {
         const int64_t index = chain * segments + segment;
-        const Task<Element> task(scan, index);
-        Rates<Element> rates(task);
-        for (int64_t unit = 0; unit < task.units(); ++unit) {
-          for (int64_t state = 0; state < scan.state_size; ++state) {
-            const int64_t at = unit * scan.state_size + state;
-            const Vector decay = exp2_lanes(step_sums[index * handover.units() + unit] * rates.binary[at]);
-            handover.of(index + towards)[at] = decay * handover.of(index)[at] + made.of(index)[at];
-          }
+        const Task<Kind> task(scan, index);
+        const Parameters<Kind> parameters(task);
+        for (int64_t at = 0; at < task.units() * scan.state_size; ++at) {
+          Value& handed_on = handover.of(index + towards)[at];
+          handed_on = made.of(index)[at];
+          if (cut[index]) continue;
+          const Vector step_sum = step_sums[index * handover.units() + at / scan.state_size];
+          const Value decay = Kind::decay(step_sum, parameters.binary(0)[at]);
+          if constexpr (against) handed_on += Kind::product_with_conjugate(handover.of(index)[at], decay);
+          else handed_on += decay * handover.of(index)[at];
         }
       }
     }
   }
-  parallel_for(tasks, scan.threads, [&](int64_t index) { run(Task<Element>(scan, index), handover.of(index)); });
+  parallel_for(tasks, scan.threads, [&](int64_t index) { run(Task<Kind>(scan, index), handover.of(index)); });
   if (handed_out != nullptr) {
     for (int64_t index = 0; index < tasks; ++index) {
-      const Task<Element> task(scan, index);
+      const Task<Kind> task(scan, index);
       if (task.segment != last) continue;
       for (int64_t unit = 0; unit < task.units(); ++unit)
         task.scatter(handover.of(index) + unit * scan.state_size, handed_out, task.batch, unit);
@@ -85,12 +87,12 @@ void run_segments(const MambacoreScan& scan, bool against, const void* received,
   }
 }
 
-template <typename Element> void forward(const MambacoreScan& scan) {
-  run_segments<Element>(scan, false, scan.initial_state, scan.final_state, summarise_forward<Element>, forward_task<Element>);
-}
-template <typename Element> void backward(const MambacoreScan& scan) {
-  run_segments<Element>(scan, true, scan.grad_final_state, scan.grad_initial_state, summarise_backward<Element>,
-                        backward_task<Element>);
+// Calls function(a value of the kind of scan that this is).
+template <typename Function> void with_kind(const MambacoreScan& scan, const Function& function) {
+  with_element(scan.element, [&](auto element) {
+    if (scan.is_complex) function(Kind<decltype(element), true>{});
+    else function(Kind<decltype(element), false>{});
+  });
 }
 
 }  // namespace
@@ -106,10 +108,17 @@ MambacoreScanPlan plan_scan(const MambacoreScan& scan) {
   return {ranges, idle >= 3 ? std::min(intervals, idle) : 1};
 }
 void scan_forward(const MambacoreScan& scan) {
-  with_element(scan.element, [&](auto element) { forward<decltype(element)>(scan); });
+  with_kind(scan, [&](auto kind) {
+    using Kind = decltype(kind);
+    run_segments<Kind, false>(scan, scan.initial_state, scan.final_state, summarise_forward<Kind>, forward_task<Kind>);
+  });
 }
 void scan_backward(const MambacoreScan& scan) {
-  with_element(scan.element, [&](auto element) { backward<decltype(element)>(scan); });
+  with_kind(scan, [&](auto kind) {
+    using Kind = decltype(kind);
+    run_segments<Kind, true>(scan, scan.grad_final_state, scan.grad_initial_state, summarise_backward<Kind>,
+                             backward_task<Kind>);
+  });
 }
 
 }  // namespace MAMBACORE_INSTRUCTION_SET

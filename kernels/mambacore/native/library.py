@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 3
+INTERFACE_VERSION = 4
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 
 _FILE_NAME = "libmambacore_native.dylib" if sys.platform == "darwin" else "libmambacore_native.so"
@@ -26,13 +26,14 @@ class Sequence(ctypes.Structure):
 
 
 class Matrix(ctypes.Structure):
-    """A (batch, length, groups, state_size) tensor: ``MambacoreMatrix``."""
+    """A (batch, length, groups, state_size) tensor, or a fixed (channels, state_size) one: ``MambacoreMatrix``."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
         ("batch_stride", ctypes.c_int64),
         ("row_stride", ctypes.c_int64),
         ("group_stride", ctypes.c_int64),
+        ("fixed", ctypes.c_int64),
     )
 
 
@@ -51,11 +52,11 @@ class Scan(ctypes.Structure):
 
     _fields_ = (
         *_fields(ctypes.c_int64, "batch length channels groups state_size border_interval"),
-        *_fields(ctypes.c_int32, "element reverse step_softplus threads"),
+        *_fields(ctypes.c_int32, "element reverse step_softplus threads is_complex unused"),
         ("plan", ScanPlan),
         *_fields(Sequence, "inputs step_size gate"),
         *_fields(Matrix, "input_matrix output_matrix"),
-        *_fields(ctypes.c_void_p, "state_matrix skip_weight step_bias initial_state"),
+        *_fields(ctypes.c_void_p, "state_matrix skip_weight step_bias initial_state resets"),
         ("outputs", Sequence),
         *_fields(ctypes.c_void_p, "final_state border_states"),
         *_fields(Sequence, "grad_outputs grad_inputs grad_step_size grad_gate"),

@@ -155,12 +155,6 @@ def _with_groups(input_matrix: Tensor, output_matrix: Tensor) -> tuple[Tensor, T
     return first.expand(-1, -1, groups, -1), second.expand(-1, -1, groups, -1)
 
 
-def _library(inputs, state_matrix, input_matrix, output_matrix, resets):
-    library = native_library_for(inputs)
-    plain = not state_matrix.is_complex() and input_matrix.dim() == output_matrix.dim() == 4 and resets is None
-    return library if plain else None
-
-
 @torch.library.custom_op("mambacore::selective_scan_forward", mutates_args=())
 def _forward(
     inputs: Tensor,
@@ -181,10 +175,8 @@ def _forward(
         inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, initial_state,
         resets, step_softplus, reverse, keep_borders,
     )  # fmt: skip
-    library = _library(inputs, state_matrix, input_matrix, output_matrix, resets)
-    if library is None:
-        return fallback.forward(*arguments)
-    return native.forward(library, *arguments[:9], *arguments[10:])
+    library = native_library_for(inputs)
+    return fallback.forward(*arguments) if library is None else native.forward(library, *arguments)
 
 
 @_forward.register_fake
@@ -221,10 +213,8 @@ def _backward(
         grad_outputs, grad_final_state, inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate,
         step_bias, resets, border_states, step_softplus, reverse,
     )  # fmt: skip
-    library = _library(inputs, state_matrix, input_matrix, output_matrix, resets)
-    if library is None:
-        return fallback.backward(*arguments)
-    return native.backward(library, *arguments[:10], *arguments[11:])
+    library = native_library_for(inputs)
+    return fallback.backward(*arguments) if library is None else native.backward(library, *arguments)
 
 
 @_backward.register_fake
