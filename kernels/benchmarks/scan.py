@@ -11,18 +11,21 @@ from measure import best_seconds, machine, print_table
 from torch import Tensor
 
 from mambacore import selective_scan
+from mambacore.layers.state_matrices import initial_state_matrix
 
 
-def arguments_of(length: int, channels: int, state_size: int) -> list[Tensor]:
+def arguments_of(length: int, channels: int, state_size: int, complex_state: bool) -> list[Tensor]:
     """What a Mamba block gives its scan: all optional parts present."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    state_matrix = -torch.arange(1.0, state_size + 1).repeat(channels, 1)
+    start = "s4d-lin" if complex_state else "s4d-real"
+    state_matrix = initial_state_matrix(start, channels, state_size, complex_state).contiguous()
     sequences = normal(1, length, channels), normal(1, length, channels) - 4
-    matrices = normal(1, length, state_size), normal(1, length, state_size)
+    dtype = state_matrix.dtype
+    matrices = (torch.randn(1, length, state_size, generator=generator, dtype=dtype) for _ in range(2))
     return [
         *sequences,
         state_matrix,
@@ -33,9 +36,9 @@ def arguments_of(length: int, channels: int, state_size: int) -> list[Tensor]:
     ]
 
 
-def time_case(length: int, channels: int, state_size: int, repeats: int) -> tuple[float, float]:
+def time_case(length: int, channels: int, state_size: int, complex_state: bool, repeats: int) -> tuple[float, float]:
     """Seconds of the forward pass alone, and of forward and backward with all gradients."""
-    arguments = arguments_of(length, channels, state_size)
+    arguments = arguments_of(length, channels, state_size, complex_state)
     with torch.no_grad():
         forward = best_seconds(lambda: selective_scan(*arguments, step_softplus=True), repeats)
     leaves = [tensor.requires_grad_() for tensor in arguments]
@@ -61,17 +64,13 @@ def main() -> None:
     rows = []
     for length in options.lengths:
         elements = length * options.channels * options.state_size
-        forward, both = time_case(length, options.channels, options.state_size, options.repeats)
-        rows.append(
-            [
-                str(length),
-                f"{forward / elements * 1e9:.3f}",
-                f"{both / elements * 1e9:.3f}",
-                f"{forward:.3f}",
-                f"{both:.3f}",
-            ]
-        )
-    header = ["length", "forward ns/element", "forward+backward ns/element", "forward s", "forward+backward s"]
+        sizes = (length, options.channels, options.state_size)
+        real = time_case(*sizes, False, options.repeats)
+        rows.append([str(length), "real", *(f"{seconds / elements * 1e9:.3f}" for seconds in real), "", ""])
+        turning = time_case(*sizes, True, options.repeats)
+        ratios = (f"{slower / faster:.2f}" for slower, faster in zip(turning, real, strict=True))
+        rows.append([str(length), "complex", *(f"{seconds / elements * 1e9:.3f}" for seconds in turning), *ratios])
+    header = ["length", "state", "forward ns/element", "forward+backward ns/element", "forward / real", "both / real"]
     print_table(header, rows)
 
 
