@@ -6,6 +6,7 @@
 // zero. Positions do not wait for each other, so threads simply take stretches of the length.
 
 #include <algorithm>
+#include <vector>
 
 #include "kernels.h"
 #include "lanes.h"
@@ -44,6 +45,15 @@ template <typename Element> struct Unit {
   Vector tap_weight(int64_t tap) const {
     return load(static_cast<const Real*>(arguments.weight) + tap * arguments.channels + first_channel, width);
   }
+  // How far back the taps at a position may reach: to where its record begins, and `history` at most.
+  int64_t reach(int64_t position) const {
+    if (arguments.resets == nullptr) return history;
+    const uint8_t* resets = arguments.resets + batch * arguments.length;
+    for (int64_t back = 0; back < history && back <= position; ++back) {
+      if (resets[arguments.reverse ? arguments.length - 1 - (position - back) : position - back]) return back;
+    }
+    return history;
+  }
   Vector bias() const {
     if (arguments.bias == nullptr) return Vector{};
     return load(static_cast<const Real*>(arguments.bias) + first_channel, width);
@@ -58,17 +68,29 @@ template <typename Element> struct Block {
   explicit Block(int64_t kernel_width)
       : taps(kernel_width), storage(kernel_width + 3 * (rows_at_once + 2 * kernel_width)), weight(storage.data()),
         inputs(weight + taps), before_activation(inputs + rows_at_once + 2 * taps),
-        grad(before_activation + rows_at_once + 2 * taps) {}
+        grad(before_activation + rows_at_once + 2 * taps), reach(rows_at_once + 2 * taps) {}
   int64_t taps;
   Scratch<Vector> storage;
   Vector *weight, *inputs, *before_activation, *grad;
+  std::vector<int64_t> reach;  // of every row
+  bool any_cut;                // whether a row's taps may not all be used
+
+  // Whether a tap may be used at a row.
+  bool meets(int64_t tap, int64_t row) const { return !any_cut || taps - 1 - tap <= reach[row]; }
 
   // Reads inputs[0 .. rows + history) = positions [first - history, first + rows) and sums them up with the weights.
   void sum_up(const Unit<Element>& unit, int64_t first, int64_t rows) {
     for (int64_t tap = 0; tap < taps; ++tap) weight[tap] = unit.tap_weight(tap);
     for (int64_t row = 0; row < rows + taps - 1; ++row) inputs[row] = unit.input(first - (taps - 1) + row);
+    any_cut = false;
+    if (unit.arguments.resets != nullptr) {
+      for (int64_t row = 0; row < rows; ++row) {
+        reach[row] = unit.reach(first + row);
+        any_cut = any_cut || reach[row] < taps - 1;
+      }
+    }
     const Vector bias = unit.bias();
-    if (taps == 4) {  // the width of every published model
+    if (taps == 4 && !any_cut) {  // the width of every published model
       for (int64_t row = 0; row < rows; ++row)
         before_activation[row] = bias + weight[0] * inputs[row] + weight[1] * inputs[row + 1] +
                                  weight[2] * inputs[row + 2] + weight[3] * inputs[row + 3];
@@ -76,7 +98,9 @@ template <typename Element> struct Block {
     }
     for (int64_t row = 0; row < rows; ++row) {
       Vector sum = bias;
-      for (int64_t tap = 0; tap < taps; ++tap) sum += weight[tap] * inputs[row + tap];
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        if (meets(tap, row)) sum += weight[tap] * inputs[row + tap];
+      }
       before_activation[row] = sum;
     }
   }
@@ -92,6 +116,7 @@ template <typename Element> struct Block {
       }
     }
     std::fill(grad + inside, grad + rows, Vector{});
+    if (any_cut) std::fill(reach.begin() + inside, reach.begin() + rows, taps - 1);
   }
 };
 
@@ -135,12 +160,16 @@ template <typename Element> void backward(const MambacoreConvolution& arguments)
         const Vector* grad = block.grad;
         for (int64_t row = 0; row < rows; ++row) {
           Vector grad_input = Vector{};
-          for (int64_t tap = 0; tap < taps; ++tap) grad_input += block.weight[tap] * grad[row + history - tap];
+          for (int64_t tap = 0; tap < taps; ++tap) {
+            if (block.meets(tap, row + history - tap)) grad_input += block.weight[tap] * grad[row + history - tap];
+          }
           store(unit.at(arguments.grad_inputs, first + row), grad_input, unit.width);
         }
         for (int64_t tap = 0; tap < taps; ++tap) {
           Vector sum = Vector{};
-          for (int64_t row = 0; row < rows; ++row) sum += grad[row] * block.inputs[row + tap];
+          for (int64_t row = 0; row < rows; ++row) {
+            if (block.meets(tap, row)) sum += grad[row] * block.inputs[row + tap];
+          }
           grad_weight[tap * units + number] += sum;
         }
         for (int64_t row = 0; row < rows; ++row) grad_bias[number] += grad[row];
@@ -159,7 +188,9 @@ template <typename Element> void backward(const MambacoreConvolution& arguments)
       Element* grad_state = static_cast<Element*>(arguments.grad_initial_state) + batch * history * arguments.channels;
       for (int64_t slot = 0; slot < history; ++slot) {
         Vector grad = Vector{};
-        for (int64_t position = 0; position <= slot; ++position) grad += block.weight[slot - position] * block.grad[position];
+        for (int64_t position = 0; position <= slot; ++position) {
+          if (block.meets(slot - position, position)) grad += block.weight[slot - position] * block.grad[position];
+        }
         store(grad_state + slot * arguments.channels + unit.first_channel, grad, unit.width);
       }
     }

@@ -64,7 +64,7 @@ const InstructionSet& current() {
 #define MAMBACORE_EXPORT extern "C" __attribute__((visibility("default")))
 
 // The layout of the structures above; Python refuses a library whose number differs from its own.
-MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 4; }
+MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 5; }
 
 MAMBACORE_EXPORT const char* mambacore_instruction_set() { return current().name; }
 

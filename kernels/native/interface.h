@@ -68,6 +68,7 @@ struct MambacoreConvolution {
   void *grad_weight, *grad_bias;  // (batch * segments, kernel_width, channels); (batch * segments, channels)
   void* grad_initial_state;       // (batch, kernel_width - 1, channels) or null
   int64_t segments;               // stretches of the length that threads take
+  const uint8_t* resets;          // (batch, length): where no tap reaches further back; may be null
 };
 
 // Root-mean-square normalisation of contiguous (rows, width) elements.

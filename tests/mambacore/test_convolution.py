@@ -6,8 +6,9 @@ import torch
 from mambacore import causal_convolution, use_backend
 from mambacore.convolution import causal_convolution_reference
 from mambacore.native import native_library
-from scan_cases import leaves
-from tolerances import FLOAT32, OF_DTYPE, PIECES_FLOAT64, relative_error
+from mambacore.packing import starts_from_lengths
+from scan_cases import leaves, random_starts
+from tolerances import FLOAT32, FLOAT64, OF_DTYPE, PIECES_FLOAT64, relative_error
 
 BACKENDS = [
     pytest.param(
@@ -74,18 +75,58 @@ def test_bfloat16_is_rounded_once(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_pieces_equal_the_whole_with_gradients_through_the_state(backend):
+@pytest.mark.parametrize("reverse", [False, True], ids=["onwards", "reverse"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_packed_records_equal_the_reference(shape, reverse, backend):
+    tensors, starts = arguments(*shape), random_starts(*shape[:2], share=0.1)
+    options = {"silu": True, "reverse": reverse, "sequence_starts": starts}
+    expected = gradients_of(causal_convolution_reference, tensors, torch.float64, **options)
+    for dtype in (torch.float64, torch.float32):
+        with use_backend(backend):
+            found = gradients_of(with_state, tensors, dtype, **options)
+        errors = {name: relative_error(found[name], expected[name]) for name in expected}
+        assert max(errors.values()) < OF_DTYPE[dtype], errors
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reverse", [False, True], ids=["onwards", "reverse"])
+def test_a_record_does_not_depend_on_its_neighbours(reverse, backend):
+    lengths, length = [1, 2, 63, 40, 3], 120
+    tensors = arguments(1, length, 6, 4)
+    tensors["inputs"][0, 70] = float("nan")
+    inputs = tensors["inputs"].requires_grad_()
+    options = {"weight": tensors["weight"], "bias": tensors["bias"], "silu": True, "reverse": reverse}
+    with use_backend(backend):
+        packed = causal_convolution(inputs, **options, sequence_starts=starts_from_lengths([lengths], length))
+        begin = 0
+        for record_length in lengths:
+            record = inputs[:, begin : begin + record_length]
+            expected = causal_convolution(record, **options)
+            found = packed[:, begin : begin + record_length]
+            assert torch.allclose(found, expected, rtol=0, atol=FLOAT64, equal_nan=True)
+            begin += record_length
+        packed[:, :66].sum().backward()
+    assert torch.isfinite(inputs.grad[:, :66]).all() and (inputs.grad[:, 66] == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("packed", [False, True], ids=["one record", "many records"])
+def test_pieces_equal_the_whole_with_gradients_through_the_state(packed, backend):
     tensors = arguments(2, 50, 6, 4)
+
+    starts = random_starts(2, 50, share=0.1) if packed else torch.zeros(2, 50, dtype=torch.bool)
 
     def in_pieces(inputs, weight, bias, initial_state):
         state, outputs = initial_state, []
-        for piece in inputs.split([1, 2, 40, 7], dim=1):
-            output, state = causal_convolution(piece, weight, bias, True, state, return_final_state=True)
+        for piece, starts_here in zip(*(whole.split([1, 2, 40, 7], dim=1) for whole in (inputs, starts)), strict=True):
+            output, state = causal_convolution(
+                piece, weight, bias, True, state, return_final_state=True, sequence_starts=starts_here
+            )
             outputs.append(output)
         return torch.cat(outputs, dim=1), state
 
     with use_backend(backend):
-        whole = gradients_of(with_state, tensors, torch.float64, silu=True)
+        whole = gradients_of(with_state, tensors, torch.float64, silu=True, sequence_starts=starts)
         pieces = gradients_of(in_pieces, tensors, torch.float64)
     errors = {name: relative_error(pieces[name], whole[name]) for name in whole}
     assert max(errors.values()) < PIECES_FLOAT64, errors

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mambacore.backends import ELEMENT_TYPES, compute_dtype
 from mambacore.native.library import Convolution, Library
+from mambacore.packing import resets_before
 from mambacore.scan.native import as_pointer, as_sequence, channels_contiguous
 
 # Below this many outputs a second thread costs more than it saves.
@@ -34,6 +35,7 @@ def forward(
     weight: Tensor,
     bias: Tensor | None,
     initial_state: Tensor | None,
+    sequence_starts: Tensor | None,
     silu: bool,
     reverse: bool,
 ) -> Tensor:
@@ -43,7 +45,9 @@ def forward(
     initial_state = None if initial_state is None else initial_state.contiguous()
     bias = None if bias is None else bias.contiguous()
     outputs = inputs.new_empty(inputs.shape)
+    resets = None if sequence_starts is None else resets_before(sequence_starts, reverse).contiguous()
     convolution = _arguments(inputs, by_tap, silu, reverse)
+    convolution.resets = as_pointer(resets)
     convolution.bias, convolution.initial_state = as_pointer(bias), as_pointer(initial_state)
     convolution.outputs = as_sequence(outputs)
     native.convolution_forward(convolution)
@@ -57,6 +61,7 @@ def backward(
     weight: Tensor,
     bias: Tensor | None,
     initial_state: Tensor | None,
+    sequence_starts: Tensor | None,
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -65,7 +70,9 @@ def backward(
     by_tap = weight.t().contiguous()
     initial_state = None if initial_state is None else initial_state.contiguous()
     bias = None if bias is None else bias.contiguous()
+    resets = None if sequence_starts is None else resets_before(sequence_starts, reverse).contiguous()
     convolution = _arguments(inputs, by_tap, silu, reverse)
+    convolution.resets = as_pointer(resets)
     parts, dtype = inputs.shape[0] * convolution.segments, compute_dtype(inputs.dtype)
     grad_inputs = inputs.new_empty(inputs.shape)
     grad_weight = inputs.new_empty(parts, *by_tap.shape, dtype=dtype)

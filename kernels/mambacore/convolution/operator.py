@@ -95,9 +95,9 @@ def _forward(
     silu: bool,
     reverse: bool,
 ) -> Tensor:
-    library = native_library_for(inputs) if sequence_starts is None else None
+    library = native_library_for(inputs)
     if library is not None:
-        return native.forward(library, inputs, weight, bias, initial_state, silu, reverse)
+        return native.forward(library, inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
     state = None if initial_state is None else initial_state.to(weight.dtype)
     outputs, _ = causal_convolution_reference(
         inputs.to(weight.dtype), weight, bias, state, silu, reverse, sequence_starts
@@ -121,9 +121,11 @@ def _backward(
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    library = native_library_for(inputs) if sequence_starts is None else None
+    library = native_library_for(inputs)
     if library is not None:
-        return native.backward(library, grad_outputs, inputs, weight, bias, initial_state, silu, reverse)
+        return native.backward(
+            library, grad_outputs, inputs, weight, bias, initial_state, sequence_starts, silu, reverse
+        )
     return _fallback_backward(grad_outputs, inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
 
 

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 
 _FILE_NAME = "libmambacore_native.dylib" if sys.platform == "darwin" else "libmambacore_native.so"
@@ -79,6 +79,7 @@ class Convolution(ctypes.Structure):
         *_fields(Sequence, "outputs grad_outputs grad_inputs"),
         *_fields(ctypes.c_void_p, "grad_weight grad_bias grad_initial_state"),
         ("segments", ctypes.c_int64),
+        ("resets", ctypes.c_void_p),
     )
 
 
