@@ -1,23 +1,41 @@
 """Layers that follow ``(sequence, state) -> (sequence, state)``."""
 
+from mambacore.layers.attention import AttentionMixer, AttentionState
 from mambacore.layers.embedding import ContextEmbedding
+from mambacore.layers.gru import GRUMixer, GRUState
+from mambacore.layers.linear_attention import LinearAttentionMixer, LinearAttentionState
 from mambacore.layers.mixer import MIXERS, Mixer, build_mixer, mixer_options, register_mixer
 from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.pooling import POOLINGS, LastPooling, MeanPooling, PoolingState
+from mambacore.layers.retention import RetentionMixer, RetentionState
+from mambacore.layers.rwkv import RWKVMixer, RWKVState
+from mambacore.layers.s4d import S4DMixer, S4DState
 from mambacore.layers.selective import SelectiveMixer, SelectiveState
 from mambacore.layers.stack import ResidualBlock, ResidualStack
 
 __all__ = [
     "MIXERS",
     "POOLINGS",
+    "AttentionMixer",
+    "AttentionState",
     "ContextEmbedding",
+    "GRUMixer",
+    "GRUState",
     "LastPooling",
+    "LinearAttentionMixer",
+    "LinearAttentionState",
     "MeanPooling",
     "Mixer",
     "PoolingState",
+    "RWKVMixer",
+    "RWKVState",
     "ResidualBlock",
     "ResidualStack",
+    "RetentionMixer",
+    "RetentionState",
     "RootMeanSquareNorm",
+    "S4DMixer",
+    "S4DState",
     "SelectiveMixer",
     "SelectiveState",
     "build_mixer",

@@ -168,4 +168,4 @@ class SelectiveMixer(Mixer):
 def as_complex(pairs: Tensor) -> Tensor:
     """(..., 2 * count) real numbers as (..., count) complex ones: real and imaginary parts are neighbours."""
     pairs = pairs.to(torch.promote_types(pairs.dtype, torch.float32))
-    return torch.view_as_complex(pairs.unflatten(-1, (-1, 2)).contiguous())
+    return torch.complex(*pairs.unflatten(-1, (-1, 2)).unbind(-1))

@@ -1,0 +1,85 @@
+"""The retention of RetNet as a mixer."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mambacore.backends import compute_dtype
+from mambacore.layers.attention import even_head_count, rotated
+from mambacore.layers.linear_attention import chunkwise_attention
+from mambacore.layers.mixer import Mixer, register_mixer
+
+# Head number h keeps 1 - 2^-(5 + h) of its memory per position (equation 8).
+FIRST_DECAY_EXPONENT = 5
+
+
+class RetentionState(NamedTuple):
+    """What retention hands on."""
+
+    memory: Tensor  # (batch, heads, key_width, value_width), float32 or float64
+    positions: int  # walked so far
+
+
+@register_mixer
+class RetentionMixer(Mixer):
+    """Multi-scale retention with a swish gate (Sun et al., arXiv 2307.08621, section 2.2 and equation 8).
+
+    Each head's memory fades by a constant of its own. Queries and keys are rotated by their position (equation 5), and
+    every head's reading is normalised (group norm), so that the scale of the memory does not matter.
+
+    Args:
+        model_width: channels of the sequence that comes and goes.
+        heads: how many; they divide the width into even ones. By default at most 8, of at least 8 channels each.
+        expansion: value channels per model channel.
+        rotary_base: the rotations' wave lengths lie between 2 pi and 2 pi times this many positions.
+        norm_epsilon: keeps the norm of zeros finite.
+        linear_bias: the projections that come and go have biases.
+
+    Raises:
+        ValueError: heads that do not divide the width into even ones.
+    """
+
+    name = "retention"
+
+    def __init__(
+        self,
+        model_width: int,
+        heads: int | None = None,
+        expansion: int = 2,
+        rotary_base: float = 10_000.0,
+        norm_epsilon: float = 1e-5,
+        linear_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.heads = even_head_count(model_width, heads)
+        self.inner_width = expansion * model_width
+        self.rotary_base = rotary_base
+        self.widths = [model_width, model_width, self.inner_width, self.inner_width]
+        self.input_projection = nn.Linear(model_width, sum(self.widths), bias=linear_bias)
+        self.norm = nn.GroupNorm(self.heads, self.inner_width, norm_epsilon)
+        self.output_projection = nn.Linear(self.inner_width, model_width, bias=linear_bias)
+
+    @property
+    def log_decay(self) -> Tensor:
+        """(heads,), float64: the logarithm of what a head keeps per position."""
+        number = torch.arange(self.heads, dtype=torch.float64, device=self.norm.weight.device)
+        return torch.log1p(-(2.0 ** -(FIRST_DECAY_EXPONENT + number)))
+
+    def forward(
+        self, sequence: Tensor, state: RetentionState | None = None, sequence_starts: Tensor | None = None
+    ) -> tuple[Tensor, RetentionState]:
+        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+        *projected, gate = self.input_projection(sequence).split(self.widths, dim=-1)
+        queries, keys, values = (tensor.unflatten(-1, (self.heads, -1)) for tensor in projected)
+        dtype = compute_dtype(sequence.dtype)
+        positions = 0 if state is None else state.positions
+        queries, keys = (rotated(vectors.to(dtype), positions, self.rotary_base) for vectors in (queries, keys))
+        batch, length, heads, width = keys.shape
+        memory = keys.new_zeros(batch, heads, width, values.shape[-1]) if state is None else state.memory
+        keys = keys * width**-0.5
+        read, memory = chunkwise_attention(queries, keys, values.to(dtype), memory, self.log_decay, sequence_starts)
+        # Group norm sees every position as a sample of its own, so that nothing is shared along the sequence.
+        normed = self.norm(read.flatten(-2).flatten(0, 1).to(sequence.dtype)).view_as(gate)
+        return self.output_projection(F.silu(gate) * normed), RetentionState(memory, positions + length)

@@ -1,0 +1,156 @@
+"""The time mixing of RWKV-4 as a mixer."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.scan import selective_scan
+
+# The smallest weight is exp of this, relative to the largest one of a piece: float64 ends a little below.
+LOWEST_EXPONENT = -700.0
+
+
+class RWKVState(NamedTuple):
+    """What the time mixing hands on. The weighted average and the logarithm of its weight say what the paper's
+    numerator, denominator and running maximum say, in two numbers that neither overflow nor vanish."""
+
+    token: Tensor  # (batch, model_width), the last position's channels
+    average: Tensor  # (batch, model_width), float64, of the values so far
+    log_weight: Tensor  # (batch, model_width), float64, minus infinity when nothing has been seen
+
+
+@register_mixer
+class RWKVMixer(Mixer):
+    """The time mixing of RWKV-4 (Peng et al., arXiv 2305.13048, section 3).
+
+    Every channel averages the values so far, weighted by the exponential of their keys and fading at a rate of its own;
+    the present one has a bonus. Keys, values and the receptance that gates the result see a mixture of the present and
+    the previous position (token shift). RWKV-4's other half, channel mixing, does not mix along the sequence and is
+    not part of this.
+
+    Args:
+        model_width: channels of the sequence that comes and goes.
+        relative_depth: where in the stack the mixer stands, from 0 for the first to 1 for the last; decides what the
+            decay rates and the token shift start from (the paper's appendix on initialisation).
+
+    Raises:
+        ValueError: a relative_depth outside 0 to 1.
+    """
+
+    name = "rwkv"
+
+    def __init__(self, model_width: int, relative_depth: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= relative_depth <= 1:
+            raise ValueError(f"relative_depth must lie between 0 and 1 but is {relative_depth}")
+        self.relative_depth = relative_depth
+        self.key_share, self.value_share, self.receptance_share, self.log_decay_rate, self.bonus = (
+            nn.Parameter(torch.empty(model_width)) for _ in range(5)
+        )
+        self.key_projection, self.value_projection, self.receptance_projection, self.output_projection = (
+            nn.Linear(model_width, model_width, bias=False) for _ in range(4)
+        )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise what the paper initialises specially; linear layers keep PyTorch's default."""
+        width = self.bonus.shape[0]
+        channel = torch.arange(width, dtype=torch.float32)
+        share = (channel / width) ** (1 - self.relative_depth)
+        self.key_share.copy_(share)
+        self.value_share.copy_(share + 0.3 * self.relative_depth)
+        self.receptance_share.copy_(0.5 * share)
+        self.log_decay_rate.copy_(-5 + 8 * (channel / max(width - 1, 1)) ** (0.7 + 1.3 * self.relative_depth))
+        self.bonus.copy_(torch.tensor(0.3).log() + 0.5 * ((channel + 1) % 3 - 1))
+
+    @property
+    def parameters_without_decay(self) -> list[nn.Parameter]:
+        """The parameters of the dynamics, which weight decay would pull to a meaningless place."""
+        return [self.key_share, self.value_share, self.receptance_share, self.log_decay_rate, self.bonus]
+
+    def forward(
+        self, sequence: Tensor, state: RWKVState | None = None, sequence_starts: Tensor | None = None
+    ) -> tuple[Tensor, RWKVState]:
+        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+        if state is None:
+            nothing = sequence.new_zeros(sequence.shape[0], sequence.shape[2])
+            average = nothing.double()
+            state = RWKVState(nothing, average, torch.full_like(average, -torch.inf))
+        if sequence.shape[1] == 0:
+            return sequence, state
+        previous = _previous(sequence, state.token, sequence_starts)
+        keys, values, receptance = (
+            projection(previous + share * (sequence - previous))
+            for projection, share in (
+                (self.key_projection, self.key_share),
+                (self.value_projection, self.value_share),
+                (self.receptance_projection, self.receptance_share),
+            )
+        )
+        averages, average, log_weight = weighted_averages(
+            keys, values, self.log_decay_rate, self.bonus, state.average, state.log_weight, sequence_starts
+        )
+        outputs = self.output_projection(torch.sigmoid(receptance) * averages.to(sequence.dtype))
+        return outputs, RWKVState(sequence[:, -1], average, log_weight)
+
+
+def weighted_averages(
+    keys: Tensor,
+    values: Tensor,
+    log_decay_rate: Tensor,
+    bonus: Tensor,
+    average: Tensor,
+    log_weight: Tensor,
+    sequence_starts: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The paper's wkv: the average of the values up to each position, the present one's weight having a bonus.
+
+    Numerator and denominator are linear recurrences with a constant decay, so that they are two channels of a scan. The
+    weights are taken relative to the largest of the piece, in float64, which holds exp(-700): nothing overflows, and
+    nothing is lost that comes to the front again when what was larger has faded. Keys further below are raised to that.
+
+    Args:
+        keys: (batch, length, channels), of at least one position.
+        values: (batch, length, channels).
+        log_decay_rate: (channels,), whose exponential is the paper's w.
+        bonus: (channels,), the paper's u.
+        average: (batch, channels), of the values before the first position.
+        log_weight: (batch, channels), the logarithm of the denominator before the first position.
+        sequence_starts: (batch, length), boolean, True where a new record begins.
+
+    Returns:
+        The averages (batch, length, channels) and the two numbers per channel for what follows, all float64.
+    """
+    keys, values, average, log_weight = (tensor.double() for tensor in (keys, values, average, log_weight))
+    largest = torch.maximum(keys.detach().amax(1), log_weight.detach())
+    weight = torch.exp((keys - largest.unsqueeze(1)).clamp(min=LOWEST_EXPONENT))
+    weight_before = torch.exp(log_weight - largest)
+    drives = torch.cat([weight * values, weight], dim=-1)
+    before = torch.cat([weight_before * average, weight_before], dim=-1)
+    decay_rate = torch.exp(log_decay_rate.double()).repeat(2).unsqueeze(-1)
+    one = torch.ones_like(decay_rate)
+    sums, final = selective_scan(
+        drives,
+        torch.ones_like(drives),
+        -decay_rate,
+        one,
+        one,
+        initial_state=before.unsqueeze(-1),
+        return_final_state=True,
+        sequence_starts=sequence_starts,
+    )
+    past = _previous(sums, before, sequence_starts)
+    numerator, denominator = (past + torch.exp(bonus.double()).repeat(2) * drives).chunk(2, dim=-1)
+    final_numerator, final_denominator = final.squeeze(-1).chunk(2, dim=-1)
+    return numerator / denominator, final_numerator / final_denominator, largest + final_denominator.log()
+
+
+def _previous(sequence: Tensor, before: Tensor, sequence_starts: Tensor | None) -> Tensor:
+    """Every position's predecessor: ``before`` (batch, channels) for the first, zeros where a record begins."""
+    previous = torch.cat([before.unsqueeze(1), sequence[:, :-1]], dim=1)
+    if sequence_starts is None:
+        return previous
+    return torch.where(sequence_starts.unsqueeze(-1), torch.zeros_like(previous), previous)

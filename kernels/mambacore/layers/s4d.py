@@ -1,0 +1,227 @@
+"""S4D, the time-invariant diagonal state space model, as a mixer (Gu, Gupta, Goel & Ré, arXiv 2206.11893)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mambacore.backends import compute_dtype
+from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.layers.selective import as_complex, initial_step_bias
+from mambacore.layers.state_matrices import initial_state_matrix
+from mambacore.scan import selective_scan
+
+# From this length on a convolution is faster than the recurrence.
+CONVOLUTION_FROM = 128
+# Longer sequences are convolved in pieces of this many positions, so that transforms and kernels stay small.
+CONVOLUTION_PIECE = 8192
+# Powers of the decay are products of a power below this and a power of this power.
+POWER_BLOCK = 64
+
+
+class S4DState(NamedTuple):
+    """What an S4D mixer hands on."""
+
+    scan: Tensor  # (batch, model_width, state_size), complex or real
+
+
+@register_mixer
+class S4DMixer(Mixer):
+    """A diagonal state space model per channel, GELU, and a gated linear layer across channels.
+
+    The continuous system h' = A h + B x, y = C h + D x, with B = 1 (only its product with C matters), is discretised by
+    the zero-order hold for A and B (equation 3 of the paper)::
+
+        h_t = exp(Delta A) h_{t-1} + (exp(Delta A) - 1) / A * x_t        y_t = C h_t + D x_t
+
+    where a complex state stands for itself and its conjugate and twice the real part is read. Nothing depends on time,
+    so a whole sequence is a convolution, computed by FFT; short pieces and packed records walk the recurrence through
+    :func:`selective_scan`. Both are the same system.
+
+    Args:
+        model_width: channels of the sequence that comes and goes.
+        state_size: states per channel; complex ones count once (the paper counts their conjugates too: its N = 64 is 32
+            here).
+        complex_state: states are complex numbers.
+        state_matrix: what A starts from (``mambacore.layers.state_matrices``); S4D-Lin for a complex state, S4D-Real
+            otherwise, when None.
+        sampling_rate_factor: by how much the step size is longer than in training. A model of signals at 16 kHz runs on
+            the same signals at 8 kHz with 2. The attribute of that name may be set at any time.
+        convolution: compute whole sequences by FFT; if not, always by the recurrence. A Fourier transform rounds
+            relative to the largest value of a sequence, so that a later input moves an earlier output by a rounding
+            error.
+
+    Raises:
+        ValueError: a state_matrix that is unknown or not for this kind of state, or a factor that is not positive.
+    """
+
+    name = "s4d"
+
+    def __init__(
+        self,
+        model_width: int,
+        state_size: int = 64,
+        complex_state: bool = True,
+        state_matrix: str | None = None,
+        sampling_rate_factor: float = 1.0,
+        convolution: bool = True,
+    ) -> None:
+        super().__init__()
+        if not sampling_rate_factor > 0:
+            raise ValueError(f"sampling_rate_factor must be positive but is {sampling_rate_factor}")
+        self.state_size = state_size
+        self.complex_state = complex_state
+        self.state_matrix_start = state_matrix or ("s4d-lin" if complex_state else "s4d-real")
+        self.sampling_rate_factor = sampling_rate_factor
+        self.convolution = convolution
+        self.step_bias = nn.Parameter(torch.empty(model_width))
+        self.log_decay_rate = nn.Parameter(torch.empty(model_width, state_size))
+        self.frequency = nn.Parameter(torch.empty(model_width, state_size)) if complex_state else None
+        # Real and imaginary parts are neighbours.
+        self.output_matrix = nn.Parameter(torch.empty(model_width, (2 if complex_state else 1) * state_size))
+        self.skip_weight = nn.Parameter(torch.empty(model_width))
+        self.output_projection = nn.Linear(model_width, 2 * model_width)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise as published; the linear layer keeps PyTorch's default."""
+        channels = self.step_bias.shape[0]
+        self.step_bias.copy_(initial_step_bias(channels))
+        start = initial_state_matrix(self.state_matrix_start, channels, self.state_size, self.complex_state)
+        self.log_decay_rate.copy_((-start.real).log())
+        if self.frequency is not None:
+            self.frequency.copy_(start.imag)
+        # C is a (complex) standard normal number, D a real one.
+        self.output_matrix.normal_(std=0.5**0.5 if self.complex_state else 1.0)
+        self.skip_weight.normal_()
+
+    @property
+    def parameters_without_decay(self) -> list[nn.Parameter]:
+        """The parameters of the dynamics, which weight decay would pull to a meaningless place."""
+        dynamics = [self.log_decay_rate, self.frequency, self.skip_weight, self.step_bias]
+        return [parameter for parameter in dynamics if parameter is not None]
+
+    def step_size(self) -> Tensor:
+        """Delta (channels,), float64: the length of a step at the present sampling rate."""
+        return F.softplus(self.step_bias.double()) * self.sampling_rate_factor
+
+    def state_matrix(self) -> Tensor:
+        """A (channels, state_size), float64 or complex128, with a negative real part."""
+        decay_rate = -torch.exp(self.log_decay_rate.double())
+        return decay_rate if self.frequency is None else torch.complex(decay_rate, self.frequency.double())
+
+    def forward(
+        self, sequence: Tensor, state: S4DState | None = None, sequence_starts: Tensor | None = None
+    ) -> tuple[Tensor, S4DState]:
+        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+        step_size, state_matrix = self.step_size(), self.state_matrix()
+        exponent = step_size.unsqueeze(-1) * state_matrix
+        # The scan multiplies by the step size, which makes this the zero-order hold of B = 1.
+        input_matrix = torch.expm1(exponent) / exponent
+        output_matrix = as_complex(self.output_matrix) if self.complex_state else self.output_matrix
+        outgoing = None if state is None else state.scan
+        outputs = []
+        pieces = sequence.split(CONVOLUTION_PIECE, dim=1) if sequence_starts is None else (sequence,)
+        for piece in pieces:
+            if self.convolution and sequence_starts is None and piece.shape[1] >= CONVOLUTION_FROM:
+                driven = step_size.unsqueeze(-1) * input_matrix
+                mixed, outgoing = diagonal_convolution(piece, exponent, driven, output_matrix, outgoing)
+                mixed = mixed + (self.skip_weight * piece).to(mixed.dtype)
+            else:
+                mixed, outgoing = selective_scan(
+                    piece,
+                    step_size.to(compute_dtype(piece.dtype)).expand(piece.shape),
+                    state_matrix,
+                    input_matrix,
+                    output_matrix,
+                    self.skip_weight,
+                    initial_state=outgoing,
+                    return_final_state=True,
+                    sequence_starts=sequence_starts,
+                )
+            outputs.append(F.glu(self.output_projection(F.gelu(mixed.to(sequence.dtype))), dim=-1))
+        assert outgoing is not None  # split gives at least one piece
+        return torch.cat(outputs, dim=1), S4DState(outgoing)
+
+
+def diagonal_convolution(
+    inputs: Tensor,
+    exponent: Tensor,
+    input_matrix: Tensor,
+    output_matrix: Tensor,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """h_t = exp(exponent) h_{t-1} + input_matrix x_t, y_t = <output_matrix, h_t>, as a convolution by FFT.
+
+    Its kernel is K_l = <output_matrix * input_matrix, exp(l exponent)> (equation 5 of the paper). Powers are taken
+    in float64, whose angles are right after thousands of turns.
+
+    Args:
+        inputs: (batch, length, channels), of at least one position.
+        exponent: (channels, state_size), float64 or complex128; a complex state is read as twice the real part.
+        input_matrix: (channels, state_size), likewise.
+        output_matrix: (channels, state_size), likewise.
+        initial_state: (batch, channels, state_size); zero when absent.
+
+    Returns:
+        Outputs (batch, length, channels), float32 or float64, and the state after the last position.
+    """
+    batch, length, channels = inputs.shape
+    dtype = compute_dtype(inputs.dtype)
+    state_dtype = dtype.to_complex() if exponent.is_complex() else dtype
+    inputs = inputs.to(dtype).permute(2, 0, 1)  # (channels, batch, length)
+    blocks = -(-length // POWER_BLOCK)
+    within = _powers(exponent, torch.arange(POWER_BLOCK, device=inputs.device)).to(state_dtype)
+    across = _powers(exponent, POWER_BLOCK * torch.arange(blocks, device=inputs.device)).to(state_dtype)
+    input_matrix, output_matrix = input_matrix.to(state_dtype), output_matrix.to(state_dtype)
+
+    # One kernel, and for each batch item what its initial state adds, are sums of powers with different coefficients.
+    coefficients = (output_matrix * input_matrix).unsqueeze(1)
+    if initial_state is not None:
+        decayed = torch.exp(exponent).to(state_dtype).unsqueeze(1) * initial_state.to(state_dtype).transpose(0, 1)
+        coefficients = torch.cat([coefficients, output_matrix.unsqueeze(1) * decayed], dim=1)
+    # (channels, 1 + batch, blocks, state_size) times (channels, POWER_BLOCK, state_size).
+    left = (coefficients.unsqueeze(2) * across.unsqueeze(1)).flatten(1, 2)
+    responses = _read(left, within).unflatten(1, (-1, blocks)).flatten(2)[..., :length]
+    size = _transform_size(2 * length - 1)
+    spectrum = torch.fft.rfft(inputs, size) * torch.fft.rfft(responses[:, :1], size)
+    outputs = torch.fft.irfft(spectrum, size)[..., :length]
+    if initial_state is not None:
+        outputs = outputs + responses[:, 1:]
+
+    # The state at the end: block by block, and then over the blocks, the latest input having the lowest power.
+    padded = F.pad(inputs, (blocks * POWER_BLOCK - length, 0)).reshape(channels, -1, POWER_BLOCK)
+    block_states = _times_powers(padded, within.flip(1)).unflatten(1, (batch, blocks))
+    final_state = (block_states * across.flip(1).unsqueeze(1)).sum(2) * input_matrix.unsqueeze(1)
+    if initial_state is not None:
+        final_state = final_state + torch.exp((length - 1) * exponent).to(state_dtype).unsqueeze(1) * decayed
+    return outputs.permute(1, 2, 0), final_state.transpose(0, 1)
+
+
+def _powers(exponent: Tensor, counts: Tensor) -> Tensor:
+    """exp(count * exponent) as (channels, counts, state_size)."""
+    return torch.exp(exponent.unsqueeze(1) * counts.view(-1, 1))
+
+
+def _read(left: Tensor, within: Tensor) -> Tensor:
+    """(channels, rows, state_size) times (channels, powers, state_size), summed over the states: real, as read_out."""
+    if not left.is_complex():
+        return left @ within.transpose(1, 2)
+    # Twice the real part of a product, without computing its imaginary part.
+    left, within = (torch.view_as_real(tensor).flatten(2) for tensor in (left, within.conj().resolve_conj()))
+    return 2 * left @ within.transpose(1, 2)
+
+
+def _times_powers(inputs: Tensor, within: Tensor) -> Tensor:
+    """(channels, rows, powers) real inputs times (channels, powers, state_size)."""
+    if not within.is_complex():
+        return inputs @ within
+    return torch.view_as_complex((inputs @ torch.view_as_real(within).flatten(2)).unflatten(-1, (-1, 2)))
+
+
+def _transform_size(length: int) -> int:
+    """A size of at least ``length`` that is a power of two, or 3 or 5 times one: fast to transform."""
+    power = 1 << (length - 1).bit_length()
+    return min(size for size in (power * 5 // 8, power * 3 // 4, power) if size >= length)
