@@ -21,6 +21,7 @@ struct InstructionSet {
   void (*convolution_backward)(const MambacoreConvolution&);
   void (*norm_forward)(const MambacoreNorm&);
   void (*norm_backward)(const MambacoreNorm&);
+  void (*block_step)(const MambacoreBlockStep&);
   bool (*supported)();
 };
 
@@ -28,7 +29,8 @@ struct InstructionSet {
   {                                                                                                           \
     #set, mambacore::set::plan_scan, mambacore::set::scan_forward, mambacore::set::scan_backward,             \
         mambacore::set::convolution_forward, mambacore::set::convolution_backward,                            \
-        mambacore::set::norm_forward, mambacore::set::norm_backward, [] { return bool(test); }                \
+        mambacore::set::norm_forward, mambacore::set::norm_backward, mambacore::set::block_step,              \
+        [] { return bool(test); }                                                                             \
   }
 
 // Best first.
@@ -64,7 +66,7 @@ const InstructionSet& current() {
 #define MAMBACORE_EXPORT extern "C" __attribute__((visibility("default")))
 
 // The layout of the structures above; Python refuses a library whose number differs from its own.
-MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 5; }
+MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 6; }
 
 MAMBACORE_EXPORT const char* mambacore_instruction_set() { return current().name; }
 
@@ -93,3 +95,4 @@ MAMBACORE_EXPORT void mambacore_convolution_backward(const MambacoreConvolution*
 }
 MAMBACORE_EXPORT void mambacore_norm_forward(const MambacoreNorm* norm) { current().norm_forward(*norm); }
 MAMBACORE_EXPORT void mambacore_norm_backward(const MambacoreNorm* norm) { current().norm_backward(*norm); }
+MAMBACORE_EXPORT void mambacore_block_step(const MambacoreBlockStep* step) { current().block_step(*step); }

@@ -84,4 +84,19 @@ struct MambacoreNorm {
   int64_t segments;                 // stretches of the rows that threads take
 };
 
+// One position of `batch` sequences through a residual selective block, everything in the compute type (float32 or
+// float64). Sizes of tensors: weights (rows, columns) as their linear layers keep them.
+struct MambacoreBlockStep {
+  int64_t batch, model_width, inner_width, state_size, kernel_width, step_rank;
+  int32_t element, threads;
+  double epsilon;
+  const void *norm_weight, *input_weight, *input_bias;       // input_bias may be null
+  const void *convolution_weight, *convolution_bias;         // (inner_width, kernel_width); may be null
+  const void *selection_weight, *step_weight, *step_bias;
+  const void *log_decay_rate, *frequency, *skip_weight;      // frequency: null when the state is real
+  const void *output_weight, *output_bias;                   // output_bias may be null
+  const void *sequence, *convolution_state, *scan_state;     // the states may be null: zeros
+  void *outputs, *new_convolution_state, *new_scan_state;
+};
+
 }  // extern "C"

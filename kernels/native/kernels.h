@@ -13,6 +13,7 @@
   void convolution_backward(const MambacoreConvolution& convolution); \
   void norm_forward(const MambacoreNorm& norm);                       \
   void norm_backward(const MambacoreNorm& norm);                      \
+  void block_step(const MambacoreBlockStep& step);                    \
   }                                                                   \
   }
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mambacore.layers.mixer import Mixer, build_mixer
 from mambacore.layers.norm import RootMeanSquareNorm
+from mambacore.layers.step import step_block, step_library
 
 # One state per block, each whatever its mixer hands on.
 StackState = tuple[Any, ...]
@@ -29,6 +30,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, sequence: Tensor, state: Any = None, sequence_starts: Tensor | None = None) -> tuple[Tensor, Any]:
         """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+        library = step_library(self, sequence) if sequence_starts is None else None
+        if library is not None:
+            return step_block(library, self, sequence, state)
         mixed, state = self.mixer(self.norm(sequence), state, sequence_starts)
         return sequence + mixed, state
 

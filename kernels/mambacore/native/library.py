@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 5
+INTERFACE_VERSION = 6
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 
 _FILE_NAME = "libmambacore_native.dylib" if sys.platform == "darwin" else "libmambacore_native.so"
@@ -95,6 +95,22 @@ class Norm(ctypes.Structure):
     )
 
 
+class BlockStep(ctypes.Structure):
+    """The arguments of one position through a residual selective block: ``MambacoreBlockStep``."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "batch model_width inner_width state_size kernel_width step_rank"),
+        *_fields(ctypes.c_int32, "element threads"),
+        ("epsilon", ctypes.c_double),
+        *_fields(
+            ctypes.c_void_p,
+            "norm_weight input_weight input_bias convolution_weight convolution_bias selection_weight step_weight "
+            "step_bias log_decay_rate frequency skip_weight output_weight output_bias sequence convolution_state "
+            "scan_state outputs new_convolution_state new_scan_state",
+        ),
+    )
+
+
 class Library:
     """The opened library. Its functions take one structure by reference and release Python's lock while they run."""
 
@@ -162,6 +178,9 @@ class Library:
 
     def norm_backward(self, norm: Norm) -> None:
         self._library.mambacore_norm_backward(ctypes.byref(norm))
+
+    def block_step(self, step: BlockStep) -> None:
+        self._library.mambacore_block_step(ctypes.byref(step))
 
 
 def process_team() -> ctypes.c_void_p | None:
