@@ -1,4 +1,6 @@
-"""Which implementation computes: ``native`` (the C++ library, CPU tensors) or ``torch`` (plain PyTorch, anything)."""
+"""Which implementation computes: ``native`` (the C++ library, CPU tensors), ``mamba_ssm`` (the package's scan, CUDA
+tensors) or ``torch`` (plain PyTorch, anything).
+"""
 
 import contextlib
 import os
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from mambacore.native import Library, native_library, native_problem
 
-BACKENDS = ("native", "torch")
+BACKENDS = ("native", "mamba_ssm", "torch")
 BACKEND_VARIABLE = "MAMBACORE_BACKEND"
 ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 
@@ -29,11 +31,18 @@ def state_dtype(element_dtype: torch.dtype, is_complex: bool) -> torch.dtype:
 
 
 def backends() -> dict[str, str]:
-    """What there is: backend name to ``"available ..."`` or the reason why not."""
+    """What there is: backend name to ``"available ..."`` or the reason why not.
+
+    Finding out about mamba-ssm imports it.
+    """
+    from mambacore.scan.mamba_ssm import scan_function  # noqa: PLC0415  the scan imports this module
+
+    function, reason = scan_function()
     problem = native_problem()
     native = native_library() if problem is None else None
     return {
         "native": f"available ({native.instruction_set})" if native is not None else f"unavailable: {problem}",
+        "mamba_ssm": "available for CUDA tensors" if function is not None else f"unavailable: {reason}",
         "torch": "available",
     }
 
@@ -49,11 +58,17 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def native_library_for(inputs: Tensor) -> Library | None:
-    """The native library when it should compute for these inputs, else None."""
+def wanted_backend() -> str | None:
+    """The backend that is forced here, by ``use_backend`` or by the environment, or None."""
     wanted = _forced.get() or os.environ.get(BACKEND_VARIABLE)
     if wanted:
         _check(wanted, BACKEND_VARIABLE)
+    return wanted or None
+
+
+def native_library_for(inputs: Tensor) -> Library | None:
+    """The native library when it should compute for these inputs, else None."""
+    wanted = wanted_backend()
     if wanted == "torch":
         return None
     fits = inputs.device.type == "cpu" and inputs.dtype in ELEMENT_TYPES

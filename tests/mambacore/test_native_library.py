@@ -55,7 +55,7 @@ def test_an_unknown_instruction_set_is_refused_in_one_sentence():
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="choose one of native, torch"), mambacore.use_backend("cuda"):
+    with pytest.raises(ValueError, match="choose one of native, mamba_ssm, torch"), mambacore.use_backend("cuda"):
         pass
 
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for, state_dtype
+from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for, state_dtype, wanted_backend
 from mambacore.packing import resets_before
-from mambacore.scan import fallback, native
+from mambacore.scan import fallback, mamba_ssm, native
 from mambacore.scan.fallback import border_shape
 
 BORDER_INTERVAL = fallback.BORDER_INTERVAL
@@ -84,9 +84,32 @@ def selective_scan(
         None if initial_state is None else initial_state.to(of_state),
         None if sequence_starts is None else resets_before(sequence_starts, reverse),
     )
-    keep_borders = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in arguments)
-    outputs, final_state, _ = _forward(*arguments, step_softplus, reverse, keep_borders)
+    needs_gradient = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in arguments
+    )
+    if _use_mamba_ssm(arguments, reverse, state_needs_gradient=needs_gradient and return_final_state):
+        outputs, final_state = mamba_ssm.scan(*arguments[:8], step_softplus)
+        return (outputs, final_state) if return_final_state else outputs
+    outputs, final_state, _ = _forward(*arguments, step_softplus, reverse, needs_gradient)
     return (outputs, final_state) if return_final_state else outputs
+
+
+def _use_mamba_ssm(arguments: tuple[Tensor | None, ...], reverse: bool, state_needs_gradient: bool) -> bool:
+    """Whether mamba-ssm computes this: asked for by name, or CUDA tensors came and it works and can."""
+    if torch.compiler.is_compiling():  # its operator would break the graph
+        return False
+    inputs, _, state_matrix, *_, initial_state, resets = arguments
+    assert inputs is not None
+    assert state_matrix is not None
+    wanted = wanted_backend()
+    if wanted != "mamba_ssm" and (wanted is not None or inputs.device.type != "cuda"):
+        return False
+    reason = mamba_ssm.refusal(inputs, state_matrix, initial_state, resets, reverse)
+    if wanted == "mamba_ssm" and reason:
+        raise RuntimeError(f"the mamba_ssm backend was asked for but cannot {reason}; use another backend for this")
+    if wanted == "mamba_ssm":
+        return True
+    return not reason and not state_needs_gradient and mamba_ssm.scan_function()[0] is not None
 
 
 def _check(
