@@ -1,7 +1,9 @@
 """Layers that follow ``(sequence, state) -> (sequence, state)``."""
 
 from mambacore.layers.attention import AttentionMixer, AttentionState
+from mambacore.layers.bidirectional import BidirectionalBlock, BidirectionalMixer, BidirectionalStack
 from mambacore.layers.embedding import ContextEmbedding
+from mambacore.layers.equivariant import EquivariantEmbedding, EquivariantStack
 from mambacore.layers.gru import GRUMixer, GRUState
 from mambacore.layers.linear_attention import LinearAttentionMixer, LinearAttentionState
 from mambacore.layers.mixer import MIXERS, Mixer, build_mixer, mixer_options, register_mixer
@@ -18,7 +20,12 @@ __all__ = [
     "POOLINGS",
     "AttentionMixer",
     "AttentionState",
+    "BidirectionalBlock",
+    "BidirectionalMixer",
+    "BidirectionalStack",
     "ContextEmbedding",
+    "EquivariantEmbedding",
+    "EquivariantStack",
     "GRUMixer",
     "GRUState",
     "LastPooling",

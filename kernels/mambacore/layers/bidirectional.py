@@ -1,0 +1,187 @@
+"""Both directions at once: every position is mixed with what comes before it and with what comes after it.
+
+BiMamba of Schiff et al., "Caduceus" (arXiv 2403.03234, "BiMamba"), with R the reversal of a sequence::
+
+    BiMamba(x) = forward(x) + R(reverse(R(x)))
+
+The kernels walk from the last position to the first by themselves, so nothing is ever reversed in memory. Nothing here
+is causal, so nothing here has a state: these layers take a whole sequence and return one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mambacore.errors import InputError
+from mambacore.layers.mixer import build_mixer
+from mambacore.layers.norm import RootMeanSquareNorm, root_mean_square_norm
+from mambacore.layers.selective import SelectiveMixer
+
+COMBINATIONS: Final = ("add", "multiply")
+
+
+class BidirectionalMixer(nn.Module):
+    """Two selective mixers, one for each direction, whose results are added or multiplied element by element.
+
+    It has no state: position 0 depends on the last one, so that a sequence cannot be walked in pieces.
+
+    Args:
+        model_width: channels of the sequence that comes and goes.
+        mixer: options of ``SelectiveMixer``, the same for both directions.
+        combination: ``add`` or ``multiply`` what the directions give.
+        tied_projections: both directions share their input and output projections, where most parameters are.
+
+    Raises:
+        InputError: an option that ``SelectiveMixer`` does not have, or another combination.
+    """
+
+    def __init__(
+        self,
+        model_width: int,
+        mixer: Mapping[str, Any] | None = None,
+        combination: str = "add",
+        tied_projections: bool = True,
+    ) -> None:
+        super().__init__()
+        if combination not in COMBINATIONS:
+            raise InputError(f"directions cannot be combined by {combination!r}; choose {' or '.join(COMBINATIONS)}")
+        self.combination = combination
+        self.tied_projections = tied_projections
+        description = {**(mixer or {}), "name": SelectiveMixer.name}
+        self.forward_mixer = cast(SelectiveMixer, build_mixer(model_width, description))
+        self.reverse_mixer = cast(SelectiveMixer, build_mixer(model_width, description))
+        if tied_projections:
+            self.reverse_mixer.input_projection = self.forward_mixer.input_projection
+            self.reverse_mixer.output_projection = self.forward_mixer.output_projection
+
+    @property
+    def parameters_without_decay(self) -> list[nn.Parameter]:
+        """The parameters of the dynamics, which weight decay would pull to a meaningless place."""
+        return self.forward_mixer.parameters_without_decay + self.reverse_mixer.parameters_without_decay
+
+    def forward(
+        self, sequence: Tensor, sequence_starts: Tensor | None = None, reverse_complement: bool = False
+    ) -> Tensor:
+        """Mix a whole sequence.
+
+        Args:
+            sequence: (batch, length, model_width).
+            sequence_starts: (batch, length), boolean, True where a new record begins (``mambacore.packing``): nothing
+                crosses from one record to another, in either direction.
+            reverse_complement: compute ``flip(mixer(flip(sequence)))``, positions and channels both flipped. The
+                positions are not: each direction walks the other way. The channels are flipped in the weights.
+
+        Returns:
+            (batch, length, model_width).
+        """
+        projected = _project_in(self.forward_mixer, sequence, reverse_complement)
+        ahead, _ = self.forward_mixer.mix(*projected, None, sequence_starts, reverse=reverse_complement)
+        if not self.tied_projections:
+            projected = _project_in(self.reverse_mixer, sequence, reverse_complement)
+        behind, _ = self.reverse_mixer.mix(*projected, None, sequence_starts, reverse=not reverse_complement)
+        if self.tied_projections and self.combination == "add":
+            # The projection of the sum is the sum of the projections, biases apart: there are two.
+            return _project_out(self.forward_mixer, ahead + behind, reverse_complement, biases=2)
+        ahead = _project_out(self.forward_mixer, ahead, reverse_complement)
+        behind = _project_out(self.reverse_mixer, behind, reverse_complement)
+        return ahead + behind if self.combination == "add" else ahead * behind
+
+
+class BidirectionalBlock(nn.Module):
+    """sequence + mixer(norm(sequence)) with a mixer of both directions. It has no state."""
+
+    def __init__(self, model_width: int, mixer: BidirectionalMixer, norm_epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.norm = RootMeanSquareNorm(model_width, norm_epsilon)
+        self.mixer = mixer
+
+    def forward(
+        self, sequence: Tensor, sequence_starts: Tensor | None = None, reverse_complement: bool = False
+    ) -> Tensor:
+        """(batch, length, model_width) to the same; ``reverse_complement`` as in :class:`BidirectionalMixer`."""
+        normalised = normalise(self.norm, sequence, reverse_complement)
+        return sequence + self.mixer(normalised, sequence_starts, reverse_complement)
+
+
+class BidirectionalStack(nn.Module):
+    """Bidirectional residual blocks one after the other and a final norm. It has no state.
+
+    Args:
+        model_width: channels of the sequence.
+        layers: number of blocks.
+        mixer: options of ``SelectiveMixer``.
+        combination, tied_projections: see :class:`BidirectionalMixer`.
+        norm_epsilon: keeps positions of zeros finite.
+        residual_in_float32: keep the sum of residuals in float32 where the parameters have fewer bits.
+
+    Raises:
+        InputError: an option that ``SelectiveMixer`` does not have, another combination, or no layers.
+    """
+
+    def __init__(
+        self,
+        model_width: int,
+        layers: int,
+        mixer: Mapping[str, Any] | None = None,
+        combination: str = "add",
+        tied_projections: bool = True,
+        norm_epsilon: float = 1e-5,
+        residual_in_float32: bool = False,
+    ) -> None:
+        super().__init__()
+        if layers < 1:
+            raise InputError(f"a stack of {layers} layers cannot be built; ask for at least 1")
+        self.model_width = model_width
+        self.residual_in_float32 = residual_in_float32
+        mixers = [BidirectionalMixer(model_width, mixer, combination, tied_projections) for _ in range(layers)]
+        self.blocks = nn.ModuleList(BidirectionalBlock(model_width, one, norm_epsilon) for one in mixers)
+        self.final_norm = RootMeanSquareNorm(model_width, norm_epsilon)
+        with torch.no_grad():
+            for projection in {one.forward_mixer.output_projection for one in mixers} | {
+                one.reverse_mixer.output_projection for one in mixers
+            }:
+                projection.weight /= layers**0.5
+
+    def forward(self, sequence: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
+        """(batch, length, model_width) to the same; ``sequence_starts`` as in :class:`BidirectionalMixer`."""
+        if self.residual_in_float32:
+            sequence = widened(sequence)
+        for block in self.blocks:
+            sequence = block(sequence, sequence_starts)
+        return normalise(self.final_norm, sequence)
+
+
+def widened(sequence: Tensor) -> Tensor:
+    """The sequence in float32, or as it is where that is wider."""
+    return sequence.to(torch.promote_types(sequence.dtype, torch.float32))
+
+
+def normalise(norm: RootMeanSquareNorm, sequence: Tensor, flipped: bool = False) -> Tensor:
+    """The norm in the dtype of its weight, which is the one that mixers compute in; of flipped channels if asked."""
+    weight = norm.weight.flip(0) if flipped else norm.weight
+    return root_mean_square_norm(sequence, weight, norm.epsilon).to(weight.dtype)
+
+
+def _project_in(mixer: SelectiveMixer, sequence: Tensor, flipped: bool) -> tuple[Tensor, Tensor]:
+    """The inputs and the gate of a mixer, of the sequence with flipped channels if asked."""
+    projection = mixer.input_projection
+    weight = projection.weight.flip(1) if flipped else projection.weight
+    inputs, gate = F.linear(sequence, weight, projection.bias).chunk(2, dim=-1)
+    return inputs, gate
+
+
+def _project_out(mixer: SelectiveMixer, inner: Tensor, flipped: bool, biases: int = 1) -> Tensor:
+    """Back to model channels, flipped if asked, with the bias counted ``biases`` times."""
+    projection = mixer.output_projection
+    weight: Tensor = projection.weight
+    bias: Tensor | None = projection.bias
+    if bias is not None and biases > 1:
+        bias = biases * bias
+    if flipped:
+        weight, bias = weight.flip(0), None if bias is None else bias.flip(0)
+    return F.linear(inner, weight, bias)

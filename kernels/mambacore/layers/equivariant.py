@@ -1,0 +1,138 @@
+"""Layers that commute with the reverse complement, by sharing their parameters between the strands.
+
+Schiff et al., "Caduceus" (arXiv 2403.03234, "MambaDNA" and "Caduceus-PS"), after Zhou et al. (PMLR 165:1-33, 2022).
+A sequence of two strands has 2 D channels: D of the strand that was read and D of the other one, the latter with its
+channels in reverse order, so that the reverse complement RC is a flip of both positions and channels. With a block M,
+x1 and x2 the halves and [,] their concatenation::
+
+    embedding(t) = [E(t), flip_channels(E(complement(t)))]
+    block(x)     = [M(x1), RC(M(RC(x2)))]
+    logits(x)    = W x1 + W[complement] flip_channels(x2)
+
+Then layer(RC(x)) = RC(layer(x)). The second strand is not flipped in memory: kernels walk the other way and channels
+are flipped in the weights. What a token's complement is, is an argument: for DNA A-T and C-G, and nothing here knows.
+Nothing here is causal, so nothing here has a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mambacore.errors import InputError
+from mambacore.layers.bidirectional import BidirectionalStack, normalise, widened
+
+
+def reverse_complement(sequence: Tensor) -> Tensor:
+    """The reverse complement of a sequence of two strands, (batch, length, 2 * model_width)."""
+    return sequence.flip(1, 2)
+
+
+def complement_table(complement: Sequence[int], vocabulary_size: int) -> Tensor:
+    """The complement of every token, (vocabulary_size,); tokens beyond ``complement`` are their own.
+
+    Raises:
+        InputError: a table that is too long, or that does not give a token back when applied twice.
+    """
+    if len(complement) > vocabulary_size:
+        raise InputError(
+            f"complement has {len(complement)} tokens where the vocabulary has {vocabulary_size}; give one per token"
+        )
+    table = [*complement, *range(len(complement), vocabulary_size)]
+    for token, other in enumerate(table):
+        if not 0 <= other < vocabulary_size or table[other] != token:
+            raise InputError(
+                f"complement maps token {token} to {other}, which is not mapped back to {token}; "
+                "give a table that is its own inverse"
+            )
+    return torch.tensor(table, dtype=torch.long)
+
+
+def starts_of_reversed(sequence_starts: Tensor) -> Tensor:
+    """Where records begin, (batch, length), once all rows are reversed: where they ended."""
+    ends = torch.ones_like(sequence_starts)
+    ends[:, :-1] = sequence_starts[:, 1:]
+    return ends.flip(1)
+
+
+class EquivariantEmbedding(nn.Module):
+    """The embeddings of a token and of its complement, the latter with flipped channels.
+
+    Args:
+        vocabulary_size: number of tokens.
+        model_width: channels of one strand.
+        complement: for every token the one that faces it on the other strand (``complement_table``).
+    """
+
+    complement: Tensor
+
+    def __init__(self, vocabulary_size: int, model_width: int, complement: Sequence[int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(vocabulary_size, model_width))
+        self.register_buffer("complement", complement_table(complement, vocabulary_size), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Whole numbers (batch, length) to (batch, length, 2 * model_width)."""
+        return F.embedding(tokens, torch.cat([self.weight, self.weight[self.complement].flip(1)], dim=1))
+
+
+def equivariant_logits(sequence: Tensor, weight: Tensor, complement: Tensor) -> Tensor:
+    """W x1 + W[complement] flip_channels(x2), as one product with both matrices side by side.
+
+    Args:
+        sequence: (batch, length, 2 * model_width).
+        weight: (vocabulary_size, model_width).
+        complement: (vocabulary_size,).
+    """
+    return F.linear(sequence, torch.cat([weight, weight[complement].flip(1)], dim=1))
+
+
+class EquivariantStack(BidirectionalStack):
+    """The bidirectional stack over two strands with shared parameters. It has no state.
+
+    Args:
+        model_width: channels of one strand.
+        layers: number of blocks.
+        mixer, combination, tied_projections, norm_epsilon, residual_in_float32: as of ``BidirectionalStack``.
+        exchange_strands: before every block the strands change places. The models that were published under the name
+            Caduceus-PS do so (and are as equivariant as those that do not), so their weights only work this way.
+    """
+
+    def __init__(
+        self,
+        model_width: int,
+        layers: int,
+        mixer: Mapping[str, Any] | None = None,
+        combination: str = "add",
+        tied_projections: bool = True,
+        norm_epsilon: float = 1e-5,
+        residual_in_float32: bool = False,
+        exchange_strands: bool = False,
+    ) -> None:
+        super().__init__(model_width, layers, mixer, combination, tied_projections, norm_epsilon, residual_in_float32)
+        self.exchange_strands = exchange_strands
+
+    def forward(self, sequence: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
+        """(batch, length, 2 * model_width) to the same.
+
+        ``sequence_starts`` (batch, length), boolean, is True where a new record begins: nothing crosses from one record
+        to another. It refers to positions as they are, for both strands.
+        """
+        if sequence.shape[-1] != 2 * self.model_width:
+            raise ValueError(
+                f"sequence must have two strands of {self.model_width} channels each but has {sequence.shape[-1]} "
+                "channels; use EquivariantEmbedding"
+            )
+        if self.residual_in_float32:
+            sequence = widened(sequence)
+        first, second = sequence.chunk(2, dim=-1)
+        for block in self.blocks:
+            if self.exchange_strands:
+                first, second = second, first
+            first = block(first, sequence_starts)
+            second = block(second, sequence_starts, reverse_complement=True)
+        return torch.cat([normalise(self.final_norm, first), normalise(self.final_norm, second, flipped=True)], dim=-1)
