@@ -1,0 +1,161 @@
+"""The masked language model that reads in both directions: Caduceus (Schiff et al., arXiv 2403.03234).
+
+Two kinds: *equivariant* (Caduceus-PS), whose logits of a reverse complement are the reverse complement of its logits,
+exactly and by construction; and the plain one (Caduceus-Ph), trained on both strands, whose logits of both strands are
+averaged afterwards (``conjoined_logits``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mambacore.errors import InputError
+from mambacore.layers.bidirectional import BidirectionalStack
+from mambacore.layers.equivariant import (
+    EquivariantEmbedding,
+    EquivariantStack,
+    complement_table,
+    equivariant_logits,
+    starts_of_reversed,
+)
+from mambacore.models.causal import EMBEDDING_DEVIATION, padded_size
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLanguageModelConfig:
+    """Everything needed to build a :class:`MaskedLanguageModel`.
+
+    Attributes:
+        vocabulary_size: number of tokens.
+        model_width: channels between the layers, of one strand.
+        layers: number of blocks.
+        complement: for every token the one that faces it on the other strand; padding tokens are their own. Without
+            it there is no reverse complement.
+        equivariant: share parameters between the strands (Caduceus-PS).
+        mixer: options of ``mambacore.layers.SelectiveMixer``.
+        combination, tied_projections: see ``mambacore.layers.BidirectionalMixer``.
+        exchange_strands: see ``mambacore.layers.EquivariantStack``; for equivariant models only.
+        norm_epsilon, residual_in_float32, tied_head, vocabulary_multiple: as of ``CausalLanguageModelConfig``.
+    """
+
+    vocabulary_size: int
+    model_width: int
+    layers: int
+    complement: tuple[int, ...] | None = None
+    equivariant: bool = False
+    mixer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    combination: str = "add"
+    tied_projections: bool = True
+    exchange_strands: bool = False
+    norm_epsilon: float = 1e-5
+    residual_in_float32: bool = False
+    tied_head: bool = True
+    vocabulary_multiple: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary_size", "model_width", "layers", "vocabulary_multiple"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1 but is {getattr(self, name)}")
+        if self.equivariant and self.complement is None:
+            raise InputError("an equivariant model needs complement, the token that faces each one")
+        if self.exchange_strands and not self.equivariant:
+            raise InputError("exchange_strands is for equivariant models, others have one strand; leave it out")
+
+    @property
+    def padded_vocabulary_size(self) -> int:
+        """Rows of the tables."""
+        return padded_size(self.vocabulary_size, self.vocabulary_multiple)
+
+
+class MaskedLanguageModel(nn.Module):
+    """Logits of the token at every position, read from everything before and after it.
+
+    It has no state, since nothing about it is causal: give it whole sequences.
+
+    Args:
+        config: see :class:`MaskedLanguageModelConfig`.
+
+    Raises:
+        InputError: an option that the mixer does not have, or a complement that is not its own inverse.
+    """
+
+    complement: Tensor | None
+
+    def __init__(self, config: MaskedLanguageModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        rows, width = config.padded_vocabulary_size, config.model_width
+        options: dict[str, Any] = {
+            "mixer": config.mixer,
+            "combination": config.combination,
+            "tied_projections": config.tied_projections,
+            "norm_epsilon": config.norm_epsilon,
+            "residual_in_float32": config.residual_in_float32,
+        }
+        self.embedding: nn.Embedding | EquivariantEmbedding
+        self.head: nn.Linear | None = None if config.tied_head else nn.Linear(width, rows, bias=False)
+        if config.equivariant:
+            assert config.complement is not None  # the configuration has made sure
+            self.embedding = EquivariantEmbedding(rows, width, config.complement)
+            self.stack: BidirectionalStack = EquivariantStack(
+                width, config.layers, **options, exchange_strands=config.exchange_strands
+            )
+        else:
+            self.embedding = nn.Embedding(rows, width)
+            self.stack = BidirectionalStack(width, config.layers, **options)
+        for table in (self.embedding, self.head):
+            if table is not None:
+                nn.init.normal_(table.weight, std=EMBEDDING_DEVIATION)
+        complement = None if config.complement is None else complement_table(config.complement, rows)
+        self.register_buffer("complement", complement, persistent=False)
+
+    def forward(self, tokens: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
+        """Logits (batch, length, padded_vocabulary_size) of tokens (batch, length).
+
+        ``sequence_starts`` (batch, length), boolean, is True where a new record begins (``mambacore.packing``); padding
+        is a record of its own. Nothing crosses from one record to another, in either direction.
+        """
+        return self.logits(self.hidden(tokens, sequence_starts))
+
+    def hidden(self, tokens: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
+        """What the head reads: (batch, length, model_width), or two strands of that when equivariant."""
+        return self.stack(self.embedding(tokens), sequence_starts)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head: what ``hidden`` gives to (..., padded_vocabulary_size)."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        if self.config.equivariant:
+            assert self.complement is not None
+            return equivariant_logits(hidden, weight, self.complement)
+        return F.linear(hidden, weight)
+
+    def reverse_complement(self, tokens: Tensor) -> Tensor:
+        """The other strand, as it is read: (batch, length) to the same.
+
+        Raises:
+            InputError: the model has no complement.
+        """
+        return self._complement()[tokens.flip(1)]
+
+    def conjoined_logits(self, tokens: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
+        """The mean of the logits of both strands, (batch, length, padded_vocabulary_size).
+
+        Those of the reverse complement are brought back to the strand that was given. This makes any model equivariant
+        ("post-hoc conjoining"); of an equivariant one the logits are the same without it.
+
+        Raises:
+            InputError: the model has no complement.
+        """
+        starts = None if sequence_starts is None else starts_of_reversed(sequence_starts)
+        other = self(self.reverse_complement(tokens), starts)
+        return (self(tokens, sequence_starts) + other.flip(1)[..., self._complement()]) / 2
+
+    def _complement(self) -> Tensor:
+        if self.complement is None:
+            raise InputError("this model has no complement, so there is no other strand; build it with complement")
+        return self.complement
