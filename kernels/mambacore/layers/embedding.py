@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from mambacore.parallel import active_ranks, history_over_ranks
+
 
 class ContextEmbedding(nn.Module):
     """The sum of one embedding per context width: that of the last 1, ..., ``width`` symbols up to a position.
@@ -51,6 +53,11 @@ class ContextEmbedding(nn.Module):
         """
         if state is None:
             state = symbols.new_full((symbols.shape[0], self.history), -1)
+        outgoing, ranks = None, active_ranks()
+        if ranks is not None and self.history > 0:
+            # Zero stands for no symbol in an exchange, -1 here.
+            moved = history_over_ranks(ranks, symbols.long() + 1, self.history, state.long() + 1)
+            state, outgoing = ((history - 1).to(symbols.dtype) for history in moved)
         extended = torch.cat([state, symbols], dim=1)
         length = symbols.shape[1]
         known = (extended >= 0) & (extended < self.symbol_count)
@@ -64,4 +71,4 @@ class ContextEmbedding(nn.Module):
             complete = complete & known[:, first : first + length]
             if back + 1 in self.context_widths:
                 found[back + 1] = torch.where(complete, number, self.symbol_count ** (back + 1))
-        return [found[width] for width in self.context_widths], extended[:, length:]
+        return [found[width] for width in self.context_widths], extended[:, length:] if outgoing is None else outgoing

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from mambacore.errors import InputError
+from mambacore.parallel.context import active_ranks
 
 
 class Mixer(nn.Module):
@@ -19,7 +20,24 @@ class Mixer(nn.Module):
     """
 
     name: ClassVar[str]
+    # Whether ``forward`` exchanges states inside ``mambacore.parallel.context_parallel``; a mixer that does not would
+    # begin anew at each rank, so it is refused there.
+    supports_context_parallel: ClassVar[bool] = False
     output_projection: nn.Linear
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """``forward``, unless the sequence lies on several ranks and this mixer knows of its own stretch only.
+
+        Raises:
+            InputError: this mixer inside ``mambacore.parallel.context_parallel`` over several ranks.
+        """
+        if not self.supports_context_parallel and active_ranks() is not None:
+            able = ", ".join(name for name, mixer in sorted(MIXERS.items()) if mixer.supports_context_parallel)
+            raise InputError(
+                f"the mixer {self.name!r} cannot mix a sequence that lies on several ranks; "
+                f"build the model of {able}, or give it whole sequences outside of context_parallel"
+            )
+        return super().__call__(*arguments, **options)
 
     def forward(self, sequence: Tensor, state: Any = None, sequence_starts: Tensor | None = None) -> tuple[Tensor, Any]:
         """Mix a piece of a sequence.

@@ -1,9 +1,14 @@
-"""Pooling over the length, as causal functions with a state: what a classification head reads."""
+"""Pooling over the length, as causal functions with a state: what a classification head reads.
+
+Inside ``mambacore.parallel.context_parallel`` the result is that of the whole sequence, the same on every rank.
+"""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from mambacore.parallel import RankGroup, active_ranks, gather_over_ranks
 
 
 class PoolingState(NamedTuple):
@@ -19,9 +24,11 @@ class MeanPooling(nn.Module):
 
     def forward(self, sequence: Tensor, state: PoolingState | None = None) -> tuple[Tensor, PoolingState]:
         """(batch, length, channels) and what was pooled before to the mean (batch, channels) and the new state."""
-        total, positions = sequence.sum(dim=1, dtype=torch.float64), sequence.shape[1]
-        if state is not None:
-            total, positions = total + state.total, positions + state.positions
+        ranks, before = active_ranks(), _before(sequence, state)
+        total, positions = sequence.sum(dim=1, dtype=torch.float64) + before.total, sequence.shape[1] + before.positions
+        if ranks is not None:
+            totals, counts = _of_all_ranks(ranks, total, positions)
+            total, positions = totals.sum(0), sum(counts)
         return (total / max(positions, 1)).to(sequence.dtype), PoolingState(total, positions)
 
 
@@ -30,11 +37,35 @@ class LastPooling(nn.Module):
 
     def forward(self, sequence: Tensor, state: PoolingState | None = None) -> tuple[Tensor, PoolingState]:
         """(batch, length, channels) and what was pooled before to the last position (batch, channels) and the state."""
+        ranks, last = active_ranks(), _before(sequence, state)
         if sequence.shape[1] > 0:
-            state = PoolingState(sequence[:, -1].double(), 1)
-        elif state is None:
-            state = PoolingState(sequence.new_zeros(sequence.shape[0], sequence.shape[2], dtype=torch.float64), 0)
-        return state.total.to(sequence.dtype), state
+            # Chosen from a stack for backward to reach the state on all ranks, also where there is no new position.
+            last = PoolingState(torch.stack([last.total, sequence[:, -1].double()])[1], 1)
+        if ranks is not None:
+            lasts, counts = _of_all_ranks(ranks, last.total, last.positions)
+            filled = [rank for rank in range(ranks.count) if counts[rank] > 0]
+            last = PoolingState(lasts[filled[-1] if filled else 0], counts[filled[-1]] if filled else 0)
+        return last.total.to(sequence.dtype), last
+
+
+def _before(sequence: Tensor, state: PoolingState | None) -> PoolingState:
+    """What was pooled before this process's positions: nothing, unless the whole sequence begins here.
+
+    Depends, if only by zeros, on the sequence and on the state: on every rank backward has to reach the exchanges that
+    these come from.
+    """
+    nothing = PoolingState(sequence[:, :0].sum(dim=1, dtype=torch.float64), 0)
+    ranks = active_ranks()
+    if state is None or ranks is None:
+        return nothing if state is None else state
+    chosen = ranks.is_first(reverse=False)
+    return PoolingState(torch.stack([nothing.total, state.total])[int(chosen)], state.positions if chosen else 0)
+
+
+def _of_all_ranks(ranks: RankGroup, pooled: Tensor, positions: int) -> tuple[Tensor, list[int]]:
+    """What every rank has pooled, (ranks, batch, channels), and from how many positions."""
+    totals, counts = gather_over_ranks(ranks, pooled, pooled.new_tensor(positions))
+    return totals, [int(count) for count in counts.tolist()]
 
 
 POOLINGS: dict[str, type[MeanPooling] | type[LastPooling]] = {"mean": MeanPooling, "last": LastPooling}

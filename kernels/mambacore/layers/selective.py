@@ -6,10 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mambacore.convolution import causal_convolution
 from mambacore.layers.mixer import Mixer, register_mixer
 from mambacore.layers.state_matrices import initial_state_matrix
-from mambacore.scan import selective_scan
+from mambacore.parallel import convolution_over_ranks, scan_over_ranks
 
 # Step sizes at the start of training (section 3.6 of the paper): log-uniform between these, never below the floor.
 SMALLEST_STEP, LARGEST_STEP, STEP_FLOOR = 1e-3, 1e-1, 1e-4
@@ -53,6 +52,7 @@ class SelectiveMixer(Mixer):
     """
 
     name = "selective"
+    supports_context_parallel = True
 
     def __init__(
         self,
@@ -132,14 +132,13 @@ class SelectiveMixer(Mixer):
         self, inputs: Tensor, gate: Tensor, state: SelectiveState | None, sequence_starts: Tensor | None, reverse: bool
     ) -> tuple[Tensor, SelectiveState]:
         """What lies between the two projections: convolution, selection and scan of (batch, length, inner_width)."""
-        inputs, convolution_state = causal_convolution(
+        inputs, convolution_state = convolution_over_ranks(
             inputs,
             self.convolution_weight,
             self.convolution_bias,
             silu=True,
             initial_state=None if state is None else state.convolution,
             reverse=reverse,
-            return_final_state=True,
             sequence_starts=sequence_starts,
         )
         low_rank_step, input_matrix, output_matrix = self.selection_projection(inputs).split(
@@ -147,7 +146,7 @@ class SelectiveMixer(Mixer):
         )
         if self.complex_state:
             input_matrix, output_matrix = (as_complex(matrix) for matrix in (input_matrix, output_matrix))
-        outputs, scan_state = selective_scan(
+        outputs, scan_state = scan_over_ranks(
             inputs,
             self.step_projection(low_rank_step),
             self.state_matrix,
@@ -159,7 +158,6 @@ class SelectiveMixer(Mixer):
             step_softplus=True,
             initial_state=None if state is None else state.scan,
             reverse=reverse,
-            return_final_state=True,
             sequence_starts=sequence_starts,
         )
         return outputs, SelectiveState(convolution_state, scan_state)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mambacore.layers.mixer import Mixer, build_mixer
 from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.step import step_block, step_library
+from mambacore.parallel import active_ranks
 
 # One state per block, each whatever its mixer hands on.
 StackState = tuple[Any, ...]
@@ -30,7 +31,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, sequence: Tensor, state: Any = None, sequence_starts: Tensor | None = None) -> tuple[Tensor, Any]:
         """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
-        library = step_library(self, sequence) if sequence_starts is None else None
+        alone = sequence_starts is None and active_ranks() is None
+        library = step_library(self, sequence) if alone else None
         if library is not None:
             return step_block(library, self, sequence, state)
         mixed, state = self.mixer(self.norm(sequence), state, sequence_starts)
@@ -73,7 +75,8 @@ class ResidualStack(nn.Module):
         to the next.
         """
         positions = max(1, PIECE_POSITIONS // max(1, sequence.shape[0]))
-        if torch.is_grad_enabled() or sequence.shape[1] <= positions:
+        # Ranks exchange states once per layer, however long their stretches are, so these are not cut into pieces.
+        if torch.is_grad_enabled() or sequence.shape[1] <= positions or active_ranks() is not None:
             return self._walk(sequence, state, sequence_starts)
         outputs = torch.empty_like(sequence)
         for begin in range(0, sequence.shape[1], positions):

@@ -1,0 +1,80 @@
+"""Losses and gradients when every rank holds a stretch of the sequence and a copy of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, distributed, nn
+
+from mambacore.parallel.context import ranks_of
+
+
+def part_of_mean(
+    values: Tensor, weights: Tensor | None = None, group: distributed.ProcessGroup | None = None
+) -> Tensor:
+    """This rank's part of the mean over the values of all ranks: the parts add up to it.
+
+    Call backward on the part. For a loss per position, ``values`` are those of this rank's stretch. For a loss that all
+    ranks compute alike, such as that of a pooled result, it is what all of them have, of which each part is its share.
+
+    Args:
+        values: any shape, which may differ from rank to rank, and be empty.
+        weights: how much each value counts, for example 0 at padding; 1 when None. Has no gradient.
+        group: the process group; None for that of the block around the call, or for all processes.
+
+    Returns:
+        A scalar: sum(values * weights) of this rank divided by the sum of the weights of all ranks.
+
+    Raises:
+        ValueError: weights of another shape, or that sum to zero over all ranks.
+    """
+    if weights is None:
+        count = torch.full((), values.numel(), dtype=torch.float64, device=values.device)
+        total = values.sum()
+    elif weights.shape != values.shape:
+        raise ValueError(
+            f"weights must have the shape of the values {tuple(values.shape)} but have {tuple(weights.shape)}"
+        )
+    else:
+        count = weights.detach().sum(dtype=torch.float64)
+        total = (values * weights.detach()).sum()
+    ranks = ranks_of(group)
+    if ranks is not None:
+        distributed.all_reduce(count, group=ranks.group)
+    if count == 0:
+        raise ValueError("there is nothing to take the mean of: no rank has a value that counts; check the weights")
+    return total / count.to(total.dtype)
+
+
+@torch.no_grad()
+def sum_gradients(parameters: Iterable[nn.Parameter], group: distributed.ProcessGroup | None = None) -> None:
+    """Replace every gradient by its sum over the ranks, which each hold the part of their stretch.
+
+    One exchange per dtype and device, in the order of the parameters. A gradient that is None on some ranks counts as
+    zero there; where it is None on all ranks it stays so. Results are the same on every rank and repeat.
+
+    Args:
+        parameters: the same on every rank, in the same order.
+        group: the process group; None for that of the block around the call, or for all processes.
+
+    Raises:
+        InputError: this process is not a member of the group.
+    """
+    ranks = ranks_of(group)
+    if ranks is None:
+        return
+    alike: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            alike.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    for members in alike.values():
+        parts = [torch.zeros_like(member) if member.grad is None else member.grad for member in members]
+        present = members[0].new_tensor([member.grad is not None for member in members])
+        message = torch.cat([part.reshape(-1) for part in parts] + [present])
+        numbers = torch.view_as_real(message) if message.is_complex() else message
+        distributed.all_reduce(numbers, group=ranks.group)
+        *sums, present = message.split([part.numel() for part in parts] + [len(members)])
+        for member, total, ranks_with in zip(members, sums, present.tolist(), strict=True):
+            if ranks_with:
+                member.grad = total.view_as(member).clone()
