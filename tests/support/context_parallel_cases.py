@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from mambacore import InputError
-from mambacore.layers import ContextEmbedding, LastPooling, MeanPooling, ResidualStack, build_mixer
+from mambacore.layers import BidirectionalStack, ContextEmbedding, LastPooling, MeanPooling, ResidualStack, build_mixer
 from mambacore.layers import stack as stack_module
 from mambacore.parallel import context_parallel, part_of_mean, stretch_of, sum_gradients
 from mambacore.state import detached, map_state, state_tensors
@@ -23,6 +23,7 @@ SELECTIVE = {"name": "selective", "state_size": 3}
 WIDE = {"name": "selective", "state_size": 2, "kernel_width": 7}
 COMPLEX = {"name": "selective", "state_size": 3, "complex_state": True}
 S4D = {"name": "s4d", "state_size": 4}
+ATTENTIONS = [{"name": "linear_attention", "heads": 2}, {"name": "retention", "heads": 1}]
 HYBRID = [SELECTIVE, {"name": "s4d", "state_size": 3, "complex_state": False, "convolution": False}, COMPLEX, WIDE]
 
 # Lengths of the ranks' stretches, for 2 and for 4 ranks.
@@ -30,7 +31,6 @@ UNEVEN = {2: [97, 53], 4: [60, 1, 3, 86]}
 EMPTY_FIRST = {2: [0, 40], 4: [0, 30, 0, 10]}
 EMPTY_LAST = {2: [40, 0], 4: [20, 0, 20, 0]}
 SHORT = {2: [2, 3], 4: [2, 1, 0, 2]}
-LONG = {2: [150, 140], 4: [140, 0, 5, 145]}
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     share_of_starts: float | None = None
     reverse: bool = False
+    bidirectional: bool = False
     calls: int = 1
     initial_state: bool = False
     pooling: Callable[[], nn.Module] | None = None
@@ -53,8 +54,10 @@ CASES = {
     "complex": Case([COMPLEX], UNEVEN),
     "complex float32": Case([COMPLEX], UNEVEN, dtype=torch.float32),
     "no convolution": Case([SELECTIVE | {"kernel_width": 1}], UNEVEN),
-    "s4d by recurrence": Case([S4D], UNEVEN),
-    "s4d by convolution": Case([S4D], LONG, initial_state=True),
+    "s4d by recurrence": Case([S4D | {"convolution": False}], UNEVEN),
+    "s4d by convolution": Case([S4D | {"convolution": True}], UNEVEN, initial_state=True),
+    "linear attention and retention": Case(ATTENTIONS, UNEVEN, initial_state=True),
+    "linear attention and retention, records, two calls": Case(ATTENTIONS, UNEVEN, share_of_starts=0.03, calls=2),
     "stack": Case([SELECTIVE] * 3, UNEVEN),
     "hybrid": Case(HYBRID, UNEVEN),
     "hybrid float32": Case(HYBRID, UNEVEN, dtype=torch.float32),
@@ -71,6 +74,8 @@ CASES = {
     "reverse records": Case([WIDE], UNEVEN, reverse=True, share_of_starts=0.2),
     "reverse records in short stretches": Case([WIDE], SHORT, reverse=True, share_of_starts=0.3, initial_state=True),
     "reverse records with empty stretches": Case([WIDE], EMPTY_LAST, reverse=True, share_of_starts=0.9),
+    "bidirectional records": Case([WIDE] * 2, UNEVEN, bidirectional=True, share_of_starts=0.1),
+    "bidirectional, first stretch empty": Case([COMPLEX] * 2, EMPTY_FIRST, bidirectional=True),
     "mean": Case([SELECTIVE] * 2, UNEVEN, pooling=MeanPooling),
     "mean, first stretch empty, two calls": Case([SELECTIVE] * 2, EMPTY_FIRST, pooling=MeanPooling, calls=2),
     "last": Case([SELECTIVE] * 2, UNEVEN, pooling=LastPooling),
@@ -79,19 +84,27 @@ CASES = {
 
 
 class Model(nn.Module):
-    """A stack, or one mixer in reverse, with a head for each position or one for what is pooled."""
+    """Layers, and a head for each position or one for what is pooled."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.reverse = case.reverse
-        self.mixing = build_mixer(WIDTH, case.mixers[0]) if case.reverse else ResidualStack(WIDTH, case.mixers)
+        self.case = case
+        if case.bidirectional:
+            self.mixing = BidirectionalStack(WIDTH, len(case.mixers), case.mixers[0])
+        elif case.reverse:
+            self.mixing = build_mixer(WIDTH, case.mixers[0])
+        else:
+            self.mixing = ResidualStack(WIDTH, case.mixers)
         self.pooling = None if case.pooling is None else case.pooling()
         self.head = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, sequence: Tensor, state: Any, sequence_starts: Tensor | None) -> tuple[Tensor, Any]:
         stack_state, pooled = (None, None) if state is None else state
-        options = {"reverse": True} if self.reverse else {}
-        mixed, stack_state = self.mixing(sequence, stack_state, sequence_starts, **options)
+        if self.case.bidirectional:
+            mixed = self.mixing(sequence, sequence_starts)
+        else:
+            options = {"reverse": True} if self.case.reverse else {}
+            mixed, stack_state = self.mixing(sequence, stack_state, sequence_starts, **options)
         if self.pooling is not None:
             mixed, pooled = self.pooling(mixed, pooled)
         return self.head(mixed), (stack_state, pooled)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from mambacore.backends import compute_dtype
 from mambacore.layers.attention import head_count
 from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.parallel import recurrence_over_ranks
 
 # Positions computed side by side. Scores take CHUNK / head_width of the values' memory, and every chunk one memory.
 CHUNK = 64
@@ -110,6 +111,7 @@ class LinearAttentionMixer(Mixer):
     """
 
     name = "linear_attention"
+    supports_context_parallel = True
 
     def __init__(self, model_width: int, heads: int | None = None, linear_bias: bool = False) -> None:
         super().__init__()
@@ -126,9 +128,18 @@ class LinearAttentionMixer(Mixer):
         # A column of ones among the values sums the weights: the normaliser.
         values = F.pad(values, (0, 1), value=1.0)
         batch, _, heads, width = keys.shape
-        memory = keys.new_zeros(batch, heads, width, width + 1) if state is None else state.memory
-        sums, memory = chunkwise_attention(
-            features(queries), features(keys), values, memory, sequence_starts=sequence_starts
+        nothing = keys.new_zeros(batch, heads, width, width + 1)
+
+        def run(memory: Tensor | None) -> tuple[Tensor, Tensor]:
+            memory = nothing if memory is None else memory
+            return chunkwise_attention(features(queries), features(keys), values, memory, None, sequence_starts)
+
+        sums, memory = recurrence_over_ranks(
+            run,
+            final_state=lambda memory: run(memory)[1],
+            total_decay=lambda: torch.ones_like(nothing[:, :, :1, :1]),
+            initial_state=None if state is None else state.memory,
+            sequence_starts=sequence_starts,
         )
         mixed = sums[..., :-1] / sums[..., -1:].clamp(min=torch.finfo(sums.dtype).tiny)
         return self.output_projection(mixed.flatten(-2).to(sequence.dtype)), LinearAttentionState(memory)

@@ -10,6 +10,7 @@ from mambacore.backends import compute_dtype
 from mambacore.layers.attention import even_head_count, rotated
 from mambacore.layers.linear_attention import chunkwise_attention
 from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.parallel import positions_over_ranks, recurrence_over_ranks
 
 # Head number h keeps 1 - 2^-(5 + h) of its memory per position (equation 8).
 FIRST_DECAY_EXPONENT = 5
@@ -42,6 +43,7 @@ class RetentionMixer(Mixer):
     """
 
     name = "retention"
+    supports_context_parallel = True
 
     def __init__(
         self,
@@ -74,12 +76,23 @@ class RetentionMixer(Mixer):
         *projected, gate = self.input_projection(sequence).split(self.widths, dim=-1)
         queries, keys, values = (tensor.unflatten(-1, (self.heads, -1)) for tensor in projected)
         dtype = compute_dtype(sequence.dtype)
-        positions = 0 if state is None else state.positions
-        queries, keys = (rotated(vectors.to(dtype), positions, self.rotary_base) for vectors in (queries, keys))
+        before, after = positions_over_ranks(sequence, 0 if state is None else state.positions)
+        queries, keys = (rotated(vectors.to(dtype), before, self.rotary_base) for vectors in (queries, keys))
         batch, length, heads, width = keys.shape
-        memory = keys.new_zeros(batch, heads, width, values.shape[-1]) if state is None else state.memory
-        keys = keys * width**-0.5
-        read, memory = chunkwise_attention(queries, keys, values.to(dtype), memory, self.log_decay, sequence_starts)
+        keys, values = keys * width**-0.5, values.to(dtype)
+        nothing = keys.new_zeros(batch, heads, width, values.shape[-1])
+
+        def run(memory: Tensor | None) -> tuple[Tensor, Tensor]:
+            memory = nothing if memory is None else memory
+            return chunkwise_attention(queries, keys, values, memory, self.log_decay, sequence_starts)
+
+        read, memory = recurrence_over_ranks(
+            run,
+            final_state=lambda memory: run(memory)[1],
+            total_decay=lambda: torch.exp(length * self.log_decay).to(dtype).view(1, -1, 1, 1).expand(batch, -1, 1, 1),
+            initial_state=None if state is None else state.memory,
+            sequence_starts=sequence_starts,
+        )
         # Group norm sees every position as a sample of its own, so that nothing is shared along the sequence.
         normed = self.norm(read.flatten(-2).flatten(0, 1).to(sequence.dtype)).view_as(gate)
-        return self.output_projection(F.silu(gate) * normed), RetentionState(memory, positions + length)
+        return self.output_projection(F.silu(gate) * normed), RetentionState(memory, after)

@@ -1,7 +1,13 @@
 """One sequence over several processes: every rank holds a stretch of it, and states travel, not activations."""
 
 from mambacore.parallel.context import RankGroup, active_ranks, context_parallel, ranks_of, stretch_of
-from mambacore.parallel.exchange import gather_over_ranks, history_over_ranks, recurrence_over_ranks, state_over_ranks
+from mambacore.parallel.exchange import (
+    gather_over_ranks,
+    history_over_ranks,
+    positions_over_ranks,
+    recurrence_over_ranks,
+    state_over_ranks,
+)
 from mambacore.parallel.operators import convolution_over_ranks, scan_over_ranks
 from mambacore.parallel.training import part_of_mean, sum_gradients
 
@@ -13,6 +19,7 @@ __all__ = [
     "gather_over_ranks",
     "history_over_ranks",
     "part_of_mean",
+    "positions_over_ranks",
     "ranks_of",
     "recurrence_over_ranks",
     "scan_over_ranks",

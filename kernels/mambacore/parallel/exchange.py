@@ -162,6 +162,22 @@ def recurrence_over_ranks(
     return outputs, outgoing
 
 
+def positions_over_ranks(sequence: Tensor, initial_positions: int = 0) -> tuple[int, int]:
+    """How many positions come before this process's, and how many there are up to the end of the whole sequence.
+
+    Args:
+        sequence: (batch, length, ...), this process's positions.
+        initial_positions: how many came before the whole sequence. Counts on the first rank.
+    """
+    ranks, length = active_ranks(), sequence.shape[1]
+    if ranks is None:
+        return initial_positions, initial_positions + length
+    mine = torch.tensor([length, initial_positions], device=sequence.device)
+    (everyone,) = gather_over_ranks(ranks, mine)
+    lengths, initial = everyone[:, 0].tolist(), int(everyone[0, 1])
+    return initial + sum(lengths[: ranks.rank]), initial + sum(lengths)
+
+
 def history_over_ranks(
     ranks: RankGroup,
     inputs: Tensor,
