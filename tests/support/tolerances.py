@@ -14,6 +14,12 @@ BFLOAT16 = 2e-2
 # A sequence in pieces repeats the arithmetic of the whole, but products are cut into pieces of other shapes.
 PIECES_FLOAT32 = 1e-5
 PIECES_FLOAT64 = 1e-9
+# A Fourier transform in float64 rounds every value relative to the largest, so the future leaks this much.
+FOURIER_CAUSALITY = 1e-12
+# Layers in bfloat16 round after every operator, by up to 2^-8 each time.
+BFLOAT16_LAYERS = 5e-2
+# A signal at half the sampling rate: the zero-order hold moves it by half a sample.
+RESAMPLED = 1e-2
 
 OF_DTYPE = {torch.float64: FLOAT64, torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 

@@ -1,19 +1,21 @@
 """S4D, the time-invariant diagonal state space model, as a mixer (Gu, Gupta, Goel & Ré, arXiv 2206.11893)."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mambacore.backends import compute_dtype
+from mambacore.backends import compute_dtype, native_library_for, state_dtype
 from mambacore.layers.mixer import Mixer, register_mixer
 from mambacore.layers.selective import as_complex, initial_step_bias
 from mambacore.layers.state_matrices import initial_state_matrix
+from mambacore.parallel import recurrence_over_ranks
 from mambacore.scan import selective_scan
 
-# From this length on a convolution is faster than the recurrence.
-CONVOLUTION_FROM = 128
+# From this length on a convolution is faster than a recurrence that walks in Python.
+CONVOLUTION_FROM = 32
 # Longer sequences are convolved in pieces of this many positions, so that transforms and kernels stay small.
 CONVOLUTION_PIECE = 8192
 # Powers of the decay are products of a power below this and a power of this power.
@@ -36,8 +38,8 @@ class S4DMixer(Mixer):
         h_t = exp(Delta A) h_{t-1} + (exp(Delta A) - 1) / A * x_t        y_t = C h_t + D x_t
 
     where a complex state stands for itself and its conjugate and twice the real part is read. Nothing depends on time,
-    so a whole sequence is a convolution, computed by FFT; short pieces and packed records walk the recurrence through
-    :func:`selective_scan`. Both are the same system.
+    so a whole sequence is a convolution, which a Fourier transform computes; short pieces and packed records walk the
+    recurrence through :func:`selective_scan`. Both are the same system.
 
     Args:
         model_width: channels of the sequence that comes and goes.
@@ -48,15 +50,17 @@ class S4DMixer(Mixer):
             otherwise, when None.
         sampling_rate_factor: by how much the step size is longer than in training. A model of signals at 16 kHz runs on
             the same signals at 8 kHz with 2. The attribute of that name may be set at any time.
-        convolution: compute whole sequences by FFT; if not, always by the recurrence. A Fourier transform rounds
-            relative to the largest value of a sequence, so that a later input moves an earlier output by a rounding
-            error.
+        convolution: compute whole sequences by Fourier transform, or always by the recurrence. By default whichever is
+            faster: the recurrence where the native library computes it, which takes about half of the transform's time,
+            the transform elsewhere. The transform rounds relative to the largest value of a sequence, so that a
+            later input moves an earlier output by a rounding error.
 
     Raises:
         ValueError: a state_matrix that is unknown or not for this kind of state, or a factor that is not positive.
     """
 
     name = "s4d"
+    supports_context_parallel = True
 
     def __init__(
         self,
@@ -65,7 +69,7 @@ class S4DMixer(Mixer):
         complex_state: bool = True,
         state_matrix: str | None = None,
         sampling_rate_factor: float = 1.0,
-        convolution: bool = True,
+        convolution: bool | None = None,
     ) -> None:
         super().__init__()
         if not sampling_rate_factor > 0:
@@ -116,34 +120,64 @@ class S4DMixer(Mixer):
         self, sequence: Tensor, state: S4DState | None = None, sequence_starts: Tensor | None = None
     ) -> tuple[Tensor, S4DState]:
         """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+
+        def run(initial: Tensor | None) -> tuple[Tensor, Tensor]:
+            outputs, outgoing = [], initial
+            for mixed, after in self._pieces(sequence, initial, sequence_starts):
+                outputs.append(F.glu(self.output_projection(F.gelu(mixed.to(sequence.dtype))), dim=-1))
+                outgoing = after
+            assert outgoing is not None  # there is at least one piece
+            return torch.cat(outputs, dim=1), outgoing
+
+        def final_state(initial: Tensor | None) -> Tensor:
+            *_, (_, outgoing) = self._pieces(sequence, initial, sequence_starts)
+            return outgoing
+
+        def total_decay() -> Tensor:
+            exponent = sequence.shape[1] * self.step_size().unsqueeze(-1) * self.state_matrix()
+            return (
+                torch.exp(exponent)
+                .to(state_dtype(sequence.dtype, self.complex_state))
+                .expand(sequence.shape[0], -1, -1)
+            )
+
+        scan = None if state is None else state.scan
+        outputs, outgoing = recurrence_over_ranks(run, final_state, total_decay, scan, sequence_starts)
+        return outputs, S4DState(outgoing)
+
+    def _pieces(
+        self, sequence: Tensor, state: Tensor | None, sequence_starts: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The system's outputs piece by piece, at least one, each with the state after it."""
         step_size, state_matrix = self.step_size(), self.state_matrix()
         exponent = step_size.unsqueeze(-1) * state_matrix
         # The scan multiplies by the step size, which makes this the zero-order hold of B = 1.
         input_matrix = torch.expm1(exponent) / exponent
         output_matrix = as_complex(self.output_matrix) if self.complex_state else self.output_matrix
-        outgoing = None if state is None else state.scan
-        outputs = []
         pieces = sequence.split(CONVOLUTION_PIECE, dim=1) if sequence_starts is None else (sequence,)
         for piece in pieces:
-            if self.convolution and sequence_starts is None and piece.shape[1] >= CONVOLUTION_FROM:
+            if sequence_starts is None and self._convolves(piece):
                 driven = step_size.unsqueeze(-1) * input_matrix
-                mixed, outgoing = diagonal_convolution(piece, exponent, driven, output_matrix, outgoing)
+                mixed, state = diagonal_convolution(piece, exponent, driven, output_matrix, state)
                 mixed = mixed + (self.skip_weight * piece).to(mixed.dtype)
             else:
-                mixed, outgoing = selective_scan(
+                mixed, state = selective_scan(
                     piece,
                     step_size.to(compute_dtype(piece.dtype)).expand(piece.shape),
                     state_matrix,
                     input_matrix,
                     output_matrix,
                     self.skip_weight,
-                    initial_state=outgoing,
+                    initial_state=state,
                     return_final_state=True,
                     sequence_starts=sequence_starts,
                 )
-            outputs.append(F.glu(self.output_projection(F.gelu(mixed.to(sequence.dtype))), dim=-1))
-        assert outgoing is not None  # split gives at least one piece
-        return torch.cat(outputs, dim=1), S4DState(outgoing)
+            yield mixed, state
+
+    def _convolves(self, piece: Tensor) -> bool:
+        """Whether a piece of one record goes through a Fourier transform."""
+        wanted = native_library_for(piece) is None if self.convolution is None else self.convolution
+        return wanted and piece.shape[1] >= CONVOLUTION_FROM
 
 
 def diagonal_convolution(
@@ -169,18 +203,17 @@ def diagonal_convolution(
         Outputs (batch, length, channels), float32 or float64, and the state after the last position.
     """
     batch, length, channels = inputs.shape
-    dtype = compute_dtype(inputs.dtype)
-    state_dtype = dtype.to_complex() if exponent.is_complex() else dtype
+    dtype, of_state = compute_dtype(inputs.dtype), state_dtype(inputs.dtype, exponent.is_complex())
     inputs = inputs.to(dtype).permute(2, 0, 1)  # (channels, batch, length)
     blocks = -(-length // POWER_BLOCK)
-    within = _powers(exponent, torch.arange(POWER_BLOCK, device=inputs.device)).to(state_dtype)
-    across = _powers(exponent, POWER_BLOCK * torch.arange(blocks, device=inputs.device)).to(state_dtype)
-    input_matrix, output_matrix = input_matrix.to(state_dtype), output_matrix.to(state_dtype)
+    within = _powers(exponent, POWER_BLOCK).to(of_state)
+    across = _powers(POWER_BLOCK * exponent, blocks).to(of_state)
+    input_matrix, output_matrix = input_matrix.to(of_state), output_matrix.to(of_state)
 
     # One kernel, and for each batch item what its initial state adds, are sums of powers with different coefficients.
     coefficients = (output_matrix * input_matrix).unsqueeze(1)
     if initial_state is not None:
-        decayed = torch.exp(exponent).to(state_dtype).unsqueeze(1) * initial_state.to(state_dtype).transpose(0, 1)
+        decayed = torch.exp(exponent).to(of_state).unsqueeze(1) * initial_state.to(of_state).transpose(0, 1)
         coefficients = torch.cat([coefficients, output_matrix.unsqueeze(1) * decayed], dim=1)
     # (channels, 1 + batch, blocks, state_size) times (channels, POWER_BLOCK, state_size).
     left = (coefficients.unsqueeze(2) * across.unsqueeze(1)).flatten(1, 2)
@@ -196,13 +229,20 @@ def diagonal_convolution(
     block_states = _times_powers(padded, within.flip(1)).unflatten(1, (batch, blocks))
     final_state = (block_states * across.flip(1).unsqueeze(1)).sum(2) * input_matrix.unsqueeze(1)
     if initial_state is not None:
-        final_state = final_state + torch.exp((length - 1) * exponent).to(state_dtype).unsqueeze(1) * decayed
+        final_state = final_state + torch.exp((length - 1) * exponent).to(of_state).unsqueeze(1) * decayed
     return outputs.permute(1, 2, 0), final_state.transpose(0, 1)
 
 
-def _powers(exponent: Tensor, counts: Tensor) -> Tensor:
-    """exp(count * exponent) as (channels, counts, state_size)."""
-    return torch.exp(exponent.unsqueeze(1) * counts.view(-1, 1))
+def _powers(exponent: Tensor, count: int) -> Tensor:
+    """exp(k * exponent) for k = 0, ..., count - 1, as (channels, count, state_size).
+
+    A few exponentials, each doubling how many powers there are: products are far cheaper than exponentials.
+    """
+    powers = torch.ones_like(exponent).unsqueeze(1)
+    while powers.shape[1] < count:
+        further = torch.exp(powers.shape[1] * exponent).unsqueeze(1) * powers
+        powers = torch.cat([powers, further[:, : count - powers.shape[1]]], dim=1)
+    return powers
 
 
 def _read(left: Tensor, within: Tensor) -> Tensor:
