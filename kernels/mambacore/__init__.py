@@ -13,6 +13,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 from mambacore.backends import backends, use_backend
 from mambacore.convolution import causal_convolution
 from mambacore.errors import InputError
+from mambacore.longsequence import backward_in_pieces
 from mambacore.scan import selective_scan
 
-__all__ = ["InputError", "backends", "causal_convolution", "selective_scan", "use_backend"]
+__all__ = ["InputError", "backends", "backward_in_pieces", "causal_convolution", "selective_scan", "use_backend"]
