@@ -1,0 +1,230 @@
+"""Whole checkpoints: a foreign folder to a model, and a model to a foreign folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambacore.checkpoints.files import read_config, read_tensors, write_checkpoint
+from mambacore.checkpoints.names import (
+    CADUCEUS_COMPLEMENTS,
+    CONFIG_NAME,
+    DTYPE_KEY,
+    FAMILIES,
+    MAMBA_SSM_NORM_EPSILON,
+    MAMBA_SSM_TENSORS,
+    MODEL_TYPE_KEY,
+    MODEL_TYPES,
+    TRANSFORMERS_TENSORS,
+    UNTYPED,
+    caduceus_tensors,
+)
+from mambacore.checkpoints.settings import read_settings, write_settings
+from mambacore.checkpoints.tensors import ForeignTensors
+from mambacore.errors import InputError
+from mambacore.layers import Mixer, SelectiveMixer
+from mambacore.layers.equivariant import complement_table
+from mambacore.models import (
+    CausalLanguageModel,
+    CausalLanguageModelConfig,
+    MaskedLanguageModel,
+    MaskedLanguageModelConfig,
+)
+
+MIXER_OPTIONS = ("state_size", "kernel_width", "expansion", "step_rank", "linear_bias", "convolution_bias")
+_CAUSAL_TENSORS = {"transformers": TRANSFORMERS_TENSORS, "mamba_ssm": MAMBA_SSM_TENSORS}
+
+
+def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> CausalLanguageModel | MaskedLanguageModel:
+    """A model from the folder of a foreign checkpoint, whose kind is recognised. Nothing of it is run or unpickled.
+
+    Args:
+        folder: a local folder with ``config.json`` and ``model.safetensors``, or several such files and their index.
+        dtype: of the parameters, whatever the checkpoint has.
+
+    Returns:
+        A causal model for ``transformers`` Mamba and ``mamba_ssm``, a masked one for Caduceus; in evaluation mode.
+
+    Raises:
+        InputError: one sentence: a file is missing or damaged, the configuration lacks settings or has some that cannot
+            be represented here, or tensors are missing, extra or misshapen (all are named).
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    family = recognise(config, folder / CONFIG_NAME)
+    settings = read_settings(config, FAMILIES[family], folder / CONFIG_NAME)
+    tensors = read_tensors(folder)
+    mixer = {name: settings.pop(name) for name in MIXER_OPTIONS}
+    # Values drawn for a fresh model are overwritten: do not let them disturb the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        if family == "caduceus":
+            complement = _complement(settings, tensors, folder)
+            exchange_strands = settings.pop("exchange_strands") and settings["equivariant"]
+            model: CausalLanguageModel | MaskedLanguageModel = MaskedLanguageModel(
+                MaskedLanguageModelConfig(
+                    **(settings | {"complement": complement, "exchange_strands": exchange_strands}), mixer=mixer
+                )
+            )
+            names = caduceus_tensors(settings["equivariant"], exchange_strands)
+        else:
+            mixers = ({"name": SelectiveMixer.name, **mixer},) * settings.pop("layers")
+            model = CausalLanguageModel(CausalLanguageModelConfig(**settings, mixers=mixers))
+            names = _CAUSAL_TENSORS[family]
+    model = model.to(dtype).eval()
+    ForeignTensors(model, names).fill(tensors, folder)
+    return model
+
+
+def recognise(config: Mapping[str, Any], source: object) -> str:
+    """Whose configuration this is: ``transformers``, ``mamba_ssm`` or ``caduceus``.
+
+    Raises:
+        InputError: none of these. ``source`` is what the message calls the configuration.
+    """
+    if MODEL_TYPE_KEY in config:
+        stated = config[MODEL_TYPE_KEY]
+        if isinstance(stated, str) and stated in MODEL_TYPES:
+            return MODEL_TYPES[stated]
+        raise InputError(
+            f"{source} states the model type {stated!r}: only {' and '.join(MODEL_TYPES)} can be loaded from it."
+        )
+    for keys, family in UNTYPED:
+        if all(key in config for key in keys):
+            return family
+    kinds = ", ".join(family.title for family in FAMILIES.values())
+    raise InputError(f"{source} is of no known kind: checkpoints of {kinds} can be loaded.")
+
+
+def save_transformers(model: CausalLanguageModel, folder: Path | str) -> None:
+    """Write a folder that ``transformers.MambaForCausalLM.from_pretrained`` loads, whole or not at all.
+
+    The vocabulary that it states is the padded one.
+
+    Raises:
+        InputError: a model that ``transformers`` cannot represent, or a place that is taken or cannot be written to.
+    """
+    settings = _causal_settings(model, "transformers")
+    settings["vocabulary_size"] = model.config.padded_vocabulary_size
+    tensors = ForeignTensors(model, TRANSFORMERS_TENSORS).export()
+    _write(folder, settings, "transformers", tensors)
+
+
+def save_mamba_ssm(model: CausalLanguageModel, folder: Path | str) -> None:
+    """Write a folder with the configuration and the tensor names of ``mamba_ssm``, whole or not at all.
+
+    ``mamba_ssm`` itself reads a pickle, which is never written here: pass ``safetensors.torch.load_file`` of the file
+    to its model's ``load_state_dict``. All its names are there, tied ones too.
+
+    Raises:
+        InputError: a model that ``mamba_ssm`` cannot represent, or a place that is taken or cannot be written to.
+    """
+    settings = _causal_settings(model, "mamba_ssm")
+    if model.config.norm_epsilon != MAMBA_SSM_NORM_EPSILON:
+        raise InputError(
+            f"mamba_ssm has no setting for norm_epsilon, which is {model.config.norm_epsilon} here and "
+            f"{MAMBA_SSM_NORM_EPSILON} there: save this model for transformers."
+        )
+    foreign = ForeignTensors(model, MAMBA_SSM_TENSORS)
+    _write(folder, settings, "mamba_ssm", foreign.export(with_tied=foreign.tied))
+
+
+def save_caduceus(model: MaskedLanguageModel, folder: Path | str) -> None:
+    """Write a folder that ``CaduceusForMaskedLM.from_pretrained`` loads, whole or not at all.
+
+    As in the published ones, tied tensors are left out.
+
+    Raises:
+        InputError: a model that Caduceus cannot represent, or a place that is taken or cannot be written to.
+    """
+    if not isinstance(model, MaskedLanguageModel):
+        raise InputError(f"Caduceus is a masked language model and this a {type(model).__name__}: use another format.")
+    config = model.config
+    if config.equivariant and not config.tied_head:
+        raise InputError(
+            "Caduceus always ties the head of an equivariant model to its embedding, and this model has them apart: "
+            "it cannot be saved in that format."
+        )
+    settings = {field: getattr(config, field) for field in FAMILIES["caduceus"].keys if hasattr(config, field)}
+    mixers = [part for part in model.stack.modules() if isinstance(part, SelectiveMixer)]
+    settings |= _mixer_settings(mixers, "Caduceus")
+    settings["complement"] = None if model.complement is None else model.complement.tolist()
+    # The fused kernel is where the published models exchange the strands; one strand has nothing to exchange.
+    settings["exchange_strands"] = config.exchange_strands or not config.equivariant
+    tensors = ForeignTensors(model, caduceus_tensors(config.equivariant, config.exchange_strands)).export()
+    if config.equivariant:
+        assert model.complement is not None  # the configuration has made sure
+        tensors |= {name: model.complement.cpu().clone() for name in CADUCEUS_COMPLEMENTS}
+    _write(folder, settings, "caduceus", tensors)
+
+
+def _write(folder: Path | str, settings: Mapping[str, Any], family: str, tensors: Mapping[str, Tensor]) -> None:
+    config = write_settings(settings, FAMILIES[family])
+    if MODEL_TYPE_KEY in config:
+        kept_in = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+        config[DTYPE_KEY] = str(kept_in).removeprefix("torch.")
+    write_checkpoint(Path(folder), config, tensors)
+
+
+def _causal_settings(model: CausalLanguageModel, family: str) -> dict[str, Any]:
+    title = FAMILIES[family].title
+    if not isinstance(model, CausalLanguageModel):
+        raise InputError(f"{title} is a causal language model and this a {type(model).__name__}: use another format.")
+    config = model.config
+    return {
+        **{field: getattr(config, field) for field in FAMILIES[family].keys if hasattr(config, field)},
+        **_mixer_settings([part for part in model.stack.modules() if isinstance(part, Mixer)], title),
+        "layers": len(model.stack.blocks),
+    }
+
+
+def _mixer_settings(mixers: Sequence[Mixer], title: str) -> dict[str, Any]:
+    """What all mixers have in common, which must be everything."""
+    found = []
+    for mixer in mixers:
+        if not isinstance(mixer, SelectiveMixer) or mixer.complex_state:
+            raise InputError(
+                f"{title} has selective mixers with a real state only, and this model has others: "
+                "it cannot be saved in that format."
+            )
+        values = {
+            "state_size": mixer.state_size,
+            "kernel_width": mixer.convolution_weight.shape[1],
+            "expansion": mixer.inner_width // mixer.input_projection.in_features,
+            "step_rank": mixer.step_rank,
+            "linear_bias": mixer.input_projection.bias is not None,
+            "convolution_bias": mixer.convolution_bias is not None,
+        }
+        found.append(values)
+        if values != found[0]:
+            raise InputError(
+                f"{title} has the same settings in every layer, and the mixers of this model differ: "
+                "it cannot be saved in that format."
+            )
+    return found[0]
+
+
+def _complement(settings: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> tuple[int, ...] | None:
+    """The complement by the configuration, which the tensors that hold it, taken out of ``tensors``, must confirm."""
+    stated = settings["complement"]
+    if not settings["equivariant"]:
+        return stated
+    kept = {name: tuple(tensors.pop(name).tolist()) for name in CADUCEUS_COMPLEMENTS if name in tensors}
+    if stated is None and kept:
+        stated = next(iter(kept.values()))
+    if stated is None:
+        raise InputError(
+            f"{folder / CONFIG_NAME} lacks {FAMILIES['caduceus'].keys['complement'].name}: "
+            "an equivariant model needs the complement of every token."
+        )
+    longest = max(len(table) for table in (stated, *kept.values()))
+    for name, table in kept.items():
+        if not torch.equal(complement_table(table, longest), complement_table(stated, longest)):
+            raise InputError(
+                f"{folder} has {list(table)} in {name} but {list(stated)} in its {CONFIG_NAME}: "
+                "put there what the model was trained with."
+            )
+    return stated

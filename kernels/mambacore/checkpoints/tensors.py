@@ -1,0 +1,105 @@
+"""The tensors of a model under foreign names, in both directions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mambacore.checkpoints.names import CONVOLUTION_WEIGHT, EMBEDDING, HEAD
+from mambacore.errors import InputError
+
+_LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def foreign_name(name: str, names: Mapping[str, str]) -> str:
+    """Their name of our tensor, by a table of ``names`` (``{}`` stands for the number of a layer)."""
+    return names[_LAYER_NUMBER.sub("{}", name)].format(*_LAYER_NUMBER.findall(name))
+
+
+class ForeignTensors:
+    """Our tensors of a model by the names of a foreign checkpoint.
+
+    Attributes:
+        tensors: their name to the tensor of the model, one name for each.
+        tied: their name of what is the same tensor once more, to the name in ``tensors``. Checkpoints may leave these
+            out.
+
+    Args:
+        model: a language model.
+        names: a table of ``names``.
+    """
+
+    def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.tied: dict[str, str] = {}
+        self._unsqueezed: set[str] = set()
+        name_of: dict[int, str] = {}
+        state = model.state_dict(keep_vars=True)
+        for ours, tensor in state.items():
+            theirs = foreign_name(ours, names)
+            if id(tensor) in name_of:
+                self.tied[theirs] = name_of[id(tensor)]
+                continue
+            name_of[id(tensor)] = theirs
+            self.tensors[theirs] = tensor
+            if ours.endswith(CONVOLUTION_WEIGHT):
+                self._unsqueezed.add(theirs)
+        if HEAD not in state:
+            self.tied[names[HEAD]] = names[EMBEDDING]
+
+    def export(self, with_tied: Iterable[str] = ()) -> dict[str, Tensor]:
+        """Copies for a file, on the CPU; of the tied ones only those that are named."""
+        exported = {name: self._foreign(name).detach().cpu().contiguous().clone() for name in self.tensors}
+        return exported | {name: exported[self.tied[name]].clone() for name in with_tied}
+
+    @torch.no_grad()
+    def fill(self, found: Mapping[str, Tensor], source: object) -> None:
+        """Copy a checkpoint's tensors into the model.
+
+        Raises:
+            InputError: tensors that are missing, unexpected, of another shape or kind, or different from what they are
+                tied to; all are named at once, and the model is left as it was.
+        """
+        # Programs that write a shared tensor once differ in the name they keep.
+        found = {self.tied[name]: tensor for name, tensor in found.items() if name in self.tied} | dict(found)
+        problems = []
+        missing = sorted(self.tensors.keys() - found.keys())
+        if missing:
+            problems.append(f"lacks {', '.join(missing)}")
+        extra = sorted(found.keys() - self.tensors.keys() - self.tied.keys())
+        if extra:
+            problems.append(f"has {', '.join(extra)}, which the model does not know")
+        expected = {name: self._foreign(name) for name in self.tensors}
+        expected |= {name: expected[primary] for name, primary in self.tied.items()}
+        misshapen = [
+            f"{name} as {_describe(found[name])} where the model has {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in found and not (found[name].shape == tensor.shape and found[name].is_floating_point())
+        ]
+        if misshapen:
+            problems.append(f"has {', '.join(misshapen)}")
+        untied = [
+            f"{name} unlike {primary}"
+            for name, primary in self.tied.items()
+            if name in found and primary in found and not torch.equal(found[name], found[primary])
+        ]
+        if untied and not misshapen:
+            problems.append(
+                f"has {', '.join(untied)}, although the configuration ties them (say there that they are not tied if "
+                "they were trained apart, or leave them out of the file if a program forgot to tie them)"
+            )
+        if problems:
+            raise InputError(f"{source} does not fit its configuration, it {'; it '.join(problems)}.")
+        for name, tensor in self.tensors.items():
+            tensor.copy_(found[name].squeeze(1) if name in self._unsqueezed else found[name])
+
+    def _foreign(self, name: str) -> Tensor:
+        tensor = self.tensors[name]
+        return tensor.unsqueeze(1) if name in self._unsqueezed else tensor
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -1,0 +1,500 @@
+"""Foreign checkpoints compute here what they compute at home, and what is saved here computes the same there."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mambacore.checkpoints.files
+from caduceus_equations import (
+    BACKBONE,
+    COMPLEMENT,
+    caduceus_config,
+    caduceus_logits,
+    caduceus_tensors,
+    write_checkpoint,
+)
+from mambacore.checkpoints import load, recognise, save_caduceus, save_mamba_ssm, save_transformers
+from mambacore.checkpoints.names import CADUCEUS_COMPLEMENTS
+from mambacore.errors import InputError
+from mambacore.models import (
+    CausalLanguageModel,
+    CausalLanguageModelConfig,
+    MaskedLanguageModel,
+    MaskedLanguageModelConfig,
+)
+from tolerances import FLOAT32, FLOAT64, relative_error
+
+transformers = pytest.importorskip("transformers")
+
+SHAPES = {
+    "defaults": {},
+    "wide": {"hidden_size": 40, "state_size": 7, "conv_kernel": 3, "expand": 3, "time_step_rank": 5},
+    "biases": {"use_bias": True, "use_conv_bias": False, "layer_norm_epsilon": 1e-2},
+    "untied": {"tie_word_embeddings": False, "residual_in_fp32": False, "num_hidden_layers": 3},
+    "narrow": {"hidden_size": 8, "state_size": 1, "conv_kernel": 2, "expand": 1, "vocab_size": 5},
+}
+SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+CADUCEUS = {
+    "PS fused": {},
+    "PS fused, an even number of layers": {"n_layer": 2},
+    "PS not fused": {"fused_add_norm": False},
+    "PS multiplied": {"bidirectional_strategy": "ew_multiply"},
+    "PS untied directions": {"bidirectional_weight_tie": False, "fused_add_norm": False},
+    "PS with biases": {"ssm_cfg": {"d_state": 2, "d_conv": 3, "expand": 3, "dt_rank": 2, "bias": True}},
+    "PH": {"rcps": False},
+    "PH not fused, untied head": {"rcps": False, "fused_add_norm": False, "tie_word_embeddings": False},
+    "PH without complement": {"rcps": False, "complement_map": None, "norm_epsilon": 1e-2},
+}
+CADUCEUS_KINDS = pytest.mark.parametrize("changes", CADUCEUS.values(), ids=CADUCEUS.keys())
+
+
+def tokens(below, length=19, seed=1):
+    return torch.randint(0, below, (2, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def shaken(model):
+    """A model whose parameters all differ, also those that start as zeros, as ones or as copies."""
+    torch.manual_seed(7)
+    for parameter in model.parameters():
+        parameter.mul_(1 + 0.3 * torch.rand_like(parameter)).add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def peer(**shape):
+    """A random model of transformers, an oracle."""
+    config = {"vocab_size": 20, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 5} | shape
+    torch.manual_seed(0)
+    return shaken(transformers.MambaForCausalLM(transformers.MambaConfig(**config)))
+
+
+def causal(**options):
+    torch.manual_seed(0)
+    mixer = {"name": "selective", "state_size": 3, "kernel_width": 3}
+    config = {"vocabulary_size": 13, "model_width": 8, "mixers": (mixer,) * 2} | options
+    return shaken(CausalLanguageModel(CausalLanguageModelConfig(**config)))
+
+
+def masked(**options):
+    torch.manual_seed(0)
+    config = {"vocabulary_size": 6, "model_width": 8, "layers": 2, "complement": (3, 2, 1, 0), "vocabulary_multiple": 4}
+    return shaken(MaskedLanguageModel(MaskedLanguageModelConfig(**(config | options))))
+
+
+def peer_folder(folder, **shape):
+    peer(**shape).save_pretrained(folder)
+    return folder
+
+
+def caduceus_folder(folder, **changes):
+    config = caduceus_config(**changes)
+    return write_checkpoint(folder, config, caduceus_tensors(config))
+
+
+def change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config = {key: value for key, value in (config | changes).items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_tensors(folder, **changes):
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in changes.items():
+        tensors.pop(name, None)
+        if tensor is not None:
+            tensors[name] = tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def problem_with(folder):
+    """What loading says, which must be one line."""
+    with pytest.raises(InputError) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@SHAPE
+@torch.no_grad()
+def test_logits_equal_those_of_transformers(tmp_path, shape):
+    model = peer(**shape)
+    model.save_pretrained(tmp_path)
+    read = tokens(model.config.vocab_size)
+    assert relative_error(load(tmp_path)(read)[0], model(read).logits) < FLOAT32
+
+
+@SHAPE
+@torch.no_grad()
+def test_transformers_loads_what_is_saved_with_equal_logits(tmp_path, shape):
+    ours = load(peer_folder(tmp_path / "theirs", **shape))
+    save_transformers(ours, tmp_path / "ours")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    read = tokens(ours.config.vocabulary_size)
+    assert relative_error(theirs.eval()(read).logits, ours(read)[0]) < FLOAT32
+    assert theirs.config.tie_word_embeddings == (ours.head is None)
+
+
+@torch.no_grad()
+def test_transformers_loads_a_padded_vocabulary(tmp_path):
+    ours = causal(vocabulary_multiple=8, residual_in_float32=True)
+    save_transformers(ours, tmp_path / "folder")
+    theirs = transformers.MambaForCausalLM.from_pretrained(tmp_path / "folder").eval()
+    logits = ours(tokens(13))[0]
+    assert theirs.config.vocab_size == logits.shape[2] == 16
+    assert relative_error(theirs(tokens(13)).logits, logits) < FLOAT32
+
+
+@torch.no_grad()
+def test_generation_equals_that_of_transformers_token_by_token(tmp_path):
+    theirs = peer(tie_word_embeddings=False)  # a tied head mostly repeats the last token
+    theirs.save_pretrained(tmp_path)
+    ours, prompt = load(tmp_path), tokens(20, length=6)
+    expected = theirs.generate(prompt, max_new_tokens=15, do_sample=False, eos_token_id=None, pad_token_id=0)[:, 6:]
+    assert len(expected.unique()) > 2
+    assert torch.equal(ours.generate(prompt, 15, temperature=0), expected)
+    (found, state), peers = ours(prompt), theirs(prompt, use_cache=True)
+    for position in range(15):
+        assert relative_error(found[:, -1], peers.logits[:, -1]) < FLOAT32
+        piece = expected[:, position : position + 1]
+        found, state = ours(piece, state)
+        peers = theirs(piece, cache_params=peers.cache_params, use_cache=True)
+
+
+@torch.no_grad()
+def test_bfloat16_checkpoints_and_models(tmp_path):
+    theirs = peer().bfloat16()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load(tmp_path / "theirs")
+    read = tokens(20)
+    assert relative_error(ours(read)[0], theirs.float()(read).logits) < FLOAT32
+    save_transformers(load(tmp_path / "theirs", torch.bfloat16), tmp_path / "ours")
+    assert transformers.MambaForCausalLM.from_pretrained(tmp_path / "ours").dtype == torch.bfloat16
+    again = load(tmp_path / "ours")
+    assert all(torch.equal(one, other) for one, other in zip(again.parameters(), ours.parameters(), strict=True))
+
+
+@torch.no_grad()
+def test_a_checkpoint_in_several_files(tmp_path):
+    model = peer()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert relative_error(load(tmp_path)(tokens(20))[0], model(tokens(20)).logits) < FLOAT32
+    next(tmp_path.glob("*-00002-*")).unlink()
+    assert "00002" in problem_with(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": "../elsewhere"}}))
+    assert "not in its folder" in problem_with(tmp_path)
+    index.write_text("{}")
+    assert "no weight_map" in problem_with(tmp_path)
+
+
+@SHAPE
+@torch.no_grad()
+def test_mamba_ssm_both_ways(tmp_path, shape):
+    if "layer_norm_epsilon" in shape:
+        shape = shape | {"layer_norm_epsilon": 1e-5}
+    theirs = peer(**shape)
+    config = theirs.config
+    tensors = {name.replace("embeddings", "embedding"): tensor for name, tensor in theirs.state_dict().items()}
+    tensors["lm_head.weight"] = theirs.lm_head.weight.clone()
+    document = {
+        "d_model": config.hidden_size,
+        "n_layer": config.num_hidden_layers,
+        "vocab_size": config.vocab_size,
+        "ssm_cfg": {
+            "d_state": config.state_size,
+            "d_conv": config.conv_kernel,
+            "expand": config.expand,
+            "dt_rank": shape.get("time_step_rank", "auto"),
+            "bias": config.use_bias,
+            "conv_bias": config.use_conv_bias,
+        },
+        "rms_norm": True,
+        "residual_in_fp32": True,
+        "fused_add_norm": True,
+        "pad_vocab_size_multiple": 1,
+        "tie_embeddings": config.tie_word_embeddings,
+    }
+    ours = load(write_checkpoint(tmp_path / "theirs", document, {k: v.contiguous() for k, v in tensors.items()}))
+    assert relative_error(ours(tokens(config.vocab_size))[0], theirs(tokens(config.vocab_size)).logits) < FLOAT32
+    save_mamba_ssm(ours, tmp_path / "ours")
+    saved = load_file(tmp_path / "ours" / "model.safetensors")
+    assert saved.keys() == tensors.keys() and all(torch.equal(saved[name], tensors[name]) for name in tensors)
+    written = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert written.keys() == document.keys()
+    for key in document.keys() - {"ssm_cfg"}:
+        assert written[key] == document[key] or key == "residual_in_fp32"
+
+
+def test_mamba_ssm_settings_have_their_defaults(tmp_path):
+    ours = causal(mixers=("selective",) * 2, vocabulary_multiple=8, residual_in_float32=True)
+    save_mamba_ssm(ours, tmp_path / "folder")
+    change_config(tmp_path / "folder", ssm_cfg={}, rms_norm=..., residual_in_fp32=..., pad_vocab_size_multiple=...)
+    again = load(tmp_path / "folder")
+    assert again.config.vocabulary_size == 13 and again.config.padded_vocabulary_size == 16
+    assert torch.equal(again(tokens(13))[0], ours(tokens(13))[0])
+    change_config(tmp_path / "folder", ssm_cfg=None)
+    assert torch.equal(load(tmp_path / "folder")(tokens(13))[0], ours(tokens(13))[0])
+
+
+@CADUCEUS_KINDS
+@torch.no_grad()
+def test_caduceus_equals_its_equations(tmp_path, changes):
+    config = caduceus_config(**changes)
+    tensors = caduceus_tensors(config)
+    model = load(write_checkpoint(tmp_path, config, tensors), torch.float64)
+    read = tokens(12, length=9)
+    found = model(read)
+    expected = torch.stack([caduceus_logits(config, tensors, row) for row in read])
+    assert relative_error(found, expected) < FLOAT64
+    if config["complement_map"] is not None:
+        other = torch.tensor([[COMPLEMENT[int(token)] for token in row.flip(0)] for row in read])
+        assert torch.equal(model.reverse_complement(read), other)
+        of_other = torch.stack([caduceus_logits(config, tensors, row) for row in other]).flip(1)
+        conjoined = (expected + of_other[..., [COMPLEMENT[token] for token in range(16)]]) / 2
+        assert relative_error(model.conjoined_logits(read), conjoined) < FLOAT64
+
+
+@CADUCEUS_KINDS
+def test_saving_caduceus_gives_back_what_was_loaded(tmp_path, changes):
+    model = load(caduceus_folder(tmp_path / "theirs", **changes), torch.float64)
+    save_caduceus(model, tmp_path / "ours")
+    theirs, ours = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    again = load(tmp_path / "ours", torch.float64)
+    assert torch.equal(again(tokens(12)), model(tokens(12)))
+    written = json.loads((tmp_path / "ours" / "config.json").read_text())
+    original = caduceus_config(**changes)
+    assert original.keys() <= written.keys()
+    for key in original.keys() - {"ssm_cfg", "complement_map", "fused_add_norm"}:
+        assert written[key] == original[key]
+    assert written["fused_add_norm"] == original["fused_add_norm"] or not original["rcps"]
+    if original["complement_map"] is not None:
+        assert list(written["complement_map"].items()) == [(str(one), COMPLEMENT[one]) for one in range(16)]
+
+
+def test_the_strands_change_places_in_fused_checkpoints_only(tmp_path):
+    config = caduceus_config()
+    exchanged = load(write_checkpoint(tmp_path / "fused", config, caduceus_tensors(config)))
+    plain = caduceus_config(fused_add_norm=False)
+    in_place = load(write_checkpoint(tmp_path / "plain", plain, caduceus_tensors(plain)))
+    for one, other in zip(exchanged.parameters(), in_place.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert relative_error(exchanged(tokens(12)), in_place(tokens(12))) > 1e-2
+
+
+def test_the_published_size_has_the_published_number_of_parameters():
+    config = MaskedLanguageModelConfig(16, 256, 16, tuple(COMPLEMENT.values()), equivariant=True, exchange_strands=True)
+    assert sum(parameter.numel() for parameter in MaskedLanguageModel(config).parameters()) == 7_725_312
+
+
+def test_the_order_of_the_complement_map_means_nothing(tmp_path):
+    folder = caduceus_folder(tmp_path)
+    expected = load(folder)(tokens(12))
+    table = {str(token): COMPLEMENT[token] for token in range(16)}
+    for order in (sorted(table), sorted(table, reverse=True)):
+        change_config(folder, complement_map={token: table[token] for token in order}, vocab_size=16)
+        assert torch.equal(load(folder)(tokens(12)), expected)
+    change_config(folder, complement_map=None)  # the tensors have it as well
+    assert torch.equal(load(folder)(tokens(12)), expected)
+    change_tensors(folder, **dict.fromkeys(CADUCEUS_COMPLEMENTS))
+    assert "lacks complement_map" in problem_with(folder)
+    change_config(folder, complement_map=table)
+    assert torch.equal(load(folder)(tokens(12)), expected)
+
+
+def test_a_complement_that_contradicts_itself_is_refused(tmp_path):
+    folder = caduceus_folder(tmp_path)
+    other = torch.arange(16)
+    change_tensors(folder, **{"lm_head.complement_map": other})
+    assert "in lm_head.complement_map but" in problem_with(folder)
+    for wrong in ({"0": 1, "1": 2, "2": 0}, {"0": 0, "2": 2}, {"0": "1"}, [0, 1], {"0": 99}):
+        change_config(folder, complement_map=wrong)
+        assert "complement" in problem_with(folder)
+
+
+def test_tied_tensors_may_be_in_the_file_if_they_are_equal(tmp_path):
+    config = caduceus_config()
+    tensors = caduceus_tensors(config)
+    expected = load(write_checkpoint(tmp_path, config, tensors))(tokens(12))
+    rev = f"{BACKBONE}.layers.0.mixer.submodule.mamba_rev.in_proj.weight"
+    table = f"{BACKBONE}.embeddings.word_embeddings.embedding.weight"
+    again = {rev: tensors[rev.replace("rev", "fwd")].clone(), "lm_head.lm_head.weight": tensors[table].clone()}
+    change_tensors(tmp_path, **again)
+    assert torch.equal(load(tmp_path)(tokens(12)), expected)
+    change_tensors(tmp_path, **{table: None})  # kept under its other name only
+    assert torch.equal(load(tmp_path)(tokens(12)), expected)
+    change_tensors(tmp_path, **{table: tensors[table], **{name: tensor + 1 for name, tensor in again.items()}})
+    problem = problem_with(tmp_path)
+    assert rev in problem and "lm_head.lm_head.weight unlike" in problem and "ties them" in problem
+
+
+def test_every_tensor_that_does_not_fit_is_named_at_once(tmp_path):
+    folder = peer_folder(tmp_path)
+    change_tensors(
+        folder,
+        **{
+            "backbone.layers.0.mixer.A_log": None,
+            "backbone.norm_f.weight": None,
+            "backbone.layers.1.mixer.D": torch.zeros(3),
+            "backbone.layers.1.mixer.conv1d.weight": torch.zeros(48, 4),
+            "backbone.layers.1.mixer.dt_proj.bias": torch.zeros(48, dtype=torch.int64),
+            "backbone.layers.2.norm.weight": torch.zeros(24),
+        },
+    )
+    problem = problem_with(folder)
+    assert "lacks backbone.layers.0.mixer.A_log, backbone.norm_f.weight" in problem
+    assert "has backbone.layers.2.norm.weight, which the model does not know" in problem
+    assert "backbone.layers.1.mixer.D as float32 (3,) where the model has (48,)" in problem
+    assert "conv1d.weight as float32 (48, 4) where the model has (48, 1, 4)" in problem
+    assert "dt_proj.bias as int64 (48,)" in problem
+    assert str(folder) in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"hidden_size": ..., "vocab_size": ...}, ["lacks vocab_size, hidden_size"]),
+        ({"hidden_size": "24", "state_size": 0, "use_bias": 1}, ["hidden_size as '24'", "state_size as 0", "use_bias"]),
+        ({"time_step_rank": "full", "layer_norm_epsilon": None}, ["time_step_rank as 'full'", "layer_norm_epsilon"]),
+        ({"hidden_act": "gelu"}, ["hidden_act as 'gelu', but only SiLU"]),
+        ({"model_type": "mamba2"}, ["model type 'mamba2'"]),
+        ({"model_type": ...}, ["no known kind"]),
+    ],
+)
+def test_configurations_of_transformers_that_cannot_be_used(tmp_path, changes, parts):
+    folder = peer_folder(tmp_path)
+    change_config(folder, **changes)
+    problem = problem_with(folder)
+    assert all(part in problem for part in parts) and "config.json" in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"ssm_cfg": {"layer": "Mamba2"}}, "ssm_cfg.layer as 'Mamba2', but only the first Mamba"),
+        ({"ssm_cfg": {"d_state": 3, "headdim": 64}}, "ssm_cfg.headdim, which are not known"),
+        ({"ssm_cfg": 7}, "ssm_cfg"),
+        ({"rms_norm": False}, "rms_norm as False, but layer norm"),
+        ({"attn_layer_idx": [1], "attn_cfg": {}}, "attn_layer_idx as [1], but attention"),
+        ({"d_intermediate": 64}, "d_intermediate as 64"),
+        ({"n_layer": ...}, "no known kind"),
+    ],
+)
+def test_configurations_of_mamba_ssm_that_cannot_be_used(tmp_path, changes, part):
+    save_mamba_ssm(causal(), tmp_path / "folder")
+    change_config(tmp_path / "folder", **changes)
+    assert part in problem_with(tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"bidirectional": False}, "bidirectional as False"),
+        ({"bidirectional_strategy": "concat"}, "bidirectional_strategy as 'concat'"),
+        ({"rms_norm": False}, "layer norm"),
+        ({"d_model": ...}, "lacks d_model"),
+    ],
+)
+def test_configurations_of_caduceus_that_cannot_be_used(tmp_path, changes, part):
+    folder = caduceus_folder(tmp_path)
+    change_config(folder, **changes)
+    assert part in problem_with(folder)
+
+
+def test_damaged_and_pickled_files_are_refused(tmp_path):
+    assert "there is no folder" in problem_with(tmp_path / "nowhere")
+    folder = peer_folder(tmp_path / "folder")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1000])
+    assert "model.safetensors is truncated or damaged" in problem_with(folder)
+    weights.unlink()
+    assert "neither model.safetensors nor" in problem_with(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    problem = problem_with(folder)
+    assert "pytorch_model.bin" in problem and "safe_serialization=True" in problem
+    (folder / "config.json").write_text("{")
+    assert "not valid JSON" in problem_with(folder)
+    (folder / "config.json").write_text("[]")
+    assert "not a JSON object" in problem_with(folder)
+    (folder / "config.json").unlink()
+    assert "there is no" in problem_with(folder)
+
+
+@pytest.mark.parametrize("save", [save_transformers, save_mamba_ssm])
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_round_trips_give_identical_tensors(tmp_path, save, tied_head):
+    model = causal(tied_head=tied_head)
+    save(model, tmp_path / "folder")
+    random_numbers = torch.get_rng_state()
+    again = load(tmp_path / "folder")
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert not again.training
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"equivariant": True},
+        {"equivariant": True, "exchange_strands": True},
+        {"tied_projections": False, "combination": "multiply"},
+        {"tied_head": False},
+    ],
+)
+def test_round_trips_of_masked_models_give_identical_models(tmp_path, options):
+    model = masked(**options)
+    save_caduceus(model, tmp_path / "folder")
+    again = load(tmp_path / "folder")
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(again(tokens(6)), model(tokens(6)))
+    assert torch.equal(again.complement, model.complement)
+    for option, value in options.items():
+        assert getattr(again.config, option) == value
+
+
+def test_models_that_have_no_foreign_form_are_refused(tmp_path):
+    complex_state = {"name": "selective", "complex_state": True}
+    for model, save, part in [
+        (causal(mixers=("selective", "attention")), save_transformers, "selective mixers with a real state only"),
+        (causal(mixers=(complex_state,)), save_mamba_ssm, "selective mixers with a real state only"),
+        (causal(mixers=("selective", {"name": "selective", "state_size": 3})), save_transformers, "differ"),
+        (causal(norm_epsilon=1e-6), save_mamba_ssm, "no setting for norm_epsilon"),
+        (masked(), save_transformers, "a MaskedLanguageModel"),
+        (causal(), save_caduceus, "a CausalLanguageModel"),
+        (masked(equivariant=True, tied_head=False), save_caduceus, "always ties"),
+    ]:
+        with pytest.raises(InputError, match=part):
+            save(model, tmp_path / "folder")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not an empty folder"):
+        save_transformers(causal(), taken)
+    assert [entry.name for entry in taken.iterdir()] == ["notes.txt"]
+    (tmp_path / "empty").mkdir()
+    save_transformers(causal(), tmp_path / "empty")
+    assert sorted(entry.name for entry in (tmp_path / "empty").iterdir()) == ["config.json", "model.safetensors"]
+
+    def full_disk(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mambacore.checkpoints.files, "save_file", full_disk)
+    with pytest.raises(InputError, match="No space left"):
+        save_transformers(causal(), tmp_path / "new")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["empty", "taken"]
+
+
+def test_kinds_are_recognised():
+    assert recognise({"model_type": "mamba"}, "") == "transformers"
+    assert recognise({"d_model": 1, "n_layer": 1}, "") == "mamba_ssm"
+    assert recognise({"d_model": 1, "n_layer": 1, "rcps": True}, "") == "caduceus"
