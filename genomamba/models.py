@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
 from mambacore.folder import load_tensors_into, read_model_folder, write_model_folder
-from mambacore.layers import POOLINGS, ContextEmbedding, PoolingState, ResidualStack, SelectiveMixer, SelectiveState
+from mambacore.layers import POOLINGS, ContextEmbedding, Mixer, PoolingState, ResidualStack
+from mambacore.layers.configuration import MixerChoice, layer_descriptions
+from mambacore.layers.stack import StackState
 
 MODEL_KIND = "species classifier"
 BASES = 4
@@ -40,7 +42,10 @@ class SpeciesClassifierConfig:
 
     Attributes:
         class_names: what is told apart, in the order of the outputs.
-        model_width, layers, state_size, kernel_width, expansion, step_rank: of the stack
+        model_width, layers: of the stack.
+        mixer: what its layers mix with: a name of ``mambacore.layers.MIXERS``, a mapping of ``name`` and options, or a
+            list of these with one for each layer.
+        state_size, kernel_width, expansion, step_rank: options of every mixer that has them
             (see :class:`mambacore.layers.SelectiveMixer`).
         context_widths: the embedding sums a table for each of these numbers of bases up to a position.
         evidence_context_widths: such contexts are also evidence by themselves, without any layer between: pooled over
@@ -57,6 +62,7 @@ class SpeciesClassifierConfig:
     class_names: tuple[str, ...]
     model_width: int = 64
     layers: int = 4
+    mixer: MixerChoice = "selective"
     state_size: int = 8
     kernel_width: int = 4
     expansion: int = 2
@@ -99,6 +105,16 @@ class SpeciesClassifierConfig:
             widths = getattr(self, name)
             if not widths or any(not isinstance(width, int) or not 1 <= width <= 10 for width in widths):
                 raise InputError(f"{name} is {widths!r} in the model's configuration; list whole numbers from 1 to 10")
+        self.layer_descriptions()
+
+    def layer_descriptions(self) -> list[dict[str, Any]]:
+        """What the stack is built from.
+
+        Raises:
+            InputError: an unknown mixer or option, or a list of another length than there are layers.
+        """
+        shared = {name: getattr(self, name) for name in ("state_size", "kernel_width", "expansion", "step_rank")}
+        return layer_descriptions(self.mixer, self.layers, shared)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -128,7 +144,7 @@ class ClassifierState(NamedTuple):
 
     contexts: Tensor  # (batch, history): the last bases, for the embedding
     evidence_contexts: Tensor  # the same for the evidence of contexts
-    stack: tuple[SelectiveState, ...]
+    stack: StackState
     foretold: Tensor  # (batch, classes, bases): log-probability of the next base under each class
     evidence: PoolingState  # (batch, classes)
 
@@ -150,19 +166,7 @@ class SpeciesClassifier(nn.Module):
         self.config = config
         classes = len(config.class_names)
         self.embedding = ContextEmbedding(BASES, config.context_widths, config.model_width)
-        self.stack = ResidualStack(
-            config.model_width,
-            [
-                {
-                    "name": "selective",
-                    "state_size": config.state_size,
-                    "kernel_width": config.kernel_width,
-                    "expansion": config.expansion,
-                    "step_rank": config.step_rank,
-                }
-            ]
-            * config.layers,
-        )
+        self.stack = ResidualStack(config.model_width, config.layer_descriptions())
         self.next_base = nn.Linear(config.model_width, BASES)
         # Classes start out alike: no evidence until something has been learned.
         self.features = nn.Linear(config.model_width, config.feature_width)
@@ -290,7 +294,7 @@ class SpeciesClassifier(nn.Module):
         spared = {
             id(parameter)
             for module in self.modules()
-            if isinstance(module, SelectiveMixer)
+            if isinstance(module, Mixer)
             for parameter in module.parameters_without_decay
         }
         contexts = list(self.context_evidence.parameters())
@@ -353,13 +357,13 @@ def load_classifier(folder: Path) -> tuple[SpeciesClassifier, dict[str, Any]]:
 
 def _card(config: SpeciesClassifierConfig, details: Mapping[str, Any]) -> str:
     """The model card: what the folder is and how to use it."""
+    mixers = ", ".join(dict.fromkeys(description["name"] for description in config.layer_descriptions()))
     lines = [
         "# Species classifier",
         "",
         f"Tells apart: {', '.join(config.class_names)}.",
         "",
-        f"{config.layers} selective layers of width {config.model_width}, state size {config.state_size}; DNA of any "
-        "length, read on both strands.",
+        f"{config.layers} layers ({mixers}) of width {config.model_width}; DNA of any length, read on both strands.",
         "",
         "    genomamba classify THIS_FOLDER contigs.fa",
         "",

@@ -257,6 +257,7 @@ def demo(
         Path, typer.Option(metavar="DIR", help="Folder for everything; an earlier demo there is replaced.")
     ] = Path("genomamba-demo"),
     minutes: Annotated[float, typer.Option(help="Time for training, at most.")] = 3.0,
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="tiny, demo, small, or a YAML file.")] = "demo",
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
 ) -> None:
@@ -271,7 +272,7 @@ def demo(
     """
     from mambapipelines.species_demo import DemoOptions, run_demo  # noqa: PLC0415
 
-    run_demo(DemoOptions(output=output, minutes=minutes, seed=seed, threads=threads))
+    run_demo(DemoOptions(output=output, minutes=minutes, recipe=recipe, seed=seed, threads=threads))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -73,12 +73,14 @@ class DemoOptions:
     Attributes:
         output: folder for everything; what an earlier demo put there is replaced.
         minutes: wall time of the training, at most.
+        recipe: name or file of the training recipe.
         seed: of the simulation, the training and the windows.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
     """
 
     output: Path
     minutes: float = 3.0
+    recipe: str = "demo"
     seed: int = 0
     threads: int | None = None
 
@@ -105,7 +107,7 @@ def run_demo(options: DemoOptions) -> list[AccuracyRow]:
             length=TRAINING_LENGTH_BP,
             output=folder / MODEL_FOLDER_NAME,
             minutes=options.minutes,
-            recipe="demo",
+            recipe=options.recipe,
             seed=options.seed,
             threads=options.threads,
         )

@@ -1,0 +1,42 @@
+"""From the words of a configuration to the mixers of a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mambacore.errors import InputError
+from mambacore.layers.mixer import mixer_options
+
+# A name, a mapping of a name and options, or a list of these with one for each layer: a hybrid.
+MixerChoice = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
+
+
+def layer_descriptions(mixer: MixerChoice, layers: int, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What ``ResidualStack`` takes, one mapping of ``name`` and options per layer.
+
+    Args:
+        mixer: the choice; one name or mapping is used in every layer.
+        layers: how many there are.
+        shared: options for every mixer that has them; those in a mapping of ``mixer`` go before them.
+
+    Raises:
+        InputError: an unknown mixer or option, or a list of another length than ``layers``.
+    """
+    choices = [mixer] * layers if isinstance(mixer, str | Mapping) else list(mixer)
+    if len(choices) != layers:
+        raise InputError(
+            f"mixer lists {len(choices)} mixers but layers is {layers}; list one for each layer, or give a single one"
+        )
+    descriptions = []
+    for choice in choices:
+        if not isinstance(choice, str | Mapping):
+            raise InputError(f"{choice!r} is no mixer; give a name, or a mapping of a name and options")
+        own = {"name": choice} if isinstance(choice, str) else dict(choice)
+        known = mixer_options(str(own.get("name")))
+        for option in own:
+            if option not in ("name", *known):
+                has = ", ".join(known) or "none"
+                raise InputError(f"the mixer {own['name']!r} has no option {option!r}; it has {has}")
+        descriptions.append({name: value for name, value in shared.items() if name in known} | own)
+    return descriptions
