@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-import mambacore.checkpoints.files
 from caduceus_equations import (
     BACKBONE,
     COMPLEMENT,
@@ -15,18 +14,25 @@ from caduceus_equations import (
     caduceus_tensors,
     write_checkpoint,
 )
+from foreign_checkpoints import (
+    caduceus_folder,
+    causal,
+    change_config,
+    change_tensors,
+    masked,
+    peer,
+    peer_folder,
+    problem_with,
+    tokens,
+    transformers,
+)
 from mambacore.checkpoints import load, recognise, save_caduceus, save_mamba_ssm, save_transformers
 from mambacore.checkpoints.names import CADUCEUS_COMPLEMENTS
-from mambacore.errors import InputError
 from mambacore.models import (
-    CausalLanguageModel,
-    CausalLanguageModelConfig,
     MaskedLanguageModel,
     MaskedLanguageModelConfig,
 )
 from tolerances import FLOAT32, FLOAT64, relative_error
-
-transformers = pytest.importorskip("transformers")
 
 SHAPES = {
     "defaults": {},
@@ -48,72 +54,6 @@ CADUCEUS = {
     "PH without complement": {"rcps": False, "complement_map": None, "norm_epsilon": 1e-2},
 }
 CADUCEUS_KINDS = pytest.mark.parametrize("changes", CADUCEUS.values(), ids=CADUCEUS.keys())
-
-
-def tokens(below, length=19, seed=1):
-    return torch.randint(0, below, (2, length), generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def shaken(model):
-    """A model whose parameters all differ, also those that start as zeros, as ones or as copies."""
-    torch.manual_seed(7)
-    for parameter in model.parameters():
-        parameter.mul_(1 + 0.3 * torch.rand_like(parameter)).add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def peer(**shape):
-    """A random model of transformers, an oracle."""
-    config = {"vocab_size": 20, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 5} | shape
-    torch.manual_seed(0)
-    return shaken(transformers.MambaForCausalLM(transformers.MambaConfig(**config)))
-
-
-def causal(**options):
-    torch.manual_seed(0)
-    mixer = {"name": "selective", "state_size": 3, "kernel_width": 3}
-    config = {"vocabulary_size": 13, "model_width": 8, "mixers": (mixer,) * 2} | options
-    return shaken(CausalLanguageModel(CausalLanguageModelConfig(**config)))
-
-
-def masked(**options):
-    torch.manual_seed(0)
-    config = {"vocabulary_size": 6, "model_width": 8, "layers": 2, "complement": (3, 2, 1, 0), "vocabulary_multiple": 4}
-    return shaken(MaskedLanguageModel(MaskedLanguageModelConfig(**(config | options))))
-
-
-def peer_folder(folder, **shape):
-    peer(**shape).save_pretrained(folder)
-    return folder
-
-
-def caduceus_folder(folder, **changes):
-    config = caduceus_config(**changes)
-    return write_checkpoint(folder, config, caduceus_tensors(config))
-
-
-def change_config(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    config = {key: value for key, value in (config | changes).items() if value is not ...}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def change_tensors(folder, **changes):
-    tensors = load_file(folder / "model.safetensors")
-    for name, tensor in changes.items():
-        tensors.pop(name, None)
-        if tensor is not None:
-            tensors[name] = tensor
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def problem_with(folder):
-    """What loading says, which must be one line."""
-    with pytest.raises(InputError) as caught:
-        load(folder)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @SHAPE
@@ -305,16 +245,6 @@ def test_the_order_of_the_complement_map_means_nothing(tmp_path):
     assert torch.equal(load(folder)(tokens(12)), expected)
 
 
-def test_a_complement_that_contradicts_itself_is_refused(tmp_path):
-    folder = caduceus_folder(tmp_path)
-    other = torch.arange(16)
-    change_tensors(folder, **{"lm_head.complement_map": other})
-    assert "in lm_head.complement_map but" in problem_with(folder)
-    for wrong in ({"0": 1, "1": 2, "2": 0}, {"0": 0, "2": 2}, {"0": "1"}, [0, 1], {"0": 99}):
-        change_config(folder, complement_map=wrong)
-        assert "complement" in problem_with(folder)
-
-
 def test_tied_tensors_may_be_in_the_file_if_they_are_equal(tmp_path):
     config = caduceus_config()
     tensors = caduceus_tensors(config)
@@ -329,99 +259,6 @@ def test_tied_tensors_may_be_in_the_file_if_they_are_equal(tmp_path):
     change_tensors(tmp_path, **{table: tensors[table], **{name: tensor + 1 for name, tensor in again.items()}})
     problem = problem_with(tmp_path)
     assert rev in problem and "lm_head.lm_head.weight unlike" in problem and "ties them" in problem
-
-
-def test_every_tensor_that_does_not_fit_is_named_at_once(tmp_path):
-    folder = peer_folder(tmp_path)
-    change_tensors(
-        folder,
-        **{
-            "backbone.layers.0.mixer.A_log": None,
-            "backbone.norm_f.weight": None,
-            "backbone.layers.1.mixer.D": torch.zeros(3),
-            "backbone.layers.1.mixer.conv1d.weight": torch.zeros(48, 4),
-            "backbone.layers.1.mixer.dt_proj.bias": torch.zeros(48, dtype=torch.int64),
-            "backbone.layers.2.norm.weight": torch.zeros(24),
-        },
-    )
-    problem = problem_with(folder)
-    assert "lacks backbone.layers.0.mixer.A_log, backbone.norm_f.weight" in problem
-    assert "has backbone.layers.2.norm.weight, which the model does not know" in problem
-    assert "backbone.layers.1.mixer.D as float32 (3,) where the model has (48,)" in problem
-    assert "conv1d.weight as float32 (48, 4) where the model has (48, 1, 4)" in problem
-    assert "dt_proj.bias as int64 (48,)" in problem
-    assert str(folder) in problem
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        ({"hidden_size": ..., "vocab_size": ...}, ["lacks vocab_size, hidden_size"]),
-        ({"hidden_size": "24", "state_size": 0, "use_bias": 1}, ["hidden_size as '24'", "state_size as 0", "use_bias"]),
-        ({"time_step_rank": "full", "layer_norm_epsilon": None}, ["time_step_rank as 'full'", "layer_norm_epsilon"]),
-        ({"hidden_act": "gelu"}, ["hidden_act as 'gelu', but only SiLU"]),
-        ({"model_type": "mamba2"}, ["model type 'mamba2'"]),
-        ({"model_type": ...}, ["no known kind"]),
-    ],
-)
-def test_configurations_of_transformers_that_cannot_be_used(tmp_path, changes, parts):
-    folder = peer_folder(tmp_path)
-    change_config(folder, **changes)
-    problem = problem_with(folder)
-    assert all(part in problem for part in parts) and "config.json" in problem
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"ssm_cfg": {"layer": "Mamba2"}}, "ssm_cfg.layer as 'Mamba2', but only the first Mamba"),
-        ({"ssm_cfg": {"d_state": 3, "headdim": 64}}, "ssm_cfg.headdim, which are not known"),
-        ({"ssm_cfg": 7}, "ssm_cfg"),
-        ({"rms_norm": False}, "rms_norm as False, but layer norm"),
-        ({"attn_layer_idx": [1], "attn_cfg": {}}, "attn_layer_idx as [1], but attention"),
-        ({"d_intermediate": 64}, "d_intermediate as 64"),
-        ({"n_layer": ...}, "no known kind"),
-    ],
-)
-def test_configurations_of_mamba_ssm_that_cannot_be_used(tmp_path, changes, part):
-    save_mamba_ssm(causal(), tmp_path / "folder")
-    change_config(tmp_path / "folder", **changes)
-    assert part in problem_with(tmp_path / "folder")
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"bidirectional": False}, "bidirectional as False"),
-        ({"bidirectional_strategy": "concat"}, "bidirectional_strategy as 'concat'"),
-        ({"rms_norm": False}, "layer norm"),
-        ({"d_model": ...}, "lacks d_model"),
-    ],
-)
-def test_configurations_of_caduceus_that_cannot_be_used(tmp_path, changes, part):
-    folder = caduceus_folder(tmp_path)
-    change_config(folder, **changes)
-    assert part in problem_with(folder)
-
-
-def test_damaged_and_pickled_files_are_refused(tmp_path):
-    assert "there is no folder" in problem_with(tmp_path / "nowhere")
-    folder = peer_folder(tmp_path / "folder")
-    weights = folder / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-1000])
-    assert "model.safetensors is truncated or damaged" in problem_with(folder)
-    weights.unlink()
-    assert "neither model.safetensors nor" in problem_with(folder)
-    (folder / "pytorch_model.bin").write_bytes(b"")
-    problem = problem_with(folder)
-    assert "pytorch_model.bin" in problem and "safe_serialization=True" in problem
-    (folder / "config.json").write_text("{")
-    assert "not valid JSON" in problem_with(folder)
-    (folder / "config.json").write_text("[]")
-    assert "not a JSON object" in problem_with(folder)
-    (folder / "config.json").unlink()
-    assert "there is no" in problem_with(folder)
 
 
 @pytest.mark.parametrize("save", [save_transformers, save_mamba_ssm])
@@ -456,42 +293,6 @@ def test_round_trips_of_masked_models_give_identical_models(tmp_path, options):
     assert torch.equal(again.complement, model.complement)
     for option, value in options.items():
         assert getattr(again.config, option) == value
-
-
-def test_models_that_have_no_foreign_form_are_refused(tmp_path):
-    complex_state = {"name": "selective", "complex_state": True}
-    for model, save, part in [
-        (causal(mixers=("selective", "attention")), save_transformers, "selective mixers with a real state only"),
-        (causal(mixers=(complex_state,)), save_mamba_ssm, "selective mixers with a real state only"),
-        (causal(mixers=("selective", {"name": "selective", "state_size": 3})), save_transformers, "differ"),
-        (causal(norm_epsilon=1e-6), save_mamba_ssm, "no setting for norm_epsilon"),
-        (masked(), save_transformers, "a MaskedLanguageModel"),
-        (causal(), save_caduceus, "a CausalLanguageModel"),
-        (masked(equivariant=True, tied_head=False), save_caduceus, "always ties"),
-    ]:
-        with pytest.raises(InputError, match=part):
-            save(model, tmp_path / "folder")
-    assert not any(tmp_path.iterdir())
-
-
-def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    taken = tmp_path / "taken"
-    taken.mkdir()
-    (taken / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="not an empty folder"):
-        save_transformers(causal(), taken)
-    assert [entry.name for entry in taken.iterdir()] == ["notes.txt"]
-    (tmp_path / "empty").mkdir()
-    save_transformers(causal(), tmp_path / "empty")
-    assert sorted(entry.name for entry in (tmp_path / "empty").iterdir()) == ["config.json", "model.safetensors"]
-
-    def full_disk(*_arguments, **_options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(mambacore.checkpoints.files, "save_file", full_disk)
-    with pytest.raises(InputError, match="No space left"):
-        save_transformers(causal(), tmp_path / "new")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["empty", "taken"]
 
 
 def test_kinds_are_recognised():
