@@ -99,8 +99,6 @@ def backward_in_pieces(
     for index in reversed(range(work.count)):
         border = borders.pop()
         border.random.restore()
-        # Parameters that autocast has cast without gradients must be cast again with them.
-        torch.clear_autocast_cache()
         wanted = [tensor.requires_grad for tensor in state_tensors(state)] if index == 0 else None
         done = _backward_through_piece(work, index, border.carried, wanted, gradients, random)
         gradients, random, reached = done.gradients, done.random, reached or done.reached
@@ -111,7 +109,6 @@ def backward_in_pieces(
         if index == work.count - 1:
             final_state = done.state
         report()
-    torch.clear_autocast_cache()
     if not reached:
         raise ValueError("nothing that the loss depends on requires a gradient; unfreeze the model's parameters")
     assert gradients is not None and random is not None  # there is at least one piece
