@@ -3,13 +3,15 @@
     python kernels/benchmarks/block.py
     python kernels/benchmarks/block.py --lengths 1024 --time-limit 30
 
-Ours is a whole residual block with its two norms; the peers (transformers' MambaMixer and mambapy's MambaBlock) run
-without any. Importing mambacore asks PyTorch for huge pages, which is part of what it gives; the peers run as their
-users run them, and with huge pages too under THP_MEM_ALLOC_ENABLE=1. Each case runs in a process of its own, so that
-peak memory is its own: it is the growth of the resident size from before the first call to the highest point.
+Ours are whole residual blocks with their two norms, selective and S4D (complex states); the peers (transformers'
+MambaMixer and mambapy's MambaBlock) run without any. Importing mambacore asks PyTorch for huge pages, which is part of
+what it gives; the peers run as their users run them, and with huge pages too under THP_MEM_ALLOC_ENABLE=1. Each case
+runs in a process of its own, so that peak memory is its own: it is the growth of the resident size from before the first
+call to the highest point.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import logging
@@ -30,10 +32,10 @@ REPEATS = 3
 ENVIRONMENT = dict(os.environ)
 
 
-def ours() -> Callable[[Tensor], Tensor]:
+def ours(mixer: str) -> Callable[[Tensor], Tensor]:
     from mambacore.layers import ResidualStack  # noqa: PLC0415  each case imports only what it measures
 
-    stack = ResidualStack(MODEL_WIDTH, [{"name": "selective", "state_size": STATE_SIZE}])
+    stack = ResidualStack(MODEL_WIDTH, [{"name": mixer, "state_size": STATE_SIZE}])
     return lambda sequence: stack(sequence)[0]
 
 
@@ -52,7 +54,11 @@ def mambapy_block() -> nn.Module:
     return MambaBlock(MambaConfig(d_model=MODEL_WIDTH, n_layers=1, d_state=STATE_SIZE))
 
 
-SYSTEMS = {"genomamba": ours, "transformers": transformers_mixer, "mambapy": mambapy_block}
+OURS = {"genomamba selective": "selective", "genomamba s4d": "s4d"}
+SYSTEMS = {name: functools.partial(ours, mixer) for name, mixer in OURS.items()} | {
+    "transformers": transformers_mixer,
+    "mambapy": mambapy_block,
+}
 
 
 def run_case(system: str, length: int, backward: bool) -> dict[str, float]:
@@ -111,19 +117,18 @@ def main() -> None:
     for length in options.lengths:
         for backward in (False, True):
             found = {system: run_in_process(system, length, backward, options) for system in SYSTEMS}
-            peers = [case for system, case in found.items() if system != "genomamba" and case is not None]
-            mine = found["genomamba"]
+            peers = [case for system, case in found.items() if system not in OURS and case is not None]
             for system, case in found.items():
                 cells = [str(length), "forward+backward" if backward else "forward", system]
                 if case is None:
                     cells += [f"over {options.time_limit:.0f} s", "-", ""]
                 else:
                     cells += [f"{case['us_per_token']:.2f}", f"{case['peak_bytes'] / 2**30:.3f}", ""]
-                if system == "genomamba" and mine and peers:
+                if system in OURS and case and peers:
                     fastest = min(peers, key=lambda peer: peer["us_per_token"])
                     cells[-1] = (
-                        f"{fastest['us_per_token'] / mine['us_per_token']:.1f} x as fast, "
-                        f"{mine['peak_bytes'] / max(fastest['peak_bytes'], 1):.3f} of the memory"
+                        f"{fastest['us_per_token'] / case['us_per_token']:.1f} x as fast, "
+                        f"{case['peak_bytes'] / max(fastest['peak_bytes'], 1):.3f} of the memory"
                     )
                 rows.append(cells)
     print_table(["length", "pass", "system", "us/token", "peak GiB", "against the faster peer"], rows)

@@ -92,7 +92,9 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIGURATION)
     parser.add_argument("--mixers", nargs="+", help="train one model with each instead of the configuration's")
     parser.add_argument("--steps", type=int, help="instead of the configuration's")
+    parser.add_argument("--threads", type=int, default=1, help="default: 1, the fastest for such small tensors")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     configuration = yaml.safe_load(options.config.read_text())
     if options.steps:
         configuration["training"]["steps"] = options.steps
