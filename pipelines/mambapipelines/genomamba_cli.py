@@ -60,6 +60,10 @@ GenomeOption = Annotated[
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")]
 SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe: model.layers=8. Repeatable."),
+]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder written by `genomamba train`.")]
 
 
@@ -97,6 +101,10 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Time for the whole run.", show_default="the recipe's")] = None,
     steps: Annotated[int | None, typer.Option(help="Number of optimiser steps, instead of --minutes.")] = None,
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="tiny, demo, small, or a YAML file.")] = "small",
+    changes: SetOption = None,
+    print_recipe: Annotated[
+        bool, typer.Option("--print-recipe", help="Print the recipe, every value filled in, and leave.")
+    ] = False,
     seed: SeedOption = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR, to the same numbers.")] = False,
     threads: ThreadsOption = None,
@@ -106,12 +114,23 @@ def train(
     Windows are drawn uniformly over classes, then sequences, then starts, from both strands. A run that was
     interrupted, by Ctrl-C or otherwise, goes on with --resume to the same numbers.
 
+    What is not data comes from a recipe: --print-recipe shows it, --set changes it, `model.mixer` chooses what the
+    layers mix with.
+
     **Examples**
 
     `genomamba train --genome cow=cow.fa.gz --genome dog=dog.fa --holdout chr7 --length 8192 --output model`
 
     `genomamba train --genome cow=cow.fa.gz --genome dog=dog.fa --holdout chr7 --length 8192 --output model --resume`
+
+    `genomamba train --genome cow=cow.fa.gz --genome dog=dog.fa --length 8192 --output model --set model.layers=8
+    --set model.mixer=s4d`
     """
+    if print_recipe:
+        from mambapipelines.recipes import load_recipe, recipe_text  # noqa: PLC0415
+
+        print(recipe_text(load_recipe(recipe, changes or ())), end="")
+        return
     from mambapipelines.species_training import TrainingOptions, train_species_classifier  # noqa: PLC0415
 
     train_species_classifier(
@@ -123,6 +142,7 @@ def train(
             minutes=minutes,
             steps=steps,
             recipe=recipe,
+            changes=changes or (),
             seed=seed,
             resume=resume,
             threads=threads,
@@ -258,6 +278,7 @@ def demo(
     ] = Path("genomamba-demo"),
     minutes: Annotated[float, typer.Option(help="Time for training, at most.")] = 3.0,
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="tiny, demo, small, or a YAML file.")] = "demo",
+    changes: SetOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
 ) -> None:
@@ -272,7 +293,9 @@ def demo(
     """
     from mambapipelines.species_demo import DemoOptions, run_demo  # noqa: PLC0415
 
-    run_demo(DemoOptions(output=output, minutes=minutes, recipe=recipe, seed=seed, threads=threads))
+    run_demo(
+        DemoOptions(output=output, minutes=minutes, recipe=recipe, changes=changes or (), seed=seed, threads=threads)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

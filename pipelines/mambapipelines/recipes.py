@@ -6,9 +6,11 @@ sizes in bases rather than in windows, so that one recipe serves every `--length
 
 from __future__ import annotations
 
+import copy
 import difflib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -126,15 +128,58 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_recipe(name_or_path: str) -> Recipe:
+def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> Recipe:
     """The recipe of that name, or the one in that YAML file.
 
+    Args:
+        name_or_path: a name of `recipe_names` or a file.
+        changes: values that replace the recipe's, each written `section.key=value` with the value in YAML.
+
     Raises:
-        InputError: neither a recipe's name nor a readable file, not YAML, or content that `Recipe.from_dict` refuses.
+        InputError: neither a recipe's name nor a readable file, not YAML, a change that is none, or content that
+            `Recipe.from_dict` refuses.
     """
+    content, source = _recipe_content(name_or_path)
+    if not changes:
+        return Recipe.from_dict(content, source)
+    changed = copy.deepcopy(dict(_mapping(content, source)))
+    for change in changes:
+        _apply(change, changed)
+    return Recipe.from_dict(changed, f"{source} with --set {' --set '.join(changes)}")
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """A recipe as YAML with every value filled in, those of the model too; `load_recipe` reads it back."""
+    defaults = {item.name: item.default for item in fields(SpeciesClassifierConfig) if item.name in MODEL_KEYS}
+    content = recipe.to_dict() | {"model": defaults | recipe.model}
+    return yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False)
+
+
+def _apply(change: str, content: dict[str, Any]) -> None:
+    """Put one `section.key=value` into a recipe's content; whether the key exists is checked with all others."""
+    path, equals, text = change.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise InputError(f"--set {change!r} is not of the form key=value: write for example --set model.layers=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"the value of --set {change!r} is not valid YAML: put it in quotes") from error
+    place = content
+    for depth, key in enumerate(keys[:-1]):
+        inner = place.get(key)
+        if inner is not None and not isinstance(inner, dict):
+            raise InputError(f"--set {change!r}: {'.'.join(keys[: depth + 1])} is a value, not a section of the recipe")
+        place[key] = {} if inner is None else inner
+        place = place[key]
+    place[keys[-1]] = value
+
+
+def _recipe_content(name_or_path: str) -> tuple[object, str]:
+    """What a recipe's YAML says, unchecked, and how to call it in messages."""
     if name_or_path in recipe_names():
         text = (files("mambapipelines") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-        return Recipe.from_dict(yaml.safe_load(text), f"recipe {name_or_path}")
+        return yaml.safe_load(text), f"recipe {name_or_path}"
     path = Path(name_or_path)
     if not path.is_file():
         raise InputError(
@@ -149,7 +194,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place is not None else ""
         raise InputError(f"the recipe {path} is not valid YAML{line}: correct the file") from error
-    return Recipe.from_dict(content, f"recipe {path}")
+    return content, f"recipe {path}"
 
 
 def _mapping(content: object, source: str) -> Mapping[str, Any]:

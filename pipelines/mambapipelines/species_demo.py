@@ -74,6 +74,7 @@ class DemoOptions:
         output: folder for everything; what an earlier demo put there is replaced.
         minutes: wall time of the training, at most.
         recipe: name or file of the training recipe.
+        changes: values that replace the recipe's, each written `section.key=value`.
         seed: of the simulation, the training and the windows.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
     """
@@ -81,6 +82,7 @@ class DemoOptions:
     output: Path
     minutes: float = 3.0
     recipe: str = "demo"
+    changes: Sequence[str] = ()
     seed: int = 0
     threads: int | None = None
 
@@ -108,6 +110,7 @@ def run_demo(options: DemoOptions) -> list[AccuracyRow]:
             output=folder / MODEL_FOLDER_NAME,
             minutes=options.minutes,
             recipe=options.recipe,
+            changes=options.changes,
             seed=options.seed,
             threads=options.threads,
         )

@@ -33,6 +33,7 @@ from mambapipelines.calibration import (
 )
 from mambapipelines.head_fit import fit_heads
 from mambapipelines.progress import TrainingProgress, format_duration, quiet_lightning
+from mambapipelines.provenance import provenance
 from mambapipelines.recipes import Recipe, load_recipe
 from mambapipelines.run_state import RunFolder, RunState, Schedule
 from mambapipelines.species_module import (
@@ -94,7 +95,7 @@ def train_species_classifier(options: TrainingOptions) -> TrainingResult:
     """
     start_seconds = time.monotonic()
     check_options(options)
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe, options.changes)
     run = RunFolder(options.output / RUN_FOLDER_NAME)
     check_output(options, run)
     genomes = load_genomes(options.genomes)
@@ -258,6 +259,7 @@ class _Run:
             "manifest": genomes.manifest(),
             "recipe": self.recipe.to_dict(),
             "recipe_name": self.options.recipe,
+            "provenance": provenance(),
             "seed": self.options.seed,
             "steps": self.total_steps,
             "bases_seen": bases_seen,

@@ -33,6 +33,7 @@ class TrainingOptions:
         minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
         steps: number of optimiser steps instead of a wall time.
         recipe: name of a recipe of the package, or path of a YAML file.
+        changes: values that replace the recipe's, each written `section.key=value`.
         seed: everything random is a function of this seed and an index.
         resume: continue the run recorded in `output`; where there is none, one is started.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
@@ -45,6 +46,7 @@ class TrainingOptions:
     minutes: float | None = None
     steps: int | None = None
     recipe: str = "small"
+    changes: Sequence[str] = ()
     seed: int = 0
     resume: bool = False
     threads: int | None = None

@@ -6,7 +6,7 @@ import pytest
 
 from genomamba.models import SpeciesClassifierConfig
 from mambacore.errors import InputError
-from mambapipelines.recipes import BatchRecipe, Recipe, load_recipe, recipe_names
+from mambapipelines.recipes import BatchRecipe, Recipe, load_recipe, recipe_names, recipe_text
 
 
 def write_recipe(folder: Path, text: str) -> str:
@@ -83,3 +83,39 @@ def test_precision_is_resolved_for_the_processor_or_refused() -> None:
     assert Recipe.from_dict({"precision": "bfloat16"}).precision == "bfloat16"
     with pytest.raises(InputError, match="must be one of auto, float32, bfloat16, not 'half'"):
         Recipe.from_dict({"precision": "half"})
+
+
+def test_changes_replace_values_of_a_recipe() -> None:
+    changes = ["model.layers=8", "optimizer.learning_rate=1e-3", "model.mixer=[selective, {name: s4d, state_size: 8}]"]
+    recipe = load_recipe("tiny", changes)
+    assert recipe.model["layers"] == 8
+    assert recipe.optimizer.learning_rate == 0.001
+    assert recipe.model["mixer"] == ["selective", {"name": "s4d", "state_size": 8}]
+    assert recipe.batch == load_recipe("tiny").batch
+    assert load_recipe("tiny") != recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("model.layerz=8", "unknown key 'layerz' in model.*did you mean 'layers'"),
+        ("modl.layers=8", "unknown key 'modl' in recipe tiny.*did you mean 'model'"),
+        ("model.layers", "not of the form key=value"),
+        ("=3", "not of the form key=value"),
+        ("minutes.x=3", "minutes is a value, not a section"),
+        ("minutes=[", "not valid YAML"),
+        ("batch.bases_per_step=1.5", "whole number"),
+    ],
+)
+def test_a_change_that_makes_no_sense_is_named(change: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        load_recipe("tiny", [change])
+
+
+def test_a_printed_recipe_says_everything_and_is_read_back(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny", ["model.mixer=gru"])
+    printed = load_recipe(write_recipe(tmp_path, recipe_text(recipe)))
+    assert printed.optimizer == recipe.optimizer and printed.model["mixer"] == "gru"
+    assert printed.model["context_widths"] == [1, 3, 6]
+    before = SpeciesClassifierConfig.from_dict({"class_names": ["a", "b"], **recipe.model})
+    assert SpeciesClassifierConfig.from_dict({"class_names": ["a", "b"], **printed.model}) == before
