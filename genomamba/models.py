@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
 from mambacore.folder import load_tensors_into, read_model_folder, write_model_folder
+from mambacore.hub import find_model_folder
 from mambacore.layers import POOLINGS, ContextEmbedding, Mixer, PoolingState, ResidualStack
 from mambacore.layers.configuration import MixerChoice, layer_descriptions
 from mambacore.layers.stack import StackState
@@ -183,6 +184,19 @@ class SpeciesClassifier(nn.Module):
         self.confidence_intercept = nn.Parameter(torch.tensor(0.9 * math.log(REFERENCE_LENGTH_BP)))
         self.confidence_slope = nn.Parameter(torch.tensor(0.9))
 
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "SpeciesClassifier":
+        """The classifier in a model folder, or in ``hf://owner/name@revision`` on the Hub, ready to be used.
+
+        Raises:
+            InputError: as :func:`load_classifier`.
+        """
+        return load_classifier(folder)[0]
+
+    def save_pretrained(self, folder: Path | str, details: Mapping[str, Any] | None = None) -> None:
+        """Write a model folder (config.json, model.safetensors and a card) that :meth:`from_pretrained` reads."""
+        save_classifier(Path(folder), self, details=dict(details or {}))
+
     def forward(self, tokens: Tensor, state: ClassifierState | None = None) -> tuple[Tensor, ClassifierState]:
         """Add a piece to what has been read.
 
@@ -330,13 +344,17 @@ def save_classifier(folder: Path, model: SpeciesClassifier, *, details: dict[str
     write_model_folder(Path(folder), config, model.state_dict(), _card(model.config, details))
 
 
-def load_classifier(folder: Path) -> tuple[SpeciesClassifier, dict[str, Any]]:
+def load_classifier(folder: Path | str) -> tuple[SpeciesClassifier, dict[str, Any]]:
     """Read a model folder: the classifier, ready to be used, and the details it was saved with.
+
+    Args:
+        folder: the model folder, or ``hf://owner/name@revision`` on the Hugging Face Hub.
 
     Raises:
         InputError: the folder is missing, incomplete, damaged, of another kind or of another version.
     """
-    config, tensors = read_model_folder(Path(folder))
+    folder = find_model_folder(folder)
+    config, tensors = read_model_folder(folder)
     if config.get("kind") != MODEL_KIND:
         raise InputError(
             f"{folder} holds a {config.get('kind', 'model of unknown kind')!s}, not a {MODEL_KIND}; give another folder"

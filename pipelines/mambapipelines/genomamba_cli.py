@@ -64,7 +64,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe: model.layers=8. Repeatable."),
 ]
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder written by `genomamba train`.")]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder written by `genomamba train`, or hf://owner/name@revision.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -296,6 +298,39 @@ def demo(
     run_demo(
         DemoOptions(output=output, minutes=minutes, recipe=recipe, changes=changes or (), seed=seed, threads=threads)
     )
+
+
+@application.command(epilog=EXIT_CODES)
+def share(
+    model: ModelArgument,
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Where the model goes on the Hugging Face Hub.")
+    ],
+    push: Annotated[bool, typer.Option("--push", help="Upload; without it, only say what would be uploaded.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository that is made can be seen by everybody.")
+    ] = False,
+) -> None:
+    """Put a model on the Hugging Face Hub, where any MODEL argument finds it as hf://OWNER/NAME.
+
+    **Examples**
+
+    `genomamba share model me/yeasts`
+
+    `genomamba share model me/yeasts --push`
+
+    `genomamba classify hf://me/yeasts@main contigs.fa`
+    """
+    from genomamba.models import load_classifier  # noqa: PLC0415
+    from mambacore.hub import MODEL_FILES, push_model_folder  # noqa: PLC0415
+
+    load_classifier(model)
+    if push:
+        print(push_model_folder(model, repository, private=not public))
+        return
+    for name in MODEL_FILES:
+        print(f"{model / name}\t{(model / name).stat().st_size} bytes\thf://{repository}/{name}")
+    print("nothing was uploaded: add --push", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

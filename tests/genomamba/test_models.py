@@ -16,6 +16,7 @@ from genomamba.models import (
     save_classifier,
 )
 from mambacore.errors import InputError
+from tiny_species import tiny_model
 from tolerances import PIECES_FLOAT64, relative_error
 
 CLASSES = ("oak", "elm", "ash")
@@ -197,3 +198,13 @@ def test_tampered_folders_are_refused_in_one_sentence(tmp_path):
     refused("state_size", {**config, "classifier": {**config["classifier"], "state_size": "many"}})
     refused("version", {**config, "format_version": 99})
     refused("'tokenizer'", {key: value for key, value in config.items() if key != "tokenizer"})
+
+
+def test_a_classifier_saves_and_loads_itself(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model", {"holdout": ["chrI"]})
+    again = SpeciesClassifier.from_pretrained(str(tmp_path / "model"))
+    tokens = torch.randint(7, 11, (2, 50))
+    with torch.inference_mode():
+        assert torch.equal(model(tokens)[0], again(tokens)[0])
+    assert "chrI" in (tmp_path / "model" / "README.md").read_text()

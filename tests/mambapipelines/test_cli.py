@@ -15,6 +15,7 @@ import pytest
 
 from genomamba.baselines import fitting
 from genomamba.simulation import simulate_clade
+from mambacore import hub
 from mambacore.errors import InputError
 from mambapipelines import species_demo, species_training
 from mambapipelines.genomamba_cli import main
@@ -282,3 +283,21 @@ def test_numbers_in_the_table_have_six_decimals(
     values = [line.split("\t")[3:] for line in capsys.readouterr().out.splitlines()[1:]]
     assert all(re.fullmatch(r"[01]\.\d{6}", value) for row in values for value in row)
     assert np.isclose(sum(map(float, values[0][1:])), 1, atol=5e-6)
+
+
+def test_sharing_says_what_would_be_uploaded_and_uploads_only_with_push(
+    model_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[tuple[object, ...]] = []
+
+    def push(*given: object, **options: object) -> str:
+        pushed.append((*given, options))
+        return "address"
+
+    monkeypatch.setattr(hub, "push_model_folder", push)
+    assert main(["share", model_folder, "me/model"]) == 0
+    printed = capsys.readouterr()
+    assert "hf://me/model/model.safetensors" in printed.out and "add --push" in printed.err and not pushed
+    assert main(["share", model_folder, "me/model", "--push"]) == 0
+    assert capsys.readouterr().out == "address\n"
+    assert pushed == [(Path(model_folder), "me/model", {"private": True})]

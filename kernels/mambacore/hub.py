@@ -1,0 +1,94 @@
+"""Model folders on the Hugging Face Hub: named ``hf://owner/name@revision`` wherever a folder can be named.
+
+Local folders need no network and are never mistaken for names on the Hub. Downloads go through huggingface_hub's cache;
+with ``HF_HUB_OFFLINE=1`` only what is in the cache is used.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from mambacore.errors import InputError
+from mambacore.folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME, read_model_folder
+
+# One slash as well: that is what a path makes of two.
+_ON_THE_HUB = re.compile(r"hf:/{1,2}(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+MODEL_FILES = (CONFIG_NAME, TENSORS_NAME, CARD_NAME)
+
+
+def find_model_folder(reference: str | Path) -> Path:
+    """The folder that is meant: the path itself, or where the Hub's model has been downloaded to.
+
+    Args:
+        reference: a path, or ``hf://owner/name``, followed by ``@`` and a branch, tag or commit for a pinned revision.
+
+    Raises:
+        InputError: no such model or revision, no connection and nothing in the cache, or a malformed name.
+    """
+    if not str(reference).startswith("hf:/"):
+        return Path(reference)
+    found = _ON_THE_HUB.fullmatch(str(reference))
+    if found is None:
+        raise InputError(f"{str(reference)!r} names no model: write hf://owner/name or hf://owner/name@revision.")
+    repository, revision = found["repository"], found["revision"]
+    name = f"hf://{repository}" + (f"@{revision}" if revision else "")
+    try:
+        folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(MODEL_FILES))
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"{name} does not exist: the model has no revision {revision!r}; name another one.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"{name} does not exist, or is private: check the name, or log in with `hf auth login`."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{name} cannot be downloaded and is not in the cache: connect to the network once, unset HF_HUB_OFFLINE, "
+            "or give a local folder."
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise InputError(
+            f"{name} cannot be downloaded ({_first_line(error)}): try again or give a local folder."
+        ) from error
+    return Path(folder)
+
+
+def push_model_folder(folder: Path, repository: str, private: bool = True, message: str | None = None) -> str:
+    """Upload a model folder (its three files and nothing else) as one commit; returns the commit's address.
+
+    Args:
+        folder: the model folder; it is read and checked first.
+        repository: ``owner/name``; made if it does not exist.
+        private: whether a repository that is made can be seen by its owner only.
+        message: of the commit.
+
+    Raises:
+        InputError: no complete model folder, a malformed name, nobody logged in, no permission, or no connection.
+    """
+    read_model_folder(folder)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise InputError(f"{repository!r} is no place on the Hub: write owner/name.")
+    api = huggingface_hub.HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=list(MODEL_FILES),
+            commit_message=message or f"Upload {folder.name}",
+        )
+    except errors.LocalTokenNotFoundError as error:
+        raise InputError("nobody is logged in to the Hub: run `hf auth login` first.") from error
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise InputError(
+            f"{folder} cannot be uploaded to {repository} ({_first_line(error)}): check the name, the permission to "
+            "write there, and the connection."
+        ) from error
+    return str(commit.commit_url)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
