@@ -36,6 +36,7 @@ bench: install
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
 	$(BIN)/python kernels/benchmarks/scan.py
 	$(BIN)/python kernels/benchmarks/block.py
+	$(BIN)/python kernels/benchmarks/longsequence.py
 
 # One wheel per platform, for every Python: the library has no Python in it.
 wheels: install

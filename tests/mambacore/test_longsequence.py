@@ -420,7 +420,7 @@ def test_models_that_break_the_law_are_refused():
 
 
 PEAK_OF_LENGTH = """
-import json, resource, sys
+import json, pathlib, resource, sys
 import torch
 from mambacore.layers import ResidualStack
 from mambacore.longsequence import backward_in_pieces, next_token_cross_entropy
@@ -433,18 +433,25 @@ def model(piece, state):
     hidden, state = stack(embedding(piece), state)
     return head(hidden), state
 
+def peak_bytes():
+    # On Linux the resource usage of a process begins with the peak of the one that started it; the status does not.
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
 peaks = []
 for length in map(int, sys.argv[1:]):
     tokens = torch.randint(256, (1, length))
     backward_in_pieces(model, tokens, next_token_cross_entropy(tokens), piece_length=512)
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    peaks.append(peak_bytes())
 print(json.dumps(peaks))
 """
 
 
 def test_memory_does_not_grow_with_the_length():
-    """Logits of 64 times the length alone would take 33 MB."""
+    """In one piece the longer one takes 200 MB more, 33 of them for its logits."""
     command = [sys.executable, "-c", PEAK_OF_LENGTH, "512", "2048", "32768"]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     _, short, long = json.loads(finished.stdout)
-    assert long - short < 8 * 2**20
+    assert long - short < 24 * 2**20
