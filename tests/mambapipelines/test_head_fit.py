@@ -18,13 +18,16 @@ SHARES = {"rich": [0.22, 0.28, 0.28, 0.22], "poor": [0.28, 0.22, 0.22, 0.28]}
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_fit, "BLOCK_BP", 128)
+    monkeypatch.setattr(head_fit, "BLOCKS_PER_WINDOW", (1, 4, 16))
+    monkeypatch.setattr(head_fit, "BLOCKS_PER_STRETCH", 16)
+    monkeypatch.setattr(head_fit, "REGULARISATIONS", (1000.0, 30.0))
 
 
-def bases(random: np.random.Generator, share: list[float], length: int = 8192) -> np.ndarray:
+def bases(random: np.random.Generator, share: list[float], length: int = 4096) -> np.ndarray:
     return (7 + random.choice(4, length, p=share)).astype(np.uint8)
 
 
-def genomes(names: int = 6, length: int = 8192) -> GenomeCollection:
+def genomes(names: int = 6, length: int = 4096) -> GenomeCollection:
     """Two classes whose chromosomes differ in composition."""
     random = np.random.default_rng(3)
     return GenomeCollection.from_tokens(
@@ -65,7 +68,7 @@ def test_fitted_heads_tell_classes_apart_that_untrained_ones_do_not():
     assert accuracy(model, collection) > max(before, 0.85)
 
 
-def test_what_tells_classes_apart_on_single_chromosomes_only_is_not_learned():
+def test_what_tells_classes_apart_on_single_chromosomes_only_is_not_believed():
     """Each chromosome of each class is easy to know by its own composition, which says nothing about another one."""
     random = np.random.default_rng(5)
     collection = GenomeCollection.from_tokens(
@@ -74,11 +77,9 @@ def test_what_tells_classes_apart_on_single_chromosomes_only_is_not_learned():
             for name in SHARES
         }
     )
-    model = classifier()
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fit = fit_heads(model, collection, bases_trained=1_000_000, seed=0)
-    assert fit is None
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    fit = fit_heads(classifier(), collection, bases_trained=1_000_000, seed=0)
+    guessing = np.log(2)
+    assert fit is None or fit.cross_entropy_after > guessing - 0.01
 
 
 def test_the_models_evidence_on_both_strands_is_what_was_fitted():
@@ -93,10 +94,10 @@ def test_the_models_evidence_on_both_strands_is_what_was_fitted():
     slope = float(model.confidence_slope.detach())
     expected = heads.logits(windows, slope)[whole].softmax(1)
     head_fit._put_into(model, heads, scaling)
-    tokens = [stretch.sequence.tokens(stretch.start, stretch.start + 64 * 128) for stretch in stretches]
+    tokens = [stretch.sequence.tokens(stretch.start, stretch.start + 16 * 128) for stretch in stretches]
     evidence = strand_averaged_evidence(model, np.stack(tokens))
     with torch.inference_mode():
-        found = model.logits(torch.from_numpy(evidence).float(), 64 * 128).softmax(1)
+        found = model.logits(torch.from_numpy(evidence).float(), 16 * 128).softmax(1)
     assert expected.std() > 0.05
     assert torch.allclose(found, expected, atol=2e-3)
     again = head_fit._heads_of(model, scaling)
@@ -143,7 +144,7 @@ def test_every_class_and_length_weighs_the_same():
     for count in head_fit.BLOCKS_PER_WINDOW:
         for label in (0, 1):
             share = weights[(windows.blocks == count) & (windows.labels == label)].sum().item()
-            assert share == pytest.approx(1 / 8)
+            assert share == pytest.approx(1 / 6)
 
 
 def test_blocks_with_gaps_are_left_out():
@@ -158,6 +159,22 @@ def test_blocks_with_gaps_are_left_out():
     stretches = everything(GenomeCollection.from_tokens(tokens))
     gapped, _ = head_fit._read(classifier(), stretches, head_fit._folds(stretches, 2, seed=0))
     assert int((gapped.blocks == 1).sum()) == int((whole.blocks == 1).sum()) - 1
+
+
+def test_the_likelihood_is_trusted_less_than_fits_sequences_that_its_heads_have_seen():
+    model, collection = classifier(), genomes()
+    torch.nn.init.normal_(model.class_next_base.weight)
+    stretches = everything(collection)
+    windows, _ = head_fit._read(model, stretches, head_fit._folds(stretches, 2, seed=0))
+    weights = windows.weights(torch.ones(len(windows.labels), dtype=torch.bool))
+    slope = float(model.confidence_slope.detach())
+    # Likelihood that knows the answer, as that of sequences learned by heart does.
+    windows.likelihood[:] = torch.nn.functional.one_hot(windows.labels, 2) * 0.001
+    windows.likelihood.add_(torch.randn(windows.likelihood.shape) * 0.001)
+    free = head_fit._solve(windows, weights, slope, 1000.0)
+    held = head_fit._solve(windows, weights, slope, 1000.0, trust=torch.tensor(100.0))
+    assert free.trust > 100 and held.trust == 100
+    assert held.weight.norm() > free.weight.norm()
 
 
 @pytest.mark.parametrize(
