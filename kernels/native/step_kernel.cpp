@@ -27,8 +27,13 @@ template <typename Real> struct Step {
   static int64_t units(int64_t width) { return (width + lanes - 1) / lanes; }
   static int ragged(int64_t width, int64_t unit) { return static_cast<int>(std::min<int64_t>(lanes, width - unit * lanes)); }
   static const Real* numbers(const void* data) { return static_cast<const Real*>(data); }
-  static Real sigmoid(Real value) { return Real(1) / (Real(1) + std::exp(-value)); }
-  static Real softplus(Real value) { return std::max(value, Real(0)) + std::log1p(std::exp(-std::abs(value))); }
+  // Replaces `count` values by function(value), a vector at a time.
+  template <typename Function> static void map(Real* values, int64_t count, const Function& function) {
+    for (int64_t unit = 0; unit < units(count); ++unit) {
+      Real* here = values + unit * lanes;
+      store(here, function(load(here, ragged(count, unit)), unit), ragged(count, unit));
+    }
+  }
 
   // to[row] = bias[row] + <weight[row], from>, for all rows; `to` may start with what is to be added to.
   void project(const void* weight, const void* bias, const Real* from, int64_t rows, int64_t width, Real* to, bool add) const {
@@ -79,8 +84,9 @@ template <typename Real> struct Step {
         if (tap > 0) after[(tap - 1) * width + channel] = earlier;
       }
       if (history > 0) after[(history - 1) * width + channel] = inputs[channel];
-      inputs[channel] = sum * sigmoid(sum);
+      inputs[channel] = sum;
     }
+    map(inputs, width, [](Vector sum, int64_t) { return sum * sigmoid_lanes<Real>(sum); });
   }
 
   // One channel's states: from `before` (null: zeros) to `after`; returns what is read out. Complex numbers are pairs.
@@ -127,18 +133,22 @@ template <typename Real> struct Step {
       convolve(batch, inputs);
       project(step.selection_weight, nullptr, inputs, selected_width, width, selected.data(), false);
       project(step.step_weight, step.step_bias, selected.data(), width, step.step_rank, step_size.data(), false);
+      map(step_size.data(), width, [](Vector raw, int64_t) { return softplus_lanes<Real>(raw); });
       const Real* into = selected.data() + step.step_rank;
       const Real* out_of = into + numbers_per_channel;
       const int64_t item = batch * width * numbers_per_channel;
       for (int64_t channel = 0; channel < width; ++channel) {
         const int64_t where = item + channel * numbers_per_channel;
-        const Real size = softplus(step_size[channel]);
+        const Real size = step_size[channel];
         const Real* before = step.scan_state == nullptr ? nullptr : numbers(step.scan_state) + where;
         const Real read = advance(channel, size, size * inputs[channel], into, out_of, before,
                                   static_cast<Real*>(step.new_scan_state) + where);
-        const Real direct = numbers(step.skip_weight)[channel] * inputs[channel];
-        inputs[channel] = (read + direct) * gate[channel] * sigmoid(gate[channel]);
+        inputs[channel] = read + numbers(step.skip_weight)[channel] * inputs[channel];
       }
+      map(inputs, width, [&](Vector outputs_here, int64_t unit) {
+        const Vector gate_here = load(gate + unit * lanes, ragged(width, unit));
+        return outputs_here * gate_here * sigmoid_lanes<Real>(gate_here);
+      });
       std::copy_n(sequence, step.model_width, outputs);
       project(step.output_weight, step.output_bias, inputs, step.model_width, width, outputs, true);
     }
