@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -41,10 +41,10 @@ def backward_in_pieces(
 ) -> LongSequenceResult:
     """Add to ``.grad`` what the backward pass over the whole sequence would, in bounded memory.
 
-    Memory is that of one piece with its gradients, besides one state per piece: with ``piece_length`` chosen once, a
-    state of fixed size and a loss in shares, it does not depend on the length (the keys and values of attention do grow
-    with it, and all pieces' are kept). The gradients are those of
-    :func:`backward_at_once` to rounding; nothing is cut off.
+    Memory is that of one piece with its gradients, besides one state per piece, which is small where the state has a
+    fixed size; the keys and values of attention grow with the sequence, and those at all borders are kept. The
+    gradients are those of :func:`backward_at_once` to rounding; nothing is cut off. They are added up piece by piece in
+    the dtype of their parameter, so keep parameters in float32 and use autocast rather than parameters of 16 bits.
 
     Args:
         model: a causal ``(piece, state) -> (outputs, state)``, also called with the keyword ``sequence_starts`` if that
@@ -70,9 +70,9 @@ def backward_in_pieces(
         progress: called with the number of pieces that have been run and the number that will be, twice the number of
             pieces less one.
 
-    Random numbers (dropout) drawn from PyTorch's generators of the CPU and of the sequence's device are the same when a
-    piece is run again; a loss in shares draws what follows the model's last numbers. Autocast, where active, holds for
-    both runs.
+    Random numbers (dropout) drawn from PyTorch's generators of the CPU and of the devices of the sequence and the
+    module's parameters are the same when a piece is run again; a loss in shares draws what follows the model's last
+    numbers. Autocast, where active, holds for both runs.
 
     Returns:
         The loss of this rank, and the model's state after the last position, detached.
@@ -83,10 +83,11 @@ def backward_in_pieces(
         RuntimeError: a model that changes its incoming state in place, or hands on another state when run again.
     """
     _check(sequence, piece_length, sequence_starts)
-    distributed_model = isinstance(model, DistributedDataParallel)
     # The module within, whose backward pass does not start the exchange that DistributedDataParallel prepares.
     function = model.module if isinstance(model, DistributedDataParallel) else model
-    work = _Pieces(function, sequence, loss, sequence_starts, piece_length, scale)
+    parameters = function.parameters() if isinstance(function, nn.Module) else ()
+    on_devices = {tensor.device: tensor for tensor in (sequence, *parameters)}
+    work = _Pieces(function, sequence, loss, sequence_starts, piece_length, scale, tuple(on_devices.values()))
     report = _Progress(progress, 2 * work.count - 1)
     _check_state(state)
     first = _Carried(map_state(_kept, state), None)
@@ -103,7 +104,7 @@ def backward_in_pieces(
         done = _backward_through_piece(work, index, border.carried, wanted, gradients, random)
         gradients, random, reached = done.gradients, done.random, reached or done.reached
         if done.share is not None:
-            total += done.share
+            total += done.share.to(total)
         if input_gradient is not None and done.input_gradient is not None:
             input_gradient[:, work.positions(index)] = done.input_gradient
         if index == work.count - 1:
@@ -114,8 +115,7 @@ def backward_in_pieces(
     assert gradients is not None and random is not None  # there is at least one piece
     random.restore()
     _backward_through_arguments(sequence, input_gradient, state, gradients)
-    if distributed_model and synchronise:
-        assert isinstance(model, DistributedDataParallel)
+    if synchronise and isinstance(model, DistributedDataParallel):
         average_gradients(model)
     return LongSequenceResult(total, final_state)
 
@@ -128,17 +128,19 @@ class _Carried(NamedTuple):
 
 
 class _RandomState(NamedTuple):
-    """The random number generators of the CPU and of one other device."""
+    """The random number generators of the CPU and of other devices."""
 
     cpu: Tensor
-    device_type: str
-    devices: list[int]
-    states: list[Tensor]
+    devices: tuple[int, ...]
+    states: tuple[Tensor, ...]
+    device_type: str | None
 
     @classmethod
-    def now(cls, sequence: Tensor) -> _RandomState:
-        """As they are at the moment."""
-        return cls(torch.get_rng_state(), sequence.device.type, *get_device_states(sequence))
+    def now(cls, tensors: tuple[Tensor, ...]) -> _RandomState:
+        """As they are at the moment on the tensors' devices."""
+        devices, states = get_device_states(*tensors)
+        types = [tensor.device.type for tensor in tensors if tensor.device.type != "cpu"]
+        return cls(torch.get_rng_state(), tuple(devices), tuple(states), types[0] if types else None)
 
     def restore(self) -> None:
         """Draw again what was drawn from here on."""
@@ -146,11 +148,10 @@ class _RandomState(NamedTuple):
         if self.devices:
             set_device_states(self.devices, self.states, device_type=self.device_type)
 
-    def has_moved(self, sequence: Tensor) -> bool:
-        """Whether numbers have been drawn since."""
-        current = _RandomState.now(sequence)
-        pairs = zip([self.cpu, *self.states], [current.cpu, *current.states], strict=True)
-        return not all(torch.equal(before, after) for before, after in pairs)
+    def equals(self, other: _RandomState) -> bool:
+        """Whether the same numbers would be drawn from both."""
+        pairs = zip([self.cpu, *self.states], [other.cpu, *other.states], strict=True)
+        return all(torch.equal(one, two) for one, two in pairs)
 
 
 class _Border(NamedTuple):
@@ -181,6 +182,7 @@ class _Pieces:
     sequence_starts: Tensor | None
     piece_length: int
     scale: float
+    on_devices: tuple[Tensor, ...]  # one tensor on each device that may draw random numbers
 
     @property
     def count(self) -> int:
@@ -189,6 +191,9 @@ class _Pieces:
     def positions(self, index: int) -> slice:
         begin = index * self.piece_length
         return slice(begin, min(begin + self.piece_length, self.sequence.shape[1]))
+
+    def random(self) -> _RandomState:
+        return _RandomState.now(self.on_devices)
 
     def inputs(self, index: int) -> Tensor:
         return self.sequence.detach()[:, self.positions(index)]
@@ -224,14 +229,14 @@ def _walk(work: _Pieces, carried: _Carried, report: _Progress) -> Iterator[_Bord
     """Forward without gradients: what comes in at every piece. The last piece is not run."""
     with_graph = False
     for index in range(work.count):
-        border = _Border(carried, _RandomState.now(work.sequence))
+        border = _Border(carried, work.random())
         yield border
         if index == work.count - 1:
             return
         versions = [tensor._version for tensor in state_tensors(carried)]
         with torch.set_grad_enabled(with_graph):
             outgoing = work.advance(index, carried)
-        if not with_graph and border.random.has_moved(work.sequence):
+        if not with_graph and not border.random.equals(work.random()):
             # Without gradients a model may take another path (ResidualStack walks in small pieces), and so draw in
             # another order than it will with them. Where numbers are drawn, take the path that will be taken later.
             with_graph = True
@@ -274,7 +279,7 @@ def _backward_through_piece(
             work.loss, outputs, work.positions(index), incoming.pooling, is_last=index == work.count - 1
         )
         if random is None or not isinstance(work.loss, PooledLoss):
-            random = _RandomState.now(work.sequence)
+            random = work.random()
     final_state = None
     outgoing = list(state_tensors(_Carried(state, pooling)))
     if gradients is None:
