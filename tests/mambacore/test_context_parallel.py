@@ -27,7 +27,7 @@ def answers(request, tmp_path_factory):
 def test_ranks_equal_one_process_with_all_gradients(answers, name):
     tolerance = COMPLEX_FLOAT32 if cases.CASES[name].dtype == torch.float32 else PIECES_FLOAT64
     for rank, answer in enumerate(answers):
-        assert any(quantity.startswith("gradient of") for quantity in answer[name])
+        assert cases.CASES[name].frozen or any(quantity.startswith("gradient of") for quantity in answer[name])
         wrong = {quantity: error for quantity, error in answer[name].items() if not error < tolerance}
         assert not wrong, f"rank {rank}: {wrong}"
 

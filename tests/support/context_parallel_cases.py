@@ -1,6 +1,7 @@
 """What each rank of a test of context parallelism does: its stretch against the whole sequence in one process."""
 
 import contextlib
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,8 @@ class Case:
     stretches: dict[int, list[int]]
     dtype: torch.dtype = torch.float64
     share_of_starts: float | None = None
+    starts_at_borders: bool = False
+    frozen: bool = False
     reverse: bool = False
     bidirectional: bool = False
     calls: int = 1
@@ -74,6 +77,13 @@ CASES = {
     "reverse records": Case([WIDE], UNEVEN, reverse=True, share_of_starts=0.2),
     "reverse records in short stretches": Case([WIDE], SHORT, reverse=True, share_of_starts=0.3, initial_state=True),
     "reverse records with empty stretches": Case([WIDE], EMPTY_LAST, reverse=True, share_of_starts=0.9),
+    "reverse records at borders": Case(
+        [WIDE], UNEVEN, reverse=True, share_of_starts=0.0, starts_at_borders=True, initial_state=True
+    ),
+    "reverse records at borders of short stretches": Case(
+        [WIDE], SHORT, reverse=True, share_of_starts=0.0, starts_at_borders=True
+    ),
+    "gradient of the initial state alone": Case(HYBRID, UNEVEN, frozen=True, initial_state=True),
     "bidirectional records": Case([WIDE] * 2, UNEVEN, bidirectional=True, share_of_starts=0.1),
     "bidirectional, first stretch empty": Case([COMPLEX] * 2, EMPTY_FIRST, bidirectional=True),
     "mean": Case([SELECTIVE] * 2, UNEVEN, pooling=MeanPooling),
@@ -120,8 +130,12 @@ def run(case: Case, stretches: list[int], rank: int | None) -> dict[str, Tensor]
     entered = rank is None or rank == (len(stretches) - 1 if case.reverse else 0)
     inputs = [torch.randn(BATCH, length, WIDTH, generator=generator, dtype=torch.float64) for _ in range(case.calls)]
     targets = [torch.randint(CLASSES, (BATCH, length), generator=generator)[:, here] for _ in range(case.calls)]
-    inputs = [sequence.to(case.dtype)[:, here].clone().requires_grad_() for sequence in inputs]
-    starts = None if case.share_of_starts is None else random_starts(BATCH, length, case.share_of_starts)[:, here]
+    model.requires_grad_(not case.frozen)
+    inputs = [sequence.to(case.dtype)[:, here].clone().requires_grad_(not case.frozen) for sequence in inputs]
+    starts = None if case.share_of_starts is None else random_starts(BATCH, length, case.share_of_starts)
+    if starts is not None and case.starts_at_borders:
+        starts[0, [sum(stretches[:number]) for number in range(1, len(stretches))]] = True
+    starts = None if starts is None else starts[:, here]
 
     state, leaves = None, []
     if case.initial_state:
@@ -149,9 +163,9 @@ def run(case: Case, stretches: list[int], rank: int | None) -> dict[str, Tensor]
     if rank is not None:
         sum_gradients(model.parameters())
     answers |= {f"state {number}": tensor for number, tensor in enumerate(state_tensors(state))}
-    answers |= {f"gradient of inputs {call}": sequence.grad for call, sequence in enumerate(inputs)}
-    answers |= {f"gradient of {name}": parameter.grad for name, parameter in model.named_parameters()}
-    return answers | {f"gradient of initial state {number}": leaf.grad for number, leaf in enumerate(leaves)}
+    wanting = {f"inputs {call}": sequence for call, sequence in enumerate(inputs)}
+    wanting |= {f"initial state {number}": leaf for number, leaf in enumerate(leaves)} | dict(model.named_parameters())
+    return answers | {f"gradient of {name}": leaf.grad for name, leaf in wanting.items() if leaf.requires_grad}
 
 
 def compare(case: Case, rank: int, count: int) -> dict[str, float]:
@@ -291,7 +305,23 @@ def subgroups(rank: int, count: int) -> list[str]:
     return problems
 
 
-CHECKS = (refusals, without_gradients, embedding, losses_and_gradients, subgroups)
+def end_of_the_group(rank: int, count: int) -> list[str]:
+    """Results that are kept do not keep the group, whose threads would go on; without it there is no backward."""
+    with context_parallel():
+        outputs, state = ResidualStack(WIDTH, [SELECTIVE])(torch.randn(BATCH, 5, WIDTH))
+    group = weakref.ref(distributed.group.WORLD)
+    distributed.destroy_process_group()
+    problems = [] if group() is None else ["the group is kept"]
+    try:
+        (outputs.sum() + sum(tensor.abs().sum() for tensor in state_tensors(state))).backward()
+        problems.append("backward without a group")
+    except RuntimeError as error:
+        if "destroy_process_group" not in str(error):
+            problems.append(str(error))
+    return problems
+
+
+CHECKS = (refusals, without_gradients, embedding, losses_and_gradients, subgroups, end_of_the_group)
 
 
 def compare_all(rank: int, count: int) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def _run(worker: Callable[[int, int], Any], rank: int, count: int, folder: Path)
             timeout=datetime.timedelta(seconds=COLLECTIVE_SECONDS),
         )
         answer = {"result": worker(rank, count)}
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
     except Exception:
         answer = {"error": traceback.format_exc()}
     (folder / f"{rank}.json").write_text(json.dumps(answer))

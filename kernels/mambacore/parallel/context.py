@@ -9,6 +9,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
+
+# Its functions take the default group of the moment of its import as their default and keep it for good. The compiler
+# imports it when the first operator runs; imported here, usually before there is a group, it keeps none, so that
+# destroy_process_group ends the group's threads. Threads that live on may abort the process when it ends.
+import torch.distributed.nn.functional
 from torch import Tensor, distributed
 
 from mambacore.errors import InputError

@@ -11,6 +11,7 @@ Every rank computes the same thing, whether it needs it or not: a rank that left
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -31,16 +32,19 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, message: Tensor, anchor: Tensor, ranks: RankGroup) -> Tensor:
-        ctx.ranks = ranks
+        # Results may outlive the group and shall not keep it: its threads may abort a process that ends before them.
+        ctx.group, ctx.rank = weakref.ref(ranks.group), ranks.rank
         return _all_messages(message, ranks)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (grad_messages,) = grad_outputs
-        total = grad_messages.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total, group=ctx.ranks.group)
-        return total[ctx.ranks.rank], None, None
+        group = ctx.group()
+        if group is None:
+            raise RuntimeError("the process group is gone; call backward before destroy_process_group")
+        total = grad_outputs[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total, group=group)
+        return total[ctx.rank], None, None
 
 
 def _all_messages(message: Tensor, ranks: RankGroup) -> Tensor:
