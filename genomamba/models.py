@@ -23,6 +23,7 @@ from mambacore.hub import find_model_folder
 from mambacore.layers import POOLINGS, ContextEmbedding, Mixer, PoolingState, ResidualStack
 from mambacore.layers.configuration import MixerChoice, layer_descriptions
 from mambacore.layers.stack import StackState
+from mambacore.parallel import active_ranks
 
 MODEL_KIND = "species classifier"
 BASES = 4
@@ -225,6 +226,10 @@ class SpeciesClassifier(nn.Module):
 
     def read(self, tokens: Tensor, state: ClassifierState | None = None) -> tuple[Reading, ClassifierState]:
         """Everything that the evidence of (batch, length) tokens is made of, and the state with the old pooling."""
+        if active_ranks() is not None:
+            raise InputError(
+                "a species classifier cannot read a sequence that lies on several ranks; give each rank whole records"
+            )
         batch, length = tokens.shape
         classes = len(self.config.class_names)
         bases = tokens.long() - FIRST_BASE_TOKEN

@@ -16,6 +16,9 @@ BACKENDS = ("native", "mamba_ssm", "torch")
 BACKEND_VARIABLE = "MAMBACORE_BACKEND"
 ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 
+# torch.dtype.to_complex, which the compiler does not know.
+COMPLEX_OVER = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
 _forced: ContextVar[str | None] = ContextVar("mambacore_backend", default=None)
 
 
@@ -27,7 +30,7 @@ def compute_dtype(element_dtype: torch.dtype) -> torch.dtype:
 def state_dtype(element_dtype: torch.dtype, is_complex: bool) -> torch.dtype:
     """What a state is kept in: the compute dtype, or the complex numbers over it."""
     dtype = compute_dtype(element_dtype)
-    return dtype.to_complex() if is_complex else dtype
+    return COMPLEX_OVER[dtype] if is_complex else dtype
 
 
 def backends() -> dict[str, str]:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from genomamba import models
 from genomamba.models import (
     DEVIATION_SCALE,
     SpeciesClassifier,
@@ -208,3 +209,9 @@ def test_a_classifier_saves_and_loads_itself(tmp_path):
     with torch.inference_mode():
         assert torch.equal(model(tokens)[0], again(tokens)[0])
     assert "chrI" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_sequence_over_several_ranks_is_refused(monkeypatch):
+    monkeypatch.setattr(models, "active_ranks", object)
+    with pytest.raises(InputError, match="give each rank whole records"):
+        tiny_model()(torch.randint(7, 11, (1, 5)))

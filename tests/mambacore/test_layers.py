@@ -9,7 +9,7 @@ from torch import nn
 from mambacore.layers import ContextEmbedding, ResidualStack, SelectiveMixer
 from mambacore.layers import stack as stack_module
 from mambacore.state import state_tensors
-from tolerances import PIECES_FLOAT64, relative_error
+from tolerances import PIECES_FLOAT32, PIECES_FLOAT64, relative_error
 
 WIDTH = 12
 
@@ -76,3 +76,24 @@ def test_layers_copy_and_reload_by_their_tensors():
             parameter.zero_()
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(sequence())[0], layer(sequence())[0])
+
+
+@pytest.mark.parametrize(
+    "mixer", ["selective", {"name": "selective", "complex_state": True}, "s4d", "attention", "rwkv"]
+)
+def test_a_stack_compiles_into_one_graph(mixer):
+    torch.manual_seed(0)
+    stack, inputs = ResidualStack(16, [mixer]), torch.randn(1, 70, 16)
+    torch._dynamo.reset()
+    compiled = torch.compile(stack, fullgraph=True, backend="aot_eager")
+    expected, _ = stack(inputs)
+    found, _ = compiled(inputs)
+    assert relative_error(found, expected) < PIECES_FLOAT32
+    expected.sum().backward()
+    wanted = [parameter.grad.clone() for parameter in stack.parameters()]
+    stack.zero_grad()
+    found.sum().backward()
+    assert all(
+        relative_error(parameter.grad, grad) < PIECES_FLOAT32
+        for parameter, grad in zip(stack.parameters(), wanted, strict=True)
+    )

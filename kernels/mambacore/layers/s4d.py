@@ -176,7 +176,9 @@ class S4DMixer(Mixer):
 
     def _convolves(self, piece: Tensor) -> bool:
         """Whether a piece of one record goes through a Fourier transform."""
-        wanted = native_library_for(piece) is None if self.convolution is None else self.convolution
+        wanted = self.convolution
+        if wanted is None:  # what the operator would compute with cannot be asked while a graph is compiled
+            wanted = not torch.compiler.is_compiling() and native_library_for(piece) is None
         return wanted and piece.shape[1] >= CONVOLUTION_FROM
 
 
