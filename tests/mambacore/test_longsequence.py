@@ -86,9 +86,7 @@ LOSSES = {
 
 
 def gradients(model):
-    return {
-        name: None if parameter.grad is None else parameter.grad.clone() for name, parameter in model.named_parameters()
-    }
+    return {name: None if tensor.grad is None else tensor.grad.clone() for name, tensor in model.named_parameters()}
 
 
 def errors(found, expected):
@@ -355,18 +353,14 @@ def test_borders_hold_on_to_no_piece():
 
     def watched(piece, state):
         nonlocal most
-        outputs, (inner, pooled) = model(piece, state)
+        outputs, (inner, pooled) = model(piece, None if state is None else state[:2])
         large = torch.zeros(1000, requires_grad=torch.is_grad_enabled())
         alive.add(large.untyped_storage())
         most = max(most, len(alive))
         return outputs, (inner, pooled, large[:2])
 
-    backward_in_pieces(
-        lambda piece, state: watched(piece, None if state is None else state[:2]),
-        tokens(),
-        PooledLoss(lambda logits: logits.square().sum(), pooling=None),
-        piece_length=3,
-    )
+    loss = PooledLoss(lambda logits: logits.square().sum(), pooling=None)
+    backward_in_pieces(watched, tokens(), loss, piece_length=3)
     assert most <= 3
 
 
