@@ -1,1 +1,1 @@
-"""Raw waveforms on the shared core. Nothing is here yet; DNA (``genomamba``) came first."""
+"""Raw waveforms on the shared core: reading, quantisers, clips, and the multi-scale models of waveforms."""

@@ -1,0 +1,134 @@
+"""Everything needed to build a waveform model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from audiomamba.quantisers import Quantiser
+from mambacore.errors import InputError
+from mambacore.layers.configuration import MixerChoice, layer_descriptions
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """The blocks at one depth.
+
+    Attributes:
+        layers: mixers in each stage at this depth.
+        mixer: what they mix with: a name of ``mambacore.layers.MIXERS``, a mapping of ``name`` and options, or a list
+            of these with one for each layer.
+        feed_forward_expansion: each mixer is followed by a feed-forward block with so many hidden channels per channel;
+            0 for none.
+
+    Raises:
+        InputError: an unknown mixer or option, or a list of another length than there are layers.
+    """
+
+    layers: int
+    mixer: MixerChoice = "selective"
+    feed_forward_expansion: int = 0
+
+    def __post_init__(self) -> None:
+        _check_whole("layers", self.layers, 1)
+        _check_whole("feed_forward_expansion", self.feed_forward_expansion, 0)
+        self.mixers()
+
+    def mixers(self) -> list[dict[str, Any]]:
+        """One mapping of ``name`` and options per layer."""
+        return layer_descriptions(self.mixer, self.layers, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class WaveformModelConfig:
+    """Everything needed to build a :class:`audiomamba.models.WaveformModel`.
+
+    Attributes:
+        stages: the blocks at each depth, from the sampling rate downwards; the last is the centre. The way down and the
+            way up have stages of the same kind at the same depth.
+        model_width: channels at the sampling rate.
+        pooling: positions per group between a depth and the next, one fewer than there are stages. Empty for a model at
+            the sampling rate only.
+        width_growth: by how much a depth is wider than the one above it.
+        blocks_on_the_way_down: the U-Net, which has stages on the way down as well; without, SaShiMi's first form.
+        quantiser: of the samples, with their rate; its classes are the model's inputs and outputs.
+
+    Raises:
+        InputError: values that do not fit together.
+    """
+
+    stages: tuple[StageConfig, ...]
+    model_width: int = 64
+    pooling: tuple[int, ...] = (4, 4)
+    width_growth: int = 2
+    blocks_on_the_way_down: bool = True
+    quantiser: Quantiser = dataclasses.field(default_factory=Quantiser)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        object.__setattr__(self, "pooling", tuple(self.pooling))
+        _check_whole("model_width", self.model_width, 1)
+        _check_whole("width_growth", self.width_growth, 1)
+        for factor in self.pooling:
+            _check_whole("pooling", factor, 2)
+        if not isinstance(self.blocks_on_the_way_down, bool):
+            raise InputError(f"blocks_on_the_way_down is {self.blocks_on_the_way_down!r}; give true or false")
+        if len(self.stages) != len(self.pooling) + 1:
+            raise InputError(
+                f"{len(self.pooling)} poolings lie between {len(self.pooling) + 1} depths but {len(self.stages)} "
+                "stages are given; give one for each depth"
+            )
+
+    def width(self, depth: int) -> int:
+        """Channels at a depth; 0 is the sampling rate."""
+        return self.model_width * self.width_growth**depth
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        values = dataclasses.asdict(self)
+        values["stages"] = [{**stage, "mixer": _plain(stage["mixer"])} for stage in values["stages"]]
+        return {**values, "pooling": list(self.pooling), "quantiser": self.quantiser.to_config()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WaveformModelConfig:
+        """The opposite of :meth:`to_dict`.
+
+        Raises:
+            InputError: a key that is unknown, one that is missing, or a value that makes no sense.
+        """
+        _check_keys(cls, values, "the model's configuration")
+        stages = values["stages"]
+        if not isinstance(stages, list | tuple) or not all(isinstance(stage, Mapping) for stage in stages):
+            raise InputError("stages in the model's configuration is no list of tables; give one for each depth")
+        for stage in stages:
+            _check_keys(StageConfig, stage, "a stage of the model's configuration")
+        if not isinstance(values["pooling"], list | tuple):
+            raise InputError(f"pooling is {values['pooling']!r} in the model's configuration; list whole numbers")
+        built = {
+            "stages": tuple(StageConfig(**stage) for stage in stages),
+            "quantiser": Quantiser.from_config(values["quantiser"]),
+        }
+        return cls(**{**values, **built})
+
+
+def _plain(mixer: Any) -> Any:
+    """A mixer choice with mappings and lists of the plain kinds, which JSON knows."""
+    if isinstance(mixer, Mapping):
+        return dict(mixer)
+    return mixer if isinstance(mixer, str) else [_plain(choice) for choice in mixer]
+
+
+def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            raise InputError(f"{where} has the unknown key {name!r}; known are {', '.join(known)}")
+    for name in known:
+        if name not in values:
+            raise InputError(f"{where} has no {name}; the model folder is damaged")
+
+
+def _check_whole(name: str, value: object, smallest: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+        raise InputError(f"{name} is {value!r} in the model's configuration; give a whole number from {smallest}")

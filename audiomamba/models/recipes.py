@@ -1,0 +1,119 @@
+"""The published architectures by name, with the parameter counts of the papers beside them.
+
+Counts differ from the papers' by a few percent; where the reason is known, the recipe's note says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Final
+
+from audiomamba.models.configuration import StageConfig, WaveformModelConfig
+from mambacore.errors import InputError
+
+MAMBA: Final = "selective"
+# The papers' N = 64 counts conjugates.
+S4D: Final[Mapping[str, Any]] = {"name": "s4d", "state_size": 32}
+FEED_FORWARD_EXPANSION: Final = 2
+SASHIMI_LAYERS: Final = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchitectureRecipe:
+    """A published model.
+
+    Attributes:
+        config: its architecture.
+        published_parameters: as the paper prints them, in millions.
+        source: where.
+        note: why the count differs, or what else is to know.
+    """
+
+    config: WaveformModelConfig
+    published_parameters: float
+    source: str
+    note: str = ""
+
+
+def _mamba(layers: int) -> StageConfig:
+    return StageConfig(layers, MAMBA)
+
+
+def _s4(layers: int = SASHIMI_LAYERS) -> StageConfig:
+    return StageConfig(layers, dict(S4D), FEED_FORWARD_EXPANSION)
+
+
+def _attention(layers: int = SASHIMI_LAYERS) -> StageConfig:
+    return StageConfig(layers, "attention", FEED_FORWARD_EXPANSION)
+
+
+def _stages(outer: StageConfig, centre: StageConfig) -> WaveformModelConfig:
+    return WaveformModelConfig((outer, outer, centre))
+
+
+_MAMBA_PAPER: Final = "Gu & Dao, arXiv 2312.00752"
+_SASHIMI_PAPER: Final = "Goel, Gu, Donahue & Re, arXiv 2202.09729"
+_MAMBA_NOTE: Final = "The paper does not itemise its count."
+_S4D_NOTE: Final = (
+    "The published S4 shares one state matrix among all channels of a layer; S4D here has one for each, which adds 64 "
+    "numbers per channel and layer."
+)
+_ATTENTION_NOTE: Final = (
+    "Attention and feed-forward have 8 width^2 numbers beside Mamba's 6.7 width^2, so eight of them at the centre add "
+    "0.7M; the paper does not say how it came to 6M with these."
+)
+_ABLATION: Final = f"{_MAMBA_PAPER}, table 5 (all six are given as 6M)"
+
+RECIPES: Final[Mapping[str, ArchitectureRecipe]] = {
+    "mamba-sc09-6m": ArchitectureRecipe(
+        _stages(_mamba(8), _mamba(8)), 6.1, f"{_MAMBA_PAPER}, table 4 and appendix E.4", _MAMBA_NOTE
+    ),
+    "mamba-sc09-24m": ArchitectureRecipe(
+        dataclasses.replace(_stages(_mamba(15), _mamba(15)), model_width=96),
+        24.3,
+        f"{_MAMBA_PAPER}, table 4 and appendix E.4",
+        _MAMBA_NOTE,
+    ),
+    "sc09-s4-attention": ArchitectureRecipe(_stages(_s4(), _attention()), 6.0, _ABLATION, _ATTENTION_NOTE),
+    "sc09-s4-s4": ArchitectureRecipe(_stages(_s4(), _s4()), 6.0, _ABLATION, _S4D_NOTE),
+    "sc09-s4-mamba": ArchitectureRecipe(_stages(_s4(), _mamba(8)), 6.0, _ABLATION, _S4D_NOTE),
+    "sc09-mamba-attention": ArchitectureRecipe(_stages(_mamba(8), _attention()), 6.0, _ABLATION, _ATTENTION_NOTE),
+    "sc09-mamba-s4": ArchitectureRecipe(_stages(_mamba(8), _s4()), 6.0, _ABLATION, _S4D_NOTE),
+    "sc09-mamba-mamba": ArchitectureRecipe(
+        _stages(_mamba(8), _mamba(8)), 6.0, _ABLATION, "The same model as mamba-sc09-6m."
+    ),
+    "sashimi": ArchitectureRecipe(
+        _stages(_s4(), _s4()),
+        5.8,
+        f"{_SASHIMI_PAPER}; its code has 5.87M",
+        _S4D_NOTE + " The metrics of the table's 5.8M row belong to one of 6.8M.",
+    ),
+    "sashimi-no-unet": ArchitectureRecipe(
+        dataclasses.replace(_stages(_s4(), _s4()), blocks_on_the_way_down=False),
+        5.45,
+        f"{_SASHIMI_PAPER}, the count of its code",
+        "That S4 has a state matrix, a rank-one term and an input matrix for each channel, 192 numbers; S4D has 64.",
+    ),
+    "mamba-youtubemix": ArchitectureRecipe(
+        WaveformModelConfig(
+            # N = 16 with the conjugates counted, as for S4; 16 without them would make 3.74M.
+            (StageConfig(3, {"name": MAMBA, "state_size": 8, "complex_state": True}),) * 3,
+            pooling=(16, 16),
+        ),
+        3.5,
+        f"{_MAMBA_PAPER}, figure 7 and appendix E.4",
+        _MAMBA_NOTE,
+    ),
+}
+
+
+def architecture(name: str) -> WaveformModelConfig:
+    """The configuration of a published model.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in RECIPES:
+        raise InputError(f"there is no model {name!r}; choose {', '.join(RECIPES)}")
+    return RECIPES[name].config

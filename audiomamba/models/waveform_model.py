@@ -1,0 +1,221 @@
+"""The multi-scale model of waveforms: SaShiMi (arXiv 2202.09729), its U-Net, and the Mamba paper's (2312.00752, 4.4).
+
+samples -> stage 0 -> pool -> stage 1 -> pool -> centre -> pool -> stage 1 -> pool -> stage 0 -> logits
+              `----------------`-- skips ----------------------------'           |
+              `------------------------------------------------------------------'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiomamba.models.blocks import stage_blocks
+from audiomamba.models.configuration import WaveformModelConfig
+from audiomamba.models.pooling import DownPooling, DownPoolingState, UpPooling, UpPoolingState
+from mambacore.errors import InputError
+from mambacore.layers import Mixer, RootMeanSquareNorm
+from mambacore.parallel import active_ranks
+
+# Without gradients a long waveform is walked in pieces of this many samples (over the batch), so that the skips of all
+# blocks fit in memory; a multiple of the usual poolings.
+PIECE_POSITIONS = 16384
+
+
+class ScaleState(NamedTuple):
+    """What the blocks and the poolings of one depth hand on; at the centre there is nothing but ``up``."""
+
+    down: tuple[Any, ...]  # a state per block on the way down
+    down_pooling: DownPoolingState | None
+    up_pooling: UpPoolingState | None
+    up: tuple[Any, ...]  # a state per block on the way up
+
+
+class WaveformState(NamedTuple):
+    """What a waveform model hands on: one state per depth, from the sampling rate to the centre."""
+
+    scales: tuple[ScaleState, ...]
+
+
+class Scale(nn.Module):
+    """One depth: its stages on the way down and on the way up, with all that lies deeper between them.
+
+    Args:
+        config: of the model.
+        depth: 0 at the sampling rate.
+    """
+
+    def __init__(self, config: WaveformModelConfig, depth: int) -> None:
+        super().__init__()
+        width, stage = config.width(depth), config.stages[depth]
+        self.is_unet = config.blocks_on_the_way_down
+        self.deeper = Scale(config, depth + 1) if depth < len(config.pooling) else None
+        self.down = nn.ModuleList()
+        self.up = stage_blocks(width, stage.mixers(), stage.feed_forward_expansion)
+        if self.deeper is not None:
+            if self.is_unet:
+                self.down = stage_blocks(width, stage.mixers(), stage.feed_forward_expansion)
+            factor, coarse_width = config.pooling[depth], config.width(depth + 1)
+            self.down_pooling = DownPooling(width, coarse_width, factor)
+            self.up_pooling = UpPooling(coarse_width, width, factor)
+
+    def forward(
+        self, sequence: Tensor, scales: tuple[ScaleState, ...] | None = None
+    ) -> tuple[Tensor, tuple[ScaleState, ...]]:
+        """(batch, length, width) and the states from this depth on to the same shape and the outgoing states."""
+        if scales is not None and sequence.shape[1] == 0:
+            return sequence, scales  # a step completes a group only now and then: nothing to do below
+        state, below = (None, None) if scales is None else (scales[0], scales[1:])
+        if self.deeper is None:
+            outputs, up = _walk(self.up, sequence, None if state is None else state.up)
+            return outputs + sequence, (ScaleState((), None, None, up),)
+        hidden, skips, down = sequence, [sequence], []
+        for number, block in enumerate(self.down):
+            hidden, block_state = block(hidden, None if state is None else state.down[number])
+            skips.append(hidden)
+            down.append(block_state)
+        coarse, down_pooling = self.down_pooling(hidden, None if state is None else state.down_pooling)
+        coarse, below_after = self.deeper(coarse, below)
+        hidden, up_pooling = self.up_pooling(coarse, sequence.shape[1], None if state is None else state.up_pooling)
+        hidden = hidden + skips.pop()
+        incoming = (None,) * len(self.up) if state is None else state.up
+        if self.is_unet:
+            up_states = []
+            for block, before in zip(self.up, incoming, strict=True):
+                hidden, after = block(hidden, before)
+                hidden = hidden + skips.pop()  # last in, first out
+                up_states.append(after)
+            up = tuple(up_states)
+        else:
+            outputs, up = _walk(self.up, hidden, incoming)
+            hidden = outputs + hidden
+        return hidden, (ScaleState(tuple(down), down_pooling, up_pooling, up), *below_after)
+
+
+def _walk(blocks: nn.ModuleList, sequence: Tensor, states: tuple[Any, ...] | None) -> tuple[Tensor, tuple[Any, ...]]:
+    """Blocks one after the other, each with its state."""
+    outgoing = []
+    for block, state in zip(blocks, states or (None,) * len(blocks), strict=True):
+        sequence, after = block(sequence, state)
+        outgoing.append(after)
+    return sequence, tuple(outgoing)
+
+
+class WaveformModel(nn.Module):
+    """The next class of a waveform, given all classes before it: ``(tokens, state) -> (logits, state)``.
+
+    Args:
+        config: see :class:`audiomamba.models.WaveformModelConfig`.
+
+    Raises:
+        InputError: a mixer's option that it refuses.
+    """
+
+    def __init__(self, config: WaveformModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        classes = config.quantiser.classes
+        self.embedding = nn.Embedding(classes, config.model_width)
+        self.scales = Scale(config, 0)
+        self.final_norm = RootMeanSquareNorm(config.model_width)
+        self.head = nn.Linear(config.model_width, classes)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> WaveformModel:
+        """The model in a model folder, or in ``hf://owner/name@revision`` on the Hub, ready to be used.
+
+        Raises:
+            InputError: as :func:`audiomamba.models.load_waveform_model`.
+        """
+        from audiomamba.models.folder import load_waveform_model  # noqa: PLC0415  (it needs this module)
+
+        return load_waveform_model(folder)[0]
+
+    def save_pretrained(self, folder: Path | str, details: Mapping[str, Any] | None = None) -> None:
+        """Write a model folder (config.json, model.safetensors and a card) that :meth:`from_pretrained` reads."""
+        from audiomamba.models.folder import save_waveform_model  # noqa: PLC0415  (it needs this module)
+
+        save_waveform_model(Path(folder), self, details=dict(details or {}))
+
+    def forward(self, tokens: Tensor, state: WaveformState | None = None) -> tuple[Tensor, WaveformState]:
+        """Logits of what follows each position.
+
+        Args:
+            tokens: (batch, length), classes of the quantiser in any integer dtype. A waveform begins with the middle
+                class, after which its first sample is foretold.
+            state: what the piece before this one left; None at the start.
+
+        Returns:
+            Logits (batch, length, classes) and the state for what follows.
+        """
+        hidden, state = self.hidden(tokens, state)
+        return self.logits(hidden), state
+
+    def hidden(self, tokens: Tensor, state: WaveformState | None = None) -> tuple[Tensor, WaveformState]:
+        """What the head reads, (batch, length, model_width), and the state for what follows.
+
+        Logits of a million samples are a gigabyte: take them from stretches of this.
+
+        Raises:
+            InputError: inside ``mambacore.parallel.context_parallel``.
+        """
+        if active_ranks() is not None:
+            raise InputError(
+                "a waveform model cannot read a sequence that lies on several ranks; give each rank whole clips"
+            )
+        positions = max(1, PIECE_POSITIONS // max(1, tokens.shape[0]))
+        if torch.is_grad_enabled() or tokens.shape[1] <= positions:
+            return self._hidden(tokens, state)
+        pieces = []
+        for piece in tokens.split(positions, dim=1):
+            hidden, state = self._hidden(piece, state)
+            pieces.append(hidden)
+        assert state is not None  # the waveform is longer than one piece
+        return torch.cat(pieces, dim=1), state
+
+    def _hidden(self, tokens: Tensor, state: WaveformState | None) -> tuple[Tensor, WaveformState]:
+        sequence, scales = self.scales(self.embedding(tokens.long()), None if state is None else state.scales)
+        return self.final_norm(sequence), WaveformState(scales)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head: (..., model_width) to (..., classes)."""
+        return self.head(hidden)
+
+    def loss(
+        self, inputs: Tensor, targets: Tensor, state: WaveformState | None = None
+    ) -> tuple[Tensor, Tensor, WaveformState]:
+        """What the true samples cost, for a clip or a piece of one.
+
+        Args:
+            inputs, targets: (batch, length), as ``audiomamba.datasets.Example`` has them; a target of -100 is padding.
+            state: what the piece before this one left; None at the start.
+
+        Returns:
+            The negative log-likelihood in nats, summed over all targets that are no padding (divide it by their number
+            and by log 2 for bits per sample), their number, and the state for what follows.
+        """
+        hidden, state = self.hidden(inputs, state)
+        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        stretch = max(1, PIECE_POSITIONS // max(1, inputs.shape[0]))
+        for read, wanted in zip(hidden.split(stretch, dim=1), targets.split(stretch, dim=1), strict=True):
+            logits = self.logits(read).flatten(0, 1).to(total.dtype)
+            total = total + F.cross_entropy(logits, wanted.flatten().long(), reduction="sum")
+        return total, (targets >= 0).sum(), state
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups: matrices decay; norms, biases, the embedding and the dynamics do not."""
+        spared = {
+            id(parameter)
+            for module in self.modules()
+            if isinstance(module, Mixer)
+            for parameter in module.parameters_without_decay
+        } | {id(self.embedding.weight)}
+        decaying = [parameter for parameter in self.parameters() if parameter.dim() > 1 and id(parameter) not in spared]
+        chosen = {id(parameter) for parameter in decaying}
+        others = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
+        return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
