@@ -16,14 +16,13 @@ import importlib.metadata
 import json
 import logging
 import os
-import resource
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 
 import torch
-from measure import best_seconds, machine, print_table
+from measure import best_seconds, machine, memory_bytes, print_table
 from torch import Tensor, nn
 
 MODEL_WIDTH, STATE_SIZE = 128, 16
@@ -74,11 +73,9 @@ def run_case(system: str, length: int, backward: bool) -> dict[str, float]:
             if backward:
                 outputs.sum().backward()
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory_bytes("VmRSS")
     seconds = best_seconds(step, REPEATS)
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
-    return {"us_per_token": seconds / length * 1e6, "peak_bytes": peak}
+    return {"us_per_token": seconds / length * 1e6, "peak_bytes": memory_bytes("VmHWM") - before}
 
 
 def run_in_process(system: str, length: int, backward: bool, options: argparse.Namespace) -> dict[str, float] | None:

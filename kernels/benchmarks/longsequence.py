@@ -11,14 +11,12 @@ backpropagation, and in float64 the gradients of both ways are compared.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
-from measure import machine, print_table
+from measure import machine, memory_bytes, print_table
 from torch import Tensor, nn
 
 from mambacore.layers import ResidualStack
@@ -48,17 +46,6 @@ def backpropagate(model: Model, tokens: Tensor, piece_length: int) -> None:
         backward_in_pieces(model, tokens, loss, piece_length=piece_length)
     else:
         backward_at_once(model, tokens, loss)
-
-
-def memory_bytes(name: str) -> int:
-    """The resident size now (``VmRSS``) or at its highest (``VmHWM``).
-
-    On Linux the highest size in ``getrusage`` begins with that of the process that started this one; here it does not.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def step(length: int, piece_length: int) -> dict[str, float]:

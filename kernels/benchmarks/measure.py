@@ -1,6 +1,8 @@
 """What the benchmarks share: timing, the machine in words, and tables."""
 
 import platform
+import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,17 @@ def best_seconds(function: Callable[[], object], repeats: int) -> float:
         function()
         shortest = min(shortest, time.perf_counter() - begin)
     return shortest
+
+
+def memory_bytes(name: str) -> int:
+    """The resident size now (``VmRSS``) or at its highest (``VmHWM``).
+
+    On Linux the highest size in ``getrusage`` begins with that of the process that started this one; here it does not.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def machine() -> str:
