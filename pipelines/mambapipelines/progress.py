@@ -17,9 +17,15 @@ LOSS_SMOOTHING_STEPS = 20
 
 
 class TrainingProgress:
-    """Step, loss, held-out accuracy, speed and time left; a context manager."""
+    """Step, loss, validation, speed and time left; a context manager.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Args:
+        console: where to; standard error by default.
+        unit: what the speed counts.
+    """
+
+    def __init__(self, console: Console | None = None, unit: str = "bases") -> None:
+        self.unit = unit
         self.console = console or Console(stderr=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -37,7 +43,7 @@ class TrainingProgress:
         self._start_seconds = time.monotonic()
         self._last_line_seconds = self._start_seconds
         self._smooth_loss: float | None = None
-        self._held_out_accuracy: float | None = None
+        self._validation: str | None = None
 
     def __enter__(self) -> TrainingProgress:
         if self._bar is not None:
@@ -69,28 +75,28 @@ class TrainingProgress:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=total_steps)
 
-    def held_out(self, accuracy: float) -> None:
-        """The newest accuracy on held-out windows."""
-        self._held_out_accuracy = accuracy
+    def validated(self, figures: str) -> None:
+        """The newest figures of validation, in words."""
+        self._validation = figures
 
-    def step(self, step: int, loss: float, bases_per_second: float) -> None:
-        """Step `step` is done: `loss` of its windows, `bases_per_second` of the last step."""
+    def step(self, step: int, loss: float, units_per_second: float) -> None:
+        """Step `step` is done: `loss` of its batch, speed of the last step."""
         if self._smooth_loss is None:
             self._smooth_loss = loss
         self._smooth_loss += (loss - self._smooth_loss) / LOSS_SMOOTHING_STEPS
-        figures = self._figures(step, bases_per_second)
+        figures = self._figures(step, units_per_second)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, figures=figures)
         elif time.monotonic() - self._last_line_seconds >= SECONDS_BETWEEN_LINES or step == self._total_steps:
             self._last_line_seconds = time.monotonic()
             self.note(figures)
 
-    def _figures(self, step: int, bases_per_second: float) -> str:
+    def _figures(self, step: int, units_per_second: float) -> str:
         parts = [f"step {step}" + (f"/{self._total_steps}" if self._total_steps else "")]
         parts.append(f"loss {self._smooth_loss:.4f}")
-        if self._held_out_accuracy is not None:
-            parts.append(f"held-out accuracy {self._held_out_accuracy:.1%}")
-        parts.append(f"{bases_per_second:,.0f} bases/s")
+        if self._validation is not None:
+            parts.append(self._validation)
+        parts.append(f"{units_per_second:,.0f} {self.unit}/s")
         if self._total_steps is not None and step > self._first_step:
             seconds_per_step = (time.monotonic() - self._start_seconds) / (step - self._first_step)
             parts.append(f"{format_duration(seconds_per_step * (self._total_steps - step))} left")

@@ -11,26 +11,30 @@ import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import yaml
 
 from genomamba.models import SpeciesClassifierConfig
 from mambacore.errors import InputError
+from mambapipelines.training.schedules import SCHEDULES, LengthWarmup
 
 Section = TypeVar("Section")
-# The classes come from the genomes given, never from a recipe.
 PRECISIONS = ("auto", "float32", "bfloat16")
-MODEL_KEYS = tuple(item.name for item in fields(SpeciesClassifierConfig) if item.name != "class_names")
 
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW (Loshchilov & Hutter 2019) with a linear warm-up and a cosine decay to `final_fraction` of the peak."""
+    """AdamW (Loshchilov & Hutter 2019) with a linear warm-up and one of the `SCHEDULES` after it.
+
+    `cosine` comes down to `final_fraction` of the peak; `plateau` multiplies the rate by `plateau_factor` whenever
+    `plateau_patience` validations in a row were no better than the best, and not below `final_fraction` of the peak.
+    With an `average_decay` above 0, validation and the finished model have the moving average of the weights.
+    """
 
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
@@ -39,6 +43,10 @@ class OptimizerRecipe:
     gradient_clip: float = 1.0
     warmup_fraction: float = 0.1
     final_fraction: float = 0.02
+    schedule: str = "cosine"
+    plateau_factor: float = 0.5
+    plateau_patience: int = 3
+    average_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,27 +87,57 @@ class CalibrationRecipe:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A whole recipe; `minutes` is the wall time used when the command line gives neither minutes nor steps.
+class CheckpointRecipe:
+    """Which states of the run are kept: the last ones, and the one of the best validation (0 or 1 of it)."""
 
-    `precision` is that of the linear layers in training: `bfloat16` (states, norms, heads and the optimiser stay in
-    float32) where the processor multiplies in it, else `float32`; `auto` in a recipe file chooses.
+    keep_last: int = 1
+    keep_best: int = 0
+
+
+@dataclass(frozen=True)
+class LengthRecipe:
+    """Short windows first: `warmup_first_length`, doubled after each `warmup_steps_per_stage` steps (0: no warm-up)."""
+
+    warmup_first_length: int = 1024
+    warmup_steps_per_stage: int = 0
+
+    def warmup(self, length: int) -> LengthWarmup:
+        """The lengths of a run whose windows have `length` positions in the end."""
+        return LengthWarmup(self.warmup_first_length, self.warmup_steps_per_stage, length)
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """What every training run has; a task's recipe adds sections to it.
+
+    `minutes` is the wall time used when the command line gives neither minutes nor steps. `precision` is that of the
+    linear layers in training: `bfloat16` (states, norms, heads and the optimiser stay in float32) where the processor
+    multiplies in it, else `float32`; `auto` in a recipe file chooses.
     """
+
+    # Where the package's recipes for the task lie, and what may be said of its model, with defaults.
+    folder: ClassVar[str] = ""
+    model_defaults: ClassVar[dict[str, Any]] = {}
 
     minutes: float = 40.0
     precision: str = "float32"
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     batch: BatchRecipe = field(default_factory=BatchRecipe)
+    length: LengthRecipe = field(default_factory=LengthRecipe)
     validation: ValidationRecipe = field(default_factory=ValidationRecipe)
-    calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+    checkpoints: CheckpointRecipe = field(default_factory=CheckpointRecipe)
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe, every default filled in, as it is stored with a run."""
         return asdict(self)
 
+    def positive_values(self) -> dict[str, float]:
+        """Values of the task's own sections that must be greater than 0, by key."""
+        return {}
+
     @classmethod
-    def from_dict(cls, content: object, source: str = "the recipe") -> Recipe:
+    def from_dict(cls, content: object, source: str = "the recipe") -> Self:
         """Check and fill in a recipe.
 
         Raises:
@@ -108,50 +146,76 @@ class Recipe:
         content = _mapping(content, source)
         _refuse_unknown_keys(content, [item.name for item in fields(cls)], source)
         model = _mapping(content.get("model"), f"model in {source}")
-        _refuse_unknown_keys(model, MODEL_KEYS, f"model in {source}")
+        _refuse_unknown_keys(model, list(cls.model_defaults), f"model in {source}")
+        sections: dict[str, Any] = {}
+        for item in fields(cls):
+            kind = item.default_factory
+            if isinstance(kind, type) and is_dataclass(kind):
+                sections[item.name] = _section(kind, content.get(item.name), f"{item.name} in {source}")
         recipe = cls(
             minutes=_number(content.get("minutes", cls.minutes), float, f"minutes in {source}"),
             precision=_precision(content.get("precision", cls.precision), source),
             model=dict(model),
-            optimizer=_section(OptimizerRecipe, content.get("optimizer"), f"optimizer in {source}"),
-            batch=_section(BatchRecipe, content.get("batch"), f"batch in {source}"),
-            validation=_section(ValidationRecipe, content.get("validation"), f"validation in {source}"),
-            calibration=_section(CalibrationRecipe, content.get("calibration"), f"calibration in {source}"),
+            **sections,
         )
         _check_ranges(recipe, source)
         return recipe
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes the package brings."""
-    folder = files("mambapipelines") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+@dataclass(frozen=True)
+class Recipe(TrainingRecipe):
+    """A recipe of species classification."""
+
+    # The classes come from the genomes given, never from a recipe.
+    model_defaults: ClassVar[dict[str, Any]] = {
+        item.name: item.default for item in fields(SpeciesClassifierConfig) if item.name != "class_names"
+    }
+
+    calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+
+    def positive_values(self) -> dict[str, float]:
+        """Values of the task's own sections that must be greater than 0, by key."""
+        return {f"calibration.{key}": value for key, value in asdict(self.calibration).items()}
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=TrainingRecipe)
+
+
+def recipe_names(folder: str = Recipe.folder) -> list[str]:
+    """Names of the recipes the package brings for a task."""
+    entries = (files("mambapipelines") / "recipes" / folder).iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
 
 
 def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe of species classification of that name, or the one in that YAML file; see `load_task_recipe`."""
+    return load_task_recipe(Recipe, name_or_path, changes)
+
+
+def load_task_recipe(kind: type[AnyRecipe], name_or_path: str, changes: Sequence[str] = ()) -> AnyRecipe:
     """The recipe of that name, or the one in that YAML file.
 
     Args:
+        kind: the task's class of recipes.
         name_or_path: a name of `recipe_names` or a file.
         changes: values that replace the recipe's, each written `section.key=value` with the value in YAML.
 
     Raises:
         InputError: neither a recipe's name nor a readable file, not YAML, a change that is none, or content that
-            `Recipe.from_dict` refuses.
+            `TrainingRecipe.from_dict` refuses.
     """
-    content, source = _recipe_content(name_or_path)
+    content, source = _recipe_content(name_or_path, kind.folder)
     if not changes:
-        return Recipe.from_dict(content, source)
+        return kind.from_dict(content, source)
     changed = copy.deepcopy(dict(_mapping(content, source)))
     for change in changes:
         _apply(change, changed)
-    return Recipe.from_dict(changed, f"{source} with --set {' --set '.join(changes)}")
+    return kind.from_dict(changed, f"{source} with --set {' --set '.join(changes)}")
 
 
-def recipe_text(recipe: Recipe) -> str:
-    """A recipe as YAML with every value filled in, those of the model too; `load_recipe` reads it back."""
-    defaults = {item.name: item.default for item in fields(SpeciesClassifierConfig) if item.name in MODEL_KEYS}
-    content = recipe.to_dict() | {"model": defaults | recipe.model}
+def recipe_text(recipe: TrainingRecipe) -> str:
+    """A recipe as YAML with every value filled in, those of the model too; `load_task_recipe` reads it back."""
+    content = recipe.to_dict() | {"model": recipe.model_defaults | recipe.model}
     return yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False)
 
 
@@ -175,16 +239,16 @@ def _apply(change: str, content: dict[str, Any]) -> None:
     place[keys[-1]] = value
 
 
-def _recipe_content(name_or_path: str) -> tuple[object, str]:
+def _recipe_content(name_or_path: str, folder: str) -> tuple[object, str]:
     """What a recipe's YAML says, unchecked, and how to call it in messages."""
-    if name_or_path in recipe_names():
-        text = (files("mambapipelines") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    if name_or_path in recipe_names(folder):
+        text = (files("mambapipelines") / "recipes" / folder / f"{name_or_path}.yaml").read_text(encoding="utf-8")
         return yaml.safe_load(text), f"recipe {name_or_path}"
     path = Path(name_or_path)
     if not path.is_file():
         raise InputError(
             f"there is no recipe and no file named {name_or_path!r}: "
-            f"give a YAML file or one of {', '.join(recipe_names())}"
+            f"give a YAML file or one of {', '.join(recipe_names(folder))}"
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -242,10 +306,24 @@ def _section(section: type[Section], content: object, source: str) -> Section:
     values = _mapping(content, source)
     kinds = {item.name: type(item.default) for item in fields(section)}  # type: ignore[arg-type]
     _refuse_unknown_keys(values, list(kinds), source)
-    return section(**{key: _number(value, kinds[key], f"{key} of {source}") for key, value in values.items()})
+    return section(
+        **{
+            key: _schedule(value, f"{key} of {source}")
+            if kinds[key] is str
+            else _number(value, kinds[key], f"{key} of {source}")
+            for key, value in values.items()
+        }
+    )
 
 
-def _check_ranges(recipe: Recipe, source: str) -> None:
+def _schedule(value: object, source: str) -> str:
+    """The one value of a section that is a word."""
+    if value not in SCHEDULES:
+        raise InputError(f"{source} must be one of {', '.join(SCHEDULES)}, not {value!r}: correct the recipe")
+    return str(value)
+
+
+def _check_ranges(recipe: TrainingRecipe, source: str) -> None:
     """Refuse values that no run can work with, naming the key and what it may be."""
     optimizer = recipe.optimizer
     positive: dict[str, float] = {
@@ -255,8 +333,12 @@ def _check_ranges(recipe: Recipe, source: str) -> None:
         "validation.every_fraction": recipe.validation.every_fraction,
     }
     positive |= {f"batch.{key}": value for key, value in asdict(recipe.batch).items()}
-    positive |= {f"calibration.{key}": value for key, value in asdict(recipe.calibration).items()}
+    positive |= recipe.positive_values()
     positive["validation.windows_per_class"] = recipe.validation.windows_per_class
+    positive["optimizer.plateau_factor"] = optimizer.plateau_factor
+    positive["optimizer.plateau_patience"] = optimizer.plateau_patience
+    positive["length.warmup_first_length"] = recipe.length.warmup_first_length
+    positive["checkpoints.keep_last"] = recipe.checkpoints.keep_last
     for key, value in positive.items():
         if value <= 0:
             raise InputError(f"{key} in {source} must be greater than 0, not {value}: correct the recipe")
@@ -265,12 +347,18 @@ def _check_ranges(recipe: Recipe, source: str) -> None:
         "optimizer.beta2": optimizer.beta2,
         "optimizer.warmup_fraction": optimizer.warmup_fraction,
         "optimizer.final_fraction": optimizer.final_fraction,
+        "optimizer.plateau_factor": optimizer.plateau_factor,
+        "optimizer.average_decay": optimizer.average_decay,
     }
     for key, value in fractions.items():
         if not 0 <= value < 1:
             raise InputError(f"{key} in {source} must be at least 0 and below 1, not {value}: correct the recipe")
-    if optimizer.weight_decay < 0:
-        raise InputError(
-            f"optimizer.weight_decay in {source} must not be negative, but is {optimizer.weight_decay}: "
-            "correct the recipe"
-        )
+    not_negative = {
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "length.warmup_steps_per_stage": recipe.length.warmup_steps_per_stage,
+    }
+    for key, value in not_negative.items():
+        if value < 0:
+            raise InputError(f"{key} in {source} must not be negative, but is {value}: correct the recipe")
+    if recipe.checkpoints.keep_best not in (0, 1):
+        raise InputError(f"checkpoints.keep_best in {source} must be 0 or 1: correct the recipe")

@@ -34,10 +34,8 @@ class Replicas:
                 parameter.data = shared.data
         self._pool = ThreadPoolExecutor(count)
 
-    def accumulate(
-        self, micro_batches: Sequence[tuple[Tensor, Tensor]], backward: Callable[[nn.Module, Tensor, Tensor], Report]
-    ) -> list[Report]:
-        """Call ``backward(replica, tokens, labels)`` on every micro-batch and add all gradients up in the model's.
+    def accumulate(self, micro_batches: Sequence[tuple[Tensor, ...]], backward: Callable[..., Report]) -> list[Report]:
+        """Call ``backward(replica, *micro_batch)`` on every micro-batch and add all gradients up in the model's.
 
         Replica r takes the micro-batches r, r + count, ... and sums are in the order of the replicas, so the result is
         a function of the micro-batches and the number of replicas.

@@ -6,20 +6,23 @@ Layout of the folder:
     step-000120/state.json    step, schedule, options and recipe
     step-000120/weights.safetensors
     step-000120/optimizer.safetensors
+    step-000120/average.safetensors     the moving average of the weights, where the run has one
     metrics.csv               one row per step, cut back to the step that a resumed run starts from
 
 A state is written under a temporary name, renamed, and only then pointed at, so weights, optimiser and step never
-disagree, whenever the process is killed.
+disagree, whenever the process is killed. Besides the state that counts, those before it and the one of the best
+validation may be kept, as the recipe says.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import shutil
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,53 +31,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mambacore.errors import InputError
+from mambapipelines.training.schedules import Schedule, ValidationHistory
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+AVERAGE_NAME = "average.safetensors"
 POINTER_NAME = "current.json"
 METRICS_NAME = "metrics.csv"
+# Those of species classification.
 METRICS_COLUMNS = ("step", "loss", "accuracy", "learning_rate", "held_out_accuracy", "bases_per_second", "seconds")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate as a pure function of the step, so that a resumed run repeats it exactly.
-
-    Attributes:
-        peak_learning_rate: highest learning rate.
-        warmup_steps: steps of the linear warm-up.
-        total_steps: steps of the whole run; at the last one the rate has come down to `final_fraction` of the peak.
-        final_fraction: see `total_steps`.
-        measured_steps: first steps, taken while `total_steps` was still being measured; they rise as if the warm-up
-            lasted `MEASURING_WARMUP_STEPS`, because their rate must not depend on what was not known yet.
-    """
-
-    peak_learning_rate: float
-    warmup_steps: int
-    total_steps: int
-    final_fraction: float
-    measured_steps: int = 0
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of the update that makes step `step` (0-based) into `step + 1`."""
-        if step < self.measured_steps:
-            return measuring_learning_rate(self.peak_learning_rate, step)
-        if step < self.warmup_steps:
-            start = 0.0
-            if self.measured_steps > 0:
-                start = measuring_learning_rate(self.peak_learning_rate, self.measured_steps - 1)
-            progress = (step + 1 - self.measured_steps) / (self.warmup_steps - self.measured_steps)
-            return start + (self.peak_learning_rate - start) * progress
-        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-        return self.peak_learning_rate * (self.final_fraction + (1.0 - self.final_fraction) * cosine)
-
-
-MEASURING_WARMUP_STEPS = 100
-
-
-def measuring_learning_rate(peak_learning_rate: float, step: int) -> float:
-    """Learning rate of step `step` while the length of the run is still being measured."""
-    return peak_learning_rate * min(1.0, (step + 1) / MEASURING_WARMUP_STEPS)
 
 
 @dataclass(frozen=True)
@@ -88,6 +52,8 @@ class RunState:
         threads: CPU threads of the process that wrote the state; another number changes the last bits.
         weights: parameters and buffers of the model by name.
         optimizer: tensors of AdamW, named `PARAMETER/TENSOR`.
+        average: moving average of the parameters by name; empty where there is none.
+        history: the validations so far.
     """
 
     step: int
@@ -96,13 +62,31 @@ class RunState:
     threads: int
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor] = field(default_factory=dict)
+    history: ValidationHistory = field(default_factory=ValidationHistory)
 
 
 class RunFolder:
-    """The folder `training` of an output folder."""
+    """The folder `training` of an output folder.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the folder.
+        metrics_columns: columns of the metrics log.
+        keep_last: how many of the last states are kept, the one that counts included.
+        keep_best: whether the state of the best validation is kept besides.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        metrics_columns: Sequence[str] = METRICS_COLUMNS,
+        keep_last: int = 1,
+        keep_best: bool = False,
+    ) -> None:
         self.path = path
+        self.metrics_columns = tuple(metrics_columns)
+        self.keep_last = keep_last
+        self.keep_best = keep_best
         self.metrics_path = path / METRICS_NAME
 
     def holds_a_run(self) -> bool:
@@ -112,18 +96,21 @@ class RunFolder:
     def save(self, state: RunState) -> None:
         """Write `state` and make it the one that counts, then remove older ones and leftovers of killed writers."""
         self.path.mkdir(parents=True, exist_ok=True)
-        name = f"step-{state.step:06d}"
+        name = _folder_name(state.step)
         if self._current_name() != name:
             temporary = self.path / f".{name}.{os.getpid()}"
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             save_file(state.weights, temporary / "weights.safetensors")
             save_file(state.optimizer, temporary / "optimizer.safetensors")
+            if state.average:
+                save_file(state.average, temporary / AVERAGE_NAME)
             description = {
                 "state_version": STATE_VERSION,
                 "step": state.step,
                 "schedule": asdict(state.schedule),
                 "threads": state.threads,
+                "history": asdict(state.history),
                 "fingerprint": state.fingerprint,
             }
             (temporary / "state.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
@@ -133,8 +120,9 @@ class RunFolder:
             shutil.rmtree(self.path / name, ignore_errors=True)
             temporary.rename(self.path / name)
             write_text_atomically(self.path / POINTER_NAME, json.dumps({"folder": name}) + "\n")
+        kept = self._kept_names(state)
         for entry in self.path.iterdir():
-            if entry.is_dir() and entry.name != name and entry.name.lstrip(".").startswith("step-"):
+            if entry.is_dir() and entry.name not in kept and entry.name.lstrip(".").startswith("step-"):
                 shutil.rmtree(entry, ignore_errors=True)
 
     def load(self) -> RunState:
@@ -158,6 +146,8 @@ class RunFolder:
                     threads=description["threads"],
                     weights=load_file(folder / "weights.safetensors"),
                     optimizer=load_file(folder / "optimizer.safetensors"),
+                    average=load_file(folder / AVERAGE_NAME) if (folder / AVERAGE_NAME).is_file() else {},
+                    history=ValidationHistory(**description["history"]),
                 )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(
@@ -174,11 +164,20 @@ class RunFolder:
         kept = [row for row in read_metrics(self.metrics_path) if int(row["step"]) <= step] if step > 0 else []
         temporary = self.path / f".{METRICS_NAME}.{os.getpid()}"
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, METRICS_COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(file, self.metrics_columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(kept)
         temporary.replace(self.metrics_path)
-        return MetricsLog(self.metrics_path)
+        return MetricsLog(self.metrics_path, self.metrics_columns)
+
+    def _kept_names(self, state: RunState) -> set[str]:
+        """Folders that stay when `state` has become the one that counts."""
+        # A later step than the one that counts was left by a process that was killed before it could say so.
+        steps = sorted(_step_of(entry.name) for entry in self.path.glob("step-*") if _step_of(entry.name) <= state.step)
+        kept = {_folder_name(step) for step in steps[-self.keep_last :]}
+        if self.keep_best and state.history.best_step is not None:
+            kept.add(_folder_name(state.history.best_step))
+        return kept
 
     def _current_name(self) -> str | None:
         try:
@@ -193,14 +192,14 @@ class RunFolder:
 
 
 class MetricsLog:
-    """Rows of METRICS_COLUMNS, on disk as soon as they are known."""
+    """Rows of figures, on disk as soon as they are known."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self._file: TextIO = path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, METRICS_COLUMNS, lineterminator="\n")
+        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
 
     def append(self, row: dict[str, object]) -> None:
-        """Write one row; a missing `held_out_accuracy` stays empty."""
+        """Write one row; what is missing stays empty."""
         self._writer.writerow(row)
         self._file.flush()
 
@@ -251,6 +250,16 @@ def write_text_atomically(path: Path, text: str) -> None:
     temporary.write_text(text, encoding="utf-8")
     _flush_to_disk(temporary)
     temporary.replace(path)
+
+
+def _folder_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _step_of(folder_name: str) -> int:
+    """The opposite of `_folder_name`; a name of another kind is of no step that is kept."""
+    digits = folder_name.removeprefix("step-")
+    return int(digits) if digits.isdigit() else sys.maxsize
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -8,17 +8,36 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from genomamba.genomes import GenomeCollection, GenomeSpecification
+from genomamba.genomes import GenomeCollection, GenomeSequence, GenomeSpecification
 from mambacore.errors import InputError
 from mambacore.folder import CONFIG_NAME
-from mambapipelines.recipes import Recipe
+from mambapipelines.recipes import Recipe, TrainingRecipe
 from mambapipelines.run_state import RunFolder
 
 RUN_FOLDER_NAME = "training"
 # Sequences of the same name and length but other bases are told apart by the checksum of both ends.
 CHECKSUM_BASES = 4096
+
+
+class RunOptions(Protocol):
+    """What every training run is asked, whatever it learns; `TrainingOptions` says what each means."""
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def output(self) -> Path: ...
+    @property
+    def minutes(self) -> float | None: ...
+    @property
+    def steps(self) -> int | None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def resume(self) -> bool: ...
+    @property
+    def threads(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +71,7 @@ class TrainingOptions:
     threads: int | None = None
 
 
-def check_options(options: TrainingOptions) -> None:
+def check_options(options: RunOptions) -> None:
     """Refuse numbers that make no sense before any file is read."""
     if options.length < 1:
         raise InputError(f"--length is {options.length}: use at least 1 base.")
@@ -66,7 +85,7 @@ def check_options(options: TrainingOptions) -> None:
         raise InputError(f"--threads is {options.threads}: use a number of 1 or more.")
 
 
-def check_output(options: TrainingOptions, run: RunFolder) -> None:
+def check_output(options: RunOptions, run: RunFolder) -> None:
     """Refuse an output folder with something in it that is not the run to resume."""
     output = options.output
     if output.exists() and not output.is_dir():
@@ -86,24 +105,32 @@ def run_fingerprint(options: TrainingOptions, recipe: Recipe, genomes: GenomeCol
     """What the numbers of a run depend on, JSON-able; the keys are what the user would call them."""
     sequences: dict[str, list[list[Any]]] = {name: [] for name in genomes.class_names}
     for sequence in genomes.sequences:
-        head = sequence.tokens(0, min(CHECKSUM_BASES, sequence.length))
-        tail = sequence.tokens(max(0, sequence.length - CHECKSUM_BASES), sequence.length)
-        checksum = zlib.crc32(tail.tobytes(), zlib.crc32(head.tobytes()))
-        sequences[sequence.class_name].append([sequence.name, sequence.length, checksum])
-    minutes = None
-    if options.steps is None:
-        minutes = options.minutes if options.minutes is not None else recipe.minutes
+        sequences[sequence.class_name].append(sequence_identity(sequence))
     content = {
         "--length": options.length,
         "--holdout": sorted(set(options.holdout)),
         "--seed": options.seed,
         "--steps": options.steps,
-        "--minutes": minutes,
+        "--minutes": planned_minutes(options, recipe),
         "classes": list(genomes.class_names),
         "sequences": sequences,
         "recipe": recipe.to_dict(),
     }
     return json.loads(json.dumps(content))
+
+
+def sequence_identity(sequence: GenomeSequence) -> list[Any]:
+    """What tells a sequence from another: name, length, and the checksum of both ends."""
+    head = sequence.tokens(0, min(CHECKSUM_BASES, sequence.length))
+    tail = sequence.tokens(max(0, sequence.length - CHECKSUM_BASES), sequence.length)
+    return [sequence.name, sequence.length, zlib.crc32(tail.tobytes(), zlib.crc32(head.tobytes()))]
+
+
+def planned_minutes(options: RunOptions, recipe: TrainingRecipe) -> float | None:
+    """Wall time that a run is planned for; `None` when its number of steps is given."""
+    if options.steps is not None:
+        return None
+    return options.minutes if options.minutes is not None else recipe.minutes
 
 
 def refuse_other_run(recorded: dict[str, Any], given: dict[str, Any], output: Path) -> None:
@@ -124,6 +151,8 @@ def _first_difference(recorded: dict[str, Any], given: dict[str, Any], prefix: s
             return _first_difference(before, now, f"{prefix}{key}.")
         if prefix == "sequences.":
             return f"the sequences of class '{key}' are not the ones it was started with"
+        if prefix == "" and key == "reference":
+            return "the sequences of --reference are not the ones it was started with"
         return f"{prefix}{key} was {_shown(before)} and is now {_shown(now)}"
     return None
 

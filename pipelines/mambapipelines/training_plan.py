@@ -10,8 +10,8 @@ import bisect
 import math
 from dataclasses import dataclass
 
-from mambapipelines.recipes import Recipe
-from mambapipelines.run_state import Schedule
+from mambapipelines.recipes import Recipe, TrainingRecipe
+from mambapipelines.training.schedules import Schedule
 
 # Forward and backward cost about three forward passes.
 FORWARD_PASSES_PER_STEP = 3
@@ -22,9 +22,58 @@ MAXIMUM_CALIBRATION_FRACTION = 0.1
 MINIMUM_CALIBRATION_BASES = 16_384
 
 
+class RunPlan:
+    """The work of a run: its steps, its validations, and what a task does in the end.
+
+    Attributes:
+        recipe: what is wanted.
+    """
+
+    recipe: TrainingRecipe
+
+    @property
+    def validation_steps(self) -> float:
+        """What one validation costs, in optimiser steps."""
+        raise TypeError(f"{type(self).__name__} does not say what a validation costs")
+
+    def final_steps(self, total_steps: int) -> float:
+        """What a task does after the last of the steps, in optimiser steps."""
+        return 0.0
+
+    def validation_interval(self, total_steps: int) -> int:
+        """Steps between validations: as the recipe says, and never more than 5 % of the work."""
+        wanted = math.ceil(self.recipe.validation.every_fraction * total_steps)
+        return max(1, wanted, math.ceil(self.validation_steps / MAXIMUM_VALIDATION_FRACTION))
+
+    def work(self, total_steps: int) -> float:
+        """What a whole run costs, in optimiser steps: steps, validations (one is the last thing), what follows."""
+        validations = math.ceil(total_steps / self.validation_interval(total_steps))
+        return total_steps + validations * self.validation_steps + self.final_steps(total_steps)
+
+    def schedule(self, total_steps: int, measured_steps: int = 0) -> Schedule:
+        """The schedule of a run of `total_steps` steps, the first `measured_steps` of which have been taken."""
+        settings = self.recipe.optimizer
+        return Schedule(
+            peak_learning_rate=settings.learning_rate,
+            warmup_steps=max(measured_steps, math.ceil(settings.warmup_fraction * total_steps)),
+            total_steps=total_steps,
+            final_fraction=settings.final_fraction,
+            measured_steps=measured_steps,
+            kind=settings.schedule,
+            plateau_factor=settings.plateau_factor,
+        )
+
+    def schedule_for_time(self, measured_steps: int, seconds_per_step: float, seconds_left: float) -> Schedule:
+        """The schedule with the most steps that fit into `seconds_left` after the first `measured_steps`."""
+        affordable = measured_steps + seconds_left / seconds_per_step
+        candidates = range(measured_steps + 1, max(measured_steps + 1, math.ceil(affordable)) + 1)
+        fitting = bisect.bisect_right(candidates, affordable, key=self.work)
+        return self.schedule(candidates[max(0, fitting - 1)], measured_steps)
+
+
 @dataclass(frozen=True)
-class TrainingPlan:
-    """The work of a run.
+class TrainingPlan(RunPlan):
+    """The work of training a species classifier.
 
     Attributes:
         recipe: what is wanted.
@@ -56,11 +105,6 @@ class TrainingPlan:
         bases = STRANDS * self.classes * self.calibration_lengths
         return bases / (FORWARD_PASSES_PER_STEP * self.windows_per_step * self.length)
 
-    def validation_interval(self, total_steps: int) -> int:
-        """Steps between validations: as the recipe says, and never more than 5 % of the work."""
-        wanted = math.ceil(self.recipe.validation.every_fraction * total_steps)
-        return max(1, wanted, math.ceil(self.validation_steps / MAXIMUM_VALIDATION_FRACTION))
-
     def calibration_bases_per_class(self, total_steps: int) -> int:
         """Budget of each calibration length: as the recipe says, and not more than 10 % of the work.
 
@@ -72,26 +116,6 @@ class TrainingPlan:
         affordable = int(MAXIMUM_CALIBRATION_FRACTION * total_steps / self.calibration_steps_per_base)
         return min(wanted, max(MINIMUM_CALIBRATION_BASES, affordable))
 
-    def work(self, total_steps: int) -> float:
-        """What a whole run costs, in optimiser steps: steps, validations (one is the last thing) and calibration."""
-        validations = math.ceil(total_steps / self.validation_interval(total_steps))
-        calibration = self.calibration_bases_per_class(total_steps) * self.calibration_steps_per_base
-        return total_steps + validations * self.validation_steps + calibration
-
-    def schedule(self, total_steps: int, measured_steps: int = 0) -> Schedule:
-        """The schedule of a run of `total_steps` steps, the first `measured_steps` of which have been taken."""
-        settings = self.recipe.optimizer
-        return Schedule(
-            peak_learning_rate=settings.learning_rate,
-            warmup_steps=max(measured_steps, math.ceil(settings.warmup_fraction * total_steps)),
-            total_steps=total_steps,
-            final_fraction=settings.final_fraction,
-            measured_steps=measured_steps,
-        )
-
-    def schedule_for_time(self, measured_steps: int, seconds_per_step: float, seconds_left: float) -> Schedule:
-        """The schedule with the most steps that fit into `seconds_left` after the first `measured_steps`."""
-        affordable = measured_steps + seconds_left / seconds_per_step
-        candidates = range(measured_steps + 1, max(measured_steps + 1, math.ceil(affordable)) + 1)
-        fitting = bisect.bisect_right(candidates, affordable, key=self.work)
-        return self.schedule(candidates[max(0, fitting - 1)], measured_steps)
+    def final_steps(self, total_steps: int) -> float:
+        """What the calibration costs, in optimiser steps."""
+        return self.calibration_bases_per_class(total_steps) * self.calibration_steps_per_base

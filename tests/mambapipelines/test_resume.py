@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from genomamba.genomes import GenomeSpecification
 from mambacore.errors import InputError
-from mambapipelines import run_state, species_module
+from mambapipelines import run_state
 from mambapipelines.progress import TrainingProgress
 from mambapipelines.run_state import (
     RunFolder,
@@ -26,16 +26,18 @@ from mambapipelines.run_state import (
     restore_optimizer,
 )
 from mambapipelines.species_training import TrainingOptions, train_species_classifier
+from mambapipelines.training import recorder
 
 STEPS = 16
 # Kills itself while it writes the state of step 10: the weights are on disk, the optimiser is not.
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-from mambapipelines import run_state, species_module
+from mambapipelines import run_state
+from mambapipelines.training import recorder
 from mambapipelines.species_training import TrainingOptions, train_species_classifier
 from genomamba.genomes import GenomeSpecification
 
-species_module.SECONDS_BETWEEN_SAVES = 0.0
+recorder.SECONDS_BETWEEN_SAVES = 0.0
 save_file = run_state.save_file
 
 def save_and_die(tensors, path):
@@ -193,7 +195,7 @@ def test_stopping_before_the_length_of_the_run_is_known_leaves_nothing_to_resume
         with pytest.raises(KeyboardInterrupt):
             train_species_classifier(measured)
     assert not RunFolder(options.output / "training").holds_a_run()
-    monkeypatch.setattr(species_module, "TIMED_STEPS", 2)
+    monkeypatch.setattr(recorder, "TIMED_STEPS", 2)
     assert train_species_classifier(measured).steps > 2
 
 
@@ -201,7 +203,7 @@ def test_a_run_in_minutes_keeps_the_number_of_steps_it_once_measured(
     options: TrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = replace(options, steps=None, minutes=0.05)
-    monkeypatch.setattr(species_module, "TIMED_STEPS", 2)
+    monkeypatch.setattr(recorder, "TIMED_STEPS", 2)
     with monkeypatch.context() as patch:
         interrupt_at(8, lambda: signal.raise_signal(signal.SIGINT), patch)
         with pytest.raises(KeyboardInterrupt):
@@ -284,7 +286,7 @@ def test_a_save_that_fails_leaves_the_state_before_it(
 def test_a_full_disk_is_reported_and_the_run_goes_on_from_the_state_before(
     options: TrainingOptions, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(species_module, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(recorder, "SECONDS_BETWEEN_SAVES", 0.0)
     save_file = run_state.save_file
 
     def save_until_full(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -311,10 +313,10 @@ def test_a_damaged_run_is_reported_not_loaded(tmp_path: Path, damage: str) -> No
         (state / "optimizer.safetensors").unlink()
     elif damage == "version":
         text = (state / "state.json").read_text(encoding="utf-8")
-        (state / "state.json").write_text(text.replace('"state_version": 1', '"state_version": 2'), encoding="utf-8")
+        (state / "state.json").write_text(text.replace('"state_version": 2', '"state_version": 3'), encoding="utf-8")
     else:
         (tmp_path / "current.json").write_text("{", encoding="utf-8")
-    expected = "has format 2 and this program reads 1" if damage == "version" else "damaged"
+    expected = "has format 3 and this program reads 2" if damage == "version" else "damaged"
     with pytest.raises(InputError, match=expected):
         folder.load()
 

@@ -228,7 +228,7 @@ def test_progress_shows_loss_accuracy_and_time_left(terminal: bool, tmp_path: Pa
             progress.start(0, None)
             progress.step(1, 2.0, 1000.0)
             progress.set_total(2)
-            progress.held_out(0.5)
+            progress.validated("held-out accuracy 50.0%")
             progress.step(2, 2.0, 123_456.0)
     text = shown.read_text(encoding="utf-8")
     for figure in ("step 2/2", "loss 2.0000", "held-out accuracy 50.0%", "123,456 bases/s", "0:00 left"):

@@ -1,0 +1,178 @@
+"""The Lightning side of every training run: the steps' data, and what a step computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from mambacore.errors import InputError
+from mambacore.longsequence import backward_in_pieces
+from mambapipelines.recipes import TrainingRecipe
+from mambapipelines.replicas import Replicas, Report
+from mambapipelines.run_state import RunState, optimizer_tensors, restore_optimizer
+from mambapipelines.training.averaging import AveragedWeights
+from mambapipelines.training.schedules import ValidationHistory, measuring_learning_rate
+from mambapipelines.training.task import Batch, TrainingTask
+
+
+class StepDataModule(pl.LightningDataModule):
+    """One batch per optimiser step, from `first_step` on.
+
+    A batch is a function of the seed and the step, so there is no sampler state to save. The batches never end; the
+    recorder stops the trainer.
+    """
+
+    def __init__(self, task: TrainingTask, first_step: int) -> None:
+        super().__init__()
+        self.steps = StepBatches(task, first_step)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """The batches of the task."""
+        return DataLoader(self.steps, batch_size=None, num_workers=0)
+
+
+class StepBatches(IterableDataset[Batch]):
+    """The endless batches of `StepDataModule`."""
+
+    def __init__(self, task: TrainingTask, first_step: int) -> None:
+        self.task = task
+        self.first_step = first_step
+
+    def __iter__(self) -> Iterator[Batch]:
+        step = self.first_step
+        while True:
+            try:
+                batch = self.task.batch(step)
+            except OSError as error:
+                # Not from the error itself, whose traceback would say no more than the sentence does.
+                raise InputError(
+                    f"the data of step {step + 1} cannot be read ({error}): the last good state is kept; put the file "
+                    "back as it was and add --resume."
+                ) from error
+            yield batch
+            step += 1
+
+
+class TrainingModule(pl.LightningModule):
+    """AdamW on a task: gradient accumulation, clipping, the learning rate of each step, the average of the weights.
+
+    Args:
+        task: what is learned; its model has the weights of `state` already.
+        recipe: settings.
+        state: state to go on from; absent, the model is taken as it is at step 0.
+    """
+
+    def __init__(self, task: TrainingTask, recipe: TrainingRecipe, state: RunState | None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = task.model
+        self.task = task
+        self.recipe = recipe
+        self.steps_done = state.step if state is not None else 0
+        self.schedule = state.schedule if state is not None else None
+        self.history = state.history if state is not None else ValidationHistory()
+        self.loss_of_step = math.nan
+        self.figures_of_step: dict[str, float] = {}
+        self.average: AveragedWeights | None = None
+        if recipe.optimizer.average_decay > 0:
+            tensors = state.average if state is not None else None
+            self.average = AveragedWeights(self.model, recipe.optimizer.average_decay, tensors)
+        self._restored_tensors = state.optimizer if state is not None else None
+        self._adamw: torch.optim.AdamW | None = None
+        self._replicas: Replicas | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over the task's parameter groups, with the state of the run that is resumed."""
+        settings = self.recipe.optimizer
+        self._adamw = torch.optim.AdamW(
+            self.task.parameter_groups(settings.weight_decay),
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+        )
+        if self._restored_tensors is not None:
+            restore_optimizer(self._adamw, self.model, self._restored_tensors)
+        return self._adamw
+
+    def on_train_end(self) -> None:
+        """End the threads of the replicas."""
+        if self._replicas is not None:
+            self._replicas.close()
+            self._replicas = None
+
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """Tensors of AdamW, by name."""
+        return optimizer_tensors(self._adamw, self.model) if self._adamw is not None else {}
+
+    def learning_rate(self) -> float:
+        """Learning rate of the next update."""
+        if self.schedule is None:
+            return measuring_learning_rate(self.recipe.optimizer.learning_rate, self.steps_done)
+        return self.schedule.learning_rate(self.steps_done, self.history.reductions)
+
+    def validate(self) -> dict[str, float]:
+        """The task's validation figures, of the averaged weights where there are any."""
+        if self.average is None:
+            return self.task.validate()
+        with self.average.in_place():
+            return self.task.validate()
+
+    def training_step(self, batch: Batch, batch_index: int) -> None:
+        """One update from all rows of the step, accumulated over micro-batches.
+
+        Raises:
+            InputError: loss or gradient are not finite; no update is made then.
+        """
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        rows = self.task.rows_per_micro_batch(batch[0].shape[1])
+        micro_batches: list[Batch] = list(zip(*(tensor.split(rows) for tensor in batch), strict=True))
+        total_weight = math.fsum(self.task.weight(micro_batch) for micro_batch in micro_batches) or 1.0
+        # Lengths may change during a run, and the number of micro-batches with them.
+        count = min(torch.get_num_threads(), len(micro_batches))
+        if self._replicas is not None and len(self._replicas.models) != count:
+            self.on_train_end()
+        if self._replicas is None:
+            self._replicas = Replicas(self.model, count, torch.get_num_threads())
+
+        def backward(replica: nn.Module, *micro_batch: torch.Tensor) -> Report:
+            return self._backward(replica, micro_batch, self.task.weight(micro_batch) / total_weight)
+
+        reports = self._replicas.accumulate(micro_batches, backward)
+        sums = {name: math.fsum(report[name] for report in reports) for name in reports[0]}
+        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.gradient_clip)
+        if not math.isfinite(sums["loss"]) or not math.isfinite(float(gradient_norm)):
+            raise InputError(
+                f"the loss or its gradient stopped being a finite number at step {self.steps_done + 1}: "
+                "the last good state is kept; lower optimizer.learning_rate in the recipe and choose another --output."
+            )
+        optimizer.step()
+        self.steps_done += 1
+        if self.average is not None:
+            self.average.update(self.steps_done)
+        self.loss_of_step = sums.pop("loss")
+        self.figures_of_step = sums
+
+    def _backward(self, replica: nn.Module, micro_batch: Batch, share: float) -> Report:
+        """Add the gradients of a micro-batch that counts `share` to the replica's; its part of the step's figures."""
+        names = ("loss", *self.task.training_figures)
+        low_precision: Any = torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+        pieces = self.task.pieces(micro_batch)
+        if pieces is not None:
+            with low_precision:
+                result = backward_in_pieces(
+                    replica, pieces.sequence, pieces.loss, piece_length=pieces.piece_length, scale=share
+                )
+            return {"loss": float(result.loss) * share}
+        # Around the forward pass only: backward takes the precision of each forward step by itself.
+        with low_precision:
+            report = self.task.loss(replica, micro_batch)
+        (report["loss"] * share).backward()
+        return {name: float(report[name].detach()) * share for name in names}

@@ -1,0 +1,216 @@
+"""The record keeping of every training run: how long it is, its validations, its metrics, its states, and its end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from mambacore.errors import InputError
+from mambapipelines.progress import TrainingProgress
+from mambapipelines.run_state import MetricsLog, RunFolder, RunState
+from mambapipelines.training.module import TrainingModule
+from mambapipelines.training.schedules import Schedule
+from mambapipelines.training.task import TrainingTask
+
+SECONDS_BETWEEN_SAVES = 30.0
+# The first steps are slower (threads start, caches fill), so they are not timed.
+UNTIMED_STEPS = 2
+TIMED_STEPS = 10
+# Measuring never takes more than this part of the run, which matters when one step takes minutes.
+MEASURING_FRACTION = 0.05
+
+
+def metrics_columns(task: type[TrainingTask]) -> tuple[str, ...]:
+    """Columns of the metrics of a task."""
+    return (
+        "step",
+        "loss",
+        *task.training_figures,
+        "learning_rate",
+        *task.validation_figures,
+        f"{task.unit}_per_second",
+        "seconds",
+    )
+
+
+class TrainingRecorder(pl.Callback):
+    """After every step: decide the length of the run, validate, log, save, and stop when it is time.
+
+    Args:
+        folder: where states and metrics go.
+        metrics: log of this run, already cut back to the first step.
+        progress: what the user sees.
+        fingerprint: what the run depends on, stored with every state.
+        plan_schedule: called once, with the number of steps done and the mean seconds of a step, when enough steps have
+            been timed; gives the schedule. Not called when the module already has one.
+        validation_interval: steps between validations, of the total number of steps.
+        planned_seconds: length of the whole run, of which only a small part may be spent on timing steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        metrics: MetricsLog,
+        progress: TrainingProgress,
+        fingerprint: dict[str, Any],
+        plan_schedule: Callable[[int, float], Schedule],
+        validation_interval: Callable[[int], int],
+        planned_seconds: float,
+    ) -> None:
+        self.folder = folder
+        self.metrics = metrics
+        self.progress = progress
+        self.fingerprint = fingerprint
+        self.plan_schedule = plan_schedule
+        self.validation_interval = validation_interval
+        self.planned_seconds = planned_seconds
+        self.validation: dict[str, float] | None = None
+        self.stop_signal: int | None = None
+        self.finished = False
+        self._saved_step: int | None = None
+        self._saved_seconds = 0.0
+        self._start_seconds = time.monotonic()
+        self._step_end_seconds = self._start_seconds
+        self._step_durations: list[float] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clocks and take the signals over from Lightning, whose own handling exits without saving."""
+        module = _training_module(pl_module)
+        total_steps = module.schedule.total_steps if module.schedule is not None else None
+        self.progress.start(module.steps_done, total_steps)
+        self._step_end_seconds = self._saved_seconds = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._on_signal)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Everything that happens between two steps."""
+        module = _training_module(pl_module)
+        task = module.task
+        seconds = time.monotonic() - self._step_end_seconds
+        self._step_durations.append(seconds)
+        units_per_second = batch[0].shape[0] * batch[0].shape[1] / seconds
+        learning_rate = module.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        if module.schedule is None and self._measured_enough():
+            timed = self._step_durations[UNTIMED_STEPS:]
+            module.schedule = self.plan_schedule(module.steps_done, sum(timed) / len(timed))
+            self.progress.set_total(module.schedule.total_steps)
+        step, schedule = module.steps_done, module.schedule
+        self.finished = schedule is not None and step >= schedule.total_steps
+        row: dict[str, object] = {
+            "step": step,
+            "loss": f"{module.loss_of_step:.6f}",
+            **_formatted(module.figures_of_step, task.training_figures),
+            "learning_rate": f"{learning_rate:.6g}",
+            f"{task.unit}_per_second": f"{units_per_second:.0f}",
+            "seconds": f"{seconds:.3f}",
+        }
+        due = schedule is not None and (self.finished or step % self.validation_interval(schedule.total_steps) == 0)
+        is_best = False
+        if due and task.can_validate():
+            is_best = self._validate(module)
+            assert self.validation is not None
+            row |= _formatted(self.validation, task.validation_figures)
+        self._append_metrics(row)
+        self.progress.step(step, module.loss_of_step, units_per_second)
+        stopping = self.finished or self.stop_signal is not None
+        late = self._saved_step is None or time.monotonic() - self._saved_seconds >= SECONDS_BETWEEN_SAVES
+        if stopping or late or (is_best and self.folder.keep_best):
+            self.save(module)
+        if stopping:
+            trainer.should_stop = True
+        self._step_end_seconds = time.monotonic()
+
+    def _validate(self, module: TrainingModule) -> bool:
+        """Take a validation down; whether it was the best so far."""
+        task = module.task
+        self.validation = module.validate()
+        self.progress.validated(task.describe_validation(self.validation))
+        module.history = module.history.after(
+            self.validation[task.deciding_figure],
+            module.steps_done,
+            task.higher_is_better,
+            module.recipe.optimizer.plateau_patience,
+        )
+        return module.history.best_step == module.steps_done
+
+    def _append_metrics(self, row: dict[str, object]) -> None:
+        try:
+            self.metrics.append(row)
+        except OSError as error:
+            raise InputError(
+                f"the metrics cannot be written to {self.folder.metrics_path} ({error.strerror or error}): "
+                "make room and add --resume."
+            ) from error
+
+    def save(self, module: TrainingModule) -> None:
+        """Write the state of the run; nothing before the length of the run is known.
+
+        Raises:
+            InputError: the disk is full or the folder is not writable; the state before this one is kept.
+        """
+        if module.schedule is None:
+            return
+        state = RunState(
+            step=module.steps_done,
+            schedule=module.schedule,
+            fingerprint=self.fingerprint,
+            threads=torch.get_num_threads(),
+            weights={name: tensor.detach().clone() for name, tensor in module.model.state_dict().items()},
+            optimizer=module.optimizer_state(),
+            average=module.average.tensors if module.average is not None else {},
+            history=module.history,
+        )
+        try:
+            self.folder.save(state)
+        except OSError as error:
+            raise InputError(
+                f"the state of the run cannot be written to {self.folder.path} ({error.strerror or error}): "
+                "make room and add --resume."
+            ) from error
+        self._saved_step, self._saved_seconds = module.steps_done, time.monotonic()
+
+    def _measured_enough(self) -> bool:
+        timed = len(self._step_durations) - UNTIMED_STEPS
+        late = time.monotonic() - self._start_seconds > MEASURING_FRACTION * self.planned_seconds
+        return timed >= TIMED_STEPS or (timed >= 1 and late)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_signal is not None:
+            raise SystemExit(128 + number)
+        self.stop_signal = number
+        self.progress.note("stopping after this step; once more to stop at once, back at the last saved state")
+
+
+def _formatted(figures: dict[str, float], formats: dict[str, str]) -> dict[str, object]:
+    return {name: f"{figures[name]:{form}}" for name, form in formats.items() if name in figures}
+
+
+def _training_module(module: pl.LightningModule) -> TrainingModule:
+    assert isinstance(module, TrainingModule)
+    return module
+
+
+@contextmanager
+def signal_handlers_restored() -> Iterator[None]:
+    """Put the handlers of SIGINT and SIGTERM back afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

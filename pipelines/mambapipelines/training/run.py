@@ -1,0 +1,202 @@
+"""One training run, from its folder to its last step, whatever it learns."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from mambacore.errors import InputError
+from mambacore.folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME
+from mambapipelines.progress import TrainingProgress, quiet_lightning
+from mambapipelines.recipes import TrainingRecipe
+from mambapipelines.run_state import RunFolder, RunState
+from mambapipelines.training.averaging import AveragedWeights
+from mambapipelines.training.module import StepDataModule, TrainingModule
+from mambapipelines.training.recorder import TrainingRecorder, metrics_columns, signal_handlers_restored
+from mambapipelines.training.schedules import Schedule
+from mambapipelines.training.task import TrainingTask
+from mambapipelines.training_options import RUN_FOLDER_NAME, RunOptions, check_output, refuse_other_run
+from mambapipelines.training_plan import RunPlan
+
+# Part of the wall time that is planned with; the rest is for a machine that slows down and for writing the model.
+PLANNED_FRACTION = 0.95
+
+
+def run_folder(options: RunOptions, task: type[TrainingTask], recipe: TrainingRecipe) -> RunFolder:
+    """Where the state of the run lies.
+
+    Raises:
+        InputError: the output folder holds something else.
+    """
+    folder = RunFolder(
+        options.output / RUN_FOLDER_NAME,
+        metrics_columns(task),
+        keep_last=recipe.checkpoints.keep_last,
+        keep_best=recipe.checkpoints.keep_best > 0,
+    )
+    check_output(options, folder)
+    return folder
+
+
+def recorded_state(options: RunOptions, folder: RunFolder, fingerprint: dict[str, Any]) -> RunState | None:
+    """The state to go on from; `None` where there is none.
+
+    Raises:
+        InputError: it is damaged, or of a run with another fingerprint.
+    """
+    state = folder.load() if folder.holds_a_run() else None
+    if state is not None:
+        refuse_other_run(state.fingerprint, fingerprint, options.output)
+    return state
+
+
+def introduce_state(progress: TrainingProgress, options: RunOptions, state: RunState | None) -> None:
+    """Say where a resumed run stands."""
+    if state is not None:
+        progress.note(f"resuming after step {state.step} of {state.schedule.total_steps}")
+        if state.threads != torch.get_num_threads():
+            progress.note(
+                f"the run used {state.threads} threads and now uses {torch.get_num_threads()}: "
+                "the last digits may differ from an uninterrupted run"
+            )
+    elif options.resume:
+        progress.note(f"{options.output} holds no training run to resume: starting one")
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What training came to.
+
+    Attributes:
+        steps: optimiser steps taken in all.
+        validation: the figures of the last validation of this call; `None` when there was none.
+    """
+
+    steps: int
+    validation: dict[str, float] | None
+
+
+@dataclass
+class TrainingRun:
+    """One call of training, after everything has been checked."""
+
+    options: RunOptions
+    recipe: TrainingRecipe
+    folder: RunFolder
+    task: TrainingTask
+    plan: RunPlan
+    fingerprint: dict[str, Any]
+    progress: TrainingProgress
+    start_seconds: float
+
+    def train(self, state: RunState | None) -> TrainingOutcome:
+        """Take all steps that are left; the task's model then has its final weights, averaged if the recipe says so.
+
+        With `minutes`, the first steps are timed and the number of steps is fixed from them, leaving 5 % of the time in
+        reserve; everything is a function of the step from then on. A state is written about every 30 seconds, at the
+        end, and on Ctrl-C or SIGTERM; until the number of steps is fixed there is none.
+
+        Raises:
+            InputError: a loss that stopped being finite, data that cannot be read, or a state that cannot be written.
+            KeyboardInterrupt: stopped by Ctrl-C, state saved.
+            SystemExit: stopped by SIGTERM, state saved, status 143.
+        """
+        if state is not None:
+            self.task.model.load_state_dict(state.weights)
+        module = TrainingModule(self.task, self.recipe, state)
+        if module.schedule is None and self.options.steps is not None:
+            module.schedule = self.plan.schedule(self.options.steps)
+        validation = None
+        if module.schedule is None or module.steps_done < module.schedule.total_steps:
+            validation = self._take_steps(module)
+        assert module.schedule is not None
+        average: AveragedWeights | None = module.average
+        if average is not None:
+            average.keep()
+        return TrainingOutcome(module.schedule.total_steps, validation)
+
+    def _take_steps(self, module: TrainingModule) -> dict[str, float] | None:
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"the output folder {self.options.output} cannot be made ({error.strerror}): choose another --output."
+            ) from error
+        metrics = self.folder.open_metrics(module.steps_done)
+        recorder = TrainingRecorder(
+            folder=self.folder,
+            metrics=metrics,
+            progress=self.progress,
+            fingerprint=self.fingerprint,
+            plan_schedule=self._plan_schedule,
+            validation_interval=self.plan.validation_interval,
+            planned_seconds=60 * (self.options.minutes or self.recipe.minutes),
+        )
+        try:
+            with quiet_lightning(), signal_handlers_restored():
+                trainer = pl.Trainer(
+                    accelerator="cpu",
+                    devices=1,
+                    max_epochs=1,
+                    logger=False,
+                    enable_checkpointing=False,
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                    callbacks=[recorder],
+                )
+                trainer.fit(module, StepDataModule(self.task, module.steps_done))
+        finally:
+            metrics.close()
+        if recorder.stop_signal is not None and not recorder.finished:
+            self._stop(recorder, module)
+        return recorder.validation
+
+    def _plan_schedule(self, steps_done: int, seconds_per_step: float) -> Schedule:
+        """The schedule of a run in minutes, from the time that a step takes."""
+        minutes = self.options.minutes if self.options.minutes is not None else self.recipe.minutes
+        seconds_left = PLANNED_FRACTION * 60 * minutes - (time.monotonic() - self.start_seconds)
+        return self.plan.schedule_for_time(steps_done, seconds_per_step, seconds_left)
+
+    def _stop(self, recorder: TrainingRecorder, module: TrainingModule) -> None:
+        if self.folder.holds_a_run():
+            self.progress.note(f"stopped after step {module.steps_done}: go on with the same command and --resume")
+        else:
+            self.progress.note("stopped before there was anything to save: start again")
+        if recorder.stop_signal == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def published_model(output: Path, folder: RunFolder) -> Iterator[Path]:
+    """Where to write the model folder inside; afterwards it is moved to the output folder, beside the run.
+
+    The configuration comes last, because it makes a model folder.
+    """
+    temporary = folder.path / "model"
+    shutil.rmtree(temporary, ignore_errors=True)
+    yield temporary
+    for name in (TENSORS_NAME, CARD_NAME, CONFIG_NAME):
+        (temporary / name).replace(output / name)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def thread_count(threads: int | None) -> Iterator[None]:
+    """Let PyTorch use `threads` CPU threads inside."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
