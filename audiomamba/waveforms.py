@@ -1,0 +1,298 @@
+"""Audio files in: any format that libsndfile reads, any rate, any number of channels, as mono samples from -1 to 1.
+
+Everything that can be wrong with a file ends in one sentence that names it. What can be worked with is worked with:
+integers of any depth, floating samples somewhat beyond full scale (the quantiser clips them), silence, clipping; the
+last two are for the caller to judge, by :func:`condition_of`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torchaudio.transforms import Resample
+
+from mambacore.errors import InputError
+
+SUFFIXES: Final = (".wav", ".flac", ".ogg", ".mp3")
+SLOWEST_RATE_HZ: Final = 1_000
+FASTEST_RATE_HZ: Final = 768_000
+LARGEST_PEAK: Final = 8.0
+"""Times full scale. A mix in floating point goes somewhat beyond 1; whole numbers stored as such go far beyond."""
+
+SILENT_PEAK: Final = 1e-4
+"""-80 dB of full scale: less than half a step of 12-bit samples."""
+
+_BLOCK_VALUES: Final = 1 << 18
+# Rates without a common divisor would need a filter per output sample. The nearest ratio with a denominator up to this
+# is less than a thousandth away (44,101 Hz to 16,000 Hz: 4 millionths), two cents in pitch; usual rates are exact.
+_LARGEST_DENOMINATOR: Final = 1_000
+# What programs that write to a pipe state as the length of the data, which they do not know yet.
+_UNKNOWN_LENGTH: Final = 0x7FFFF000
+_OGG_LAST_PAGE_FLAG: Final = 0x04
+_OGG_LARGEST_PAGE: Final = 65_307
+
+
+class Waveform(NamedTuple):
+    """Mono samples and their rate."""
+
+    samples: Tensor  # (length,), float32, finite
+    sample_rate_hz: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return self.samples.shape[0] / self.sample_rate_hz
+
+
+class WaveformHeader(NamedTuple):
+    """What a file says of itself."""
+
+    sample_rate_hz: int
+    channels: int
+    frames: int
+    encoding: str
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return self.frames / self.sample_rate_hz
+
+
+class Condition(NamedTuple):
+    """What to know of a waveform before it is learned from or shown."""
+
+    peak: float
+    mean: float  # its constant part
+    clipped_fraction: float  # share of samples in runs at the extremes
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing would be heard."""
+        return self.peak < SILENT_PEAK
+
+
+def read_waveform(
+    path: Path | str,
+    sample_rate_hz: int | None = None,
+    start_seconds: float = 0.0,
+    seconds: float | None = None,
+) -> Waveform:
+    """Read a file, or a stretch of it, as mono samples.
+
+    Args:
+        path: the file.
+        sample_rate_hz: the rate that is wanted; the file's own when None.
+        start_seconds: where the stretch begins.
+        seconds: how long it is at most; to the end of the file when None.
+
+    Raises:
+        InputError: the file is missing, empty, no audio, damaged or shorter than it states; it holds NaN or infinity,
+            or values that are no samples; or the stretch does not lie within it.
+    """
+    pieces = list(waveform_pieces(path, sample_rate_hz, start_seconds, seconds))
+    rate = sample_rate_hz or read_header(path).sample_rate_hz
+    return Waveform(torch.cat(pieces), rate)
+
+
+def read_header(path: Path | str) -> WaveformHeader:
+    """What a file says of itself, checked for what can be seen without decoding it.
+
+    Raises:
+        InputError: as :func:`read_waveform`, as far as this can be seen.
+    """
+    with _opened(Path(path)) as sound:
+        return WaveformHeader(sound.samplerate, sound.channels, sound.frames, f"{sound.format} {sound.subtype}")
+
+
+def waveform_pieces(
+    path: Path | str,
+    sample_rate_hz: int | None = None,
+    start_seconds: float = 0.0,
+    seconds: float | None = None,
+) -> Iterator[Tensor]:
+    """The samples of :func:`read_waveform` piece by piece, for recordings of hours.
+
+    Raises:
+        InputError: as :func:`read_waveform`, the first time that something is wrong.
+    """
+    path = Path(path)
+    if not (math.isfinite(start_seconds) and start_seconds >= 0):
+        raise InputError(f"{path} cannot be read from second {start_seconds}; give a number from 0")
+    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+        raise InputError(f"{path} cannot be read for {seconds} seconds; give a positive number")
+    if sample_rate_hz is not None and not SLOWEST_RATE_HZ <= sample_rate_hz <= FASTEST_RATE_HZ:
+        raise InputError(
+            f"{path} cannot be brought to {sample_rate_hz} Hz; choose a rate from {SLOWEST_RATE_HZ} to "
+            f"{FASTEST_RATE_HZ} Hz"
+        )
+    with _opened(path) as sound:
+        first = round(start_seconds * sound.samplerate)
+        if first >= sound.frames:
+            raise InputError(
+                f"{path} lasts {sound.frames / sound.samplerate:.2f} seconds, so nothing of it lies after second "
+                f"{start_seconds:g}; start earlier"
+            )
+        last = sound.frames if seconds is None else min(sound.frames, first + max(1, round(seconds * sound.samplerate)))
+        blocks = _mono_blocks(path, sound, first, last)
+        if sample_rate_hz is None or sample_rate_hz == sound.samplerate:
+            yield from blocks
+        else:
+            yield from _resampled(blocks, Fraction(sample_rate_hz, sound.samplerate))
+
+
+def resample(samples: Tensor, from_rate_hz: int, to_rate_hz: int) -> Tensor:
+    """(length,) at one rate to (ceil(length * to / from),) at another, by a windowed sinc (torchaudio)."""
+    if from_rate_hz == to_rate_hz or samples.shape[0] == 0:
+        return samples
+    return torch.cat(list(_resampled(iter([samples]), Fraction(to_rate_hz, from_rate_hz))))
+
+
+def cut_or_pad(samples: Tensor, length: int, start: int = 0, fill: float = 0.0) -> Tensor:
+    """``length`` samples of (samples,) from ``start`` on, filled up at the end where there are fewer."""
+    cut = samples[start : start + length]
+    missing = length - cut.shape[0]
+    return torch.cat([cut, cut.new_full((missing,), fill)]) if missing else cut
+
+
+def condition_of(samples: Tensor) -> Condition:
+    """Peak, constant part and clipping of (length,) samples.
+
+    Clipped are samples in runs of three or more at the waveform's own largest or smallest value, where these are at
+    least 0.98 of full scale or beyond it: a lone peak is not.
+    """
+    if samples.shape[0] == 0:
+        return Condition(0.0, 0.0, 0.0)
+    clipped = torch.zeros_like(samples, dtype=torch.bool)
+    for extreme in (samples.max(), samples.min()):
+        if extreme.abs() >= 0.98 and samples.shape[0] >= 3:
+            at = samples == extreme
+            inner = at[:-2] & at[1:-1] & at[2:]
+            for shift in range(3):
+                clipped[shift : shift + inner.shape[0]] |= inner
+    peak, mean = samples.abs().max(), samples.double().mean()
+    return Condition(float(peak), float(mean), float(clipped.float().mean()))
+
+
+def find_audio_files(folder: Path | str) -> list[Path]:
+    """Every audio file below a folder, by its name's ending, in the order of their names; hidden ones are left out.
+
+    Raises:
+        InputError: there is no such folder, or no audio file in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; check the path")
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not found:
+        raise InputError(f"the folder {folder} holds no audio file ({', '.join(SUFFIXES)}); check the path")
+    return found
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """The file, open and looked over; every error of libsndfile while it is open becomes a sentence."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name an audio file")
+        with path.open("rb") as stream:
+            _check_completeness(path, stream)
+        with soundfile.SoundFile(path) as sound:
+            if not SLOWEST_RATE_HZ <= sound.samplerate <= FASTEST_RATE_HZ:
+                raise InputError(
+                    f"{path} states a rate of {sound.samplerate} Hz, which no recording has; export it again"
+                )
+            if sound.frames <= 0:
+                raise InputError(f"{path} holds no samples; record or export it again, or leave it out")
+            yield sound
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}; check the path") from error
+    except soundfile.SoundFileError as error:
+        reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
+        raise InputError(
+            f"{path} cannot be read as audio ({reason}); convert it to WAV or FLAC, or copy it again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
+
+
+def _check_completeness(path: Path, stream: BinaryIO) -> None:
+    """Whether a file is as long as it states, for the formats of which libsndfile reads what is there in silence."""
+    size = stream.seek(0, 2)
+    if size == 0:
+        raise InputError(f"{path} is empty (0 bytes); copy it again, or leave it out")
+    stream.seek(0)
+    head = stream.read(12)
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        position = 12
+        while position + 8 <= size:
+            stream.seek(position)
+            name, length = struct.unpack("<4sI", stream.read(8))
+            position += 8
+            if name == b"data" and position + length > size and length < _UNKNOWN_LENGTH:
+                raise InputError(
+                    f"{path} is cut off: it states {length} bytes of samples but holds {size - position}; copy it again"
+                )
+            position += length + length % 2
+    elif head[:4] == b"OggS":
+        stream.seek(max(0, size - _OGG_LARGEST_PAGE))
+        tail = stream.read()
+        page = tail.rfind(b"OggS")
+        if page < 0 or page + 6 > len(tail) or not tail[page + 5] & _OGG_LAST_PAGE_FLAG:
+            raise InputError(f"{path} is cut off: its last page is missing; copy it again")
+
+
+def _mono_blocks(path: Path, sound: soundfile.SoundFile, first: int, last: int) -> Iterator[Tensor]:
+    """Frames ``first`` to ``last`` with the channels averaged, checked for what is no sample."""
+    sound.seek(first)
+    block, position = max(1, _BLOCK_VALUES // sound.channels), first
+    while position < last:
+        frames = sound.read(min(block, last - position), dtype="float32", always_2d=True)
+        if frames.shape[0] == 0:
+            raise InputError(f"{path} is cut off: it states {sound.frames} samples but holds {position}; copy it again")
+        if not np.isfinite(frames).all():
+            bad = position + int(np.argmin(np.isfinite(frames).all(axis=1)))
+            raise InputError(
+                f"{path} holds NaN or infinity, first at second {bad / sound.samplerate:.3f}; export it again, or "
+                "leave it out"
+            )
+        peak = float(np.abs(frames).max())
+        if peak > LARGEST_PEAK:
+            raise InputError(
+                f"{path} holds values up to {peak:.3g} where full scale is 1; divide them by its full scale"
+            )
+        position += frames.shape[0]
+        yield torch.from_numpy(frames.mean(axis=1))
+
+
+def _resampled(blocks: Iterator[Tensor], ratio: Fraction) -> Iterator[Tensor]:
+    """The whole of the blocks, resampled: as if at once, but with as much around each border as the filter sees."""
+    ratio = ratio.limit_denominator(_LARGEST_DENOMINATOR)
+    up, down = ratio.numerator, ratio.denominator
+    resampler = Resample(down, up)
+    # Whole periods of the pattern of filters, so that each piece begins in the same phase.
+    margin = -(-(int(resampler.width) + 1) // down) * down if up != down else 0
+    held, left = torch.empty(0), 0
+    for block in blocks:
+        held = torch.cat([held, block])
+        whole = held.shape[0] // down * down
+        if whole < max(4 * margin, _BLOCK_VALUES):
+            continue
+        yield resampler(held[:whole])[left * up // down : (whole - margin) * up // down]
+        held, left = held[whole - 2 * margin :], margin
+    yield resampler(held)[left * up // down :]
