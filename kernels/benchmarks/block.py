@@ -6,8 +6,8 @@
 Ours are whole residual blocks with their two norms, selective and S4D (complex states); the peers (transformers'
 MambaMixer and mambapy's MambaBlock) run without any. Importing mambacore asks PyTorch for huge pages, which is part of
 what it gives; the peers run as their users run them, and with huge pages too under THP_MEM_ALLOC_ENABLE=1. Each case
-runs in a process of its own, so that peak memory is its own: it is the growth of the resident size from before the first
-call to the highest point.
+runs in a process of its own, so that peak memory is its own: the highest resident size above that before the first
+call.
 """
 
 import argparse
