@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from mambapipelines import intervals_cli
+
 if TYPE_CHECKING:
     from genomamba.genomes import GenomeSpecification
 
@@ -51,6 +53,7 @@ application = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+application.add_typer(intervals_cli.application)
 
 GenomeOption = Annotated[
     list[str],
