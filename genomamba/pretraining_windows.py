@@ -5,9 +5,7 @@ through all windows of a split once, in an order that is computed and not stored
 millions of windows.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -196,66 +194,3 @@ def _spread(count: int) -> Iterator[int]:
     """Yield all numbers below `count` in an order any first part of which is spread over them."""
     for number in range(count):
         yield shuffled_position(number, count, seed=0, epoch=0)
-
-
-@dataclass(frozen=True)
-class LengthStage:
-    """Steps [first_step, end_step) of training, at windows of `length` bp; the last stage has no end."""
-
-    length: int
-    first_step: int
-    end_step: int | None
-
-
-@dataclass(frozen=True)
-class LengthWarmup:
-    """Sequence-length warm-up: training starts on short windows and doubles their length every so many steps.
-
-    Gu and Dao 2023 (section E.3) go from 2^10 on, two epochs a length; a constant number of tokens a step keeps the
-    learning rate's meaning.
-    """
-
-    first_length: int
-    last_length: int
-    steps_per_length: int
-
-    def __post_init__(self) -> None:
-        """**Raises** `InputError` for lengths that doubling does not connect, and for less than one step a length."""
-        if self.first_length < 1 or self.steps_per_length < 1:
-            raise InputError(
-                f"the length warm-up starts at {self.first_length} bp with {self.steps_per_length} steps a length: "
-                "use 1 or more of both."
-            )
-        ratio, rest = divmod(self.last_length, self.first_length)
-        if rest or ratio < 1 or ratio & (ratio - 1):
-            raise InputError(
-                f"the length warm-up goes from {self.first_length} to {self.last_length} bp, which doubling does not "
-                "reach: use powers of two."
-            )
-
-    def stages(self) -> list[LengthStage]:
-        """Return the stages, shortest windows first."""
-        count = (self.last_length // self.first_length).bit_length()
-        stages = [
-            LengthStage(
-                self.first_length << number, number * self.steps_per_length, (number + 1) * self.steps_per_length
-            )
-            for number in range(count)
-        ]
-        return [*stages[:-1], dataclasses.replace(stages[-1], end_step=None)]
-
-    def length_at(self, step: int) -> int:
-        """Return the length of the windows (bp) at an optimiser step, counted from 0."""
-        if step < 0:
-            raise ValueError(f"the step is {step}, it must be 0 or more")
-        doublings = (self.last_length // self.first_length).bit_length() - 1
-        return self.first_length << min(step // self.steps_per_length, doublings)
-
-    def batch_size_at(self, step: int, tokens_per_step: int) -> int:
-        """Return how many windows make up `tokens_per_step` bases at a step; at least one."""
-        return max(1, tokens_per_step // self.length_at(step))
-
-    def first_index_at(self, step: int, tokens_per_step: int) -> int:
-        """Return how many samples the steps before `step` took at its length: the index its batch starts at."""
-        stage = min(step // self.steps_per_length, len(self.stages()) - 1)
-        return (step - stage * self.steps_per_length) * self.batch_size_at(step, tokens_per_step)

@@ -28,7 +28,7 @@ from mambacore.errors import InputError
 
 RATE = 8_000
 QUANTISER = Quantiser("mu-law", 8, RATE)
-DIGIT_CLIPS = Path("/work/shared/data/audio/spoken_digits_8khz")
+DIGIT_CLIPS = Path(__file__).parents[3] / "shared" / "data" / "audio" / "spoken_digits_8khz"
 
 
 def write(path, seconds=0.1, seed=0, rate=RATE):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from genomamba.alphabet import IUPAC_CODES, reverse_complement
 from genomamba.intervals import Interval, window_rule
 from genomamba.letter_policy import LETTER_POLICIES, PADDING_TOKEN, LetterPolicy, letter_policy
-from genomamba.pretraining_windows import LengthStage, LengthWarmup, PretrainingWindows, shuffled_position
+from genomamba.pretraining_windows import PretrainingWindows, shuffled_position
 from genomamba.reference import Reference
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
@@ -188,36 +188,10 @@ def test_mistakes_are_refused(reference: Reference) -> None:
         PretrainingWindows(reference, ROWS, "train", rule, 10).at_length(0)
 
 
-def test_the_warm_up_doubles_the_length() -> None:
-    warmup = LengthWarmup(2**10, 2**20, steps_per_length=100)
-    assert [warmup.length_at(step) for step in (0, 99, 100, 999, 1000, 10**6)] == [
-        2**10, 2**10, 2**11, 2**19, 2**20, 2**20,
-    ]  # fmt: skip
-    stages = warmup.stages()
-    assert [stage.length for stage in stages] == [2**power for power in range(10, 21)]
-    assert stages[0] == LengthStage(2**10, 0, 100)
-    assert stages[-1] == LengthStage(2**20, 1000, None)
-    for stage in stages:
-        assert warmup.length_at(stage.first_step) == stage.length
-        assert warmup.first_index_at(stage.first_step, 2**24) == 0
-    assert warmup.batch_size_at(0, 2**20) == 2**10
-    assert warmup.batch_size_at(5000, 2**10) == 1
-    assert warmup.first_index_at(103, 2**20) == 3 * 2**9
-    assert LengthWarmup(8, 8, 5).stages() == [LengthStage(8, 0, None)]
-
-
-def test_a_stage_of_the_warm_up_has_its_windows(reference: Reference) -> None:
+def test_the_same_windows_at_another_length(reference: Reference) -> None:
     windows = PretrainingWindows(
         reference, ROWS, "train", window_rule("mamba"), 10, seed=1, policy=letter_policy("caduceus")
     )
     longer = windows.at_length(50)
     assert (longer.length, len(longer), longer.policy, longer.seed) == (50, 20, windows.policy, 1)
     assert longer.sample(0).tokens.shape == (50,)
-
-
-@pytest.mark.parametrize("lengths", [(1000, 3000), (8, 4), (0, 8), (8, 20)])
-def test_lengths_that_doubling_does_not_connect_are_refused(lengths: tuple[int, int]) -> None:
-    with pytest.raises(InputError, match="length warm-up"):
-        LengthWarmup(*lengths, steps_per_length=1)
-    with pytest.raises(InputError, match="0 steps a length"):
-        LengthWarmup(8, 16, steps_per_length=0)
