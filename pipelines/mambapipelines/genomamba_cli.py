@@ -3,55 +3,38 @@
 Heavy modules are imported inside the commands, so that `genomamba --help` answers at once.
 """
 
-import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from mambapipelines import intervals_cli
+from mambapipelines.command_line import (
+    EXIT_CODES,
+    MinutesOption,
+    PrintRecipeOption,
+    ResumeOption,
+    RunFolderOption,
+    SeedOption,
+    SetOption,
+    StepsOption,
+    ThreadsOption,
+    command_group,
+    entries,
+    input_error,
+    run_program,
+    version_option,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from genomamba.genomes import GenomeSpecification
 
-EXIT_INPUT_ERROR = 2
-EXIT_INTERRUPTED = 130
-
-EXIT_CODES = "Exit codes: 0 done; 2 wrong input or options, one line on standard error says what; 130 interrupted."
-
-
-class Commands(TyperGroup):
-    """The commands, ending quietly when whoever reads their output has gone, and in one line on Ctrl-C."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Python would flush standard output once more at the end and complain about the closed pipe.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
-        except KeyboardInterrupt:
-            print("genomamba: interrupted", file=sys.stderr)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        return result
-
-
-application = typer.Typer(
-    name="genomamba",
-    cls=Commands,
-    help="Which species is this piece of DNA from? Train a model on genomes, then classify contigs of any length.",
-    epilog=EXIT_CODES,
-    no_args_is_help=False,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
+application = command_group(
+    "genomamba",
+    "Which species is this piece of DNA from? Train a model on genomes, then classify contigs of any length.",
 )
 application.add_typer(intervals_cli.application)
 
@@ -61,33 +44,15 @@ GenomeOption = Annotated[
         "--genome", metavar="NAME=PATH[,PATH...]", help="A class and its FASTA files, plain or gzipped; once per class."
     ),
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")]
-SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe: model.layers=8. Repeatable."),
-]
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Folder written by `genomamba train`, or hf://owner/name@revision.")
 ]
 
 
-def _print_version(wanted: bool) -> None:
-    if not wanted:
-        return
-    try:
-        print(f"genomamba {version('genomamba')}")
-    except PackageNotFoundError:
-        print("genomamba, not installed and therefore of unknown version")
-    raise typer.Exit
-
-
 @application.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
-    show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
+    show_version: Annotated[bool, version_option("genomamba")] = False,
 ) -> None:
     """Which species is this piece of DNA from? Train a model on genomes, then classify contigs of any length."""
     if context.invoked_subcommand is None:
@@ -98,20 +63,18 @@ def start(
 def train(
     genome: GenomeOption,
     length: Annotated[int, typer.Option(metavar="BP", help="Length of a training window in bases.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model and the state of the run.")],
+    output: RunFolderOption,
     holdout: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME[,NAME...]", help="Sequences never trained on, for accuracy and calibration."),
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time for the whole run.", show_default="the recipe's")] = None,
-    steps: Annotated[int | None, typer.Option(help="Number of optimiser steps, instead of --minutes.")] = None,
+    minutes: MinutesOption = None,
+    steps: StepsOption = None,
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="tiny, demo, small, or a YAML file.")] = "small",
     changes: SetOption = None,
-    print_recipe: Annotated[
-        bool, typer.Option("--print-recipe", help="Print the recipe, every value filled in, and leave.")
-    ] = False,
+    print_recipe: PrintRecipeOption = False,
     seed: SeedOption = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR, to the same numbers.")] = False,
+    resume: ResumeOption = False,
     threads: ThreadsOption = None,
 ) -> None:
     """Train a model to tell species apart.
@@ -143,7 +106,7 @@ def train(
             genomes=_genomes(genome),
             length=length,
             output=output,
-            holdout=[name for option in holdout or () for name in _split(option, "--holdout")],
+            holdout=[name for option in holdout or () for name in entries(option, "--holdout")],
             minutes=minutes,
             steps=steps,
             recipe=recipe,
@@ -259,12 +222,12 @@ def evaluate(
 
     names = list(dict.fromkeys(baseline)) if baseline else list(BASELINE_NAMES)
     if NO_BASELINE in names and len(names) > 1:
-        raise _input_error("--baseline none is given beside other baselines: leave one of them out.")
+        raise input_error("--baseline none is given beside other baselines: leave one of them out.")
     evaluate_species_classifier(
         EvaluationOptions(
             model_folder=model,
             genomes=_genomes(genome),
-            lengths=[_whole_number(length, "--lengths") for length in _split(lengths, "--lengths")],
+            lengths=[whole_number(length, "--lengths") for length in entries(lengths, "--lengths")],
             per_class=per_class,
             baselines=[name for name in names if name != NO_BASELINE],
             training_genomes=_genomes(training_genome or []),
@@ -342,45 +305,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; `None` takes those of the process.
     """
-    try:
-        application(args=None if arguments is None else list(arguments), prog_name="genomamba")
-    except ValueError as error:
-        from mambacore.errors import InputError  # noqa: PLC0415
-
-        if not isinstance(error, InputError):
-            raise
-        sentence = " ".join(str(error).split())
-        print(f"genomamba: error: {sentence}", file=sys.stderr)
-        return EXIT_INPUT_ERROR
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 0
-    return 0
+    return run_program(application, "genomamba", arguments)
 
 
 def _genomes(options: Sequence[str]) -> "list[GenomeSpecification]":
     from genomamba.genomes import parse_genome_option  # noqa: PLC0415
 
     return [parse_genome_option(option) for option in options]
-
-
-def _input_error(sentence: str) -> ValueError:
-    from mambacore.errors import InputError  # noqa: PLC0415
-
-    return InputError(sentence)
-
-
-def _split(text: str, option: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise _input_error(f"{option} '{text}' has an empty entry: separate entries by single commas.")
-    return parts
-
-
-def _whole_number(text: str, option: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise _input_error(f"{option} has '{text}', which is no whole number: write numbers of bases.") from None
 
 
 if __name__ == "__main__":

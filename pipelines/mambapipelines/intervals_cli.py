@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
-EXIT_CODES = "Exit codes: 0 done; 2 wrong input or options, one line on standard error says what; 130 interrupted."
+from mambapipelines.command_line import CONTEXT_SETTINGS, EXIT_CODES, input_error
 
 application = typer.Typer(
     name="intervals",
@@ -15,7 +15,7 @@ application = typer.Typer(
     epilog=EXIT_CODES,
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=CONTEXT_SETTINGS,
 )
 
 ReferenceOption = Annotated[
@@ -63,12 +63,12 @@ def audit(
     chosen_rule = window_rule(rule)
     chosen_rule.require_length(length)
     if fix is not None and fix not in REPAIRS:
-        raise _input_error(f"--fix is '{fix}': use {' or '.join(REPAIRS)}.")
+        raise input_error(f"--fix is '{fix}': use {' or '.join(REPAIRS)}.")
     if fix is not None and output is None:
-        raise _input_error(f"--fix {fix} writes intervals: say where with --output FILE.")
+        raise input_error(f"--fix {fix} writes intervals: say where with --output FILE.")
     if output is not None:
         if fix is None:
-            raise _input_error(f"--output {output} is for repaired intervals: choose a repair with --fix drop or trim.")
+            raise input_error(f"--output {output} is for repaired intervals: choose a repair with --fix drop or trim.")
         check_writable_place(output, "--output")
     with Reference(reference) as genome:
         lengths = genome.lengths
@@ -81,7 +81,7 @@ def audit(
     left = {row.split for row in repaired}
     for split in SPLITS:
         if split not in left and any(row.split == split for row in rows):
-            raise _input_error(
+            raise input_error(
                 f"--fix {fix} leaves no {split} rows at {length} bp, so nothing was written: use a shorter --length, "
                 "another --rule, or splits by chromosome (`genomamba intervals make`)."
             )
@@ -125,7 +125,7 @@ def make(
     from mambapipelines.console import check_writable_place, note, write_whole  # noqa: PLC0415
 
     if not 0 <= max_unknown <= 1:
-        raise _input_error(f"--max-unknown is {max_unknown}: use a share from 0 to 1.")
+        raise input_error(f"--max-unknown is {max_unknown}: use a share from 0 to 1.")
     if output is not None:
         check_writable_place(output, "--output")
     excluded = _names(exclude or [], "--exclude")
@@ -140,7 +140,7 @@ def make(
         short = sum(size < length for name, size in genome.lengths.items() if name not in excluded)
     for split in ("train", "valid", "test"):
         if not any(row.split == split for row in kept):
-            raise _input_error(
+            raise input_error(
                 f"every {split} row of {length} bp has more than {max_unknown:g} of unknown bases: use a shorter "
                 "--length, a larger --max-unknown, or other contigs."
             )
@@ -156,12 +156,6 @@ def make(
     )
 
 
-def _input_error(sentence: str) -> ValueError:
-    from mambacore.errors import InputError  # noqa: PLC0415 - imports torch, which `--help` does not need
-
-    return InputError(sentence)
-
-
 def _unknown_share(letters: bytes) -> float:
     known = sum(letters.count(base) for base in (b"A", b"C", b"G", b"T", b"U", b"a", b"c", b"g", b"t", b"u"))
     return 1 - known / len(letters)
@@ -170,5 +164,5 @@ def _unknown_share(letters: bytes) -> float:
 def _names(options: Sequence[str], option: str) -> list[str]:
     names = [name.strip() for value in options for name in value.split(",")]
     if not all(names):
-        raise _input_error(f"{option} has an empty name: separate names by single commas.")
+        raise input_error(f"{option} has an empty name: separate names by single commas.")
     return names
