@@ -20,9 +20,10 @@ from genomamba.simulation import DEFAULT_TREE, ROOT, SimulatedClade, simulate_cl
 from genomamba.tokenizer import ANY_BASE_TOKEN, CharacterTokenizer, Tokens
 from mambacore.errors import InputError
 from mambapipelines.console import note, use_threads, write_whole
+from mambapipelines.html_page import Picture, Section, Table, page
 from mambapipelines.plots import plot_accuracy_by_length, plot_training_curve, plot_tree
 from mambapipelines.progress import format_duration
-from mambapipelines.report import Picture, Section, Table, classification_table, describe_lengths, page
+from mambapipelines.report import classification_table, describe_lengths
 from mambapipelines.species_classification import ClassificationOptions, ClassificationSummary, classify_files
 from mambapipelines.species_evaluation import (
     MODEL_NAME,

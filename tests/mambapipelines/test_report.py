@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from genomamba.simulation import Branch
+from mambapipelines.html_page import Picture, Section, Table, page
 from mambapipelines.plots import (
     format_length,
     plot_accuracy_by_length,
@@ -15,7 +16,7 @@ from mambapipelines.plots import (
     plot_training_curve,
     plot_tree,
 )
-from mambapipelines.report import Picture, Section, Table, classification_page, describe_lengths, page
+from mambapipelines.report import classification_page, describe_lengths
 from mambapipelines.species_classification import MOST_LISTED_RECORDS, Classification, ClassificationSummary
 from mambapipelines.species_evaluation import AccuracyRow
 

@@ -1,0 +1,110 @@
+"""HTML pages that are single files with everything inside: they open without a network and without scripts."""
+
+from __future__ import annotations
+
+import base64
+import html
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+STYLE: Final = """
+body { font-family: system-ui, sans-serif; line-height: 1.5; color: #1c2733; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: 0.2rem; }
+h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #d5dce3; }
+table { border-collapse: collapse; font-size: 0.9rem; margin: 0.8rem 0; }
+th, td { padding: 0.25rem 0.8rem; border-bottom: 1px solid #e4e9ee; text-align: right;
+  font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+figure { margin: 0.8rem 0; }
+figcaption { font-size: 0.9rem; color: #51606e; }
+img { max-width: 100%; height: auto; }
+.table { overflow-x: auto; }
+audio { width: 100%; max-width: 24rem; }
+.players { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with what it shows in words: `caption` below it, also for those who cannot see it."""
+
+    png: bytes
+    caption: str
+
+
+@dataclass(frozen=True)
+class Player:
+    """A sound that can be played on the page, with its caption and, above it, a picture of it if there is one."""
+
+    sound: bytes
+    caption: str
+    media_type: str = "audio/wav"
+    png: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as plain text, first column to the left."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+Item = str | Picture | Player | Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with paragraphs, pictures, players and tables; text in them is plain, never read as HTML.
+
+    Players that follow each other stand side by side where the page is wide enough.
+    """
+
+    heading: str
+    content: Sequence[Item] = field(default_factory=tuple)
+
+
+def page(title: str, sections: Sequence[Section]) -> str:
+    """A whole HTML page, with all text escaped and all pictures embedded."""
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{html.escape(title)}</h1>",
+    ]
+    for section in sections:
+        if section.heading:
+            parts.append(f"<h2>{html.escape(section.heading)}</h2>")
+        for are_players, items in itertools.groupby(section.content, lambda item: isinstance(item, Player)):
+            rendered = [_render(item) for item in items]
+            parts += ['<div class="players">', *rendered, "</div>"] if are_players else rendered
+    parts.append("</body></html>\n")
+    return "\n".join(parts).encode("utf-8", "replace").decode()
+
+
+def _embedded(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def _render(item: Item) -> str:
+    if isinstance(item, str):
+        return f"<p>{html.escape(item)}</p>"
+    if isinstance(item, Picture):
+        caption = html.escape(item.caption)
+        source = _embedded("image/png", item.png)
+        return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    if isinstance(item, Player):
+        caption = html.escape(item.caption)
+        picture = "" if item.png is None else f'<img src="{_embedded("image/png", item.png)}" alt="{caption}">'
+        source = _embedded(item.media_type, item.sound)
+        return (
+            f'<figure>{picture}<audio controls preload="metadata" src="{source}"></audio>'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+    header = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in item.header)
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in item.rows)
+    return f'<div class="table"><table><thead><tr>{header}</tr></thead><tbody>\n{rows}</tbody></table></div>'
