@@ -1,30 +1,23 @@
 """The genomes of a species task: classes, their files, their sequences, and which of them are held out."""
 
-import contextlib
 import difflib
-import os
 import re
-import secrets
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
-import pyfaidx
 
 from genomamba.fasta import STANDARD_INPUT, FastaHeader, is_gzipped, read_events, read_records, source_label
-from genomamba.tokenizer import CharacterTokenizer, Tokens
+from genomamba.reference import Reference
+from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 
 UNCLASSIFIED: Final = "unclassified"
 """The call of a record that no class is named for; no class may have this name."""
 
 _CLASS_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-_NAMES_COMPRESSION = (".gz", ".bgz", ".bz2", ".zip")
 _CHECKED_TAIL_BP: Final = 16
 _MOST_NEAR_NAMES: Final = 5
 
@@ -80,36 +73,13 @@ class MemoryStore:
 
 
 class IndexedStore:
-    """Random access to a plain FASTA file through a `.fai` index.
+    """Random access to a plain FASTA file through `genomamba.reference`: one index, one handle a process."""
 
-    A file handle shared by two processes gives wrong sequences (each moves the other's position), so every process
-    opens its own: the handle is dropped on pickling and not used after a fork.
-    """
-
-    def __init__(self, path: str, index_path: str) -> None:
-        self._path = path
-        self._index_path = index_path
-        self._handle: pyfaidx.Fasta | None = None
-        self._process_id = 0
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
 
     def fetch(self, name: str, start: int, end: int) -> Tokens:
-        letters = self._open()[name][start:end]
-        if len(letters) != end - start:
-            raise InputError(f"{self._path} has changed since it was indexed: start again.")
-        return CharacterTokenizer().encode(letters)
-
-    def lengths(self) -> dict[str, int]:
-        """Return the length in bp of every record in the index."""
-        return {name: record.rlen for name, record in self._open().faidx.index.items()}
-
-    def _open(self) -> pyfaidx.Fasta:
-        if self._handle is None or self._process_id != os.getpid():
-            self._handle = pyfaidx.Fasta(self._path, indexname=self._index_path, as_raw=True, build_index=False)
-            self._process_id = os.getpid()
-        return self._handle
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None}
+        return self.reference.tokens(name, start, end)
 
 
 @dataclass(frozen=True)
@@ -268,64 +238,18 @@ def _refuse_duplicate(name: str, names: Mapping[str, Any], label: str) -> None:
 def _index_file(path: str, lengths: Mapping[str, int], tails: Mapping[str, Tokens]) -> IndexedStore | None:
     """Return access to a plain file through its index, or None when no index describes it.
 
-    An index beside the file is used when it is newer than the file and right. A new one is written beside the file, as
-    is the custom, or to a temporary folder when the file's folder does not let us.
+    It must give the records, lengths and last bases that reading the whole file gave: blanks within lines, which an
+    index does not notice, shift the end.
     """
-    beside = f"{path}.fai"
-    if path.lower().endswith(_NAMES_COMPRESSION):
-        return None  # the index library goes by the name and would try to decompress it
-    if Path(beside).is_file() and os.path.getmtime(beside) > os.path.getmtime(path):
-        store = IndexedStore(path, beside)
-        if _index_agrees(store, lengths, tails):
-            return store
-    if _is_writable(Path(path).absolute().parent):
-        unfinished = f"{beside}.{secrets.token_hex(4)}"
-        try:
-            if not _build_index(path, unfinished) or not _index_agrees(IndexedStore(path, unfinished), lengths, tails):
-                return None
-            os.replace(unfinished, beside)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
-        return IndexedStore(path, beside)
-    folder = tempfile.mkdtemp(prefix="genomamba-index-")
-    store = IndexedStore(path, os.path.join(folder, "genome.fai"))
-    weakref.finalize(store, _remove_in_process, folder, os.getpid())
-    agrees = _build_index(path, os.path.join(folder, "genome.fai")) and _index_agrees(store, lengths, tails)
-    return store if agrees else None
-
-
-def _build_index(path: str, index_path: str) -> bool:
-    """Write an index; False when the file's lines are too uneven for one."""
     try:
-        pyfaidx.Fasta(path, indexname=index_path).close()
-    except (pyfaidx.FastaIndexingError, OSError, ValueError):
-        return False
-    return True
-
-
-def _index_agrees(store: IndexedStore, lengths: Mapping[str, int], tails: Mapping[str, Tokens]) -> bool:
-    """Say whether an index gives the records, lengths and last bases that reading the whole file gave.
-
-    A stale index and the unevennesses that an index does not notice (blanks, old Mac line ends) all shift the end.
-    """
-    with contextlib.suppress(InputError, OSError, ValueError, KeyError, pyfaidx.FetchError):
-        if store.lengths() != dict(lengths):
-            return False
-        return all(
-            np.array_equal(store.fetch(name, lengths[name] - len(tail), lengths[name]), tail)
+        reference = Reference(path)
+        agrees = dict(reference.lengths) == dict(lengths) and all(
+            np.array_equal(reference.tokens(name, lengths[name] - len(tail), lengths[name]), tail)
             for name, tail in tails.items()
         )
-    return False
-
-
-def _is_writable(folder: Path) -> bool:
-    return os.access(folder, os.W_OK)
-
-
-def _remove_in_process(folder: str, process_id: int) -> None:
-    """Remove a folder unless this is a forked copy of the process that made it and may still use it."""
-    if os.getpid() == process_id:
-        shutil.rmtree(folder, ignore_errors=True)
+    except InputError:
+        return None
+    return IndexedStore(reference) if agrees else None
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

@@ -7,12 +7,13 @@ import multiprocessing
 import os
 import pickle
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from genomamba import genomes
+from genomamba import reference
 from genomamba.genomes import (
     GenomeCollection,
     GenomeSpecification,
@@ -138,16 +139,24 @@ def test_a_folder_that_is_not_writable_gets_no_index(tmp_path: Path, monkeypatch
     path = tmp_path / "data" / "genome.fa"
     path.parent.mkdir()
     path.write_bytes(fasta_text())
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    monkeypatch.setattr(genomes, "_is_writable", lambda _: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    can_write_in = reference._can_write_in
+    monkeypatch.setattr(reference, "_can_write_in", lambda at: at != path.parent and can_write_in(at))
     collection = load_one(path)
     assert isinstance(collection.sequences[0].store, IndexedStore)
     assert_same_as_letters(collection)
     assert [entry.name for entry in path.parent.iterdir()] == ["genome.fa"]
-    del collection
-    assert list(temporary.iterdir()) == []
+
+
+def test_a_genome_that_can_be_indexed_nowhere_is_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "genome.fa"
+    path.write_bytes(fasta_text())
+    monkeypatch.setattr(reference, "_can_write_in", lambda at: False)
+    collection = load_one(path)
+    assert isinstance(collection.sequences[0].store, MemoryStore)
+    assert_same_as_letters(collection)
 
 
 def test_a_stale_or_broken_index_is_replaced(tmp_path: Path) -> None:
@@ -177,18 +186,34 @@ def test_forked_processes_read_at_the_same_time_without_disturbing_each_other(tm
     assert all(result == expected for result in results)
 
 
+def _load_at_once(arguments: tuple[str, float]) -> bool:
+    path, start_time = arguments
+    time.sleep(max(0.0, start_time - time.time()))
+    assert_same_as_letters(load_one(Path(path)))
+    return True
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_eight_processes_that_use_a_genome_first_at_the_same_time_all_get_it_right(tmp_path: Path) -> None:
+    path = tmp_path / "genome.fa"
+    path.write_bytes(fasta_text(width=10))
+    with multiprocessing.get_context("fork").Pool(8) as pool:
+        assert all(pool.map(_load_at_once, [(str(path), time.time() + 0.3)] * 8, chunksize=1))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["genome.fa", "genome.fa.fai"]
+
+
 def test_a_forked_store_does_not_use_the_handle_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "genome.fa"
     path.write_bytes(fasta_text())
     store = load_one(path).sequences[0].store
     assert isinstance(store, IndexedStore)
     store.fetch("chrI", 0, 5)
-    handle = store._handle
+    handle = store.reference._handle
     store.fetch("chrI", 0, 5)
-    assert store._handle is handle
+    assert store.reference._handle is handle
     monkeypatch.setattr(os, "getpid", lambda: 1)
     store.fetch("chrI", 0, 5)
-    assert store._handle is not handle
+    assert store.reference._handle is not handle
 
 
 def test_a_collection_survives_pickling(tmp_path: Path) -> None:

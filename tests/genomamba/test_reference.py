@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import struct
+import tempfile
 import threading
 import time
 import zlib
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyfaidx
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -377,3 +379,63 @@ def test_block_gzip_gives_the_same_letters(tmp_path: Path, block_bytes: int) -> 
         assert sum(pool.map(_fetch_many, [(genome, seed) for seed in range(WORKERS)])) == 0
     assert index.stat().st_mtime_ns == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["genome.fa.gz", "genome.fa.gz.fai", "genome.fa.gz.gzi"]
+
+
+class _Windows(torch.utils.data.Dataset[torch.Tensor]):
+    """Windows of one reference that every worker of a DataLoader shares."""
+
+    def __init__(self, genome: Reference) -> None:
+        self.genome = genome
+
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.genome.tokens("chr1", 50 * index, 50 * index + 100))
+
+
+@pytest.mark.parametrize("workers", [0, 8])
+def test_the_workers_of_a_data_loader_get_the_right_tokens(genome: Path, workers: int) -> None:
+    opened = Reference(genome)
+    opened.letters("chr1", 0, 10)  # the workers inherit an open handle
+    loader = torch.utils.data.DataLoader(_Windows(opened), batch_size=10, num_workers=workers)
+    tokens = torch.cat(list(loader))
+    whole = CharacterTokenizer().encode(CONTIGS["chr1"])
+    expected = np.stack([whole[50 * index : 50 * index + 100] for index in range(200)])
+    np.testing.assert_array_equal(tokens.numpy(), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    contigs=st.dictionaries(
+        st.from_regex(r"[A-Za-z0-9_.|:-]{1,12}", fullmatch=True),
+        st.text("ACGTNRYKMSWBDHVacgtn", max_size=200),
+        min_size=1,
+        max_size=4,
+    ),
+    width=st.integers(1, 80),
+    line_end=st.sampled_from([b"\n", b"\r\n"]),
+)
+def test_any_fasta_comes_back_as_it_was_written(contigs: dict[str, str], width: int, line_end: bytes) -> None:
+    letters = {name: text.encode() for name, text in contigs.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "genome.fa"
+        path.write_bytes(fasta_bytes(letters, width, line_end))
+        with Reference(path) as opened:
+            assert list(opened.lengths) == list(letters)
+            for name, expected in letters.items():
+                assert opened.letters(name, 0, len(expected)) == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(content=st.binary(max_size=120) | st.binary(max_size=60).map(lambda tail: b">a\nACGT\n" + tail))
+def test_no_bytes_crash_a_reference(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "genome.fa"
+        path.write_bytes(content)
+        try:
+            with Reference(path) as opened:
+                for name, length in opened.lengths.items():
+                    opened.letters(name, 0, length)
+        except InputError as error:
+            assert "\n" not in str(error)
