@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambacore.errors import InputError
-from mambacore.layers import ResidualStack, RootMeanSquareNorm
+from mambacore.layers import ContextEmbedding, ResidualStack, RootMeanSquareNorm
 from mambacore.layers.bidirectional import widened
 from mambacore.layers.stack import StackState
 from mambacore.models.sampling import check_sampling, sample_tokens
 
 # Standard deviation of embeddings at the start of training (GPT-2's, which the Mamba paper follows).
 EMBEDDING_DEVIATION = 0.02
+# Rows of a table of contexts: 13 letters out of 4, whose float32 logits take 1 GB.
+MAXIMUM_CONTEXTS = 4**13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,12 @@ class CausalLanguageModelConfig:
         residual_in_float32: keep the sum of residuals in float32 where the parameters have fewer bits.
         tied_head: logits are read with the embedding's matrix.
         vocabulary_multiple: the tables are padded to a multiple of this many tokens, which no text has.
+        context_symbols: the first and the number of the consecutive tokens that contexts are made of.
+        context_widths: beside the token's own, an embedding of the last so many symbols is added for each of these
+            numbers (``mambacore.layers.ContextEmbedding``). A small model then knows short words from its first step.
+        output_context_widths: for each of these numbers a table gives every context of so many symbols a logit per
+            symbol, which the head reads beside the last layer: a Markov model of as many orders, trained with the
+            layers that correct it. The head cannot be tied then.
     """
 
     vocabulary_size: int
@@ -41,18 +49,58 @@ class CausalLanguageModelConfig:
     residual_in_float32: bool = False
     tied_head: bool = True
     vocabulary_multiple: int = 1
+    context_symbols: tuple[int, int] = (0, 0)
+    context_widths: tuple[int, ...] = ()
+    output_context_widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("context_symbols", "context_widths", "output_context_widths"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("vocabulary_size", "model_width", "vocabulary_multiple"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1 but is {getattr(self, name)}")
         if not self.mixers:
             raise InputError("a language model needs at least one layer; give one mixer per layer")
+        self._check_contexts()
 
     @property
     def padded_vocabulary_size(self) -> int:
         """Rows of the tables."""
         return padded_size(self.vocabulary_size, self.vocabulary_multiple)
+
+    @property
+    def hidden_width(self) -> int:
+        """Channels that the head reads."""
+        return self.model_width + (self.context_symbols[1] if self.output_context_widths else 0)
+
+    def _check_contexts(self) -> None:
+        widths = (*self.context_widths, *self.output_context_widths)
+        if not widths:
+            return
+        first, count = self.context_symbols
+        if first < 0 or count < 2 or first + count > self.vocabulary_size:
+            raise InputError(
+                f"context_symbols is {first}, {count}, which are no two or more tokens among {self.vocabulary_size}; "
+                "give the first token of contexts and how many there are"
+            )
+        if min(widths) < 1 or count ** max(widths) > MAXIMUM_CONTEXTS:
+            raise InputError(
+                f"contexts of {min(widths)} to {max(widths)} symbols out of {count} cannot be tabulated; "
+                f"use widths from 1 that give at most {MAXIMUM_CONTEXTS} contexts"
+            )
+        if self.output_context_widths and self.tied_head:
+            raise InputError("output_context_widths need a head of their own; set tied_head to false")
+
+
+class ContextLanguageState(NamedTuple):
+    """What a model with contexts hands on."""
+
+    contexts: Tensor | None  # (batch, history) for the embedding
+    output_contexts: Tensor | None  # the same for the head's tables
+    stack: StackState
+
+
+LanguageState = StackState | ContextLanguageState
 
 
 class CausalLanguageModel(nn.Module):
@@ -71,17 +119,34 @@ class CausalLanguageModel(nn.Module):
         rows = config.padded_vocabulary_size
         self.embedding = nn.Embedding(rows, config.model_width)
         self.stack = ResidualStack(config.model_width, config.mixers, config.norm_epsilon)
-        self.head = None if config.tied_head else nn.Linear(config.model_width, rows, bias=False)
+        self.head = None if config.tied_head else nn.Linear(config.hidden_width, rows, bias=False)
         for table in (self.embedding, self.head):
             if table is not None:
                 nn.init.normal_(table.weight, std=EMBEDDING_DEVIATION)
+        first, symbols = config.context_symbols
+        self.contexts = self.output_contexts = None
+        if config.context_widths:
+            self.contexts = ContextEmbedding(symbols, config.context_widths, config.model_width)
+            # Of the size of the token's embedding; contexts that are none keep their zeros.
+            with torch.no_grad():
+                for parameter in self.contexts.parameters():
+                    parameter.mul_(EMBEDDING_DEVIATION)
+        if config.output_context_widths:
+            assert self.head is not None  # the configuration has made sure
+            self.output_contexts = ContextEmbedding(symbols, config.output_context_widths, symbols)
+            for parameter in self.output_contexts.parameters():
+                nn.init.zeros_(parameter)
+            with torch.no_grad():
+                # What a context says of a symbol is that symbol's logit from the start.
+                self.head.weight[:, config.model_width :] = 0
+                self.head.weight[first : first + symbols, config.model_width :] = torch.eye(symbols)
         if config.residual_in_float32:
             for block in self.stack.blocks:
                 block.norm = _NarrowingNorm(config.model_width, config.norm_epsilon)
 
     def forward(
-        self, tokens: Tensor, state: StackState | None = None, sequence_starts: Tensor | None = None
-    ) -> tuple[Tensor, StackState]:
+        self, tokens: Tensor, state: LanguageState | None = None, sequence_starts: Tensor | None = None
+    ) -> tuple[Tensor, LanguageState]:
         """Logits of what follows each position.
 
         Args:
@@ -91,23 +156,48 @@ class CausalLanguageModel(nn.Module):
 
         Returns:
             Logits (batch, length, padded_vocabulary_size) and the state for what follows.
+
+        Raises:
+            ValueError: ``sequence_starts`` for a model with contexts, which would reach into the record before.
         """
         hidden, state = self.hidden(tokens, state, sequence_starts)
         return self.logits(hidden), state
 
     def hidden(
-        self, tokens: Tensor, state: StackState | None = None, sequence_starts: Tensor | None = None
-    ) -> tuple[Tensor, StackState]:
-        """What the head reads, (batch, length, model_width), and the state for what follows."""
+        self, tokens: Tensor, state: LanguageState | None = None, sequence_starts: Tensor | None = None
+    ) -> tuple[Tensor, LanguageState]:
+        """What the head reads, (batch, length, config.hidden_width), and the state for what follows."""
         embedded = self.embedding(tokens)
+        if self.contexts is None and self.output_contexts is None:
+            return self._through_stack(embedded, state, sequence_starts)
+        if sequence_starts is not None:
+            raise ValueError("contexts do not end where records do; give a model with contexts one record per row")
+        incoming = ContextLanguageState(None, None, (None,) * len(self.stack.blocks)) if state is None else state
+        assert isinstance(incoming, ContextLanguageState)
+        symbols = tokens.long() - self.config.context_symbols[0]
+        histories: list[Tensor | None] = [None, None]
+        if self.contexts is not None:
+            added, histories[0] = self.contexts(symbols, incoming.contexts)
+            embedded = embedded + added
+        hidden, stack_state = self._through_stack(embedded, incoming.stack, None)
+        if self.output_contexts is not None:
+            spoken, histories[1] = self.output_contexts(symbols, incoming.output_contexts)
+            hidden = torch.cat([hidden, spoken.to(hidden.dtype)], dim=-1)
+        return hidden, ContextLanguageState(histories[0], histories[1], stack_state)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head: (..., config.hidden_width) to (..., padded_vocabulary_size).
+
+        In the precision of its weights even under autocast: models of DNA differ in the third digit of a logit.
+        """
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.to(weight.dtype), weight)
+
+    def _through_stack(self, embedded: Tensor, state: Any, sequence_starts: Tensor | None) -> tuple[Tensor, StackState]:
         if self.config.residual_in_float32:
             embedded = widened(embedded)
         return self.stack(embedded, state, sequence_starts)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The head: (..., model_width) to (..., padded_vocabulary_size)."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(hidden.to(weight.dtype), weight)
 
     @torch.no_grad()
     def generate(
