@@ -2,6 +2,11 @@
 
 The package brings `tiny` (seconds; tests), `demo` (the three-minute demo) and `small` (the default). A recipe holds
 sizes in bases rather than in windows, so that one recipe serves every `--length`.
+
+A task declares its own recipe as a subclass of `TrainingRecipe` with further values and sections (frozen dataclasses).
+What a value may be follows from its default: a number, a whole number, true or false, a word, or a list (a tuple here).
+The field's metadata says the rest: `choices` of a word or of a list's entries, `entries` the kind of a list's entries
+where the default is empty.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -43,7 +48,7 @@ class OptimizerRecipe:
     gradient_clip: float = 1.0
     warmup_fraction: float = 0.1
     final_fraction: float = 0.02
-    schedule: str = "cosine"
+    schedule: str = field(default="cosine", metadata={"choices": SCHEDULES})
     plateau_factor: float = 0.5
     plateau_patience: int = 3
     average_decay: float = 0.0
@@ -120,7 +125,7 @@ class TrainingRecipe:
     model_defaults: ClassVar[dict[str, Any]] = {}
 
     minutes: float = 40.0
-    precision: str = "float32"
+    precision: str = field(default="float32", metadata={"choices": PRECISIONS})
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     batch: BatchRecipe = field(default_factory=BatchRecipe)
@@ -147,17 +152,15 @@ class TrainingRecipe:
         _refuse_unknown_keys(content, [item.name for item in fields(cls)], source)
         model = _mapping(content.get("model"), f"model in {source}")
         _refuse_unknown_keys(model, list(cls.model_defaults), f"model in {source}")
-        sections: dict[str, Any] = {}
+        values: dict[str, Any] = {"model": dict(model)}
         for item in fields(cls):
             kind = item.default_factory
             if isinstance(kind, type) and is_dataclass(kind):
-                sections[item.name] = _section(kind, content.get(item.name), f"{item.name} in {source}")
-        recipe = cls(
-            minutes=_number(content.get("minutes", cls.minutes), float, f"minutes in {source}"),
-            precision=_precision(content.get("precision", cls.precision), source),
-            model=dict(model),
-            **sections,
-        )
+                values[item.name] = _section(kind, content.get(item.name), f"{item.name} in {source}")
+            elif item.name in content and item.name not in values:
+                values[item.name] = _value(item, content[item.name], f"{item.name} in {source}")
+        recipe = cls(**values)
+        recipe = replace(recipe, precision=_resolved_precision(recipe.precision))
         _check_ranges(recipe, source)
         return recipe
 
@@ -290,13 +293,10 @@ def _number(value: object, kind: type, source: str) -> Any:
     return kind(number)
 
 
-def _precision(value: object, source: str) -> str:
+def _resolved_precision(precision: str) -> str:
     """The precision to train in, `auto` resolved for this processor."""
-    if value not in PRECISIONS:
-        choices = ", ".join(PRECISIONS)
-        raise InputError(f"precision in {source} must be one of {choices}, not {value!r}: correct the recipe")
-    if value != "auto":
-        return str(value)
+    if precision != "auto":
+        return precision
     capabilities = torch.cpu.get_capabilities()
     return "bfloat16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
 
@@ -304,23 +304,35 @@ def _precision(value: object, source: str) -> str:
 def _section(section: type[Section], content: object, source: str) -> Section:
     """One nested part of a recipe, every value of the kind of its default."""
     values = _mapping(content, source)
-    kinds = {item.name: type(item.default) for item in fields(section)}  # type: ignore[arg-type]
-    _refuse_unknown_keys(values, list(kinds), source)
-    return section(
-        **{
-            key: _schedule(value, f"{key} of {source}")
-            if kinds[key] is str
-            else _number(value, kinds[key], f"{key} of {source}")
-            for key, value in values.items()
-        }
-    )
+    items = {item.name: item for item in fields(section)}  # type: ignore[arg-type]
+    _refuse_unknown_keys(values, list(items), source)
+    return section(**{key: _value(items[key], value, f"{key} of {source}") for key, value in values.items()})
 
 
-def _schedule(value: object, source: str) -> str:
-    """The one value of a section that is a word."""
-    if value not in SCHEDULES:
-        raise InputError(f"{source} must be one of {', '.join(SCHEDULES)}, not {value!r}: correct the recipe")
-    return str(value)
+def _value(item: Field[Any], value: object, source: str) -> Any:
+    """A value of the kind of its field's default; see the module."""
+    default, choices = item.default, tuple(item.metadata.get("choices", ()))
+    if not isinstance(default, tuple):
+        return _entry(value, type(default), choices, source)
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{source} must be a list, not {value!r}: write [a, b] in the recipe")
+    kind = item.metadata.get("entries") or type(default[0])
+    return tuple(_entry(entry, kind, choices, f"entry {number} of {source}") for number, entry in enumerate(value, 1))
+
+
+def _entry(value: object, kind: type, choices: tuple[str, ...], source: str) -> Any:
+    """A number, a word, or true or false."""
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{source} must be true or false, not {value!r}: correct the recipe")
+        return value
+    if kind is not str:
+        return _number(value, kind, source)
+    if choices and value not in choices:
+        raise InputError(f"{source} must be one of {', '.join(choices)}, not {value!r}: correct the recipe")
+    if not isinstance(value, str):
+        raise InputError(f"{source} must be a word, not {value!r}: put it in quotes")
+    return value
 
 
 def _check_ranges(recipe: TrainingRecipe, source: str) -> None:

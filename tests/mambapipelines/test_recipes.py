@@ -1,12 +1,21 @@
 """Recipes: the packaged ones work, and every mistake in one's own is named."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from genomamba.models import SpeciesClassifierConfig
 from mambacore.errors import InputError
-from mambapipelines.recipes import BatchRecipe, Recipe, load_recipe, recipe_names, recipe_text
+from mambapipelines.recipes import (
+    BatchRecipe,
+    Recipe,
+    TrainingRecipe,
+    load_recipe,
+    load_task_recipe,
+    recipe_names,
+    recipe_text,
+)
 
 
 def write_recipe(folder: Path, text: str) -> str:
@@ -119,3 +128,54 @@ def test_a_printed_recipe_says_everything_and_is_read_back(tmp_path: Path) -> No
     assert printed.model["context_widths"] == [1, 3, 6]
     before = SpeciesClassifierConfig.from_dict({"class_names": ["a", "b"], **recipe.model})
     assert SpeciesClassifierConfig.from_dict({"class_names": ["a", "b"], **printed.model}) == before
+
+
+@dataclass(frozen=True)
+class ColoursRecipe:
+    """A section as a task might have it."""
+
+    paint: str = field(default="red", metadata={"choices": ("red", "blue")})
+    title: str = "untitled"
+    glossy: bool = False
+    layers: tuple[int, ...] = (1, 2)
+    edges: tuple[str, ...] = field(default=(), metadata={"entries": str, "choices": ("left", "right")})
+    weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class PaintingRecipe(TrainingRecipe):
+    """A task's recipe with a section and a value of its own."""
+
+    frame: str = field(default="oak", metadata={"choices": ("oak", "ash")})
+    colours: ColoursRecipe = field(default_factory=ColoursRecipe)
+
+
+def test_a_task_declares_words_flags_and_lists(tmp_path: Path) -> None:
+    text = "frame: ash\ncolours: {paint: blue, title: sea, glossy: true, layers: [3], edges: [left], weight: 1}\n"
+    recipe = load_task_recipe(PaintingRecipe, write_recipe(tmp_path, text))
+    assert recipe.frame == "ash"
+    assert recipe.colours == ColoursRecipe("blue", "sea", True, (3,), ("left",), 1.0)
+    assert PaintingRecipe.from_dict(recipe.to_dict()) == recipe
+    (tmp_path / "again").mkdir()
+    assert load_task_recipe(PaintingRecipe, write_recipe(tmp_path / "again", recipe_text(recipe))) == recipe
+    changed = load_task_recipe(PaintingRecipe, write_recipe(tmp_path, text), ["colours.layers=[]", "frame=oak"])
+    assert (changed.colours.layers, changed.frame) == ((), "oak")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("frame: pine", "frame in .*must be one of oak, ash, not 'pine'"),
+        ("colours: {paint: green}", "paint of colours in .*must be one of red, blue, not 'green'"),
+        ("colours: {paint: [red]}", "paint of colours in .*must be one of red, blue"),
+        ("colours: {title: 3}", "title of colours in .*must be a word, not 3"),
+        ("colours: {glossy: 1}", "glossy of colours in .*must be true or false, not 1"),
+        ("colours: {layers: 3}", "layers of colours in .*must be a list, not 3"),
+        ("colours: {layers: [1, 2.5]}", "entry 2 of layers of colours in .*whole number, not 2.5"),
+        ("colours: {edges: [left, up]}", "entry 2 of edges of colours in .*one of left, right, not 'up'"),
+        ("colours: {weight: [1]}", "weight of colours in .*must be a number"),
+    ],
+)
+def test_mistakes_in_a_tasks_section_are_named(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        load_task_recipe(PaintingRecipe, write_recipe(tmp_path, text))
