@@ -60,9 +60,12 @@ class Commands(TyperGroup):
 
 
 def command_group(name: str, help_text: str) -> typer.Typer:
-    """A set of commands with the habits of this project: `main_application` for a program, or a part of one.
+    """A program with the habits of this project, or a part of one.
 
-    Added to a program with `add_typer`, a group's commands stand among the program's own, unless it is added by name.
+    Args:
+        name: of the program. A part has the name "" where its commands stand among the program's own once it is added
+            with `add_typer`, and else the name that stands before its commands.
+        help_text: what it is for.
     """
     return typer.Typer(
         name=name,

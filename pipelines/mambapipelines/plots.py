@@ -130,6 +130,57 @@ def plot_training_curve(steps: FloatArray, loss: FloatArray, held_out: Sequence[
     return _to_png(figure)
 
 
+def plot_run_curve(steps: FloatArray, values: FloatArray, name: str) -> bytes:
+    """One figure of a training run over its steps; many noisy values get a smooth line.
+
+    Args:
+        steps: (values,) step numbers.
+        values: (values,) the figure at each.
+        name: what it is, for the axis.
+    """
+    figure, axes = _new_figure(7.0, 3.2)
+    width = max(SMALLEST_LOSS_SMOOTHING, len(values) // 50)
+    few = len(values) <= 2 * width
+    axes.plot(
+        steps,
+        values,
+        color=COLORS[0],
+        alpha=1 if few else 0.25,
+        linewidth=1.5 if few else 0.8,
+        marker="o" if few else None,
+        markersize=4,
+    )
+    if not few:
+        smooth = np.convolve(values, np.full(width, 1 / width), mode="valid")
+        axes.plot(steps[width - 1 :], smooth, color=COLORS[0], linewidth=2)
+    axes.set_xlabel("step")
+    axes.set_ylabel(name)
+    axes.grid(alpha=0.25)
+    return _to_png(figure)
+
+
+def plot_run_pace(steps: FloatArray, learning_rates: FloatArray, speeds: FloatArray, unit: str) -> bytes:
+    """Learning rate and, on a second axis, speed of a training run over its steps.
+
+    Args:
+        steps: (steps,) step numbers.
+        learning_rates: (steps,) rate of each.
+        speeds: (steps,) `unit` per second of each; empty for none.
+        unit: what is counted.
+    """
+    figure, axes = _new_figure(7.0, 2.6)
+    axes.plot(steps, learning_rates, color=COLORS[0], linewidth=1.5)
+    axes.set_xlabel("step")
+    axes.set_ylabel("learning rate", color=COLORS[0])
+    axes.grid(alpha=0.25)
+    if len(speeds):
+        speed_axes = axes.twinx()
+        speed_axes.plot(steps, speeds, color=COLORS[1], linewidth=0.8, alpha=0.7)
+        speed_axes.set_ylim(bottom=0)
+        speed_axes.set_ylabel(f"{unit} per second", color=COLORS[1])
+    return _to_png(figure)
+
+
 def plot_probability_histogram(counts: npt.NDArray[np.int64]) -> bytes:
     """How many records (bins,) have a best class of which probability; bins of equal width from 0 to 1."""
     figure, axes = _new_figure(5.0, 3.0)

@@ -8,6 +8,8 @@ Layout of the folder:
     step-000120/optimizer.safetensors
     step-000120/average.safetensors     the moving average of the weights, where the run has one
     metrics.csv               one row per step, cut back to the step that a resumed run starts from
+    events/                   the same for TensorBoard
+    run.json                  what the run depends on, and the versions and the machine it was last started with
 
 A state is written under a temporary name, renamed, and only then pointed at, so weights, optimiser and step never
 disagree, whenever the process is killed. Besides the state that counts, those before it and the one of the best
@@ -16,6 +18,7 @@ validation may be kept, as the recipe says.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -37,6 +40,8 @@ STATE_VERSION = 2
 AVERAGE_NAME = "average.safetensors"
 POINTER_NAME = "current.json"
 METRICS_NAME = "metrics.csv"
+EVENTS_NAME = "events"
+RUN_DESCRIPTION_NAME = "run.json"
 # Those of species classification.
 METRICS_COLUMNS = ("step", "loss", "accuracy", "learning_rate", "held_out_accuracy", "bases_per_second", "seconds")
 
@@ -168,7 +173,13 @@ class RunFolder:
             writer.writeheader()
             writer.writerows(kept)
         temporary.replace(self.metrics_path)
-        return MetricsLog(self.metrics_path, self.metrics_columns)
+        return MetricsLog(self.metrics_path, self.metrics_columns, self.path / EVENTS_NAME, step)
+
+    def describe(self, fingerprint: dict[str, Any], provenance: dict[str, Any]) -> None:
+        """Write down what the run depends on and what it runs with, for people and reports."""
+        description = {"depends_on": fingerprint, "provenance": provenance}
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(self.path / RUN_DESCRIPTION_NAME, json.dumps(description, indent=1) + "\n")
 
     def _kept_names(self, state: RunState) -> set[str]:
         """Folders that stay when `state` has become the one that counts."""
@@ -192,20 +203,36 @@ class RunFolder:
 
 
 class MetricsLog:
-    """Rows of figures, on disk as soon as they are known."""
+    """Rows of figures: in a table, on disk as soon as they are known, and as events for TensorBoard.
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    Args:
+        path: the table.
+        columns: of the table; `step` is one of them.
+        events: folder of the events.
+        first_step: TensorBoard is told to forget events of an earlier process after this step.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], events: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow to import, and only training logs
+
         self._file: TextIO = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
+        self._events = SummaryWriter(str(events), purge_step=first_step + 1)
 
     def append(self, row: dict[str, object]) -> None:
         """Write one row; what is missing stays empty."""
         self._writer.writerow(row)
         self._file.flush()
+        for name, value in row.items():
+            if name != "step" and value != "":
+                self._events.add_scalar(name, float(str(value)), int(str(row["step"])))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close table and events."""
         self._file.close()
+        # A disk that is full has been reported by then, or the events are the only thing lost.
+        with contextlib.suppress(OSError):
+            self._events.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -17,7 +17,9 @@ import torch
 from mambacore.errors import InputError
 from mambacore.folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME
 from mambapipelines.progress import TrainingProgress, quiet_lightning
+from mambapipelines.provenance import provenance
 from mambapipelines.recipes import TrainingRecipe
+from mambapipelines.run_report import write_run_report
 from mambapipelines.run_state import RunFolder, RunState
 from mambapipelines.training.averaging import AveragedWeights
 from mambapipelines.training.module import StepDataModule, TrainingModule
@@ -126,7 +128,7 @@ class TrainingRun:
 
     def _take_steps(self, module: TrainingModule) -> dict[str, float] | None:
         try:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
+            self.folder.describe(self.fingerprint, provenance())
         except OSError as error:
             raise InputError(
                 f"the output folder {self.options.output} cannot be made ({error.strerror}): choose another --output."
@@ -178,7 +180,7 @@ class TrainingRun:
 
 @contextmanager
 def published_model(output: Path, folder: RunFolder) -> Iterator[Path]:
-    """Where to write the model folder inside; afterwards it is moved to the output folder, beside the run.
+    """Where to write the model folder inside; afterwards it is moved to the output folder, beside the run and its page.
 
     The configuration comes last, because it makes a model folder.
     """
@@ -188,6 +190,7 @@ def published_model(output: Path, folder: RunFolder) -> Iterator[Path]:
     for name in (TENSORS_NAME, CARD_NAME, CONFIG_NAME):
         (temporary / name).replace(output / name)
     shutil.rmtree(temporary, ignore_errors=True)
+    write_run_report(output)
 
 
 @contextmanager
