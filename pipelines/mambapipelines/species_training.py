@@ -15,8 +15,16 @@ from typing import Any
 import torch
 
 from genomamba.genomes import GenomeCollection, load_genomes, require_training_classes
+from genomamba.language_models import LanguageModel, load_language_model
 from genomamba.models import SpeciesClassifier, SpeciesClassifierConfig, load_classifier, save_classifier
+from genomamba.pretrained_classifier import (
+    TAKEN_SETTINGS,
+    classifier_settings,
+    start_from_language_model,
+    weights_checksum,
+)
 from genomamba.windows import WindowSampler, evaluation_windows
+from mambacore.errors import InputError
 from mambacore.folder import CONFIG_NAME
 from mambapipelines.calibration import (
     CalibrationReport,
@@ -80,15 +88,18 @@ def train_species_classifier(options: TrainingOptions) -> TrainingResult:
     check_options(options)
     recipe = load_recipe(options.recipe, options.changes)
     run = run_folder(options, SpeciesTask, recipe)
+    pretrained = _load_pretrained(options)
     genomes = load_genomes(options.genomes)
     require_training_classes(genomes)
     training, held_out = genomes.split(list(dict.fromkeys(options.holdout)))
     sampler = WindowSampler(training, options.length, options.seed)
     fingerprint = run_fingerprint(options, recipe, genomes)
+    if pretrained is not None:
+        fingerprint["--from"] = weights_checksum(pretrained.model)
     state = recorded_state(options, run, fingerprint)
     if state is not None and state.step >= state.schedule.total_steps and (options.output / CONFIG_NAME).is_file():
         return _finished_result(options, run, state, start_seconds)
-    model = _build_model(genomes.class_names, recipe, options.seed)
+    model = _build_model(genomes.class_names, recipe, options.seed, pretrained)
     with thread_count(options.threads), TrainingProgress() as progress:
         session = _Run(
             options=options,
@@ -175,6 +186,7 @@ class _Run:
             "recipe_name": self.options.recipe,
             "provenance": provenance(),
             "seed": self.options.seed,
+            "start_from": self.options.start_from,
             "steps": self.total_steps,
             "bases_seen": bases_seen,
             "head_fit": asdict(head_fit) if head_fit is not None else None,
@@ -215,12 +227,32 @@ class _Run:
         return report
 
 
-def _build_model(class_names: Sequence[str], recipe: Recipe, seed: int) -> SpeciesClassifier:
-    """A new classifier whose first weights depend on the seed only."""
-    config = SpeciesClassifierConfig.from_dict({"class_names": list(class_names), **recipe.model})
+def _load_pretrained(options: TrainingOptions) -> LanguageModel | None:
+    """The language model to start from, if there is one; refuses changes of what it decides."""
+    if options.start_from is None:
+        return None
+    for change in options.changes:
+        section, _, name = change.partition("=")[0].strip().partition(".")
+        if section == "model" and name in TAKEN_SETTINGS:
+            raise InputError(f"--set {change} is decided by the model given with --from: leave it out.")
+    return load_language_model(options.start_from)
+
+
+def _build_model(
+    class_names: Sequence[str], recipe: Recipe, seed: int, pretrained: LanguageModel | None = None
+) -> SpeciesClassifier:
+    """A new classifier whose first weights depend on the seed only, or are a language model's where it has them."""
+    settings = dict(recipe.model)
+    if pretrained is not None:
+        settings = {name: value for name, value in settings.items() if name not in TAKEN_SETTINGS}
+        settings |= classifier_settings(pretrained)
+    config = SpeciesClassifierConfig.from_dict({"class_names": list(class_names), **settings})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SpeciesClassifier(config)
+        classifier = SpeciesClassifier(config)
+    if pretrained is not None:
+        start_from_language_model(classifier, pretrained)
+    return classifier
 
 
 def _finished_result(options: TrainingOptions, run: RunFolder, state: RunState, start_seconds: float) -> TrainingResult:

@@ -56,6 +56,8 @@ class TrainingOptions:
         seed: everything random is a function of this seed and an index.
         resume: continue the run recorded in `output`; where there is none, one is started.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
+        start_from: a pretrained causal language model (folder or `hf://...`) whose shape and weights the classifier
+            takes; `None` starts from random weights of the recipe's shape.
     """
 
     genomes: Sequence[GenomeSpecification]
@@ -69,6 +71,7 @@ class TrainingOptions:
     seed: int = 0
     resume: bool = False
     threads: int | None = None
+    start_from: str | None = None
 
 
 def check_options(options: RunOptions) -> None:
