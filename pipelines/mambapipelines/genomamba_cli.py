@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mambapipelines import intervals_cli
+from mambapipelines import intervals_cli, report_cli, variants_cli
 from mambapipelines.command_line import (
     EXIT_CODES,
     MinutesOption,
@@ -37,6 +37,8 @@ application = command_group(
     "Which species is this piece of DNA from? Train a model on genomes, then classify contigs of any length.",
 )
 application.add_typer(intervals_cli.application)
+application.add_typer(variants_cli.application)
+application.add_typer(report_cli.application)
 
 GenomeOption = Annotated[
     list[str],
@@ -72,6 +74,12 @@ def train(
     steps: StepsOption = None,
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="tiny, demo, small, or a YAML file.")] = "small",
     changes: SetOption = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="MODEL", help="A pretrained causal language model to start from; it decides the shape."
+        ),
+    ] = None,
     print_recipe: PrintRecipeOption = False,
     seed: SeedOption = 0,
     resume: ResumeOption = False,
@@ -114,6 +122,7 @@ def train(
             seed=seed,
             resume=resume,
             threads=threads,
+            start_from=start_from,
         )
     )
 
