@@ -22,6 +22,7 @@ struct InstructionSet {
   void (*norm_forward)(const MambacoreNorm&);
   void (*norm_backward)(const MambacoreNorm&);
   void (*block_step)(const MambacoreBlockStep&);
+  void (*generate)(const MambacoreGeneration&);
   bool (*supported)();
 };
 
@@ -30,7 +31,7 @@ struct InstructionSet {
     #set, mambacore::set::plan_scan, mambacore::set::scan_forward, mambacore::set::scan_backward,             \
         mambacore::set::convolution_forward, mambacore::set::convolution_backward,                            \
         mambacore::set::norm_forward, mambacore::set::norm_backward, mambacore::set::block_step,              \
-        [] { return bool(test); }                                                                             \
+        mambacore::set::generate, [] { return bool(test); }                                                                             \
   }
 
 // Best first.
@@ -66,7 +67,7 @@ const InstructionSet& current() {
 #define MAMBACORE_EXPORT extern "C" __attribute__((visibility("default")))
 
 // The layout of the structures above; Python refuses a library whose number differs from its own.
-MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 6; }
+MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 7; }
 
 MAMBACORE_EXPORT const char* mambacore_instruction_set() { return current().name; }
 
@@ -96,3 +97,4 @@ MAMBACORE_EXPORT void mambacore_convolution_backward(const MambacoreConvolution*
 MAMBACORE_EXPORT void mambacore_norm_forward(const MambacoreNorm* norm) { current().norm_forward(*norm); }
 MAMBACORE_EXPORT void mambacore_norm_backward(const MambacoreNorm* norm) { current().norm_backward(*norm); }
 MAMBACORE_EXPORT void mambacore_block_step(const MambacoreBlockStep* step) { current().block_step(*step); }
+MAMBACORE_EXPORT void mambacore_generate(const MambacoreGeneration* generation) { current().generate(*generation); }

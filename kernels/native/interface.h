@@ -99,4 +99,47 @@ struct MambacoreBlockStep {
   void *outputs, *new_convolution_state, *new_scan_state;
 };
 
+// What one operation of a program of steps does to the memory of a sequence. Offsets and sizes count numbers.
+enum MambacoreOperationKind : int32_t {
+  MAMBACORE_EMBED = 0,         // target = row of the token in weights[0] (tokens, width)
+  MAMBACORE_NORM = 1,          // target = root-mean-square norm of source, weights[0]
+  MAMBACORE_LINEAR = 2,        // target = weights[0] source + weights[1]
+  MAMBACORE_COPY = 3,          // target = source
+  MAMBACORE_ADD = 4,           // target += source
+  MAMBACORE_SELECTIVE = 5,     // target += the selective mixer of its norm
+  MAMBACORE_S4D = 6,           // target += the S4D mixer of its norm
+  MAMBACORE_FEED_FORWARD = 7,  // target += linear(GELU(linear(norm(target))))
+  MAMBACORE_FOLD = 8,          // a group's member: (target + phase * width) = source
+  MAMBACORE_UNFOLD = 9,        // target = (source + phase * width)
+  MAMBACORE_GROUP = 10,        // leave the next `skip` operations out unless this position completes a group
+};
+
+// phase = (position / period) modulo factor; a group is complete when position + 1 is a multiple of period * factor.
+// Weights of linear layers are packed: panels of up to 128 outputs (a multiple of 16, the missing ones zero), each as
+// (inputs, outputs of the panel). Other per-channel numbers are padded with zeros to a multiple of 16 channels, and
+// numbers per state lie as (states, channels): neighbouring channels in neighbouring lanes. Which weight is which, kind
+// by kind, stands in generation_kernel.cpp.
+struct MambacoreStepOperation {
+  int32_t kind, is_complex;
+  int64_t source, target, state;  // offsets into the sequence's memory
+  int64_t width, outputs, inner_width, state_size, kernel_width, step_rank;
+  int64_t period, factor, skip;
+  double epsilon;
+  const void* weights[13];  // those that a kind does not need, and biases that are not there, are null
+};
+
+// `count` steps of `batch` sequences: each runs the program on its token, then draws the next one from the logits.
+struct MambacoreGeneration {
+  int64_t batch, count, operation_count, position, memory_size, logits, classes;
+  int32_t element, threads;
+  double temperature, top_p;
+  const MambacoreStepOperation* operations;
+  void* memory;             // (batch, memory_size): states and activations
+  int64_t* tokens;          // (batch,): read, then the last ones
+  const double* uniforms;   // (batch, count), from 0 to below 1; not read where `given` is
+  const int64_t* given;     // (batch, count): tokens to take instead of drawing them; may be null
+  int64_t* drawn;           // (batch, count)
+  double* log_likelihoods;  // (batch, count): of what was drawn, by the logits as they are
+};
+
 }  // extern "C"

@@ -14,6 +14,7 @@
   void norm_forward(const MambacoreNorm& norm);                       \
   void norm_backward(const MambacoreNorm& norm);                      \
   void block_step(const MambacoreBlockStep& step);                    \
+  void generate(const MambacoreGeneration& generation);               \
   }                                                                   \
   }
 

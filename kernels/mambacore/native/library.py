@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 6
+INTERFACE_VERSION = 7
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 
 _FILE_NAME = "libmambacore_native.dylib" if sys.platform == "darwin" else "libmambacore_native.so"
@@ -111,6 +111,31 @@ class BlockStep(ctypes.Structure):
     )
 
 
+class StepOperation(ctypes.Structure):
+    """One operation of a program of steps: ``MambacoreStepOperation``."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int32, "kind is_complex"),
+        *_fields(
+            ctypes.c_int64,
+            "source target state width outputs inner_width state_size kernel_width step_rank period factor skip",
+        ),
+        ("epsilon", ctypes.c_double),
+        ("weights", ctypes.c_void_p * 13),
+    )
+
+
+class Generation(ctypes.Structure):
+    """The arguments of many steps in a row: ``MambacoreGeneration``."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "batch count operation_count position memory_size logits classes"),
+        *_fields(ctypes.c_int32, "element threads"),
+        *_fields(ctypes.c_double, "temperature top_p"),
+        *_fields(ctypes.c_void_p, "operations memory tokens uniforms given drawn log_likelihoods"),
+    )
+
+
 class Library:
     """The opened library. Its functions take one structure by reference and release Python's lock while they run."""
 
@@ -181,6 +206,9 @@ class Library:
 
     def block_step(self, step: BlockStep) -> None:
         self._library.mambacore_block_step(ctypes.byref(step))
+
+    def generate(self, generation: Generation) -> None:
+        self._library.mambacore_generate(ctypes.byref(generation))
 
 
 def process_team() -> ctypes.c_void_p | None:

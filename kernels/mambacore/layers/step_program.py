@@ -1,0 +1,245 @@
+"""Whole models as programs of native operations, so that thousands of steps are one call (generation_kernel.cpp).
+
+A program works on the memory of each sequence, one row of numbers in which every state and every activation has its
+place. It is made once from a model's modules; what it needs of their parameters is copied and laid out anew, so a model
+that is trained on needs another program.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from mambacore.backends import ELEMENT_TYPES
+from mambacore.layers.norm import RootMeanSquareNorm
+from mambacore.layers.s4d import S4DMixer, S4DState
+from mambacore.layers.selective import SelectiveMixer, SelectiveState, as_complex
+from mambacore.layers.stack import ResidualBlock
+from mambacore.native.library import Generation, Library, StepOperation
+
+EMBED, NORM, LINEAR, COPY, ADD, SELECTIVE, S4D, FEED_FORWARD, FOLD, UNFOLD, GROUP = range(11)
+# Numbers that rows are padded to, and outputs in a panel of a packed matrix, as in the kernel.
+PADDING: Final = 16
+PANEL_WIDTH: Final = 128
+STEP_DTYPES: Final = (torch.float32, torch.float64)
+
+
+def padded(width: int) -> int:
+    """The width with its padding."""
+    return -(-width // PADDING) * PADDING
+
+
+def packed(weight: Tensor) -> Tensor:
+    """(outputs, inputs) as the kernel wants it: panels of outputs, each (inputs, outputs of the panel), in a row."""
+    filled = weight.new_zeros(padded(weight.shape[0]), weight.shape[1])
+    filled[: weight.shape[0]] = weight
+    return torch.cat([panel.t().reshape(-1) for panel in filled.split(PANEL_WIDTH)])
+
+
+def channels_last(numbers: Tensor) -> Tensor:
+    """(channels, ...) with padded channels as the last dimension."""
+    filled = numbers.new_zeros(padded(numbers.shape[0]), *numbers.shape[1:])
+    filled[: numbers.shape[0]] = numbers
+    return filled.movedim(0, -1).contiguous()
+
+
+def halves(numbers: Tensor) -> Tensor:
+    """(2 * channels, ...) with each half padded by itself."""
+    return torch.cat([channels_last(half).movedim(-1, 0) for half in numbers.chunk(2)])
+
+
+def can_step(block: nn.Module) -> bool:
+    """Whether a residual block has an operation."""
+    return isinstance(block, ResidualBlock) and type(block.mixer) in (SelectiveMixer, S4DMixer)
+
+
+class StepProgram:
+    """Operations in order, and the places of what they work on.
+
+    Args:
+        dtype: of everything, float32 or float64.
+
+    Attributes:
+        memory_size: numbers in the memory of a sequence, so far.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.memory_size = 0
+        self._operations: list[StepOperation] = []
+        self._kept: list[Tensor] = []  # what the operations point at
+
+    def place(self, width: int) -> int:
+        """Room for so many numbers, which start as zeros."""
+        offset = self.memory_size
+        self.memory_size += padded(width)
+        return offset
+
+    def add(self, kind: int, weights: list[Tensor | None] | None = None, **values: float) -> int:
+        """One more operation; returns its number."""
+        operation = StepOperation(kind=kind, **values)
+        for number, weight in enumerate(weights or []):
+            if weight is not None:
+                kept = weight.detach().to(self.dtype).contiguous()
+                self._kept.append(kept)
+                operation.weights[number] = kept.data_ptr()
+        self._operations.append(operation)
+        return len(self._operations) - 1
+
+    def end_group(self, group: int) -> None:
+        """The operations from after a GROUP up to here are those that it may leave out."""
+        self._operations[group].skip = len(self._operations) - 1 - group
+
+    @torch.no_grad()
+    def linear(self, layer: nn.Linear, source: int, target: int) -> None:
+        """target = layer(source)."""
+        bias = None if layer.bias is None else channels_last(layer.bias)
+        self.add(
+            LINEAR, [packed(layer.weight), bias], source=source, target=target, width=layer.in_features,
+            outputs=layer.out_features,
+        )  # fmt: skip
+
+    def norm(self, norm: RootMeanSquareNorm, source: int, target: int) -> None:
+        """target = norm(source)."""
+        width = norm.weight.shape[0]
+        self.add(NORM, [norm.weight], source=source, target=target, width=width, epsilon=norm.epsilon)
+
+    def block(self, block: ResidualBlock, target: int) -> int:
+        """target = block(target); returns the place of its state."""
+        mixer = block.mixer
+        if isinstance(mixer, SelectiveMixer):
+            return self._selective(block, mixer, target)
+        assert isinstance(mixer, S4DMixer)  # see `can_step`
+        return self._s4d(block, mixer, target)
+
+    @torch.no_grad()
+    def feed_forward(self, norm: RootMeanSquareNorm, expand: nn.Linear, contract: nn.Linear, target: int) -> None:
+        """target += contract(GELU(expand(norm(target))))."""
+        weights = [
+            norm.weight, packed(expand.weight), channels_last(expand.bias), packed(contract.weight),
+            channels_last(contract.bias),
+        ]  # fmt: skip
+        self.add(
+            FEED_FORWARD, weights, target=target, width=expand.in_features, inner_width=expand.out_features,
+            epsilon=norm.epsilon,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _selective(self, block: ResidualBlock, mixer: SelectiveMixer, target: int) -> int:
+        inner, kernel_width = mixer.convolution_weight.shape
+        state_matrix = mixer.state_matrix.to(torch.complex128)
+        come, go = mixer.input_projection, mixer.output_projection
+        turns = state_matrix.imag / (2 * torch.pi)
+        state = self.place((kernel_width - 1 + mixer.matrix_width) * padded(inner))
+        weights = [
+            block.norm.weight,
+            packed(halves(come.weight)),
+            None if come.bias is None else halves(come.bias),
+            channels_last(mixer.convolution_weight),
+            None if mixer.convolution_bias is None else channels_last(mixer.convolution_bias),
+            packed(mixer.selection_projection.weight),
+            packed(mixer.step_projection.weight),
+            channels_last(mixer.step_bias),
+            channels_last(state_matrix.real / torch.log(torch.tensor(2.0, dtype=torch.float64))),
+            channels_last(turns) if mixer.complex_state else None,
+            channels_last(mixer.skip_weight),
+            packed(go.weight),
+            None if go.bias is None else channels_last(go.bias),
+        ]
+        self.add(
+            SELECTIVE, weights, target=target, state=state, width=come.in_features, inner_width=inner,
+            state_size=mixer.state_size, kernel_width=kernel_width, step_rank=mixer.step_rank,
+            is_complex=mixer.complex_state, epsilon=block.norm.epsilon,
+        )  # fmt: skip
+        return state
+
+    @torch.no_grad()
+    def _s4d(self, block: ResidualBlock, mixer: S4DMixer, target: int) -> int:
+        width = mixer.skip_weight.shape[0]
+        per_channel = mixer.state_size * (2 if mixer.complex_state else 1)
+        state = self.place(per_channel * padded(width))
+        matrices = []
+        step_size = mixer.step_size().unsqueeze(-1)
+        exponent = step_size * mixer.state_matrix()
+        driven = step_size * torch.expm1(exponent) / exponent  # the zero-order hold of B = 1
+        output_matrix = as_complex(mixer.output_matrix) if mixer.complex_state else mixer.output_matrix
+        for matrix in (torch.exp(exponent), driven, output_matrix):
+            matrices += [channels_last(matrix.real), channels_last(matrix.imag) if matrix.is_complex() else None]
+        projection = mixer.output_projection
+        weights = [
+            block.norm.weight, *matrices, channels_last(mixer.skip_weight), packed(halves(projection.weight)),
+            halves(projection.bias),
+        ]  # fmt: skip
+        self.add(
+            S4D, weights, target=target, state=state, width=width, state_size=mixer.state_size,
+            is_complex=mixer.complex_state, epsilon=block.norm.epsilon,
+        )  # fmt: skip
+        return state
+
+    def write_state(self, memory: Tensor, place: int, state: SelectiveState | S4DState) -> None:
+        """Put a block's state into the memories (batch, memory_size)."""
+        numbers = [_states_first(state.scan)]
+        if isinstance(state, SelectiveState):
+            numbers.insert(0, channels_last(state.convolution.movedim(-1, 0)))
+        row = torch.cat([part.flatten(1) for part in numbers], dim=1)
+        memory[:, place : place + row.shape[1]] = row
+
+    def run(
+        self,
+        library: Library,
+        memory: Tensor,
+        tokens: Tensor,
+        *,
+        position: int,
+        logits: int,
+        classes: int,
+        uniforms: Tensor | None = None,
+        given: Tensor | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """As many steps as ``uniforms`` or ``given`` have columns, in place in memory and tokens.
+
+        Args:
+            library: the native library.
+            memory: (batch, memory_size), of the program's dtype.
+            tokens: (batch,), int64: what the first step reads; afterwards the last that was drawn.
+            position: of the first step, 0 at the start of a sequence.
+            logits: place of the logits after a step.
+            classes: how many logits there are.
+            uniforms: (batch, count), float64, from 0 to below 1: what the tokens are drawn with.
+            given: (batch, count), int64: tokens that are taken instead.
+            temperature, top_p: as ``mambacore.models.sampling.sample_tokens``; 0 takes the likeliest.
+
+        Returns:
+            Tokens (batch, count) and the log-likelihoods (batch, count), float64, of each, by the logits as they are.
+        """
+        like = uniforms if given is None else given
+        assert like is not None  # one of the two is given
+        batch, count = like.shape
+        like = like.contiguous()
+        assert memory.is_contiguous() and tokens.is_contiguous()  # both are written to
+        drawn = torch.empty(batch, count, dtype=torch.int64)
+        log_likelihoods = torch.empty(batch, count, dtype=torch.float64)
+        operations = (StepOperation * len(self._operations))(*self._operations)
+        library.generate(
+            Generation(
+                batch=batch, count=count, operation_count=len(operations), position=position,
+                memory_size=self.memory_size, logits=logits, classes=classes, element=ELEMENT_TYPES[self.dtype],
+                threads=torch.get_num_threads(), temperature=temperature, top_p=top_p,
+                operations=ctypes.addressof(operations), memory=memory.data_ptr(), tokens=tokens.data_ptr(),
+                uniforms=like.data_ptr() if given is None else None, given=None if given is None else like.data_ptr(),
+                drawn=drawn.data_ptr(), log_likelihoods=log_likelihoods.data_ptr(),
+            )
+        )  # fmt: skip
+        return drawn, log_likelihoods
+
+
+def _states_first(states: Tensor) -> Tensor:
+    """(batch, channels, state_size) as (batch, numbers, padded channels), a complex number's parts in turn."""
+    if states.is_complex():
+        states = torch.view_as_real(states.resolve_conj()).flatten(2)
+    return channels_last(states.movedim(1, 0)).contiguous()

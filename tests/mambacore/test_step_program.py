@@ -1,0 +1,142 @@
+"""Programs of native steps equal the layers they were made from, and a sequence is the same in any company."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mambacore.layers import ResidualBlock, RootMeanSquareNorm, S4DMixer, SelectiveMixer
+from mambacore.layers.step_program import COPY, EMBED, StepProgram
+from mambacore.native import native_library
+from tolerances import COMPLEX_FLOAT32, FLOAT64, relative_error
+
+pytestmark = pytest.mark.skipif(native_library() is None, reason="installed without the native library")
+
+CLASSES, LENGTH = 23, 12
+MIXERS = {
+    "selective": SelectiveMixer,
+    "selective, odd sizes": lambda width: SelectiveMixer(width, state_size=5, kernel_width=3, expansion=3, step_rank=3),
+    "selective, no history": lambda width: SelectiveMixer(width, state_size=18, kernel_width=1, linear_bias=True),
+    "selective, complex": lambda width: SelectiveMixer(width, state_size=7, complex_state=True, convolution_bias=False),
+    "s4d": lambda width: S4DMixer(width, state_size=6),
+    "s4d, real": lambda width: S4DMixer(width, state_size=5, complex_state=False, sampling_rate_factor=2.0),
+}
+DTYPES = {"float64": (torch.float64, FLOAT64), "float32": (torch.float32, COMPLEX_FLOAT32)}
+
+
+def layers_of(mixer, width, dtype):
+    torch.manual_seed(0)
+    block = ResidualBlock(width, MIXERS[mixer](width))
+    embedding, head = torch.nn.Embedding(CLASSES, width), torch.nn.Linear(width, CLASSES)
+    with torch.no_grad():
+        block.norm.weight.uniform_(0.5, 1.5)
+        head.weight.mul_(5)
+    return tuple(layer.to(dtype) for layer in (embedding, block, head))
+
+
+def program_of(embedding, block, head, dtype):
+    program = StepProgram(dtype)
+    width = embedding.weight.shape[1]
+    hidden, logits = program.place(width), program.place(CLASSES)
+    program.add(EMBED, [embedding.weight], target=hidden, width=width)
+    state = program.block(block, hidden)
+    program.linear(head, hidden, logits)
+    return program, logits, state
+
+
+def tokens(batch, length=LENGTH, seed=3):
+    return torch.randint(CLASSES, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("before", [0, 5], ids=["from the start", "going on"])
+@pytest.mark.parametrize("width", [16, 21])
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_steps_equal_the_layers(mixer, dtype, tolerance, width, before):
+    embedding, block, head = layers_of(mixer, width, dtype)
+    program, logits, place = program_of(embedding, block, head, dtype)
+    known, given = tokens(3, before + 1), tokens(3, seed=4)
+    with torch.no_grad():
+        whole = torch.cat([known, given], dim=1)
+        expected = torch.log_softmax(head(block(embedding(whole))[0]), -1)[:, before:-1].gather(2, given.unsqueeze(2))
+        memory = torch.zeros(3, program.memory_size, dtype=dtype)
+        if before:
+            program.write_state(memory, place, block(embedding(known[:, :-1]))[1])
+    drawn, found = program.run(
+        native_library(), memory, known[:, -1].clone(), position=before, logits=logits, classes=CLASSES, given=given
+    )
+    assert torch.equal(drawn, given)
+    assert relative_error(found, expected.squeeze(2)) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.values(), ids=DTYPES.keys())
+def test_feed_forward_norm_and_copy_equal_the_layers(dtype, tolerance):
+    width = 19
+    torch.manual_seed(0)
+    embedding, norm, head = (
+        torch.nn.Embedding(CLASSES, width),
+        RootMeanSquareNorm(width),
+        torch.nn.Linear(width, CLASSES),
+    )
+    expand, contract = torch.nn.Linear(width, 45), torch.nn.Linear(45, width)
+    for layer in (embedding, norm, head, expand, contract):
+        layer.to(dtype)
+    program = StepProgram(dtype)
+    hidden, other, logits = program.place(width), program.place(width), program.place(CLASSES)
+    program.add(EMBED, [embedding.weight], target=other, width=width)
+    program.add(COPY, source=other, target=hidden, width=width)
+    program.feed_forward(norm, expand, contract, hidden)
+    program.norm(norm, hidden, hidden)
+    program.linear(head, hidden, logits)
+    read, given = tokens(2, 1), tokens(2, 1, seed=4)
+    with torch.no_grad():
+        sequence = embedding(read)
+        expected = head(norm(sequence + contract(F.gelu(expand(norm(sequence))))))
+    memory = torch.zeros(2, program.memory_size, dtype=dtype)
+    program.run(native_library(), memory, read[:, 0].clone(), position=0, logits=logits, classes=CLASSES, given=given)
+    assert relative_error(memory[:, logits : logits + CLASSES], expected.squeeze(1)) < tolerance
+
+
+def draw(batch, threads, instruction_set=None, **options):
+    program, logits, _ = program_of(*layers_of("selective", 16, torch.float32), torch.float32)
+    uniforms = torch.rand(16, LENGTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)[:batch]
+    before, library = torch.get_num_threads(), native_library()
+    torch.set_num_threads(threads)
+    try:
+        return program.run(
+            library, torch.zeros(batch, program.memory_size), torch.zeros(batch, dtype=torch.int64), position=0,
+            logits=logits, classes=CLASSES, uniforms=uniforms, **options,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_sequence_is_the_same_in_any_batch_and_on_any_number_of_threads():
+    drawn, likelihoods = draw(16, 1)
+    assert drawn.unique().numel() > 5
+    for batch in (1, 2, 3, 5, 7, 16):
+        for threads in (1, 3):
+            found, found_likelihoods = draw(batch, threads)
+            assert torch.equal(found, drawn[:batch]) and torch.equal(found_likelihoods, likelihoods[:batch])
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"temperature": 0.5}, {"top_p": 0.4}, {"top_p": 1e-9}])
+def test_tokens_are_drawn_by_their_cumulative_probabilities(options):
+    """One step from the same token with uniform numbers on a grid: counts are the probabilities."""
+    grid = 4000
+    embedding, block, head = layers_of("selective", 16, torch.float64)
+    program, logits, _ = program_of(embedding, block, head, torch.float64)
+    uniforms = ((torch.arange(grid, dtype=torch.float64) + 0.5) / grid).unsqueeze(1)
+    drawn, _ = program.run(
+        native_library(), torch.zeros(grid, program.memory_size, dtype=torch.float64),
+        torch.zeros(grid, dtype=torch.int64), position=0, logits=logits, classes=CLASSES, uniforms=uniforms, **options,
+    )  # fmt: skip
+    with torch.no_grad():
+        scores = head(block(embedding(torch.zeros(1, 1, dtype=torch.int64)))[0])[0, 0]
+    temperature, top_p = options.get("temperature", 1.0), options.get("top_p", 1.0)
+    expected = torch.softmax(scores / max(temperature, 1e-9), -1)
+    ordered, order = expected.sort(descending=True)
+    expected = torch.zeros_like(expected).scatter(0, order, ordered * (ordered.cumsum(0) - ordered < top_p))
+    expected = expected / expected.sum()
+    counts = torch.bincount(drawn[:, 0], minlength=CLASSES) / grid
+    assert (counts - expected).abs().max() < 1.5 / grid
+    assert torch.equal(drawn[:, 0], drawn[:, 0].sort().values)  # in the order of the classes
