@@ -71,12 +71,14 @@ def start_from_language_model(classifier: SpeciesClassifier, language_model: Lan
     assert isinstance(core, CausalLanguageModel)
     _require_same_shape(classifier.config, classifier_settings(language_model), language_model.source)
     tokens = slice(FIRST_BASE_TOKEN, FIRST_BASE_TOKEN + BASES)
+    contexts = core.contexts.state_dict() if core.contexts is not None else {}
     embedded = core.embedding.weight.detach()
     with torch.no_grad():
         for width, table in zip(classifier.config.context_widths, classifier.embedding.tables, strict=True):
+            assert isinstance(table, nn.Embedding)
             table.weight.zero_()
-            if core.contexts is not None and width in config.context_widths:
-                table.weight.copy_(core.contexts.tables[config.context_widths.index(width)].weight)
+            if width in config.context_widths:
+                table.weight.copy_(contexts[f"tables.{config.context_widths.index(width)}.weight"])
             if width == 1:
                 table.weight[:BASES] += embedded[tokens]
                 # The last row stands for everything that is not a base.
