@@ -65,29 +65,11 @@ def read_intervals(
     """
     label = source_label(path)
     rows: list[Interval] = []
-    try:
-        with _open_text(os.fspath(path)) as lines:
-            number = 0
-            while line := lines.readline(_LONGEST_LINE):
-                number += 1
-                text = line.rstrip("\r\n")
-                if not text.strip() or text.startswith(_COMMENTS):
-                    continue
-                place = f"{label}, line {number}"
-                row = _parse_row(text, place)
-                if contig_lengths is not None:
-                    _require_within(row, contig_lengths, reference_label, place)
-                rows.append(row)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {label}: check the path.") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{label} is a directory: name a file of intervals.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{label} holds binary content: give a text file of intervals, plain or gzipped.") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{label} is a damaged gzip file ({error}): copy or download it again.") from error
-    except OSError as error:
-        raise InputError(f"{label} cannot be read ({error.strerror or error}): check the path and the disk.") from error
+    for text, place in table_lines(path, "intervals"):
+        row = _parse_row(text, place)
+        if contig_lengths is not None:
+            _require_within(row, contig_lengths, reference_label, place)
+        rows.append(row)
     if not rows:
         raise InputError(f"{label} has no intervals: give lines of chromosome, start, end and split.")
     return rows
@@ -291,6 +273,35 @@ def tile_contigs(
         if split_name in SPLITS:
             for number in range(count):
                 yield Interval(name, number * length, (number + 1) * length, cast(Split, split_name))
+
+
+def table_lines(path: str | os.PathLike[str], content: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a table of positions and what to call each in a message.
+
+    The file is plain or gzipped, "-" is standard input. Blank lines are skipped, and so are lines that start with '#',
+    'track' or 'browser'.
+
+    **Raises** `InputError` for a file that cannot be read; `content` says what it should hold.
+    """
+    label = source_label(path)
+    try:
+        with _open_text(os.fspath(path)) as lines:
+            number = 0
+            while line := lines.readline(_LONGEST_LINE):
+                number += 1
+                text = line.rstrip("\r\n")
+                if text.strip() and not text.startswith(_COMMENTS):
+                    yield text, f"{label}, line {number}"
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {label}: check the path.") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{label} is a directory: name a file of {content}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{label} holds binary content: give a text file of {content}, plain or gzipped.") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{label} is a damaged gzip file ({error}): copy or download it again.") from error
+    except OSError as error:
+        raise InputError(f"{label} cannot be read ({error.strerror or error}): check the path and the disk.") from error
 
 
 @contextlib.contextmanager
