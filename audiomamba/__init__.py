@@ -1,1 +1,31 @@
-"""Raw waveforms on the shared core: reading, quantisers, clips, and the multi-scale models of waveforms."""
+"""Raw waveforms on the shared core: reading, quantisers, clips, multi-scale models, and generation.
+
+voice = audiomamba.load("digits")
+clips = voice.generate(clips=4, seconds=1.0, seed=0)
+audiomamba.write_waveform("zero.wav", clips.samples[0], voice.quantiser.sample_rate_hz)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from audiomamba.generation import GeneratedClips, WaveformGenerator, load
+    from audiomamba.waveforms import read_waveform
+    from audiomamba.writing import write_waveform
+
+__all__ = ["GeneratedClips", "WaveformGenerator", "load", "read_waveform", "write_waveform"]
+
+_HOMES = {
+    "GeneratedClips": "audiomamba.generation",
+    "WaveformGenerator": "audiomamba.generation",
+    "load": "audiomamba.generation",
+    "read_waveform": "audiomamba.waveforms",
+    "write_waveform": "audiomamba.writing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, imported when they are first asked for: torch takes seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'audiomamba' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -342,11 +342,10 @@ def _check_ranges(recipe: TrainingRecipe, source: str) -> None:
         "minutes": recipe.minutes,
         "optimizer.learning_rate": optimizer.learning_rate,
         "optimizer.gradient_clip": optimizer.gradient_clip,
-        "validation.every_fraction": recipe.validation.every_fraction,
     }
     positive |= {f"batch.{key}": value for key, value in asdict(recipe.batch).items()}
+    positive |= {f"validation.{key}": value for key, value in asdict(recipe.validation).items()}
     positive |= recipe.positive_values()
-    positive["validation.windows_per_class"] = recipe.validation.windows_per_class
     positive["optimizer.plateau_factor"] = optimizer.plateau_factor
     positive["optimizer.plateau_patience"] = optimizer.plateau_patience
     positive["length.warmup_first_length"] = recipe.length.warmup_first_length

@@ -117,6 +117,7 @@ class TrainingModule(pl.LightningModule):
 
     def validate(self) -> dict[str, float]:
         """The task's validation figures, of the averaged weights where there are any."""
+        self.task.steps_done = self.steps_done
         if self.average is None:
             return self.task.validate()
         with self.average.in_place():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mambacore.layers import Mixer
 from mambacore.layers.bidirectional import BidirectionalMixer
-from mambacore.longsequence import TokenCrossEntropy
+from mambacore.longsequence.losses import Loss
 
 Batch = tuple[Tensor, ...]
 
@@ -17,7 +17,7 @@ class Pieces(NamedTuple):
     """A micro-batch that goes through a causal model piece by piece (`mambacore.longsequence`)."""
 
     sequence: Tensor
-    loss: TokenCrossEntropy
+    loss: Loss
     piece_length: int
 
 
@@ -31,6 +31,7 @@ class TrainingTask:
         deciding_figure: the validation figure that chooses the best state and that a plateau is seen in.
         higher_is_better: of the deciding figure.
         unit: what a position of a batch is called in the figures of speed.
+        steps_done: optimiser steps taken when `validate` is called.
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class TrainingTask:
     deciding_figure: ClassVar[str]
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "positions"
+    steps_done: int = 0
 
     def batch(self, step: int) -> Batch:
         """Tensors with one row per example, the first of them (rows, length, ...): all that step `step` learns from.

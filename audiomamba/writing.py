@@ -1,0 +1,65 @@
+"""Audio files out: whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Final
+
+import soundfile
+from torch import Tensor
+
+from mambacore.errors import InputError
+
+FORMATS: Final = ("wav", "flac", "ogg", "mp3")
+
+
+def check_format(name: str) -> None:
+    """Refuse a format that cannot be written here.
+
+    Raises:
+        InputError: an unknown one, or one that this libsndfile has no encoder for.
+    """
+    if name not in FORMATS:
+        raise InputError(f"there is no audio format {name!r} here; choose {', '.join(FORMATS)}")
+    if name.upper() not in soundfile.available_formats():
+        raise InputError(
+            f"this machine has no encoder for {name}: the libsndfile that is installed lacks it; choose wav"
+        )
+
+
+def encoded(samples: Tensor, sample_rate_hz: int, audio_format: str = "wav") -> bytes:
+    """(length,) samples from -1 to 1 as the content of a file; WAV and FLAC with 16 bits.
+
+    Raises:
+        InputError: as :func:`check_format`, or the encoder refuses the rate.
+    """
+    check_format(audio_format)
+    content = io.BytesIO()
+    subtype = "PCM_16" if audio_format in ("wav", "flac") else None
+    try:
+        soundfile.write(content, samples.clamp(-1, 1).numpy(), sample_rate_hz, format=audio_format, subtype=subtype)
+    except (soundfile.SoundFileError, ValueError) as error:
+        raise InputError(f"{audio_format} cannot hold {sample_rate_hz} Hz ({error}); choose wav") from error
+    return content.getvalue()
+
+
+def write_waveform(path: Path | str, samples: Tensor, sample_rate_hz: int) -> None:
+    """Write (length,) samples to a file of the format that its ending says.
+
+    Raises:
+        InputError: as :func:`encoded`; the file cannot be written, the disk is full.
+    """
+    path = Path(path)
+    content = encoded(samples, sample_rate_hz, path.suffix.lstrip(".").lower())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}); make room or choose another place"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
