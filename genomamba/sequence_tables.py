@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 
@@ -65,12 +65,15 @@ class SequenceTable:
 
 
 def read_sequence_table(
-    path: str, label_columns: Sequence[str] | None = None, fasta: str | None = None, reference: str | None = None
+    path: str | BinaryIO,
+    label_columns: Sequence[str] | None = None,
+    fasta: str | None = None,
+    reference: str | None = None,
 ) -> SequenceTable:
     """Read a table of sequences.
 
     Args:
-        path: the table; "-" is standard input.
+        path: the table; "-" is standard input, and a binary stream is as good.
         label_columns: which columns are labels; None takes all that have no other meaning.
         fasta: where the records named by the column `record` are.
         reference: FASTA that `chrom`, `start` and `end` place sequences in.
@@ -145,24 +148,6 @@ def read_class_folders(folder: Path) -> SequenceTable:
     return table
 
 
-def read_fasta_table(path: str) -> SequenceTable:
-    """The records of a FASTA source as a table without labels; an empty record is refused.
-
-    Raises:
-        InputError: the source is not FASTA, or a record has no bases.
-    """
-    label = source_label(path)
-    table = SequenceTable(label, [], [], [], {}, [])
-    for record in read_records(path):
-        if not len(record.tokens):
-            raise InputError(f"{label} has no bases in record '{record.name}': remove the record.")
-        table.names.append(record.name)
-        table.tokens.append(record.tokens)
-        table.places.append(f"record '{record.name}'")
-        table.splits.append(None)
-    return table
-
-
 def assign_splits(table: SequenceTable, strata: Sequence[str | None], seed: int) -> list[str]:
     """The split of every sequence: as the table says, or else chosen by the seed.
 
@@ -214,11 +199,13 @@ def _natural_order(path: Path) -> tuple[int, str]:
     return len(path.name), path.name
 
 
-def _rows(path: str, label: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: str | BinaryIO, label: str) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of every line that is not blank, the header first."""
     try:
         if path == STANDARD_INPUT:
             raw = sys.stdin.buffer.read()
+        elif not isinstance(path, str):
+            raw = path.read()
         else:
             with gzip.open(path, "rb") if is_gzipped(path) else open(path, "rb") as stream:
                 raw = stream.read()

@@ -1,4 +1,4 @@
-"""How good predictions are: the usual figures of classes, of yes-or-no labels and of numbers, missing labels left out."""
+"""How good predictions are: the usual figures of classes, yes-or-no labels and numbers, missing labels left out."""
 
 from __future__ import annotations
 

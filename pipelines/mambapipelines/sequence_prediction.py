@@ -25,7 +25,7 @@ def model_outputs(
     sequences: Sequence[Tokens],
     advance: Callable[[int], object] = lambda bases: None,
 ) -> Tensor:
-    """Outputs (sequences, outputs), float64, on the CPU, in the order of the sequences, the model in its evaluation mode.
+    """Outputs (sequences, outputs), float64, on the CPU, in the order of the sequences; no dropout.
 
     They are logits or standardised numbers; both strands are averaged where the model is meant to.
 
