@@ -86,6 +86,13 @@ def page(title: str, sections: Sequence[Section]) -> str:
     return "\n".join(parts).encode("utf-8", "replace").decode()
 
 
+def embedded_picture(png: bytes, caption: str) -> str:
+    """A picture as HTML with everything inside; the caption is also for those who cannot see it."""
+    text = html.escape(caption)
+    source = _embedded("image/png", png)
+    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
 def _embedded(media_type: str, content: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
@@ -94,9 +101,7 @@ def _render(item: Item) -> str:
     if isinstance(item, str):
         return f"<p>{html.escape(item)}</p>"
     if isinstance(item, Picture):
-        caption = html.escape(item.caption)
-        source = _embedded("image/png", item.png)
-        return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+        return embedded_picture(item.png, item.caption)
     if isinstance(item, Player):
         caption = html.escape(item.caption)
         picture = "" if item.png is None else f'<img src="{_embedded("image/png", item.png)}" alt="{caption}">'

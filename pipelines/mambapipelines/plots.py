@@ -219,6 +219,33 @@ def plot_probability_by_length(lengths: Sequence[int], probabilities: Sequence[f
     return _to_png(figure)
 
 
+def plot_class_track(
+    borders_bp: npt.NDArray[np.int64], probabilities: FloatArray, class_names: Sequence[str], record: str
+) -> bytes:
+    """Probabilities of the classes along a record, stacked.
+
+    Args:
+        borders_bp: (windows + 1,) of the windows.
+        probabilities: (windows, classes).
+        class_names: in the order of the columns.
+        record: its name.
+    """
+    figure, axes = _new_figure(8.0, 2.8)
+    lower = np.zeros(len(probabilities))
+    for index, name in enumerate(class_names):
+        upper = lower + probabilities[:, index]
+        color = COLORS[index % len(COLORS)]
+        axes.stairs(upper, borders_bp, baseline=lower, fill=True, color=color, label=name)
+        lower = upper
+    axes.set_xlim(borders_bp[0], borders_bp[-1])
+    axes.set_ylim(0, 1)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_length(value)))
+    axes.set_xlabel(f"position in {_shortened(record)}")
+    axes.set_ylabel("probability")
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    return _to_png(figure)
+
+
 def plot_tree(branches: Sequence[TreeBranch], root: str) -> bytes:
     """A rooted tree; horizontal distances are expected substitutions per site."""
     figure, axes = _new_figure(6.0, 2.8)
@@ -260,6 +287,10 @@ def format_length(length_bp: float) -> str:
             divisor = binary_unit_bp if length_bp % binary_unit_bp == 0 else unit_bp
             return f"{length_bp / divisor:.3g} {unit}"
     return f"{length_bp:.0f} bp"
+
+
+def _shortened(name: str, longest: int = 60) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 3]}..."
 
 
 def _new_figure(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:

@@ -1,0 +1,94 @@
+"""What the local pages of `genomamba app` and `audiomamba app` share: how they are served, and how they speak.
+
+Pages are built with Gradio. They are served on this machine only unless a user asks for more, load nothing from
+elsewhere, and send nothing anywhere.
+"""
+
+from __future__ import annotations
+
+import html
+import ipaddress
+from types import ModuleType
+from typing import Any
+
+from mambacore.errors import InputError
+from mambapipelines.console import note
+
+LOCAL_HOST = "127.0.0.1"
+DEFAULT_PORT = 7860
+# Runs that are computed at once; others wait in line.
+SIMULTANEOUS_RUNS = 1
+
+
+def load_gradio() -> ModuleType:
+    """Gradio, which the pages are built with.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import gradio  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        raise InputError(
+            f"the page needs Gradio, which cannot be imported ({error}): pip install 'genomamba[app]'"
+        ) from None
+    return gradio
+
+
+def paragraph(sentence: str, mistake: bool = False) -> str:
+    """A sentence as HTML; one about a mistake stands out and is read aloud at once."""
+    text = html.escape(" ".join(sentence.split()))
+    return f'<p role="alert" style="color: #b3261e"><b>{text}</b></p>' if mistake else f"<p>{text}</p>"
+
+
+def serve(page: Any, host: str, port: int, largest_upload_megabytes: float, wait: bool = True) -> str:
+    """Serve a page until Ctrl-C.
+
+    Args:
+        page: a `gradio.Blocks`.
+        host: address to listen on.
+        port: of the address; 0 for any that is free.
+        largest_upload_megabytes: larger files are refused by the server.
+        wait: stay until interrupted; without it the page is served by a thread while the caller goes on.
+
+    Returns:
+        The address of the page.
+
+    Raises:
+        InputError: the address cannot be listened on.
+    """
+    gradio = load_gradio()
+    if not _is_loopback(host):
+        note(f"everybody who reaches {host} can use this page: there is no password on it")
+    # The fonts of the reader's system: Gradio's own come from elsewhere.
+    theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    page.queue(default_concurrency_limit=SIMULTANEOUS_RUNS)
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port or None,
+            share=False,
+            inbrowser=False,
+            quiet=True,
+            show_error=True,
+            ssr_mode=False,
+            footer_links=[],
+            run_history=False,
+            max_file_size=int(largest_upload_megabytes * 1e6),
+            prevent_thread_lock=True,
+            theme=theme,
+        )
+    except (OSError, ValueError) as error:
+        sentence = " ".join(str(error).split())
+        raise InputError(f"the page cannot be served on {host}:{port} ({sentence}): choose another --port.") from None
+    note(f"the page is at {address} until Ctrl-C")
+    if wait:
+        page.block_thread()
+    return str(address)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
