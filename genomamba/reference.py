@@ -29,7 +29,7 @@ from genomamba.fasta import GZIP_MAGIC
 from genomamba.tokenizer import TOKEN_OF_BYTE, Tokens
 from mambacore.errors import InputError
 
-_BLOCK_GZIP_EXTRA: Final = b"BC\x02\x00"
+BLOCK_GZIP_EXTRA: Final = b"BC\x02\x00"
 """The subfield of a gzip header that marks a block of BGZF (SAM specification, section 4.1)."""
 _COMPRESSED_NAMES: Final = (".gz", ".bgz")
 """Endings that the index library takes for BGZF, whatever the content is."""
@@ -237,7 +237,7 @@ def _is_block_gzip(path: str) -> bool:
             raise InputError(f"{path} is not compressed, its name says it is: rename it to end in .fa.")
         return False
     plain = path[: path.rfind(".")] if named_compressed else f"{path}.fa"
-    if start[12:16] != _BLOCK_GZIP_EXTRA:
+    if start[12:16] != BLOCK_GZIP_EXTRA:
         raise InputError(
             f"{path} is compressed with gzip, which allows no random access: decompress it "
             f"(`gunzip -c {path} > {plain}`) and name that file, or compress that with bgzip."

@@ -6,22 +6,24 @@ bad and every deletion good. The windows are those of `haplotype_windows`.
 """
 
 import contextlib
+import gzip
 import importlib.util
 import os
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from genomamba.alphabet import reverse_complement
-from genomamba.fasta import STANDARD_INPUT
-from genomamba.reference import Reference, suggest_names
+from genomamba.fasta import GZIP_MAGIC, STANDARD_INPUT
+from genomamba.reference import BLOCK_GZIP_EXTRA, Reference, suggest_names
 from mambacore.errors import InputError
 
 Status = Literal[
@@ -96,12 +98,14 @@ class VariantFile:
         self._copy: Path | None = None
         self._path = os.fspath(path)
         if self._path == STANDARD_INPUT:
-            with tempfile.NamedTemporaryFile(prefix="genomamba-", suffix=".vcf", delete=False) as copy:
-                self._copy, self._path = Path(copy.name), copy.name
-                shutil.copyfileobj(sys.stdin.buffer, copy)
+            self._keep_copy(sys.stdin.buffer)
         elif not os.path.isfile(self._path):
             what = "is a directory" if os.path.isdir(self._path) else "does not exist"
             raise InputError(f"{self.label} {what}: give a VCF file, plain or compressed.")
+        if _is_plain_gzip(self._path):
+            # The library reads what bgzip compresses, and refuses what gzip does.
+            with gzip.open(self._path) as content:
+                self._keep_copy(content)
         with self._open() as opened:
             self.header_text = str(opened.header)
 
@@ -124,8 +128,22 @@ class VariantFile:
                         f"{self.label} is damaged at record {number} ({error}): check it with `bcftools view`."
                     ) from error
 
+    def _keep_copy(self, content: IO[bytes] | gzip.GzipFile) -> None:
+        """Read from a temporary copy from now on: records are read more than once."""
+        previous = self._copy
+        with tempfile.NamedTemporaryFile(prefix="genomamba-", suffix=".vcf", delete=False) as copy:
+            self._copy, self._path = Path(copy.name), copy.name
+            try:
+                shutil.copyfileobj(content, copy)
+            except (EOFError, OSError, zlib.error) as error:
+                self.close()
+                raise InputError(f"{self.label} cannot be read ({error}): copy or download it again.") from error
+            finally:
+                if previous is not None:
+                    previous.unlink(missing_ok=True)
+
     def close(self) -> None:
-        """Delete the copy of standard input, if there is one."""
+        """Delete the temporary copy, if there is one."""
         if self._copy is not None:
             self._copy.unlink(missing_ok=True)
 
@@ -155,6 +173,16 @@ class VariantFile:
                 yield opened
         finally:
             pysam.set_verbosity(before)
+
+
+def _is_plain_gzip(path: str) -> bool:
+    """Say whether a file is gzip but not BGZF, which is gzip in blocks."""
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(16)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
+    return start.startswith(GZIP_MAGIC) and start[12:16] != BLOCK_GZIP_EXTRA
 
 
 def _variant(record: Any, with_line: bool) -> Variant:
