@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from genomamba.genomes import GenomeSpecification
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -38,6 +41,16 @@ MinutesOption = Annotated[
 StepsOption = Annotated[int | None, typer.Option(help="Number of optimiser steps, instead of --minutes.")]
 RunFolderOption = Annotated[
     Path, typer.Option("--output", metavar="DIR", help="Folder for the model and the state of the run.")
+]
+
+GenomeOption = Annotated[
+    list[str],
+    typer.Option(
+        "--genome", metavar="NAME=PATH[,PATH...]", help="A class and its FASTA files, plain or gzipped; once per class."
+    ),
+]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder written by `genomamba train`, or hf://owner/name@revision.")
 ]
 
 
@@ -139,3 +152,10 @@ def whole_number(text: str, option: str, unit: str = "bases") -> int:
         return int(text)
     except ValueError:
         raise input_error(f"{option} has '{text}', which is no whole number: write numbers of {unit}.") from None
+
+
+def genome_specifications(options: Sequence[str]) -> "list[GenomeSpecification]":
+    """What `--genome` options say."""
+    from genomamba.genomes import parse_genome_option  # noqa: PLC0415
+
+    return [parse_genome_option(option) for option in options]
