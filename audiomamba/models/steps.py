@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audiomamba.models.blocks import FeedForwardBlock
 from audiomamba.models.waveform_model import Scale, ScaleState, WaveformModel, WaveformState
@@ -62,7 +64,7 @@ class WaveformSteps:
         factor, coarse_width = scale.down_pooling.factor, model.config.width(depth + 1)
         places.partial, places.current = program.place(factor * width), program.place(factor * width)
         received, coarse = program.place(width), program.place(coarse_width)
-        group = {"period": period, "factor": factor}
+        group: dict[str, Any] = {"period": period, "factor": factor}
         program.add(FOLD, source=hidden, target=places.partial, width=width, **group)
         # What the group before this one knew, before it is replaced by what this one knows.
         program.add(UNFOLD, source=places.current, target=received, width=width, **group)
@@ -82,7 +84,7 @@ class WaveformSteps:
             places.up = self._blocks(scale.up, hidden)
             program.add(ADD, source=skips[0], target=hidden, width=width)
 
-    def _blocks(self, blocks, hidden: int) -> list[int | None]:
+    def _blocks(self, blocks: nn.ModuleList | list[nn.Module], hidden: int) -> list[int | None]:
         """The operations of blocks; where their states are, None for a block that has none."""
         places: list[int | None] = []
         for block in blocks:

@@ -162,7 +162,7 @@ def without_common_padding(examples: Example) -> Example:
 
 
 def _batches(
-    collection: ClipCollection, stretches: list[tuple[int, int]], length: int, positions: int = 65_536
+    collection: ClipCollection, stretches: list[tuple[int, int]], length: int, positions: int = 262_144
 ) -> Iterator[Example]:
     rows = max(1, positions // length)
     for first in range(0, len(stretches), rows):

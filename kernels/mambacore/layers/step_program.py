@@ -8,6 +8,7 @@ that is trained on needs another program.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -78,10 +79,10 @@ class StepProgram:
         self.memory_size += padded(width)
         return offset
 
-    def add(self, kind: int, weights: list[Tensor | None] | None = None, **values: float) -> int:
+    def add(self, kind: int, weights: Sequence[Tensor | None] = (), **values: float) -> int:
         """One more operation; returns its number."""
         operation = StepOperation(kind=kind, **values)
-        for number, weight in enumerate(weights or []):
+        for number, weight in enumerate(weights):
             if weight is not None:
                 kept = weight.detach().to(self.dtype).contiguous()
                 self._kept.append(kept)
