@@ -47,7 +47,7 @@ class Sampling:
         scaled = log_probabilities - log_probabilities.max(axis=1, keepdims=True)
         probabilities = np.exp(scaled / (self.temperature or 1.0))
         probabilities /= probabilities.sum(axis=1, keepdims=True)
-        order = np.argsort(-probabilities, axis=1, kind="stable")
+        order = np.argsort(-log_probabilities, axis=1, kind="stable")
         ordered = np.take_along_axis(probabilities, order, axis=1)
         before = ordered.cumsum(axis=1) - ordered
         ordered[(before >= self.top_p) | (np.arange(BASE_COUNT) >= kept)] = 0
