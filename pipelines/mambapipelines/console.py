@@ -46,7 +46,9 @@ class BaseProgress:
     On a terminal this is a bar. Elsewhere it is a line every ten seconds, or nothing when `lines_elsewhere` is false.
     """
 
-    def __init__(self, activity: str, total_bases: int | None, lines_elsewhere: bool, bar: bool = True) -> None:
+    def __init__(
+        self, activity: str, total_bases: int | None, lines_elsewhere: bool, bar: bool = True, unit: str = "bases"
+    ) -> None:
         """Get ready.
 
         Args:
@@ -54,8 +56,10 @@ class BaseProgress:
             total_bases: how many bases there are, `None` when that is not known.
             lines_elsewhere: print lines when standard error is no terminal.
             bar: draw a bar when it is one.
+            unit: what is worked through, if it is not bases.
         """
         self._activity = activity
+        self._unit = unit
         self._total_bases = total_bases
         self._lines = lines_elsewhere and not sys.stderr.isatty()
         self._bar: Progress | None = None
@@ -99,7 +103,7 @@ class BaseProgress:
     def _describe(self, figures: str) -> str:
         seconds = max(time.monotonic() - self._start_seconds, 1e-9)
         parts = [figures] if figures else []
-        parts.append(f"{self._bases / seconds:,.0f} bases/s")
+        parts.append(f"{self._bases / seconds:,.0f} {self._unit}/s")
         if self._total_bases and self._bases:
             seconds_left = seconds * max(0, self._total_bases - self._bases) / self._bases
             parts.append(f"{format_duration(seconds_left)} left")
