@@ -7,6 +7,7 @@ beside it: a resumed download never joins parts of two versions.
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import errno
 import hashlib
@@ -47,7 +48,8 @@ class RemoteFile:
         name: what it is called here.
         urls: where it is, the preferred place first.
         size: in bytes; `None` when the archive does not state it for certain.
-        checksum: `md5:...` or `sha256:...`; `None` when it is to be read from `checksum_list`, or not stated.
+        checksum: `md5:...` or `sha256:...`; `None` when it is to be read from `checksum_list`, or when only the server
+            may state it.
         checksum_list: address of a text of the archive with a line `CHECKSUM  FILE` for each of its files (md5).
     """
 
@@ -183,7 +185,7 @@ def _from_mirror(
                 raise _CutOffError(f"{reason}, {FRUITLESS_ATTEMPTS} times in a row") from None
             time.sleep(pause_seconds * 2 ** max(0, fruitless - 1))
             continue
-        checksum = stated_checksum(file, timeout_seconds)
+        checksum = stated_checksum(file, timeout_seconds) or _origin(partial).get("checksum")
         if checksum is None or file_checksum(partial, checksum.partition(":")[0]) == checksum:
             partial.replace(path)
             _origin_path(partial).unlink(missing_ok=True)
@@ -299,6 +301,10 @@ def _write_origin(partial: Path, url: str, answer: Any) -> None:
         content["version"] = tag
     elif date is not None and email.utils.parsedate_tz(date) is not None:
         content["version"] = date
+    # Google's storage states a checksum of what it serves.
+    hashes = dict(item.strip().partition("=")[::2] for item in (answer.headers.get("x-goog-hash") or "").split(","))
+    if "md5" in hashes:
+        content["checksum"] = f"md5:{base64.b64decode(hashes['md5']).hex()}"
     _origin_path(partial).write_text(json.dumps(content), encoding="utf-8")
 
 

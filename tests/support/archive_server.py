@@ -19,6 +19,7 @@ class Archive:
         statuses: for each of the next requests, a status to refuse it with.
         ranges: whether parts may be asked for.
         version: of all files; a part of another version is answered with the whole.
+        headers: further headers of every answer.
         requests: path and `Range` of every request that came.
     """
 
@@ -30,6 +31,7 @@ class Archive:
     statuses: list[int] = field(default_factory=list)
     ranges: bool = True
     version: str = '"1"'
+    headers: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, str | None]] = field(default_factory=list)
 
     def url(self, path: str) -> str:
@@ -75,7 +77,8 @@ def archive_server() -> Iterator[Archive]:
                 body[len(body) // 2] ^= 1
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", archive.version)
+            for header in ({"ETag": archive.version} | archive.headers).items():
+                self.send_header(*header)
             self.end_headers()
             cut = archive.cuts.pop(0) if archive.cuts else None
             self.wfile.write(bytes(body) if cut is None else bytes(body[:cut]))
