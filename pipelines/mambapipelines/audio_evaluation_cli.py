@@ -1,0 +1,155 @@
+"""The commands `audiomamba train-classifier` and `audiomamba evaluate`: how good generated clips are."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambapipelines.command_line import (
+    EXIT_CODES,
+    MinutesOption,
+    ResumeOption,
+    RunFolderOption,
+    SeedOption,
+    SetOption,
+    StepsOption,
+    ThreadsOption,
+    command_group,
+    entries,
+)
+
+application = command_group("", "How good generated clips are.")
+
+LabelPatternOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX", help="Its first group is the label in a file's name: '^([0-9])_'.", show_default="the folder"
+    ),
+]
+ValidOption = Annotated[str | None, typer.Option(metavar="PATTERN", help="Clips for validation: '*_1[0-4].wav'.")]
+TestOption = Annotated[
+    str | None,
+    typer.Option("--test", "--test-pattern", metavar="PATTERN", help="Clips to test on only: '*_[5-9].wav'."),
+]
+WordsOption = Annotated[
+    str | None, typer.Option(metavar="WORD[,WORD...]", help="Only clips of these labels.", show_default="all")
+]
+
+
+@application.command(name="train-classifier", epilog=EXIT_CODES)
+def train_classifier(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of labelled clips.")],
+    output: RunFolderOption,
+    size: Annotated[
+        str,
+        typer.Option("--size", metavar="NAME|FILE", help="small, paper (ResNeXt-29 8x64d), tiny, or a recipe file."),
+    ] = "small",
+    sample_rate: Annotated[int, typer.Option(metavar="HZ", help="What clips are resampled to.")] = 16_000,
+    clip_seconds: Annotated[float, typer.Option(metavar="S", help="What clips are cut or padded to.")] = 1.0,
+    label_pattern: LabelPatternOption = None,
+    valid: ValidOption = None,
+    test: TestOption = None,
+    words: WordsOption = None,
+    minutes: MinutesOption = None,
+    steps: StepsOption = None,
+    changes: SetOption = None,
+    seed: SeedOption = 0,
+    resume: ResumeOption = False,
+    threads: ThreadsOption = None,
+) -> None:
+    """Train the classifier whose opinions score generated clips (`audiomamba evaluate`).
+
+    Labels are the names of the folders that clips lie in, or part of their own names. The lists of Speech Commands in
+    DATA say which clips are for validation and for the test, or --valid and --test do. A run that was interrupted
+    goes on with --resume to the same numbers.
+
+    **Examples**
+
+    `audiomamba train-classifier speech_commands_v0.02 --words zero,one,two,three --output classifier`
+
+    `audiomamba train-classifier digits --label-pattern '^([0-9])_' --valid '*_1[0-4].wav' --test '*_[5-9].wav'
+    --sample-rate 8000 --output classifier`
+    """
+    from mambapipelines.clip_classification import ClassifierTrainingOptions, train_clip_classifier  # noqa: PLC0415
+
+    train_clip_classifier(
+        ClassifierTrainingOptions(
+            data=data,
+            output=output,
+            recipe=size,
+            changes=changes or (),
+            sample_rate_hz=sample_rate,
+            clip_seconds=clip_seconds,
+            label_pattern=label_pattern,
+            valid=valid,
+            test=test,
+            words=None if words is None else entries(words, "--words"),
+            minutes=minutes,
+            steps=steps,
+            seed=seed,
+            resume=resume,
+            threads=threads,
+        )
+    )
+
+
+@application.command(epilog=EXIT_CODES)
+def evaluate(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Real clips, split as the model's were.")],
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="Folder of a waveform model; not needed to score --clips.")
+    ] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder written by `audiomamba train-classifier`.")
+    ] = None,
+    clips: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Generated clips, of this or any other system.")
+    ] = None,
+    generate: Annotated[int | None, typer.Option(metavar="N", help="Generate so many clips with MODEL.")] = None,
+    label_pattern: LabelPatternOption = None,
+    valid: ValidOption = None,
+    test: TestOption = None,
+    words: WordsOption = None,
+    inception_over_all: Annotated[
+        bool, typer.Option("--inception-over-all", help="IS by the common definition, without a held-out half.")
+    ] = False,
+    resamples: Annotated[int, typer.Option(min=2, metavar="N", help="Bootstrap resamples of each interval.")] = 200,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the tables and the plot.", show_default="none")
+    ] = None,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+) -> None:
+    """Score a model's likelihood of test clips, and generated clips beside real ones.
+
+    With MODEL: negative log-likelihood of the test clips in bits and nats per sample. With --classifier: FID (against
+    the train data), IS, modified IS and AM of the generated clips, the train and test data, shuffled noise and
+    silence. Intervals are 95 % bootstrap intervals over clips.
+
+    **Examples**
+
+    `audiomamba evaluate model --data digits --test '*_[5-9].wav' --valid '*_1[0-4].wav'`
+
+    `audiomamba evaluate --data digits --test '*_[5-9].wav' --valid '*_1[0-4].wav' --label-pattern '^([0-9])_'
+    --classifier classifier --clips generated --output scores`
+    """
+    from mambapipelines.audio_evaluation import AudioEvaluationOptions, evaluate_audio  # noqa: PLC0415
+
+    evaluate_audio(
+        AudioEvaluationOptions(
+            model=model,
+            data=data,
+            classifier=classifier,
+            clips=clips,
+            generate=generate,
+            label_pattern=label_pattern,
+            valid=valid,
+            test=test,
+            words=None if words is None else entries(words, "--words"),
+            inception_over_all=inception_over_all,
+            resamples=resamples,
+            output=output,
+            seed=seed,
+            threads=threads,
+        )
+    )
