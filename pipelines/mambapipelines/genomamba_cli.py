@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines import classify_cli, evaluate_cli, intervals_cli, report_cli, variants_cli
+from mambapipelines import classify_cli, evaluate_cli, intervals_cli, language_model_use_cli, report_cli, variants_cli
 from mambapipelines.command_line import (
     EXIT_CODES,
     GenomeOption,
@@ -38,6 +38,7 @@ application.add_typer(classify_cli.application)
 application.add_typer(evaluate_cli.application)
 application.add_typer(intervals_cli.application)
 application.add_typer(variants_cli.application)
+application.add_typer(language_model_use_cli.application)
 application.add_typer(report_cli.application)
 
 
