@@ -72,7 +72,7 @@ def feature_summary(features: npt.ArrayLike) -> FeatureSummary:
     if table.shape[0] < 2:
         raise InputError(f"a covariance needs at least 2 clips but there is {table.shape[0]}; give more")
     mean = table.mean(axis=0)
-    factor = np.linalg.qr((table - mean) / math.sqrt(table.shape[0] - 1), mode="r")
+    factor = np.linalg.qr((table - mean) / math.sqrt(table.shape[0] - 1)).R
     return FeatureSummary(mean, factor)
 
 
