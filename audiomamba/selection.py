@@ -58,7 +58,7 @@ def likelihoods_of_real_clips(bits_per_sample: Tensor) -> tuple[float, float]:
     """
     if bits_per_sample.shape[0] < FEWEST_REAL_CLIPS:
         raise InputError(
-            f"thresholds need {FEWEST_REAL_CLIPS} real clips or more but there are {bits_per_sample.shape[0]}; give more"
+            f"thresholds need {FEWEST_REAL_CLIPS} real clips but there are {bits_per_sample.shape[0]}; give more"
         )
     outside = (1 - REAL_SHARE) / 2
     low, high = torch.quantile(bits_per_sample.double(), torch.tensor([outside, 1 - outside], dtype=torch.float64))

@@ -27,7 +27,7 @@ FEWEST_FILES: Final = 20
 """A folder with fewer files holds recordings rather than clips: each is cut by time."""
 
 VALIDATION_SHARE: Final = 20
-"""Where nothing says which clips are for validation, every twentieth is, chosen by a checksum of its name."""
+"""Where nothing says which clips are for validation, one in so many is, chosen by checksums of their names."""
 
 
 class SplitClips(NamedTuple):
@@ -52,7 +52,7 @@ def read_split_clips(
 
     One recording is cut by time (``RECORDING_SHARES``). In a folder, ``valid`` and ``test`` say by pattern which files
     are for what; else the lists in the folder (``LIST_NAMES``) do, as in Speech Commands; else a folder of few files
-    has each of them cut by time, and one of many has every twentieth, by a checksum of its name, for validation.
+    has each of them cut by time, and one of many has one in twenty, by checksums of their names, for validation.
 
     Args:
         data: a folder of any layout, or one audio file.
@@ -82,11 +82,10 @@ def read_split_clips(
         return _read(data, _by_lists(data, paths), quantiser, "by the lists in the folder", skip_bad)
     if len(paths) < FEWEST_FILES:
         return _cut_recordings(data, paths, quantiser, skip_bad)
-    files = {"train": [], "valid": []}
-    for path in paths:
-        name = path.relative_to(data).as_posix()
-        files["valid" if zlib.crc32(name.encode()) % VALIDATION_SHARE == 0 else "train"].append(path)
-    return _read(data, files, quantiser, "every twentieth file for validation, by its name", skip_bad)
+    by_checksum = sorted(paths, key=lambda path: zlib.crc32(path.relative_to(data).as_posix().encode()))
+    held_out = set(by_checksum[: -(-len(paths) // VALIDATION_SHARE)])
+    files = {"train": [path for path in paths if path not in held_out], "valid": sorted(held_out)}
+    return _read(data, files, quantiser, "one file in twenty for validation, by their names", skip_bad)
 
 
 def _is_speech_commands(folder: Path, words: Sequence[str] | None) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines import audio_evaluation_cli, fetch_cli, report_cli
+from mambapipelines import app_cli, audio_evaluation_cli, fetch_cli, report_cli
 from mambapipelines.command_line import (
     EXIT_CODES,
     MinutesOption,
@@ -31,6 +31,7 @@ application = command_group(
     "audiomamba", "Raw waveforms: train a model on recordings, then generate new ones or continue a clip."
 )
 application.add_typer(fetch_cli.audio_application)
+application.add_typer(app_cli.audio_application)
 application.add_typer(report_cli.application)
 application.add_typer(audio_evaluation_cli.application)
 
@@ -82,7 +83,7 @@ def train(
 
     The loss is in bits per sample. A recording is cut by time (88 % to train on, 6 % to validate on). In a folder,
     --valid and --test choose by pattern; else `validation_list.txt` and `testing_list.txt` in it do, as in Speech
-    Commands, of which the ten digits (SC09) are used unless --words says otherwise; else every twentieth file is for
+    Commands, of which the ten digits (SC09) are used unless --words says otherwise; else one file in twenty is for
     validation. Any rate and format is brought to the recipe's rate.
 
     Clips that the model generates on the way are in DIR/training/drawn. A run that was interrupted goes on with

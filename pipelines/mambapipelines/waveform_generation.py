@@ -86,7 +86,6 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     generator = load(options.model)
     real = None if options.real is None else real_bits_per_sample(generator.model, options.real)
     prompt = None if options.continued is None else generator.prompt(options.continued)
-    options.output.mkdir(parents=True, exist_ok=True)
     if not generator.is_native:
         note("layers of this model have no native steps: it generates through PyTorch, many times slower")
     rows: list[ClipRow] = []
@@ -169,6 +168,7 @@ def _batches(
 
 def _write(found: GeneratedClips, options: WaveformGenerationOptions, prompt: Tensor | None) -> list[ClipRow]:
     rate, rows = found.quantiser.sample_rate_hz, []
+    options.output.mkdir(exist_ok=True)  # only now, when there is something to put into it
     before = 0 if prompt is None else prompt.shape[0]
     for number, samples, bits in zip(found.numbers, found.samples, found.bits_per_sample, strict=True):
         name = f"clip-{number:05d}.{options.audio_format}"

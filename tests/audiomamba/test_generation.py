@@ -1,0 +1,192 @@
+"""Generation equals the model, a clip depends on its seed and number alone, and what is wrong with clips is said."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import audiomamba
+from audiomamba import generation
+from audiomamba.generation import WaveformGenerator, draw
+from audiomamba.models import RECIPES, StageConfig, WaveformModel, WaveformModelConfig, architecture
+from audiomamba.models.steps import WaveformSteps, steps_library
+from audiomamba.quantisers import Quantiser
+from audiomamba.selection import flags_of, likelihoods_of_real_clips
+from audiomamba.waveforms import Waveform
+from mambacore import use_backend
+from mambacore.errors import InputError
+from mambacore.native import native_library
+from tolerances import PIECES_FLOAT32, PIECES_FLOAT64, relative_error
+
+native = pytest.mark.skipif(native_library() is None, reason="installed without the native library")
+
+SELECTIVE = StageConfig(2, {"name": "selective", "state_size": 3})
+COMPLEX = StageConfig(1, {"name": "selective", "state_size": 2, "complex_state": True}, 1)
+S4D = StageConfig(1, {"name": "s4d", "state_size": 3}, 2)
+RATE = 1000
+CONFIGURATIONS = {
+    "no pooling": ((SELECTIVE,), (), True),
+    "two unlike poolings": ((COMPLEX, S4D, SELECTIVE), (2, 5), True),
+    "three poolings": ((SELECTIVE, S4D, COMPLEX, S4D), (2, 3, 2), True),
+    "not a unet": ((S4D, SELECTIVE, COMPLEX), (3, 2), False),
+}
+
+
+def model_of(name, dtype=torch.float32):
+    stages, pooling, unet = CONFIGURATIONS[name]
+    torch.manual_seed(0)
+    model = WaveformModel(
+        WaveformModelConfig(stages, 8, pooling, blocks_on_the_way_down=unet, quantiser=Quantiser(sample_rate_hz=RATE))
+    )
+    with torch.no_grad():
+        model.head.weight.mul_(8)  # far from uniform
+    return model.to(dtype).eval()
+
+
+def classes(length, seed=1):
+    return torch.randint(256, (2, length), generator=torch.Generator().manual_seed(seed))
+
+
+@native
+@pytest.mark.parametrize("before", [0, 23], ids=["from the start", "going on"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, PIECES_FLOAT64), (torch.float32, PIECES_FLOAT32)], ids=["64", "32"]
+)
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_native_steps_equal_the_whole_at_every_depth(name, dtype, tolerance, before):
+    model, tokens = model_of(name, dtype), classes(97)
+    with torch.no_grad():
+        logits, _ = model(tokens)
+        state = model(tokens[:, :before])[1] if before else None
+    expected = torch.log_softmax(logits.double(), -1)[:, before:-1].gather(2, tokens[:, before + 1 :].unsqueeze(2))
+    steps = WaveformSteps(model, steps_library(model))
+    memory, first = steps.memory(2, state), tokens[:, before].clone()
+    found = []
+    for given in tokens[:, before + 1 :].split([40, 97 - before - 41], dim=1):  # calls go on where the last one ended
+        found.append(steps.run(memory, first, before + sum(part.shape[1] for part in found), given=given)[1])
+    assert relative_error(torch.cat(found, dim=1), expected.squeeze(2)) < tolerance
+
+
+@native
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 0.0}])
+def test_native_and_composed_generation_draw_the_same(options):
+    model = model_of("two unlike poolings", torch.float64)
+    found = WaveformGenerator(model).generate(3, 0.1, seed=4, prompt=classes(17)[0], **options)
+    with use_backend("torch"):
+        composed = WaveformGenerator(model)
+        assert not composed.is_native
+        expected = composed.generate(3, 0.1, seed=4, prompt=classes(17)[0], **options)
+    assert torch.equal(found.classes, expected.classes)
+    assert relative_error(found.log_likelihoods, expected.log_likelihoods) < PIECES_FLOAT64
+    assert (found.classes[0] == found.classes[1]).all() == (options.get("temperature") == 0.0)
+
+
+def test_likelihoods_are_those_of_the_model():
+    model = model_of("three poolings", torch.float64)
+    clips = WaveformGenerator(model).generate(2, 0.15, seed=1)
+    inputs = torch.cat([torch.full((2, 1), 128), clips.classes[:, :-1]], dim=1)
+    with torch.no_grad():
+        nats, count, _ = model.loss(inputs, clips.classes)
+    assert float(clips.bits_per_sample.mean()) == pytest.approx(float(nats) / int(count) / math.log(2), rel=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_clip_depends_on_seed_and_number_alone(backend, monkeypatch):
+    if backend == "native" and native_library() is None:
+        pytest.skip("installed without the native library")
+    monkeypatch.setattr(generation, "SAMPLES_AT_ONCE", 7)
+    with use_backend(backend):
+        generator = WaveformGenerator(model_of("two unlike poolings", torch.float64))
+        many = generator.generate(4, 0.05, seed=9)
+        alone = generator.generate(1, 0.05, seed=9, first_clip=2)
+        assert torch.equal(alone.classes[0], many.classes[2])
+        assert torch.equal(generator.generate(4, 0.05, seed=9).classes, many.classes)
+        assert not torch.equal(generator.generate(4, 0.05, seed=10).classes, many.classes)
+    assert len({tuple(clip.tolist()) for clip in many.classes}) == 4
+
+
+def test_attention_generates_through_pytorch():
+    torch.manual_seed(0)
+    model = WaveformModel(
+        WaveformModelConfig(
+            (SELECTIVE, StageConfig(1, "attention")), 16, (3,), quantiser=Quantiser(sample_rate_hz=RATE)
+        )
+    )
+    generator = WaveformGenerator(model)
+    assert not generator.is_native
+    clips = generator.generate(2, 0.02, prompt=classes(11)[0])
+    assert clips.classes.shape == (2, 31) and torch.equal(clips.classes[1, :11], classes(11)[0])
+
+
+def test_load_generate_and_continue(tmp_path):
+    model_of("no pooling").save_pretrained(tmp_path / "model")
+    voice = audiomamba.load(tmp_path / "model")
+    clips = voice.generate(clips=2, seconds=0.1, seed=3)
+    audiomamba.write_waveform(tmp_path / "clip.wav", clips.samples[0], RATE)
+    longer = voice.continue_clip(tmp_path / "clip.wav", seconds=0.05, seed=4)
+    assert clips.samples.shape == (2, 100) and longer.samples.shape == (1, 150)
+    assert relative_error(longer.samples[0, :100], clips.samples[0]) < 2e-4  # 16 bits in the file
+    assert clips.real_time_factor == pytest.approx(clips.samples_per_second / RATE)
+    resampled = voice.continue_clip(Waveform(torch.zeros(200), 2 * RATE), seconds=0.05)
+    assert resampled.classes.shape == (1, 150)
+
+
+def test_a_prompt_of_another_rate_is_refused(tmp_path):
+    audiomamba.write_waveform(tmp_path / "clip.wav", torch.zeros(50), 2 * RATE)
+    generator = WaveformGenerator(model_of("no pooling"))
+    with pytest.raises(InputError, match=r"clip\.wav has 2000 Hz but the model 1000 Hz; resample"):
+        generator.continue_clip(tmp_path / "clip.wav")
+
+
+@pytest.mark.parametrize(
+    "options", [{"clips": 0}, {"seconds": 0.0}, {"seconds": math.nan}, {"seed": -1}, {"temperature": -1}, {"top_p": 0}]
+)
+def test_settings_that_mean_nothing_are_refused(options):
+    with pytest.raises(InputError):
+        WaveformGenerator(model_of("no pooling")).generate(**options)
+
+
+def test_the_drawn_class_follows_the_cumulative_probabilities():
+    logits = torch.log(torch.tensor([[0.5, 0.2, 0.3]])).expand(5, 3)
+    uniforms = torch.tensor([0.0, 0.49, 0.51, 0.69, 0.999999])
+    assert draw(logits, uniforms)[0].tolist() == [0, 0, 1, 1, 2]
+    assert draw(logits, uniforms, top_p=0.7)[0].tolist() == [0, 0, 0, 2, 2]
+    assert draw(logits, uniforms, temperature=0)[0].tolist() == [0] * 5
+    assert torch.allclose(draw(logits, uniforms)[1].exp(), torch.tensor([0.5, 0.5, 0.2, 0.2, 0.3]).double())
+
+
+FLAWS = {
+    "silent": lambda time: torch.zeros(8000),
+    "clipped": lambda time: (3 * torch.sin(440 * time)).clamp(-1, 1),
+    "shifted": lambda time: 0.2 * torch.sin(440 * time) + 0.3,
+    "runaway": lambda time: torch.rand(8000, generator=torch.Generator().manual_seed(0)) * 1.9 - 0.95,
+}
+
+
+@pytest.mark.parametrize(("flaw", "make"), FLAWS.items(), ids=FLAWS.keys())
+def test_flaws_of_a_clip_are_named(flaw, make):
+    time = torch.arange(8000) / 8000 * 2 * math.pi
+    assert flags_of(make(time)) == (flaw,)
+    assert flags_of(0.5 * torch.sin(440 * time)) == ()
+
+
+def test_real_clips_bound_the_likelihood():
+    assert likelihoods_of_real_clips(torch.linspace(0, 1, 101)) == pytest.approx((0.05, 0.95))
+    with pytest.raises(InputError, match="20 real clips"):
+        likelihoods_of_real_clips(torch.zeros(5))
+
+
+@native
+@pytest.mark.parametrize("name", RECIPES)
+def test_published_models_without_attention_have_native_steps(name):
+    config = architecture(name)
+    uses_attention = any(mixer["name"] == "attention" for stage in config.stages for mixer in stage.mixers())
+    model = WaveformModel(WaveformModelConfig(config.stages, 8, config.pooling))
+    assert (steps_library(model) is None) == uses_attention
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, audiomamba; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
