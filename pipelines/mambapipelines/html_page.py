@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+PLAYER_STYLE: Final = """
+audio { width: 100%; max-width: 24rem; }
+.players { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
+"""
 STYLE: Final = """
 body { font-family: system-ui, sans-serif; line-height: 1.5; color: #1c2733; max-width: 62rem; margin: 2rem auto;
   padding: 0 1rem; }
@@ -22,8 +26,6 @@ figure { margin: 0.8rem 0; }
 figcaption { font-size: 0.9rem; color: #51606e; }
 img { max-width: 100%; height: auto; }
 .table { overflow-x: auto; }
-audio { width: 100%; max-width: 24rem; }
-.players { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
 """
 
 
@@ -73,17 +75,20 @@ def page(title: str, sections: Sequence[Section]) -> str:
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
+        f"<title>{html.escape(title)}</title><style>{STYLE}{PLAYER_STYLE}</style></head><body>",
         f"<h1>{html.escape(title)}</h1>",
     ]
     for section in sections:
         if section.heading:
             parts.append(f"<h2>{html.escape(section.heading)}</h2>")
-        for are_players, items in itertools.groupby(section.content, lambda item: isinstance(item, Player)):
-            rendered = [_render(item) for item in items]
-            parts += ['<div class="players">', *rendered, "</div>"] if are_players else rendered
+        parts += _rendered(section.content)
     parts.append("</body></html>\n")
     return "\n".join(parts).encode("utf-8", "replace").decode()
+
+
+def embedded_players(players: Sequence[Player]) -> str:
+    """Players as a part of somebody else's page, with everything inside."""
+    return "\n".join([f"<style>{PLAYER_STYLE}</style>", *_rendered(players)])
 
 
 def embedded_picture(png: bytes, caption: str) -> str:
@@ -91,6 +96,14 @@ def embedded_picture(png: bytes, caption: str) -> str:
     text = html.escape(caption)
     source = _embedded("image/png", png)
     return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def _rendered(items: Sequence[Item]) -> list[str]:
+    parts: list[str] = []
+    for are_players, neighbours in itertools.groupby(items, lambda item: isinstance(item, Player)):
+        rendered = [_render(item) for item in neighbours]
+        parts += ['<div class="players">', *rendered, "</div>"] if are_players else rendered
+    return parts
 
 
 def _embedded(media_type: str, content: bytes) -> str:
