@@ -9,6 +9,8 @@ import pytest
 
 NARROW_PX, WIDE_PX = 360, 1440
 HEIGHT_PX = 900
+# Other work on the machine makes pages slow, not wrong.
+TIMEOUT_MILLISECONDS = 120_000
 
 
 @contextmanager
@@ -33,6 +35,7 @@ def watched_page(chromium: Any, width_px: int, offline: bool) -> Iterator[tuple[
     """A page, and the list of everything that went wrong on it: console errors, exceptions, failed requests."""
     context = chromium.new_context(viewport={"width": width_px, "height": HEIGHT_PX}, offline=offline)
     page = context.new_page()
+    page.set_default_timeout(TIMEOUT_MILLISECONDS)
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
