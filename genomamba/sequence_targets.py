@@ -59,8 +59,8 @@ class TargetDescription:
 def guess_kind(table: SequenceTable) -> TargetKind:
     """What the label columns look like.
 
-    Several columns of 0 and 1 are labels; a single column of words, or of few whole numbers, is classes; columns of
-    numbers otherwise are numbers.
+    Several columns of 0 and 1 are labels; a single column of words, or of few whole numbers written without a point,
+    is classes; columns of numbers otherwise are numbers.
 
     Raises:
         InputError: there are no label columns, or a single one of many different whole numbers.
@@ -74,7 +74,7 @@ def guess_kind(table: SequenceTable) -> TargetKind:
     if not numeric:
         return "classes"
     distinct = set(columns[0])
-    whole = all(float(value) == int(float(value)) for value in distinct)
+    whole = all(value.isdigit() for value in distinct)
     if whole and len(distinct) > MOST_GUESSED_CLASSES:
         raise InputError(
             f"the column '{next(iter(table.labels))}' of {table.source} has {len(distinct)} different whole numbers: "
