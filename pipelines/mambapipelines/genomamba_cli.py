@@ -10,7 +10,16 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines import classify_cli, evaluate_cli, intervals_cli, language_model_use_cli, report_cli, variants_cli
+from mambapipelines import (
+    classify_cli,
+    evaluate_cli,
+    finetune_cli,
+    intervals_cli,
+    language_model_use_cli,
+    report_cli,
+    species_tasks_cli,
+    variants_cli,
+)
 from mambapipelines.command_line import (
     EXIT_CODES,
     GenomeOption,
@@ -37,6 +46,8 @@ application = command_group(
 application.add_typer(classify_cli.application)
 application.add_typer(evaluate_cli.application)
 application.add_typer(intervals_cli.application)
+application.add_typer(finetune_cli.application)
+application.add_typer(species_tasks_cli.application)
 application.add_typer(variants_cli.application)
 application.add_typer(language_model_use_cli.application)
 application.add_typer(report_cli.application)
