@@ -39,6 +39,15 @@ MinutesOption = Annotated[
     float | None, typer.Option(help="Time for the whole run, instead of --steps.", show_default="the recipe's")
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Number of optimiser steps, instead of --minutes.")]
+StrategyOption = Annotated[
+    str,
+    typer.Option(
+        metavar="single|ddp|fsdp",
+        help="How the processes that torchrun or SLURM started share the work: ddp divides the rows of a step, fsdp "
+        "the parameters and the optimiser's state as well.",
+    ),
+]
+ContextRanksOption = Annotated[int, typer.Option(min=1, help="Processes that share each sequence, with ddp or fsdp.")]
 RunFolderOption = Annotated[
     Path, typer.Option("--output", metavar="DIR", help="Folder for the model and the state of the run.")
 ]

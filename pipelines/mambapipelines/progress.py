@@ -57,6 +57,13 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def be_quiet(self) -> None:
+        """Say nothing from now on: another process speaks for this one."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+        self.console.quiet = True
+
     def note(self, text: str) -> None:
         """One line that stays."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ Layout of the folder:
     step-000120/weights.safetensors
     step-000120/optimizer.safetensors
     step-000120/average.safetensors     the moving average of the weights, where the run has one
+    step-000120/weights-00001-of-00004.safetensors ...   the same where processes each hold a part of every tensor
     metrics.csv               one row per step, cut back to the step that a resumed run starts from
     events/                   the same for TensorBoard
     run.json                  what the run depends on, and the versions and the machine it was last started with
@@ -32,8 +33,10 @@ from typing import Any, TextIO
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mambacore.errors import InputError
+from mambapipelines.training.ranks import ONE_PROCESS, Ranks
 from mambapipelines.training.schedules import Schedule, ValidationHistory
 
 STATE_VERSION = 2
@@ -98,33 +101,61 @@ class RunFolder:
         """Whether a state has been written here."""
         return (self.path / POINTER_NAME).is_file()
 
-    def save(self, state: RunState) -> None:
-        """Write `state` and make it the one that counts, then remove older ones and leftovers of killed writers."""
-        self.path.mkdir(parents=True, exist_ok=True)
+    def save(self, state: RunState, ranks: Ranks = ONE_PROCESS) -> None:
+        """Write `state` and make it the one that counts, then remove older ones and leftovers of killed writers.
+
+        Every process calls it; the first one writes, and with sharded parameters each writes what it holds.
+
+        Raises:
+            OSError: in every process, if one of them could not write; the state before this one still counts.
+        """
         name = _folder_name(state.step)
-        if self._current_name() != name:
-            temporary = self.path / f".{name}.{os.getpid()}"
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            save_file(state.weights, temporary / "weights.safetensors")
-            save_file(state.optimizer, temporary / "optimizer.safetensors")
-            if state.average:
-                save_file(state.average, temporary / AVERAGE_NAME)
-            description = {
-                "state_version": STATE_VERSION,
-                "step": state.step,
-                "schedule": asdict(state.schedule),
-                "threads": state.threads,
-                "history": asdict(state.history),
-                "fingerprint": state.fingerprint,
+        if ranks.of_first([float(ranks.is_first and self._current_name() == name)])[0]:
+            if ranks.is_first:
+                self._remove_others(state)
+            return
+        writer = int(ranks.of_first([os.getpid()])[0])
+        temporary = self.path / f".{name}.{writer}"
+        with ranks.all_or_none():
+            if ranks.is_first:
+                self.path.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+        with ranks.all_or_none():
+            if ranks.is_first or ranks.sharded:
+                _write_tensors(state, temporary, _part_suffix(ranks.rank, ranks.count) if ranks.sharded else "")
+        with ranks.all_or_none():
+            if ranks.is_first:
+                self._make_current(state, name, temporary, ranks.count if ranks.sharded else 1)
+                self._remove_others(state)
+
+    def _make_current(self, state: RunState, name: str, temporary: Path, parts: int) -> None:
+        """Complete the folder `temporary` of a state, give it its name, and let it count."""
+        description = {
+            "state_version": STATE_VERSION,
+            "step": state.step,
+            "schedule": asdict(state.schedule),
+            "threads": state.threads,
+            "history": asdict(state.history),
+            "fingerprint": state.fingerprint,
+        }
+        if parts > 1:
+            tensors = {"weights": state.weights, "optimizer": state.optimizer, "average": state.average}
+            description["parts"] = parts
+            description["divided"] = {
+                kind: [key for key, tensor in named.items() if isinstance(tensor, DTensor)]
+                for kind, named in tensors.items()
             }
-            (temporary / "state.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-            for file in temporary.iterdir():
-                _flush_to_disk(file)
-            # A folder of this name that nothing points at was left by a process that was killed right here.
-            shutil.rmtree(self.path / name, ignore_errors=True)
-            temporary.rename(self.path / name)
-            write_text_atomically(self.path / POINTER_NAME, json.dumps({"folder": name}) + "\n")
+        (temporary / "state.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        for file in temporary.iterdir():
+            _flush_to_disk(file)
+        # A folder of this name that nothing points at was left by a process that was killed right here.
+        shutil.rmtree(self.path / name, ignore_errors=True)
+        temporary.rename(self.path / name)
+        write_text_atomically(self.path / POINTER_NAME, json.dumps({"folder": name}) + "\n")
+
+    def _remove_others(self, state: RunState) -> None:
+        """Remove states that are not to be kept beside `state`, and leftovers of killed writers."""
         kept = self._kept_names(state)
         for entry in self.path.iterdir():
             if entry.is_dir() and entry.name not in kept and entry.name.lstrip(".").startswith("step-"):
@@ -149,9 +180,9 @@ class RunFolder:
                     schedule=Schedule(**description["schedule"]),
                     fingerprint=description["fingerprint"],
                     threads=description["threads"],
-                    weights=load_file(folder / "weights.safetensors"),
-                    optimizer=load_file(folder / "optimizer.safetensors"),
-                    average=load_file(folder / AVERAGE_NAME) if (folder / AVERAGE_NAME).is_file() else {},
+                    weights=_read_tensors(folder, "weights", description),
+                    optimizer=_read_tensors(folder, "optimizer", description),
+                    average=_read_tensors(folder, "average", description),
                     history=ValidationHistory(**description["history"]),
                 )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -268,7 +299,53 @@ def restore_optimizer(
         name, _, key = full_name.rpartition("/")
         if name not in parameters:
             raise InputError(f"the optimiser state names {name!r}, which the model lacks: start with another --output")
-        optimizer.state[parameters[name]][key] = tensor.clone()
+        optimizer.state[parameters[name]][key] = divided_like(tensor, parameters[name])
+
+
+def divided_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of a whole tensor, divided among the processes as the parameter is if it has the parameter's shape."""
+    if isinstance(parameter, DTensor) and not isinstance(tensor, DTensor) and tensor.shape == parameter.shape:
+        return distribute_tensor(tensor.clone(), parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return tensor.clone()
+
+
+def _write_tensors(state: RunState, folder: Path, suffix: str) -> None:
+    """What this process holds of a state's tensors.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    for kind, tensors in (("weights", state.weights), ("optimizer", state.optimizer), ("average", state.average)):
+        if kind == "average" and not tensors:
+            continue
+        own = {
+            name: (tensor.to_local() if isinstance(tensor, DTensor) else tensor).contiguous()
+            for name, tensor in tensors.items()
+        }
+        try:
+            save_file(own, folder / f"{kind}{suffix}.safetensors")
+        except SafetensorError as error:
+            # This is how safetensors says that a disk is full.
+            raise OSError(str(error)) from error
+
+
+def _read_tensors(folder: Path, kind: str, description: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Whole tensors, put together from the parts where several processes wrote them."""
+    parts = description.get("parts", 1)
+    if kind == "average" and not list(folder.glob("average*")):
+        return {}
+    if parts == 1:
+        return load_file(folder / f"{kind}.safetensors")
+    read = [load_file(folder / f"{kind}{_part_suffix(part, parts)}.safetensors") for part in range(parts)]
+    divided = set(description["divided"][kind])
+    return {
+        name: torch.cat([tensors[name] for tensors in read]) if name in divided else tensor
+        for name, tensor in read[0].items()
+    }
+
+
+def _part_suffix(part: int, parts: int) -> str:
+    return f"-{part + 1:05d}-of-{parts:05d}"
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from mambacore.errors import InputError
 from mambacore.folder import CONFIG_NAME
 from mambapipelines.recipes import Recipe, TrainingRecipe
 from mambapipelines.run_state import RunFolder
+from mambapipelines.training.ranks import check_strategy
 
 RUN_FOLDER_NAME = "training"
 # Sequences of the same name and length but other bases are told apart by the checksum of both ends.
@@ -58,6 +59,8 @@ class TrainingOptions:
         threads: number of CPU threads; `None` keeps PyTorch's choice.
         start_from: a pretrained causal language model (folder or `hf://...`) whose shape and weights the classifier
             takes; `None` starts from random weights of the recipe's shape.
+        strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
+        context_ranks: how many processes share each sequence.
     """
 
     genomes: Sequence[GenomeSpecification]
@@ -72,6 +75,8 @@ class TrainingOptions:
     resume: bool = False
     threads: int | None = None
     start_from: str | None = None
+    strategy: str = "single"
+    context_ranks: int = 1
 
 
 def check_options(options: RunOptions) -> None:
@@ -86,6 +91,7 @@ def check_options(options: RunOptions) -> None:
         raise InputError(f"--steps is {options.steps}: use a number of 1 or more.")
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads is {options.threads}: use a number of 1 or more.")
+    check_strategy(getattr(options, "strategy", "single"), getattr(options, "context_ranks", 1))
 
 
 def check_output(options: RunOptions, run: RunFolder) -> None:

@@ -40,6 +40,17 @@ class RunPlan:
         """What a task does after the last of the steps, in optimiser steps."""
         return 0.0
 
+    def step_cost(self, step: int) -> float:
+        """What step `step` (0-based) costs beside one of the full length: less where short windows come first."""
+        return 1.0
+
+    def steps_cost(self, steps: int) -> float:
+        """What the first `steps` steps cost, in steps of the full length."""
+        settings = self.recipe.length
+        # The length doubles from stage to stage and is full after fewer stages than 2^63 has doublings.
+        warming = min(steps, 63 * settings.warmup_steps_per_stage)
+        return sum(map(self.step_cost, range(warming))) + steps - warming
+
     def validation_interval(self, total_steps: int) -> int:
         """Steps between validations: as the recipe says, and never more than 5 % of the work."""
         wanted = math.ceil(self.recipe.validation.every_fraction * total_steps)
@@ -48,7 +59,7 @@ class RunPlan:
     def work(self, total_steps: int) -> float:
         """What a whole run costs, in optimiser steps: steps, validations (one is the last thing), what follows."""
         validations = math.ceil(total_steps / self.validation_interval(total_steps))
-        return total_steps + validations * self.validation_steps + self.final_steps(total_steps)
+        return self.steps_cost(total_steps) + validations * self.validation_steps + self.final_steps(total_steps)
 
     def schedule(self, total_steps: int, measured_steps: int = 0) -> Schedule:
         """The schedule of a run of `total_steps` steps, the first `measured_steps` of which have been taken."""
@@ -65,8 +76,13 @@ class RunPlan:
 
     def schedule_for_time(self, measured_steps: int, seconds_per_step: float, seconds_left: float) -> Schedule:
         """The schedule with the most steps that fit into `seconds_left` after the first `measured_steps`."""
-        affordable = measured_steps + seconds_left / seconds_per_step
-        candidates = range(measured_steps + 1, max(measured_steps + 1, math.ceil(affordable)) + 1)
+        measured_cost = self.steps_cost(measured_steps)
+        # The steps that were timed may have had shorter windows than those to come.
+        seconds_per_full_step = seconds_per_step * max(1, measured_steps) / (measured_cost or 1.0)
+        affordable = measured_cost + seconds_left / seconds_per_full_step
+        warming = 63 * self.recipe.length.warmup_steps_per_stage
+        most = max(measured_steps + 1, math.ceil(affordable)) + warming
+        candidates = range(measured_steps + 1, most + 1)
         fitting = bisect.bisect_right(candidates, affordable, key=self.work)
         return self.schedule(candidates[max(0, fitting - 1)], measured_steps)
 
@@ -93,6 +109,11 @@ class TrainingPlan(RunPlan):
     def windows_per_step(self) -> int:
         """Windows in one optimiser step."""
         return self.recipe.batch.windows_per_step(self.length)
+
+    def step_cost(self, step: int) -> float:
+        """Its bases, beside those of a step of the full length."""
+        length = self.recipe.length.warmup(self.length).length_at(step)
+        return self.recipe.batch.windows_per_step(length) * length / (self.windows_per_step * self.length)
 
     @property
     def validation_steps(self) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mambacore.errors import InputError
+from mambapipelines.run_state import divided_like
 
 
 class AveragedWeights:
@@ -33,7 +34,7 @@ class AveragedWeights:
         if tensors is not None and tensors.keys() != current.keys():
             raise InputError("the averaged weights of the run are not those of the model: start with another --output")
         source = current if tensors is None else tensors
-        self.tensors = {name: tensor.detach().clone() for name, tensor in source.items()}
+        self.tensors = {name: divided_like(tensor.detach(), current[name].detach()) for name, tensor in source.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:

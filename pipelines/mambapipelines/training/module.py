@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +19,9 @@ from mambapipelines.recipes import TrainingRecipe
 from mambapipelines.replicas import Replicas, Report
 from mambapipelines.run_state import RunState, optimizer_tensors, restore_optimizer
 from mambapipelines.training.averaging import AveragedWeights
+from mambapipelines.training.ranks import ONE_PROCESS, Ranks
 from mambapipelines.training.schedules import ValidationHistory, measuring_learning_rate
+from mambapipelines.training.sharding import WholeStep, add_gradients, clip_gradients, copy_whole, shard
 from mambapipelines.training.task import Batch, TrainingTask
 
 
@@ -66,12 +70,18 @@ class TrainingModule(pl.LightningModule):
         task: what is learned; its model has the weights of `state` already.
         recipe: settings.
         state: state to go on from; absent, the model is taken as it is at step 0.
+        ranks: the processes that share the work.
     """
 
-    def __init__(self, task: TrainingTask, recipe: TrainingRecipe, state: RunState | None) -> None:
+    def __init__(
+        self, task: TrainingTask, recipe: TrainingRecipe, state: RunState | None, ranks: Ranks = ONE_PROCESS
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model = task.model
+        # The task keeps its whole model for validation and for the end; what is divided is a copy.
+        self.model = copy.deepcopy(task.model) if ranks.sharded else task.model
+        self.ranks = ranks
+        self.whole: WholeStep | None = None
         self.task = task
         self.recipe = recipe
         self.steps_done = state.step if state is not None else 0
@@ -79,25 +89,44 @@ class TrainingModule(pl.LightningModule):
         self.history = state.history if state is not None else ValidationHistory()
         self.loss_of_step = math.nan
         self.figures_of_step: dict[str, float] = {}
+        self._average_tensors = state.average if state is not None else None
         self.average: AveragedWeights | None = None
-        if recipe.optimizer.average_decay > 0:
-            tensors = state.average if state is not None else None
-            self.average = AveragedWeights(self.model, recipe.optimizer.average_decay, tensors)
+        if not ranks.sharded:
+            self._start_average()
         self._restored_tensors = state.optimizer if state is not None else None
         self._adamw: torch.optim.AdamW | None = None
         self._replicas: Replicas | None = None
+
+    def configure_model(self) -> None:
+        """Divide the model among the processes, where it is to be."""
+        if self.ranks.sharded and self.whole is None:
+            self.whole = shard(self.model)
+            self._start_average()
+
+    def _start_average(self) -> None:
+        if self.recipe.optimizer.average_decay > 0:
+            self.average = AveragedWeights(self.model, self.recipe.optimizer.average_decay, self._average_tensors)
+        self._average_tensors = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the task's parameter groups, with the state of the run that is resumed."""
         settings = self.recipe.optimizer
         self._adamw = torch.optim.AdamW(
-            self.task.parameter_groups(settings.weight_decay),
+            self._own(self.task.parameter_groups(settings.weight_decay)),
             lr=settings.learning_rate,
             betas=(settings.beta1, settings.beta2),
         )
         if self._restored_tensors is not None:
             restore_optimizer(self._adamw, self.model, self._restored_tensors)
         return self._adamw
+
+    def _own(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The task's groups with this module's parameters, which are others where they are divided."""
+        if self.model is self.task.model:
+            return groups
+        names = {id(parameter): name for name, parameter in self.task.model.named_parameters()}
+        own = dict(self.model.named_parameters())
+        return [group | {"params": [own[names[id(parameter)]] for parameter in group["params"]]} for group in groups]
 
     def on_train_end(self) -> None:
         """End the threads of the replicas."""
@@ -116,12 +145,23 @@ class TrainingModule(pl.LightningModule):
         return self.schedule.learning_rate(self.steps_done, self.history.reductions)
 
     def validate(self) -> dict[str, float]:
-        """The task's validation figures, of the averaged weights where there are any."""
+        """The task's validation figures, of the averaged weights where there are any: the first process's, in all."""
         self.task.steps_done = self.steps_done
-        if self.average is None:
-            return self.task.validate()
-        with self.average.in_place():
-            return self.task.validate()
+        with contextlib.ExitStack() as stack:
+            if self.average is not None:
+                stack.enter_context(self.average.in_place())
+            if self.ranks.sharded:
+                copy_whole(self.model, self.task.model)
+            figures = self.task.validate() if self.ranks.is_first else {}
+        names = list(self.task.validation_figures)
+        return dict(zip(names, self.ranks.of_first([figures.get(name, math.nan) for name in names]), strict=True))
+
+    def finish(self) -> None:
+        """The task's model gets its final weights, averaged if the recipe says so."""
+        if self.average is not None:
+            self.average.keep()
+        if self.ranks.sharded:
+            copy_whole(self.model, self.task.model)
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
         """One update from all rows of the step, accumulated over micro-batches.
@@ -134,10 +174,12 @@ class TrainingModule(pl.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate()
         rows = self.task.rows_per_micro_batch(batch[0].shape[1])
+        batch = self.ranks.stretch(self.ranks.rows(batch))
         micro_batches: list[Batch] = list(zip(*(tensor.split(rows) for tensor in batch), strict=True))
-        total_weight = math.fsum(self.task.weight(micro_batch) for micro_batch in micro_batches) or 1.0
+        own_weight = math.fsum(self.task.weight(micro_batch) for micro_batch in micro_batches)
+        total_weight = self.ranks.sums([own_weight])[0] or 1.0
         # Lengths may change during a run, and the number of micro-batches with them.
-        count = min(torch.get_num_threads(), len(micro_batches))
+        count = 1 if self.ranks.count > 1 else min(torch.get_num_threads(), len(micro_batches))
         if self._replicas is not None and len(self._replicas.models) != count:
             self.on_train_end()
         if self._replicas is None:
@@ -148,7 +190,10 @@ class TrainingModule(pl.LightningModule):
 
         reports = self._replicas.accumulate(micro_batches, backward)
         sums = {name: math.fsum(report[name] for report in reports) for name in reports[0]}
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.gradient_clip)
+        if self.ranks.count > 1:
+            sums = dict(zip(sums, self.ranks.sums(list(sums.values())), strict=True))
+            add_gradients(self.model, self.ranks)
+        gradient_norm = clip_gradients(self.model, self.recipe.optimizer.gradient_clip, self.ranks)
         if not math.isfinite(sums["loss"]) or not math.isfinite(float(gradient_norm)):
             raise InputError(
                 f"the loss or its gradient stopped being a finite number at step {self.steps_done + 1}: "
@@ -165,7 +210,8 @@ class TrainingModule(pl.LightningModule):
         """Add the gradients of a micro-batch that counts `share` to the replica's; its part of the step's figures."""
         names = ("loss", *self.task.training_figures)
         low_precision: Any = torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
-        pieces = self.task.pieces(micro_batch)
+        # Parameters that are divided come together for one whole forward pass, and a stretch is read at once.
+        pieces = self.task.pieces(micro_batch) if not self.ranks.sharded and self.ranks.context_count == 1 else None
         if pieces is not None:
             with low_precision:
                 result = backward_in_pieces(
@@ -173,7 +219,11 @@ class TrainingModule(pl.LightningModule):
                 )
             return {"loss": float(result.loss) * share}
         # Around the forward pass only: backward takes the precision of each forward step by itself.
-        with low_precision:
-            report = self.task.loss(replica, micro_batch)
-        (report["loss"] * share).backward()
+        with self.ranks.sharing_sequences():
+            with low_precision:
+                if self.whole is not None:
+                    report = self.whole(lambda: self.task.loss(replica, micro_batch))
+                else:
+                    report = self.task.loss(replica, micro_batch)
+            (report["loss"] * share).backward()
         return {name: float(report[name].detach()) * share for name in names}

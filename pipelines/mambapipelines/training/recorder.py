@@ -46,7 +46,7 @@ class TrainingRecorder(pl.Callback):
 
     Args:
         folder: where states and metrics go.
-        metrics: log of this run, already cut back to the first step.
+        metrics: log of this run, already cut back to the first step; `None` in processes that write none.
         progress: what the user sees.
         fingerprint: what the run depends on, stored with every state.
         plan_schedule: called once, with the number of steps done and the mean seconds of a step, when enough steps have
@@ -59,7 +59,7 @@ class TrainingRecorder(pl.Callback):
         self,
         *,
         folder: RunFolder,
-        metrics: MetricsLog,
+        metrics: MetricsLog | None,
         progress: TrainingProgress,
         fingerprint: dict[str, Any],
         plan_schedule: Callable[[int, float], Schedule],
@@ -102,7 +102,8 @@ class TrainingRecorder(pl.Callback):
         self._step_durations.append(seconds)
         units_per_second = batch[0].shape[0] * batch[0].shape[1] / seconds
         learning_rate = module.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-        if module.schedule is None and self._measured_enough():
+        ranks = module.ranks
+        if module.schedule is None and ranks.of_first([float(self._measured_enough())])[0]:
             timed = self._step_durations[UNTIMED_STEPS:]
             module.schedule = self.plan_schedule(module.steps_done, sum(timed) / len(timed))
             self.progress.set_total(module.schedule.total_steps)
@@ -122,10 +123,14 @@ class TrainingRecorder(pl.Callback):
             is_best = self._validate(module)
             assert self.validation is not None
             row |= _formatted(self.validation, task.validation_figures)
-        self._append_metrics(row)
+        if ranks.is_first:
+            self._append_metrics(row)
         self.progress.step(step, module.loss_of_step, units_per_second)
-        stopping = self.finished or self.stop_signal is not None
         late = self._saved_step is None or time.monotonic() - self._saved_seconds >= SECONDS_BETWEEN_SAVES
+        # A signal may have reached only one of the processes, and clocks differ.
+        signal_number, late_anywhere = ranks.largest([float(self.stop_signal or 0), float(late)])
+        self.stop_signal, late = int(signal_number) or None, late_anywhere > 0
+        stopping = self.finished or self.stop_signal is not None
         if stopping or late or (is_best and self.folder.keep_best):
             self.save(module)
         if stopping:
@@ -146,6 +151,7 @@ class TrainingRecorder(pl.Callback):
         return module.history.best_step == module.steps_done
 
     def _append_metrics(self, row: dict[str, object]) -> None:
+        assert self.metrics is not None
         try:
             self.metrics.append(row)
         except OSError as error:
@@ -173,7 +179,7 @@ class TrainingRecorder(pl.Callback):
             history=module.history,
         )
         try:
-            self.folder.save(state)
+            self.folder.save(state, module.ranks)
         except OSError as error:
             raise InputError(
                 f"the state of the run cannot be written to {self.folder.path} ({error.strerror or error}): "

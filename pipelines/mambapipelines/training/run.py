@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from mambapipelines.provenance import provenance
 from mambapipelines.recipes import TrainingRecipe
 from mambapipelines.run_report import write_run_report
 from mambapipelines.run_state import RunFolder, RunState
-from mambapipelines.training.averaging import AveragedWeights
 from mambapipelines.training.module import StepDataModule, TrainingModule
+from mambapipelines.training.ranks import ONE_PROCESS, Ranks, join_ranks, leave_ranks, placement
 from mambapipelines.training.recorder import TrainingRecorder, metrics_columns, signal_handlers_restored
 from mambapipelines.training.schedules import Schedule
 from mambapipelines.training.task import TrainingTask
@@ -99,6 +99,8 @@ class TrainingRun:
     fingerprint: dict[str, Any]
     progress: TrainingProgress
     start_seconds: float
+    _validation: dict[str, float] | None = field(default=None, init=False)
+    _ranks: Ranks = field(default=ONE_PROCESS, init=False)
 
     def train(self, state: RunState | None) -> TrainingOutcome:
         """Take all steps that are left; the task's model then has its final weights, averaged if the recipe says so.
@@ -112,28 +114,46 @@ class TrainingRun:
             KeyboardInterrupt: stopped by Ctrl-C, state saved.
             SystemExit: stopped by SIGTERM, state saved, status 143.
         """
+        context_ranks = getattr(self.options, "context_ranks", 1)
+        if context_ranks > 1 and not self.task.splits_over_context:
+            raise InputError(f"{type(self.task).__name__} needs whole sequences: leave --context-ranks out.")
+        ranks = join_ranks(getattr(self.options, "strategy", "single"), context_ranks)
+        try:
+            module = self._train(state, ranks)
+        finally:
+            leave_ranks(ranks)
+        if not ranks.is_first:
+            # What is left, such as writing the model, is for the first process alone.
+            raise SystemExit(0)
+        assert module.schedule is not None
+        return TrainingOutcome(module.schedule.total_steps, self._validation)
+
+    def _train(self, state: RunState | None, ranks: Ranks) -> TrainingModule:
         if state is not None:
             self.task.model.load_state_dict(state.weights)
-        module = TrainingModule(self.task, self.recipe, state)
+        if not ranks.is_first:
+            self.progress.be_quiet()
+        module = TrainingModule(self.task, self.recipe, state, ranks)
         if module.schedule is None and self.options.steps is not None:
             module.schedule = self.plan.schedule(self.options.steps)
-        validation = None
         if module.schedule is None or module.steps_done < module.schedule.total_steps:
-            validation = self._take_steps(module)
-        assert module.schedule is not None
-        average: AveragedWeights | None = module.average
-        if average is not None:
-            average.keep()
-        return TrainingOutcome(module.schedule.total_steps, validation)
+            self._validation = self._take_steps(module)
+        else:
+            module.configure_model()
+        module.finish()
+        return module
 
     def _take_steps(self, module: TrainingModule) -> dict[str, float] | None:
+        self._ranks = ranks = module.ranks
         try:
-            self.folder.describe(self.fingerprint, provenance())
+            with ranks.all_or_none():
+                if ranks.is_first:
+                    self.folder.describe(self.fingerprint, provenance())
         except OSError as error:
             raise InputError(
                 f"the output folder {self.options.output} cannot be made ({error.strerror}): choose another --output."
             ) from error
-        metrics = self.folder.open_metrics(module.steps_done)
+        metrics = self.folder.open_metrics(module.steps_done) if ranks.is_first else None
         recorder = TrainingRecorder(
             folder=self.folder,
             metrics=metrics,
@@ -147,7 +167,7 @@ class TrainingRun:
             with quiet_lightning(), signal_handlers_restored():
                 trainer = pl.Trainer(
                     accelerator="cpu",
-                    devices=1,
+                    **placement(ranks),
                     max_epochs=1,
                     logger=False,
                     enable_checkpointing=False,
@@ -157,7 +177,8 @@ class TrainingRun:
                 )
                 trainer.fit(module, StepDataModule(self.task, module.steps_done))
         finally:
-            metrics.close()
+            if metrics is not None:
+                metrics.close()
         if recorder.stop_signal is not None and not recorder.finished:
             self._stop(recorder, module)
         return recorder.validation
@@ -166,7 +187,9 @@ class TrainingRun:
         """The schedule of a run in minutes, from the time that a step takes."""
         minutes = self.options.minutes if self.options.minutes is not None else self.recipe.minutes
         seconds_left = PLANNED_FRACTION * 60 * minutes - (time.monotonic() - self.start_seconds)
-        return self.plan.schedule_for_time(steps_done, seconds_per_step, seconds_left)
+        schedule = self.plan.schedule_for_time(steps_done, seconds_per_step, seconds_left)
+        # The clocks of several processes differ; that of the first one counts.
+        return self.plan.schedule(int(self._ranks.of_first([schedule.total_steps])[0]), steps_done)
 
     def _stop(self, recorder: TrainingRecorder, module: TrainingModule) -> None:
         if self.folder.holds_a_run():

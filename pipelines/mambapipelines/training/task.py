@@ -31,6 +31,8 @@ class TrainingTask:
         deciding_figure: the validation figure that chooses the best state and that a plateau is seen in.
         higher_is_better: of the deciding figure.
         unit: what a position of a batch is called in the figures of speed.
+        splits_over_context: whether the tensors of a batch are all (rows, length, ...), `loss` is a mean over positions
+            that `weight` counts, and the model reads stretches (`mambacore.parallel`): then `--context-ranks` works.
         steps_done: optimiser steps taken when `validate` is called.
     """
 
@@ -40,6 +42,7 @@ class TrainingTask:
     deciding_figure: ClassVar[str]
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "positions"
+    splits_over_context: ClassVar[bool] = False
     steps_done: int = 0
 
     def batch(self, step: int) -> Batch:

@@ -1,0 +1,201 @@
+"""Which process of a training run this is, what it takes of each step, and what the processes have to agree on.
+
+Processes are started by torchrun or by SLURM, one per device; Lightning's cluster environments say which is which. They
+are numbered with the ranks of a context (those that share every sequence) next to each other:
+`rank = data_rank * context_count + context_rank`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor, distributed
+
+from mambacore.errors import InputError
+from mambacore.parallel import context_parallel, stretch_of
+
+STRATEGIES = ("single", "ddp", "fsdp")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The place of this process among those of a run.
+
+    Attributes:
+        rank: of this process among all.
+        count: of all processes.
+        context_count: how many of them share a sequence.
+        context_group: the processes that share this one's sequences; `None` where each has whole ones.
+        sharded: whether parameters, gradients and the optimiser's state are divided among the processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+    context_count: int = 1
+    context_group: distributed.ProcessGroup | None = None
+    sharded: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def data_count(self) -> int:
+        """Into how many shares the rows of a step are divided."""
+        return self.count // self.context_count
+
+    def rows(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """This process's rows of a step's batch.
+
+        Raises:
+            InputError: the rows cannot be divided equally.
+        """
+        if self.data_count == 1:
+            return batch
+        rows = len(batch[0])
+        if rows % self.data_count:
+            raise InputError(
+                f"a step has {rows} rows, which {self.data_count} data ranks cannot share equally: change "
+                "batch.minimum_windows_per_step or batch.bases_per_step, or the number of processes."
+            )
+        own = stretch_of(rows, self.rank // self.context_count, self.data_count)
+        return tuple(tensor[own] for tensor in batch)
+
+    def stretch(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """This process's stretch of the length of (rows, length, ...) tensors."""
+        if self.context_count == 1:
+            return batch
+        own = stretch_of(batch[0].shape[1], self.rank % self.context_count, self.context_count)
+        return tuple(tensor[:, own] for tensor in batch)
+
+    @contextlib.contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """What fails inside in one process fails in all of them, so that none waits for one that has given up.
+
+        Raises:
+            OSError: one of the processes met one inside.
+        """
+        failure: OSError | None = None
+        try:
+            yield
+        except OSError as error:
+            failure = error
+        failed = self.largest([float(failure is not None)])[0] > 0
+        if failure is not None:
+            raise failure
+        if failed:
+            raise OSError("another process could not write")
+
+    @contextlib.contextmanager
+    def sharing_sequences(self) -> Iterator[None]:
+        """Inside, layers read a stretch of a sequence that lies on the processes of the context."""
+        if self.context_group is None:
+            yield
+            return
+        with context_parallel(self.context_group):
+            yield
+
+    def sums(self, numbers: list[float]) -> list[float]:
+        """Each number summed over all processes."""
+        return self._reduced(numbers, distributed.ReduceOp.SUM)
+
+    def largest(self, numbers: list[float]) -> list[float]:
+        """The largest of each number over all processes."""
+        return self._reduced(numbers, distributed.ReduceOp.MAX)
+
+    def of_first(self, numbers: list[float]) -> list[float]:
+        """The numbers of the first process, in all of them."""
+        if self.count == 1:
+            return numbers
+        message = torch.tensor(numbers, dtype=torch.float64)
+        distributed.broadcast(message, 0)
+        return message.tolist()
+
+    def _reduced(self, numbers: list[float], operation: distributed.ReduceOp.RedOpType) -> list[float]:
+        if self.count == 1:
+            return numbers
+        message = torch.tensor(numbers, dtype=torch.float64)
+        distributed.all_reduce(message, operation)
+        return message.tolist()
+
+
+ONE_PROCESS = Ranks()
+
+
+def cluster_environment() -> ClusterEnvironment | None:
+    """That of torchrun or SLURM, whichever started this process; `None` for one that stands alone."""
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    if SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        return SLURMEnvironment()
+    return None
+
+
+def check_strategy(strategy: str, context_ranks: int) -> None:
+    """Refuse a strategy that does not fit how the process was started."""
+    environment = cluster_environment()
+    count = environment.world_size() if environment is not None else 1
+    if strategy not in STRATEGIES:
+        raise InputError(f"--strategy is {strategy!r}: use one of {', '.join(STRATEGIES)}.")
+    if context_ranks < 1:
+        raise InputError(f"--context-ranks is {context_ranks}: use a number of 1 or more.")
+    if strategy == "single" and count > 1:
+        raise InputError(f"{count} processes were started: give --strategy ddp or --strategy fsdp, or start one.")
+    if strategy == "single" and context_ranks > 1:
+        raise InputError("--context-ranks needs several processes: start them with torchrun and give --strategy ddp.")
+    if count % context_ranks:
+        raise InputError(f"--context-ranks is {context_ranks}, which does not divide {count} processes: change one.")
+
+
+def join_ranks(strategy: str, context_ranks: int) -> Ranks:
+    """Meet the other processes of the run, if there are any.
+
+    Raises:
+        InputError: as `check_strategy`.
+    """
+    check_strategy(strategy, context_ranks)
+    environment = cluster_environment()
+    if strategy == "single" or environment is None:
+        return ONE_PROCESS
+    if not distributed.is_initialized():
+        os.environ.setdefault("MASTER_ADDR", environment.main_address)
+        os.environ.setdefault("MASTER_PORT", str(environment.main_port))
+        distributed.init_process_group("gloo", rank=environment.global_rank(), world_size=environment.world_size())
+    rank, count = distributed.get_rank(), distributed.get_world_size()
+    group = None
+    if context_ranks > 1:
+        # Every process has to take part in the making of every group.
+        for first in range(0, count, context_ranks):
+            made = distributed.new_group(list(range(first, first + context_ranks)))
+            if first <= rank < first + context_ranks:
+                group = made
+    return Ranks(rank, count, context_ranks, group, sharded=strategy == "fsdp" and count > 1)
+
+
+def placement(ranks: Ranks) -> dict[str, Any]:
+    """What Lightning's trainer is told of the processes."""
+    environment = cluster_environment()
+    if ranks.count == 1 or environment is None:
+        return {"devices": 1}
+    local_count = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or ranks.count)
+    strategy: DDPStrategy | ModelParallelStrategy
+    if ranks.sharded:
+        strategy = ModelParallelStrategy(data_parallel_size=ranks.count, tensor_parallel_size=1)
+        strategy.cluster_environment = environment
+    else:
+        strategy = DDPStrategy(cluster_environment=environment, find_unused_parameters=True)
+    return {"devices": local_count, "num_nodes": ranks.count // local_count, "strategy": strategy}
+
+
+def leave_ranks(ranks: Ranks) -> None:
+    """End what `join_ranks` began."""
+    if ranks.count > 1 and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,91 @@
+"""Parameters divided among processes (FSDP2), and gradients that all processes add up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from mambacore.layers.stack import ResidualBlock
+from mambacore.parallel import sum_gradients
+from mambapipelines.training.ranks import Ranks
+
+
+class WholeStep(nn.Module):
+    """Inside its forward pass all parameters of the model that are not in a block are whole, those of blocks in turn.
+
+    A task's loss calls whatever methods of the model it likes, and only a module's forward pass brings the parts of its
+    parameters together.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What `function` gives."""
+        return function()
+
+
+def shard(model: nn.Module) -> WholeStep:
+    """Divide the parameters of a model among all processes along their first dimension, block by block.
+
+    Parameters without a dimension stay whole everywhere; `add_gradients` adds theirs.
+    """
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
+    whole = WholeStep(model)
+    for module in model.modules():
+        if isinstance(module, ResidualBlock):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+    fully_shard(whole, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+    return whole
+
+
+@torch.no_grad()
+def copy_whole(divided: nn.Module, whole: nn.Module) -> None:
+    """Give a whole model the parameters and buffers of the divided one; every process takes part."""
+    tensors = divided.state_dict()
+    for name, tensor in whole.state_dict().items():
+        source = tensors[name]
+        tensor.copy_(source.full_tensor() if isinstance(source, DTensor) else source)
+
+
+@torch.no_grad()
+def add_gradients(model: nn.Module, ranks: Ranks) -> None:
+    """Make every gradient the sum over the processes, of which each has the part of its rows and its stretch."""
+    sum_gradients((parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)), _everyone())
+    for parameter in model.parameters():
+        # FSDP takes the mean.
+        if isinstance(parameter, DTensor) and parameter.grad is not None:
+            parameter.grad.mul_(ranks.count)
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, largest_norm: float, ranks: Ranks) -> Tensor:
+    """Scale the gradients down to a norm over all parameters; returns the norm before, the same in every process."""
+    if not ranks.sharded:
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
+    squares = {True: 0.0, False: 0.0}
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    for gradient in gradients:
+        divided = isinstance(gradient, DTensor)
+        local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        squares[divided] += float(torch.linalg.vector_norm(local)) ** 2
+    norm = (ranks.sums([squares[True]])[0] + squares[False]) ** 0.5
+    # As torch.nn.utils.clip_grad_norm_ does it.
+    factor = norm if math.isnan(norm) else min(1.0, largest_norm / (norm + 1e-6))
+    for gradient in gradients:
+        gradient.mul_(factor)
+    return torch.tensor(norm)
+
+
+def _everyone() -> distributed.ProcessGroup:
+    group = distributed.group.WORLD
+    assert group is not None
+    return group
