@@ -5,8 +5,8 @@ through all windows of a split once, in an order that is computed and not stored
 millions of windows.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,22 @@ import numpy.typing as npt
 from genomamba.alphabet import reverse_complement
 from genomamba.intervals import Interval, PlacedWindow, RuleWindows, Split, WindowRule
 from genomamba.letter_policy import LetterPolicy
-from genomamba.reference import Reference
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 
 _MOST_TRIES: Final = 1000
 _MIXING_ROUNDS: Final = 6
 _WORD: Final = 2**64
+
+
+class Letters(Protocol):
+    """Where the letters come from: a `Reference`, or a `ReferenceSet`."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def lengths(self) -> Mapping[str, int]: ...
+    def letters(self, contig: str, start: int, end: int, pad: bool = False) -> bytes: ...
 
 
 class PretrainingWindow(NamedTuple):
@@ -45,7 +54,7 @@ class PretrainingWindows:
 
     def __init__(
         self,
-        reference: Reference,
+        reference: Letters,
         intervals: Sequence[Interval],
         split: Split,
         rule: WindowRule,
