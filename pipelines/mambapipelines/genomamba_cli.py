@@ -31,6 +31,7 @@ from mambapipelines.command_line import (
     SeedOption,
     SetOption,
     StepsOption,
+    StrategyOption,
     ThreadsOption,
     command_group,
     entries,
@@ -86,6 +87,7 @@ def train(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     threads: ThreadsOption = None,
+    strategy: StrategyOption = "single",
 ) -> None:
     """Train a model to tell species apart.
 
@@ -125,6 +127,7 @@ def train(
             resume=resume,
             threads=threads,
             start_from=start_from,
+            strategy=strategy,
         )
     )
 
