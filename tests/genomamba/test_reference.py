@@ -394,6 +394,7 @@ class _Windows(torch.utils.data.Dataset[torch.Tensor]):
         return torch.from_numpy(self.genome.tokens("chr1", 50 * index, 50 * index + 100))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores, on purpose
 @pytest.mark.parametrize("workers", [0, 8])
 def test_the_workers_of_a_data_loader_get_the_right_tokens(genome: Path, workers: int) -> None:
     opened = Reference(genome)
