@@ -38,6 +38,7 @@ bench: install
 	$(BIN)/python kernels/benchmarks/block.py
 	$(BIN)/python kernels/benchmarks/longsequence.py
 	$(BIN)/python kernels/benchmarks/training_overhead.py
+	$(BIN)/python kernels/benchmarks/classify.py
 
 # One wheel per platform, for every Python: the library has no Python in it.
 wheels: install

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Protocol, cast
 
@@ -29,7 +29,7 @@ STANDARD_INPUT: Final = "-"
 GZIP_MAGIC: Final = b"\x1f\x8b"
 _BLOCK_BYTES: Final = 1 << 20
 _LONGEST_HEADER_BYTES: Final = 1 << 20
-_BLANKS: Final = b" \t\r\n"
+BLANKS: Final = b" \t\r\n"
 
 _FOREIGN_FORMATS: Final[dict[bytes, str]] = {
     b"BZh": "is compressed with bzip2: decompress it or compress it with gzip",
@@ -113,6 +113,10 @@ class SpooledRecord:
         return tokens
 
 
+EventReader = Callable[[FastaSource], Generator[FastaHeader | Tokens, None, None]]
+"""What `read_events` does, for some format."""
+
+
 def read_records(source: FastaSource) -> Iterator[FastaRecord]:
     """Yield the records of a FASTA source one by one, each whole in memory (1 byte a base).
 
@@ -131,16 +135,18 @@ def read_records(source: FastaSource) -> Iterator[FastaRecord]:
         yield FastaRecord(header.name, header.description, np.frombuffer(tokens, dtype=np.uint8))
 
 
-def spool_records(source: FastaSource, memory_bytes: int = 16 * 2**20) -> Iterator[SpooledRecord]:
-    """Yield the records of a FASTA source one by one in bounded memory, whatever their length.
+def spool_records(
+    source: FastaSource, memory_bytes: int = 16 * 2**20, events_of: EventReader | None = None
+) -> Iterator[SpooledRecord]:
+    """Yield the records of a source one by one in bounded memory, whatever their length.
 
     A record of more than `memory_bytes` bases goes to a temporary file. Each record is valid until the next is drawn
-    or the iterator is closed.
+    or the iterator is closed. `events_of` is the parser, `read_events` for FASTA unless another one is given.
 
-    **Raises** `InputError`, one sentence that names the source, for anything that is not FASTA of nucleotides.
+    **Raises** `InputError`, one sentence that names the source, for anything that the parser refuses.
     """
     record: SpooledRecord | None = None
-    with contextlib.closing(read_events(source)) as events:
+    with contextlib.closing((events_of or read_events)(source)) as events:
         try:
             for event in events:
                 if not isinstance(event, FastaHeader):
@@ -163,44 +169,49 @@ def read_events(source: FastaSource) -> Generator[FastaHeader | Tokens, None, No
     **Raises** `InputError`, one sentence that names the source, for anything that is not FASTA of nucleotides.
     """
     label = source_label(source)
+    with contextlib.closing(read_blocks(source, label)) as blocks:
+        yield from parse_fasta(blocks, label)
+
+
+def parse_fasta(blocks: Iterable[bytes], label: str) -> Generator[FastaHeader | Tokens, None, None]:
+    """As `read_events`, from blocks of decompressed bytes; `label` is what messages call their source."""
     header_line: bytearray | None = None
     header: FastaHeader | None = None
     record_number = 0
     position = 0
     byte_before = ord("\n")
-    with contextlib.closing(_read_blocks(source, label)) as blocks:
-        for block in blocks:
-            cursor = 0
-            while cursor < len(block):
-                if header_line is not None:
-                    end = _line_end(block, cursor)
-                    header_line += block[cursor:end]
-                    cursor = end
-                    if len(header_line) > _LONGEST_HEADER_BYTES:
-                        raise InputError(
-                            f"{label} has a header of more than {_LONGEST_HEADER_BYTES} characters at record "
-                            f"{record_number}: put the sequence on the lines after the header."
-                        )
-                    if end < len(block):
-                        header, header_line = _parse_header(header_line, record_number, label), None
-                        yield header
-                    continue
-                end = _next_header(block, cursor, byte_before)
-                text = block[cursor:end]
-                if header is None and text.strip(_BLANKS):
-                    raise InputError(_describe_missing_header(text.lstrip(_BLANKS), label))
-                if header is not None:
-                    tokens = _tokenize(text, position, header, label)
-                    position += len(tokens)
-                    if len(tokens):
-                        yield tokens
+    for block in blocks:
+        cursor = 0
+        while cursor < len(block):
+            if header_line is not None:
+                end = _line_end(block, cursor)
+                header_line += block[cursor:end]
+                cursor = end
+                if len(header_line) > _LONGEST_HEADER_BYTES:
+                    raise InputError(
+                        f"{label} has a header of more than {_LONGEST_HEADER_BYTES} characters at record "
+                        f"{record_number}: put the sequence on the lines after the header."
+                    )
                 if end < len(block):
-                    record_number, position, header_line = record_number + 1, 0, bytearray()
-                cursor = end + 1
-            byte_before = block[-1]
-        if header_line is not None:
-            header = _parse_header(header_line, record_number, label)
-            yield header
+                    header, header_line = parse_header(header_line, record_number, label), None
+                    yield header
+                continue
+            end = next_header(block, cursor, byte_before)
+            text = block[cursor:end]
+            if header is None and text.strip(BLANKS):
+                raise InputError(_describe_missing_header(text.lstrip(BLANKS), label))
+            if header is not None:
+                tokens = tokenize(text, position, header, label)
+                position += len(tokens)
+                if len(tokens):
+                    yield tokens
+            if end < len(block):
+                record_number, position, header_line = record_number + 1, 0, bytearray()
+            cursor = end + 1
+        byte_before = block[-1]
+    if header_line is not None:
+        header = parse_header(header_line, record_number, label)
+        yield header
     if header is None:
         raise InputError(f"{label} is empty: give a FASTA file with at least one record.")
 
@@ -257,7 +268,7 @@ def _input_errors(label: str) -> Iterator[None]:
         raise InputError(f"{label} cannot be read ({error.strerror or error}): check the path and the disk.") from error
 
 
-def _read_blocks(source: FastaSource, label: str) -> Generator[bytes, None, None]:
+def read_blocks(source: FastaSource, label: str) -> Generator[bytes, None, None]:
     """Yield the decompressed content of a source in blocks."""
     with contextlib.ExitStack() as opened:
         with _input_errors(label):
@@ -290,7 +301,7 @@ def _line_end(block: bytes, start: int) -> int:
     return carriage_return if carriage_return >= 0 else end
 
 
-def _next_header(block: bytes, start: int, byte_before: int) -> int:
+def next_header(block: bytes, start: int, byte_before: int) -> int:
     """Return the position of the next '>' at the start of a line (the block's length when there is none)."""
     mark = block.find(b">", start)
     while mark >= 0:
@@ -300,7 +311,8 @@ def _next_header(block: bytes, start: int, byte_before: int) -> int:
     return len(block)
 
 
-def _parse_header(line: bytes | bytearray, record_number: int, label: str) -> FastaHeader:
+def parse_header(line: bytes | bytearray, record_number: int, label: str) -> FastaHeader:
+    """A header from its line without the mark; a nameless record is called by its number."""
     if 0 in line:
         raise InputError(
             f"{label} has byte 0x00 in the header of record {record_number}, which looks like binary content: "
@@ -311,11 +323,12 @@ def _parse_header(line: bytes | bytearray, record_number: int, label: str) -> Fa
     return FastaHeader(name, words[1].strip() if len(words) > 1 else "")
 
 
-def _tokenize(text: bytes, bases_before: int, header: FastaHeader, label: str) -> Tokens:
-    tokens = np.frombuffer(bytearray(text.translate(TOKEN_OF_BYTE, _BLANKS)), dtype=np.uint8)
+def tokenize(text: bytes, bases_before: int, header: FastaHeader, label: str) -> Tokens:
+    """The tokens of letters and blanks; `bases_before` counts those of the record that came earlier."""
+    tokens = np.frombuffer(bytearray(text.translate(TOKEN_OF_BYTE, BLANKS)), dtype=np.uint8)
     if len(tokens) and tokens.max() == INVALID_TOKEN:
         invalid = int(tokens.argmax())
-        byte = text.translate(None, _BLANKS)[invalid]
+        byte = text.translate(None, BLANKS)[invalid]
         raise InputError(
             f"{label} has {describe_byte(byte)} at base {bases_before + invalid + 1} of record '{header.name}', "
             f"{diagnose_invalid_byte(byte)}."

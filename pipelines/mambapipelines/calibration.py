@@ -73,7 +73,8 @@ class CalibrationReport:
     """Figures of a calibration, every length counting the same.
 
     `before` is the confidence as trained. `after` figures come from windows that were not used for the fit (two folds
-    by position on the chromosomes); the stored confidence is then fitted on all of them.
+    by position on the chromosomes); the stored confidence is then fitted on all of them. `likelihood_quantiles` say how
+    likely the windows are (`classification_unknown.LikelihoodQuantiles`).
     """
 
     intercept: float
@@ -84,6 +85,7 @@ class CalibrationReport:
     negative_log_likelihood_after: float
     windows_by_length: dict[int, int]
     accuracy_by_length: dict[int, float]
+    likelihood_quantiles: dict[str, Any]
     error_bins: int = CALIBRATION_ERROR_BINS
 
     def to_dict(self) -> dict[str, Any]:
@@ -241,6 +243,8 @@ def calibrate(model: SpeciesClassifier, evidence: HeldOutEvidence) -> Calibratio
         model: its `confidence_intercept` and `confidence_slope` are replaced.
         evidence: from `collect_evidence`.
     """
+    from mambapipelines.classification_unknown import LikelihoodQuantiles  # noqa: PLC0415 - it imports this module
+
     trained = Confidence(float(model.confidence_intercept.detach()), float(model.confidence_slope.detach()))
     weights = _equal_weight_per_length(evidence.lengths_bp)
     log_probabilities_before = trained.log_probabilities(evidence.mean_evidence, evidence.lengths_bp)
@@ -272,6 +276,7 @@ def calibrate(model: SpeciesClassifier, evidence: HeldOutEvidence) -> Calibratio
         negative_log_likelihood_after=float(-weights @ log_probabilities_after[rows, evidence.labels]),
         windows_by_length={length: int((evidence.lengths_bp == length).sum()) for length in lengths},
         accuracy_by_length={length: float(correct[evidence.lengths_bp == length].mean()) for length in lengths},
+        likelihood_quantiles=LikelihoodQuantiles.of_windows(evidence).to_dict(),
     )
 
 

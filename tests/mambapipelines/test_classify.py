@@ -129,7 +129,7 @@ def test_the_summary_counts_everything_and_keeps_a_bounded_part() -> None:
     [
         (b"", "empty"),
         (b"ACGT\n", "header"),
-        (b"@read\nACGT\n+\nIIII\n", "FASTQ"),
+        (b"@read\nACGT\n+\nIII\n", "FASTQ"),
         (fasta({"good": b"ACGT", "protein": b"MKLVEEFP"}), "protein"),
         (b"\x00\x01\x02", "binary"),
         (gzip.compress(fasta({"a": bases(5000)}))[:-200], "truncated"),
