@@ -59,9 +59,7 @@ def test_padding_changes_nothing(objective: str, pooling: str, settings: dict[st
         assert relative_error(padded[row], alone[0]) < FLOAT32
     changed = tokens.clone()
     changed[0, 5:] = 9
-    assert torch.equal(model.padded(changed, lengths)[0], padded[0]) or relative_error(
-        model.padded(changed, lengths)[0], padded[0]
-    ) < FLOAT32  # fmt: skip
+    assert relative_error(model.padded(changed, lengths)[0], padded[0]) < FLOAT32
 
 
 def test_an_equivariant_stack_gives_both_strands_the_same_answer() -> None:
