@@ -5,6 +5,7 @@ Every scorer sees the same windows and is scored on the same bases: A, C, G and 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,8 +44,10 @@ COLUMNS = (
     "ratio_high",
 )
 CONFIDENCE = 0.95
-# Bases nearer than this to each other, and homologous ones of other assemblies, are not independent evidence.
+# Bases nearer than this to each other, and homologous ones of other assemblies, are not independent evidence. Where
+# that gives hardly any blocks they are halved, down to the length of a window.
 BLOCK_BP = 65_536
+FEWEST_BLOCKS = 16
 # Each base is hidden once from a masked model, in as many passes over the window: about the 15 % of its training.
 MASKING_PASSES = 7
 # Memory of a pass through the model.
@@ -163,17 +166,18 @@ def measure_perplexity(options: PerplexityOptions) -> list[PerplexityRow]:
     _check(options)
     use_threads(options.threads)
     language_model = load_language_model(options.model)
-    corpora = {length: _corpus(options, language_model, length) for length in dict.fromkeys(options.lengths)}
+    corpus = _corpus(options, language_model)
+    lengths = list(dict.fromkeys(options.lengths))
+    parts = {length: _held_out(options, corpus, length) for length in lengths}
     markov = None
     if options.markov_order is not None:
-        shortest = min(corpora)
-        markov = _fit_markov(corpora[shortest], shortest, options.markov_order)
+        markov = _fit_markov(corpus, min(lengths), options.markov_order)
     rows: list[PerplexityRow] = []
     lines = ["\t".join(COLUMNS)]
     if options.output is None:
         print(lines[0], flush=True)
-    for length, corpus in corpora.items():
-        for row in _rows_of_length(options, language_model, corpus, length, markov):
+    for length, part in parts.items():
+        for row in _rows_of_length(options, language_model, part, length, markov):
             rows.append(row)
             lines.append(row.text())
             if options.output is None:
@@ -195,8 +199,8 @@ def _check(options: PerplexityOptions) -> None:
         check_writable_place(options.output, "--output")
 
 
-def _corpus(options: PerplexityOptions, language_model: LanguageModel, length: int) -> Corpus:
-    """The splits asked for, or those that the model was trained with."""
+def _corpus(options: PerplexityOptions, language_model: LanguageModel) -> Corpus:
+    """The splits asked for, or those that the model was trained with: the same training bases if it says which."""
     details = language_model.details
     chromosomes: dict[str, Any] = {
         name: list(getattr(options, name)) for name in ("valid_chromosomes", "test_chromosomes", "exclude_chromosomes")
@@ -210,13 +214,22 @@ def _corpus(options: PerplexityOptions, language_model: LanguageModel, length: i
             f"{options.model} does not say what was held out for {options.split}: "
             f"give --{options.split}-chromosomes, or --intervals."
         )
+    length = details.get("length") or min(options.lengths)
     rule = options.rule or details.get("recipe", {}).get("pretraining", {}).get("rule", "mamba")
-    corpus = read_corpus(
-        PretrainingOptions(options.references, length, Path(), intervals=intervals, **chromosomes), rule
-    )
-    if not any(row.split == options.split for row in corpus.rows):
-        raise InputError(f"there are no {options.split} bases to measure on: name another split or give it rows.")
-    return corpus
+    return read_corpus(PretrainingOptions(options.references, length, Path(), intervals=intervals, **chromosomes), rule)
+
+
+def _held_out(options: PerplexityOptions, corpus: Corpus, length: int) -> Corpus:
+    """The rows to measure on; of whole chromosomes those that hold a window."""
+    rows = [row for row in corpus.rows if row.split == options.split]
+    if corpus.by_chromosome:
+        rows = [row for row in rows if row.length >= length]
+    if not rows:
+        raise InputError(
+            f"there is no {options.split} row for windows of {length} bp to measure on: use a shorter length, name "
+            "another split, or give it rows."
+        )
+    return dataclasses.replace(corpus, rows=rows)
 
 
 def _fit_markov(corpus: Corpus, length: int, order: int) -> FittedMarkovModels:
@@ -256,7 +269,7 @@ def _rows_of_length(
     names = [] if markov is None else [f"markov-{model.order}" for model in markov.models]
     nats: dict[str, list[float]] = {name: [] for name in (MODEL_NAME, *names)}
     counts: list[int] = []
-    blocks: list[tuple[str, int]] = []
+    places: list[tuple[str, int]] = []
     rows_at_a_time = max(1, BASES_AT_A_TIME // length)
     with BaseProgress(f"windows of {length:,} bp", wanted * length, lines_elsewhere=True) as progress:
         for batch in _batches(windows.evaluation(wanted), rows_at_a_time):
@@ -267,7 +280,7 @@ def _rows_of_length(
             counts += scored.sum(dim=1).tolist()
             for row, window in enumerate(batch):
                 place = window.place
-                blocks.append((place.chromosome.rpartition(SEPARATOR)[2], max(place.start, 0) // BLOCK_BP))
+                places.append((place.chromosome.rpartition(SEPARATOR)[2], max(place.start, 0)))
                 if markov is not None:
                     letters = corpus.references.letters(place.chromosome, place.start, place.end, pad=True)
                     counted = scored[row].numpy()
@@ -277,6 +290,7 @@ def _rows_of_length(
             progress.advance(len(batch) * length)
     if not sum(counts):
         raise InputError(f"no {options.split} window of {length} bp has a base to score: use another length or split.")
+    blocks = blocks_of(places, length)
     scores = {name: Scores(np.array(values), np.array(counts), blocks) for name, values in nats.items()}
     best = None if markov is None else f"markov-{markov.best.order}"
     for name, score in scores.items():
@@ -294,6 +308,14 @@ def _rows_of_length(
         )
     if best is not None:
         _summarise(length, scores[MODEL_NAME], scores[best], best)
+
+
+def blocks_of(places: Sequence[tuple[str, int]], length: int) -> list[tuple[str, int]]:
+    """The block of the genome that each window (chromosome, start) of `length` bp is evidence from."""
+    size = BLOCK_BP
+    while size // 2 >= length and len({(name, start // size) for name, start in places}) < FEWEST_BLOCKS:
+        size //= 2
+    return [(name, start // size) for name, start in places]
 
 
 def _summarise(length: int, model: Scores, markov: Scores, name: str) -> None:

@@ -128,13 +128,15 @@ class LanguagePlan(RunPlan):
 class Corpus:
     """The bases of a run: where they are, in rows with their split, and how rows become windows.
 
-    `short` names the contigs that are left out because they are shorter than a window.
+    `short` names the contigs that are left out because they are shorter than a window; `by_chromosome` says that rows
+    are whole chromosomes.
     """
 
     references: ReferenceSet
     rows: list[Interval]
     rule: WindowRule
     short: list[str]
+    by_chromosome: bool
 
 
 def read_corpus(options: PretrainingOptions, rule_name: str) -> Corpus:
@@ -155,7 +157,7 @@ def read_corpus(options: PretrainingOptions, rule_name: str) -> Corpus:
     references = ReferenceSet(options.references)
     if options.intervals is not None:
         rows = read_intervals(options.intervals, references.lengths, references.path)
-        return Corpus(references, rows, window_rule(rule_name), [])
+        return Corpus(references, rows, window_rule(rule_name), [], False)
     rows, short = rows_by_chromosome(references, options.length, *by_chromosome)
     for split, names in (("train", ["the chromosomes left"]), ("valid", by_chromosome[0]), ("test", by_chromosome[1])):
         if names and not any(row.split == split for row in rows):
@@ -163,7 +165,7 @@ def read_corpus(options: PretrainingOptions, rule_name: str) -> Corpus:
                 f"no chromosome of {options.length} bp or more is left for {split} ({', '.join(names)}): "
                 "use a shorter --length or other chromosomes."
             )
-    return Corpus(references, rows, window_rule(TILES), short)
+    return Corpus(references, rows, window_rule(TILES), short, True)
 
 
 def pretrain(options: PretrainingOptions) -> PretrainingResult:
