@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard kernels/native/*) kernels/CMakeLists.txt
 
-.PHONY: install demo test test-slow lint bench wheels clean
+.PHONY: install demo test test-slow lint bench bench-waveform wheels clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -39,6 +39,11 @@ bench: install
 	$(BIN)/python kernels/benchmarks/longsequence.py
 	$(BIN)/python kernels/benchmarks/training_overhead.py
 	$(BIN)/python kernels/benchmarks/classify.py
+	$(BIN)/python kernels/benchmarks/generation.py
+
+# One step of a waveform model on 958,464 samples: minutes.
+bench-waveform: install
+	$(BIN)/python kernels/benchmarks/waveform_step.py
 
 # One wheel per platform, for every Python: the library has no Python in it.
 wheels: install

@@ -3,9 +3,10 @@
 python kernels/benchmarks/generation.py
 python kernels/benchmarks/generation.py --batch 1 16 --threads 2
 
-`one call` is what `audiomamba generate` does: thousands of samples, with their draws, in one native call. `call per
-block` takes one native call per block and sample; `PyTorch` is the plain loop over samples of the same model and weights
-through PyTorch's operators. All draw with the same random numbers. Real time is 16,000 samples per second.
+`one call` is what `audiomamba generate` does: thousands of samples, with their draws, in one native call. `PyTorch` is
+the plain loop over samples of the same model and weights through PyTorch's operators; `call per block`, with
+--call-per-block, has one native call per block and sample instead. All draw with the same random numbers. Real time is
+16,000 samples per second.
 """
 
 import argparse
@@ -25,7 +26,7 @@ ROUNDS = 3
 
 def seconds_per_sample(generator: WaveformGenerator, batch: int, samples: int) -> float:
     """The shortest of several rounds, per sample of each clip."""
-    generator.generate(batch, 64 / SAMPLE_RATE_HZ)
+    generator.generate(batch, 16 / SAMPLE_RATE_HZ)
     return min(generator.generate(batch, samples / SAMPLE_RATE_HZ).seconds_taken for _ in range(ROUNDS)) / samples
 
 
@@ -33,7 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--samples", type=int, default=4000, help="of each clip, for the native way")
-    parser.add_argument("--loop-samples", type=int, default=128, help="of each clip, for the loops")
+    parser.add_argument("--loop-samples", type=int, default=64, help="of each clip, for the loops")
+    parser.add_argument("--call-per-block", action="store_true", help="a third way")
     parser.add_argument("--threads", type=int, default=None, help="default: all cores")
     options = parser.parse_args()
     if options.threads:
@@ -43,7 +45,7 @@ def main() -> None:
     print(f"Generation by {ARCHITECTURE}, float32\n{machine()}\n")
     rows = []
     for batch in options.batch:
-        for name in ("one call", "call per block", "PyTorch"):
+        for name in ("one call", "PyTorch", *(["call per block"] if options.call_per_block else [])):
             begin = time.perf_counter()
             with use_backend("torch" if name == "PyTorch" else "native"):
                 generator = WaveformGenerator(model)
