@@ -123,15 +123,14 @@ class FittedMarkovModels:
             yield np.where(is_base, np.log(probability), 0.0)
 
 
-def log_probability_table(counts: StrandSymmetricCounts, strength: float) -> npt.NDArray[np.float32]:
-    """log P(b | c) of the model of the counts' order for every context, one strength for all orders, (4^order, 4)."""
+def log_probability_table(model: InterpolatedMarkovModel) -> npt.NDArray[np.float32]:
+    """log P(b | c) of every context of the model's order, (4^order, 4); the oldest base of a context leads."""
     probability = np.full((1, _BASES), 1 / _BASES, dtype=np.float32)
-    for order in range(counts.order + 1):
-        of_word = counts.of_order(order).reshape(-1, _BASES)
+    for order, strength in enumerate(np.array(model.strengths, dtype=np.float32)):
+        of_word = model.counts.of_order(order).reshape(-1, _BASES)
         # A context without its oldest base is the context's number modulo 4^(order - 1).
         lower = np.tile(probability, (_BASES, 1)) if order else probability
-        totals = of_word.sum(axis=1, keepdims=True, dtype=np.float32) + np.float32(strength)
-        probability = (of_word + np.float32(strength) * lower) / totals
+        probability = (of_word + strength * lower) / (of_word.sum(axis=1, keepdims=True, dtype=np.float32) + strength)
     return np.log(probability)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genomamba.baselines.interpolated_markov import StrandSymmetricCounts, log_probability_table
+from genomamba.baselines.interpolated_markov import fit_markov_models, log_probability_table
 from genomamba.language_models import BASE_COUNT, FIRST_BASE_TOKEN, base_log_probabilities
 from genomamba.tokenizer import Tokens
 from mambacore.models import CausalLanguageModel
@@ -51,19 +51,18 @@ class CountedFit:
 
 
 def join_counts(
-    model: CausalLanguageModel, order: int, strength: float, training: Iterable[Tokens], validation: Sequence[Tokens]
+    model: CausalLanguageModel, order: int, training: Iterable[Tokens], validation: Sequence[Tokens]
 ) -> tuple[CausalLanguageModel, CountedFit]:
     """A new model: the trained one and a Markov model of the training bases.
 
     Args:
         model: with a head of its own and without output contexts; it stays as it is.
         order: of the Markov model; 4^order contexts become a table.
-        strength: see `genomamba.baselines.interpolated_markov`.
         training: what is counted, on both strands.
-        validation: windows that the weights are fitted on.
+        validation: windows that the weights are fitted on, and before that the Markov model's strengths.
     """
-    counts = StrandSymmetricCounts(order).add(training)
-    table = torch.from_numpy(log_probability_table(counts, strength))
+    markov = fit_markov_models(training, validation, order).models[-1]
+    table = torch.from_numpy(log_probability_table(markov))
     ranges = torch.bucketize(table.exp().amax(dim=1), torch.tensor(PEAKS))
     joined = _with_table(model, order)
     contexts = joined.output_contexts

@@ -175,8 +175,9 @@ def perplexity(
 
     Markov models are trained on all training bases of the references, on both strands; how strongly their orders are
     interpolated, and which order is called the best, is chosen on the validation split. All are scored on the same
-    bases: A, C, G and T of each window after its first. Intervals are at 95 %, over blocks of up to 65,536 bp; `ratio` is a
-    scorer's perplexity divided by the model's. Splits are those of the model's training unless they are given.
+    bases: A, C, G and T of each window after its first. Intervals are at 95 %, over blocks of up to 65,536 bp;
+    `ratio` is a scorer's perplexity divided by the model's. Splits are those of the model's training unless they are
+    given.
 
     **Examples**
 

@@ -251,7 +251,6 @@ def _join_counts(
     task.model, fit = join_counts(
         task.model,
         settings.counted_order,
-        settings.counted_strength,
         training_tokens(corpus),
         [window.tokens for window in windows],
     )

@@ -30,8 +30,8 @@ class WindowsRecipe:
     than `piece_length` goes through the model in pieces of that length, exactly, in the memory of one.
 
     With a `counted_order` above 0 the trained causal model is joined in the end with an interpolated Markov model of
-    that order and `counted_strength`, counted from the training bases (`mambapipelines.counted_contexts`). That takes
-    4^order * 16 bytes: 67 MB for order 11.
+    that order, counted from the training bases (`mambapipelines.counted_contexts`). That takes 4^order * 16 bytes: 67
+    MB for order 11.
     """
 
     rule: str = field(default="mamba", metadata={"choices": tuple(WINDOW_RULES)})
@@ -40,7 +40,6 @@ class WindowsRecipe:
     minimum_scored_fraction: float = 0.0
     piece_length: int = 16_384
     counted_order: int = 0
-    counted_strength: float = 256.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,6 @@ class PretrainingRecipe(TrainingRecipe):
         """Values of the task's own sections that must be greater than 0, by key."""
         return {
             "pretraining.piece_length": self.pretraining.piece_length,
-            "pretraining.counted_strength": self.pretraining.counted_strength,
             "masking.fraction": self.masking.fraction,
         }
 

@@ -62,8 +62,8 @@ def test_both_strands_count_alike():
 
 def test_a_table_holds_the_models_probabilities():
     counts = StrandSymmetricCounts(3).add([encode(predictable_dna(900))])
-    table = log_probability_table(counts, 7.0)
-    model = InterpolatedMarkovModel(counts, (7.0,) * 4)
+    model = InterpolatedMarkovModel(counts, (7.0, 5.0, 2.0, 3.0))
+    table = log_probability_table(model)
     assert table.shape == (64, 4)
     found = model.log_probabilities(encode("GCTA"))[-1]  # G 2, C 1, T 3
     assert table[2 * 16 + 1 * 4 + 3, 0] == pytest.approx(found, abs=1e-5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from genomamba.baselines.interpolated_markov import StrandSymmetricCounts, log_probability_table
+from genomamba.baselines.interpolated_markov import fit_markov_models, log_probability_table
 from genomamba.language_models import LanguageModel, build_language_model, load_language_model, save_language_model
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
@@ -171,9 +171,9 @@ def test_a_model_joined_with_counts_has_the_logits_of_both(tmp_path: Path) -> No
     model = language_model().model
     training = [CharacterTokenizer().encode(predictable_dna(3000, seed)) for seed in range(3)]
     validation = [CharacterTokenizer().encode(predictable_dna(500, 9))]
-    joined, fit = join_counts(model, 3, 8.0, training, validation)
+    joined, fit = join_counts(model, 3, training, validation)
     assert fit.nats_after < fit.nats_before - 0.1
-    table = log_probability_table(StrandSymmetricCounts(3).add(training), 8.0)
+    table = log_probability_table(fit_markov_models(training, validation, 3).models[-1])
     tokens = torch.from_numpy(CharacterTokenizer().encode(b"ACGTTNACGA")).long().unsqueeze(0)
     alone, both = (one(tokens)[0][0, :, 7:11] for one in (model, joined))
     for position, context in ((2, "ACG"), (4, "GTT"), (9, "CGA")):
