@@ -11,11 +11,14 @@ from typing import Annotated
 import typer
 
 from mambapipelines import (
+    app_cli,
     classify_cli,
     evaluate_cli,
+    fetch_cli,
     finetune_cli,
     intervals_cli,
     language_model_use_cli,
+    pretrain_cli,
     report_cli,
     species_tasks_cli,
     variants_cli,
@@ -51,7 +54,10 @@ application.add_typer(finetune_cli.application)
 application.add_typer(species_tasks_cli.application)
 application.add_typer(variants_cli.application)
 application.add_typer(language_model_use_cli.application)
+application.add_typer(fetch_cli.dna_application)
 application.add_typer(report_cli.application)
+application.add_typer(app_cli.dna_application)
+application.add_typer(pretrain_cli.application)
 
 
 @application.callback(invoke_without_command=True)
