@@ -1,8 +1,20 @@
-"""Which implementation computes: ``native`` (the C++ library, CPU tensors), ``mamba_ssm`` (the package's scan, CUDA
-tensors) or ``torch`` (plain PyTorch, anything).
+"""Which implementation computes: ``native`` (the C++ library, CPU tensors), ``triton`` (kernels for CUDA tensors),
+``mamba_ssm`` (the package's scan, CUDA tensors) or ``torch`` (plain PyTorch, anything).
+
+Unless one is asked for by name, the first that can take the tensors computes, whatever their size (each fits the number
+of its threads or programs to the size):
+
+| tensors | order |
+| --- | --- |
+| CPU: float32, bfloat16, float64 | native, torch |
+| CPU: float16 | torch |
+| CUDA: float32, bfloat16, float16 | triton, mamba_ssm (scan only, where it can), torch |
+| CUDA: float64; other devices | torch |
 """
 
 import contextlib
+import functools
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -12,9 +24,15 @@ from torch import Tensor
 
 from mambacore.native import Library, native_library, native_problem
 
-BACKENDS = ("native", "mamba_ssm", "torch")
+BACKENDS = ("native", "triton", "mamba_ssm", "torch")
 BACKEND_VARIABLE = "MAMBACORE_BACKEND"
+# Triton's own variable: CPU tensors go through its interpreter when they are asked to go through our kernels.
+INTERPRET_VARIABLE = "TRITON_INTERPRET"
 ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INPUT_DTYPES = (*ELEMENT_TYPES, torch.float16)
+# Bfloat16 arithmetic and what Triton compiles for begin with the Ampere generation.
+OLDEST_CAPABILITY = (8, 0)
 
 # torch.dtype.to_complex, which the compiler does not know.
 COMPLEX_OVER = {torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -43,11 +61,61 @@ def backends() -> dict[str, str]:
     function, reason = scan_function()
     problem = native_problem()
     native = native_library() if problem is None else None
+    of_triton = triton_problem() or _device_problem()
     return {
+        "triton": "available for CUDA tensors" if of_triton is None else f"unavailable: {of_triton}",
         "native": f"available ({native.instruction_set})" if native is not None else f"unavailable: {problem}",
         "mamba_ssm": "available for CUDA tensors" if function is not None else f"unavailable: {reason}",
         "torch": "available",
     }
+
+
+@functools.cache
+def triton_problem() -> str | None:
+    """Why Triton cannot be used at all, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (torch brings it along on Linux)"
+    try:
+        import triton  # noqa: F401, PLC0415  absent on macOS
+    except Exception as error:  # a broken installation raises whatever it likes
+        return f"Triton cannot be imported: {error}"
+    return None
+
+
+def _device_problem() -> str | None:
+    """Why there is no device for the kernels, or None."""
+    if not torch.cuda.is_available():
+        return f"there is no CUDA device (on CPU tensors it is interpreted when {INTERPRET_VARIABLE}=1, for tests)"
+    if torch.cuda.get_device_capability() < OLDEST_CAPABILITY:
+        return "the device is older than compute capability {}.{}".format(*OLDEST_CAPABILITY)
+    return None
+
+
+def _triton_refusal(inputs: Tensor) -> str | None:
+    """Why the kernels cannot take these inputs, or None."""
+    if inputs.dtype not in TRITON_DTYPES:
+        return f"it does not take {inputs.dtype} tensors"
+    if triton_problem() is not None:
+        return triton_problem()
+    if inputs.device.type == "cpu":
+        interpreted = os.environ.get(INTERPRET_VARIABLE) == "1"
+        return None if interpreted else f"CPU tensors are only interpreted, for tests, when {INTERPRET_VARIABLE}=1"
+    return _device_problem() if inputs.device.type == "cuda" else f"it does not take tensors on {inputs.device}"
+
+
+def triton_computes(inputs: Tensor) -> bool:
+    """Whether the GPU's kernels compute for these inputs: by name, or because they lie on a device that can.
+
+    Raises:
+        RuntimeError: they were asked for by name but cannot.
+    """
+    wanted = wanted_backend()
+    if wanted not in (None, "triton") or (wanted is None and inputs.device.type != "cuda"):
+        return False
+    refusal = _triton_refusal(inputs)
+    if wanted == "triton" and refusal is not None:
+        raise RuntimeError(f"the triton backend was asked for but cannot be used: {refusal}")
+    return refusal is None
 
 
 @contextlib.contextmanager

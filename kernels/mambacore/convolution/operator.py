@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for
+from mambacore.backends import INPUT_DTYPES, compute_dtype, native_library_for, triton_computes
 from mambacore.convolution import native
 from mambacore.convolution.reference import causal_convolution_reference, tap_mask, weighted_sum, with_history
 
@@ -21,7 +21,7 @@ def causal_convolution(
     """Convolve every channel with its own short causal kernel, optionally followed by SiLU.
 
     Args:
-        inputs: (batch, length, channels), float32, bfloat16 or float64.
+        inputs: (batch, length, channels), float32, bfloat16, float16 or float64.
         weight: (channels, kernel_width); the last tap meets the present input.
         bias: (channels,).
         silu: apply SiLU to the result.
@@ -42,8 +42,8 @@ def causal_convolution(
     """
     if inputs.dim() != 3:
         raise ValueError(f"inputs must be (batch, length, channels) but has shape {tuple(inputs.shape)}")
-    if inputs.dtype not in ELEMENT_TYPES:
-        raise TypeError(f"inputs must be float32, bfloat16 or float64 but is {inputs.dtype}; convert it first")
+    if inputs.dtype not in INPUT_DTYPES:
+        raise TypeError(f"inputs must be float32, bfloat16, float16 or float64 but is {inputs.dtype}; convert it first")
     batch, _, channels = inputs.shape
     if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
         raise ValueError(f"weight must be (channels={channels}, kernel_width) but has shape {tuple(weight.shape)}")
@@ -95,6 +95,10 @@ def _forward(
     silu: bool,
     reverse: bool,
 ) -> Tensor:
+    if triton_computes(inputs):
+        from mambacore.triton_kernels import convolution  # noqa: PLC0415  only where there is Triton
+
+        return convolution.forward(inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
     library = native_library_for(inputs)
     if library is not None:
         return native.forward(library, inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
@@ -121,6 +125,10 @@ def _backward(
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if triton_computes(inputs):
+        from mambacore.triton_kernels import convolution  # noqa: PLC0415
+
+        return convolution.backward(grad_outputs, inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
     library = native_library_for(inputs)
     if library is not None:
         return native.backward(

@@ -12,9 +12,12 @@ from torch.nn import functional as F
 from mambacore.backends import compute_dtype
 from mambacore.scan import reference
 
-# Positions from one kept state to the next, in every backend: kept states then take state_size / 64 of the inputs'
+# Positions from one kept state to the next, on a CPU: kept states then take state_size / 64 of the inputs'
 # memory, and what one interval needs for backward stays in a processor's cache.
 BORDER_INTERVAL = 64
+
+# The same in the GPU's kernels, where backward keeps an interval's states in registers.
+DEVICE_BORDER_INTERVAL = 16
 
 
 def interval_bounds(length: int) -> list[tuple[int, int]]:
@@ -22,9 +25,11 @@ def interval_bounds(length: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + BORDER_INTERVAL, length)) for begin in range(0, length, BORDER_INTERVAL)]
 
 
-def border_shape(batch: int, length: int, channels: int, state_size: int, is_complex: bool) -> tuple[int, ...]:
+def border_shape(
+    batch: int, length: int, channels: int, state_size: int, is_complex: bool, interval: int = BORDER_INTERVAL
+) -> tuple[int, ...]:
     """Shape of the kept states: (batch, intervals, numbers per channel, channels), real and imaginary parts in turn."""
-    intervals = (length + BORDER_INTERVAL - 1) // BORDER_INTERVAL
+    intervals = (length + interval - 1) // interval
     return batch, intervals, (2 if is_complex else 1) * state_size, channels
 
 

@@ -3,12 +3,17 @@
 import torch
 from torch import Tensor
 
-from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for, state_dtype, wanted_backend
+from mambacore.backends import (
+    INPUT_DTYPES,
+    compute_dtype,
+    native_library_for,
+    state_dtype,
+    triton_computes,
+    wanted_backend,
+)
 from mambacore.packing import resets_before
 from mambacore.scan import fallback, mamba_ssm, native
-from mambacore.scan.fallback import border_shape
-
-BORDER_INTERVAL = fallback.BORDER_INTERVAL
+from mambacore.scan.fallback import BORDER_INTERVAL, DEVICE_BORDER_INTERVAL, border_shape
 
 
 def selective_scan(
@@ -37,7 +42,8 @@ def selective_scan(
     product is read: each number of the state stands for itself and its conjugate.
 
     Args:
-        inputs: (batch, length, channels), float32, bfloat16 or float64. Any strides; contiguous channels are fastest.
+        inputs: (batch, length, channels), float32, bfloat16, float16 or float64. Any strides; contiguous channels are
+            fastest.
         step_size: (batch, length, channels).
         state_matrix: (channels, state_size), real or complex, with a negative real part for a state that fades.
         input_matrix: (batch, length, state_size) or (batch, length, groups, state_size), where ``channels / groups``
@@ -95,14 +101,14 @@ def selective_scan(
 
 
 def _use_mamba_ssm(arguments: tuple[Tensor | None, ...], reverse: bool, state_needs_gradient: bool) -> bool:
-    """Whether mamba-ssm computes this: asked for by name, or CUDA tensors came and it works and can."""
+    """Whether mamba-ssm computes this: asked for by name, or CUDA tensors came that our kernels cannot take."""
     if torch.compiler.is_compiling():  # its operator would break the graph
         return False
     inputs, _, state_matrix, *_, initial_state, resets = arguments
     assert inputs is not None
     assert state_matrix is not None
     wanted = wanted_backend()
-    if wanted != "mamba_ssm" and (wanted is not None or inputs.device.type != "cuda"):
+    if wanted != "mamba_ssm" and (wanted is not None or inputs.device.type != "cuda" or triton_computes(inputs)):
         return False
     reason = mamba_ssm.refusal(inputs, state_matrix, initial_state, resets, reverse)
     if wanted == "mamba_ssm" and reason:
@@ -127,8 +133,8 @@ def _check(
     """Refuse what does not fit, naming the argument."""
     if inputs.dim() != 3:
         raise ValueError(f"inputs must be (batch, length, channels) but has shape {tuple(inputs.shape)}")
-    if inputs.dtype not in ELEMENT_TYPES:
-        raise TypeError(f"inputs must be float32, bfloat16 or float64 but is {inputs.dtype}; convert it first")
+    if inputs.dtype not in INPUT_DTYPES:
+        raise TypeError(f"inputs must be float32, bfloat16, float16 or float64 but is {inputs.dtype}; convert it first")
     batch, length, channels = inputs.shape
     if state_matrix.dim() != 2 or state_matrix.shape[0] != channels:
         raise ValueError(
@@ -198,6 +204,10 @@ def _forward(
         inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, initial_state,
         resets, step_softplus, reverse, keep_borders,
     )  # fmt: skip
+    if triton_computes(inputs):
+        from mambacore.triton_kernels import scan  # noqa: PLC0415  only where there is Triton
+
+        return scan.forward(*arguments)
     library = native_library_for(inputs)
     return fallback.forward(*arguments) if library is None else native.forward(library, *arguments)
 
@@ -207,7 +217,9 @@ def _(inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight,
       resets, step_softplus, reverse, keep_borders):  # fmt: skip
     batch, length, channels = inputs.shape
     state_size = state_matrix.shape[1]
-    borders = border_shape(batch, length if keep_borders else 0, channels, state_size, state_matrix.is_complex())
+    interval = DEVICE_BORDER_INTERVAL if triton_computes(inputs) else BORDER_INTERVAL
+    kept = length if keep_borders else 0
+    borders = border_shape(batch, kept, channels, state_size, state_matrix.is_complex(), interval)
     return (
         inputs.new_empty(inputs.shape),
         inputs.new_empty(batch, channels, state_size, dtype=state_matrix.dtype),
@@ -236,8 +248,21 @@ def _backward(
         grad_outputs, grad_final_state, inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate,
         step_bias, resets, border_states, step_softplus, reverse,
     )  # fmt: skip
+    if _borders_of_triton(inputs, border_states):
+        from mambacore.triton_kernels import scan  # noqa: PLC0415
+
+        return scan.backward(*arguments)
     library = native_library_for(inputs)
     return fallback.backward(*arguments) if library is None else native.backward(library, *arguments)
+
+
+def _borders_of_triton(inputs: Tensor, border_states: Tensor) -> bool:
+    """Whether the kept states are those of the GPU's kernels: backward goes where forward went.
+
+    Sequences of one interval are kept alike by all backends, so any may take these.
+    """
+    ours, others = (-(-inputs.shape[1] // interval) for interval in (DEVICE_BORDER_INTERVAL, BORDER_INTERVAL))
+    return triton_computes(inputs) if ours == others else border_states.shape[1] == ours
 
 
 @_backward.register_fake
