@@ -19,6 +19,7 @@ from mambapipelines.command_line import (
     SeedOption,
     SetOption,
     StepsOption,
+    StrategyOption,
     ThreadsOption,
     command_group,
     entries,
@@ -78,6 +79,7 @@ def train(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     threads: ThreadsOption = None,
+    strategy: StrategyOption = "single",
 ) -> None:
     """Train a model of waveforms, which foretells every sample from those before it.
 
@@ -124,6 +126,7 @@ def train(
             seed=seed,
             resume=resume,
             threads=threads,
+            strategy=strategy,
         )
     )
 

@@ -14,6 +14,7 @@ from mambapipelines.command_line import (
     SeedOption,
     SetOption,
     StepsOption,
+    StrategyOption,
     ThreadsOption,
     command_group,
     entries,
@@ -80,6 +81,7 @@ def finetune(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     threads: ThreadsOption = None,
+    strategy: StrategyOption = "single",
 ) -> None:
     """Train a model for the labels of sequences, from a pretrained language model or from scratch.
 
@@ -125,6 +127,7 @@ def finetune(
             seed=seed,
             resume=resume,
             threads=threads,
+            strategy=strategy,
         )
     )
     metrics = output / METRICS_TABLE_NAME

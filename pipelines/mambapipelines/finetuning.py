@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 
 from genomamba.language_models import LanguageModel
 from genomamba.pretrained_classifier import weights_checksum
@@ -47,7 +46,7 @@ from mambapipelines.prediction_metrics import MetricsRow, measure, metrics_table
 from mambapipelines.progress import TrainingProgress, format_duration
 from mambapipelines.provenance import provenance
 from mambapipelines.recipes import load_task_recipe
-from mambapipelines.run_state import AVERAGE_NAME, RunFolder
+from mambapipelines.run_state import RunFolder
 from mambapipelines.sequence_loss import SequenceLoss
 from mambapipelines.sequence_prediction import model_outputs, predictions_from
 from mambapipelines.sequence_recipe import SequenceRecipe, build_sequence_model, load_start
@@ -84,7 +83,7 @@ class FinetuningOptions:
         both_strands: whether a sequence and its reverse complement are to get the same answer.
         balanced: whether rare classes count as much as frequent ones.
         epochs: times that every training row is seen, instead of `minutes` or `steps`.
-        minutes, steps, recipe, changes, seed, resume, threads: as of `TrainingOptions`.
+        minutes, steps, recipe, changes, seed, resume, threads, strategy: as of `TrainingOptions`.
         length: not asked for; sequences have the lengths they have.
     """
 
@@ -106,6 +105,7 @@ class FinetuningOptions:
     seed: int = 0
     resume: bool = False
     threads: int | None = None
+    strategy: str = "single"
     length: int = 1
 
 
@@ -167,6 +167,11 @@ def finetune(options: FinetuningOptions) -> FinetuningResult:
         raise InputError(f"--epochs is {options.epochs}: use a number greater than 0.")
     check_options(options)
     recipe = load_task_recipe(SequenceRecipe, options.recipe, options.changes)
+    if recipe.length.warmup_steps_per_stage:
+        raise InputError(
+            "length.warmup_steps_per_stage in the recipe is for windows, and the rows of a table have the lengths they "
+            "have: set it to 0."
+        )
     folder = run_folder(options, SequenceModelTask, recipe)
     pretrained = load_start(options.start_from, options.changes)
     material = read_material(options)
@@ -249,11 +254,8 @@ def keep_best_state(model: SequenceModel, folder: RunFolder) -> int | None:
     best_step = folder.load().history.best_step
     if best_step is None or not folder.keep_best:
         return None
-    place = folder.path / f"step-{best_step:06d}"
-    weights = load_file(place / "weights.safetensors")
-    if (place / AVERAGE_NAME).is_file():
-        weights |= load_file(place / AVERAGE_NAME)
-    model.load_state_dict(weights)
+    best = folder.load(best_step)
+    model.load_state_dict(best.weights | best.average)
     return best_step
 
 

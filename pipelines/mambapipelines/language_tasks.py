@@ -122,7 +122,13 @@ class LanguageTask(TrainingTask):
 
 
 class CausalTask(LanguageTask):
-    """Foretell each base from those before it in its window; long windows go through the model in pieces, exactly."""
+    """Foretell each base from those before it in its window; long windows go through the model in pieces, exactly.
+
+    A window may lie on several processes (`mambacore.parallel`): then each reads its stretch at once, and only states
+    travel between them.
+    """
+
+    splits_over_context = True
 
     def _examples(self, tokens: np.ndarray, scored: np.ndarray, first_index: int) -> Batch:
         return torch.from_numpy(tokens), torch.from_numpy(next_token_targets(tokens, scored))

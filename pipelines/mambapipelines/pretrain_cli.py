@@ -7,6 +7,7 @@ import typer
 
 from mambapipelines.command_line import (
     EXIT_CODES,
+    ContextRanksOption,
     MinutesOption,
     PrintRecipeOption,
     ResumeOption,
@@ -14,6 +15,7 @@ from mambapipelines.command_line import (
     SeedOption,
     SetOption,
     StepsOption,
+    StrategyOption,
     ThreadsOption,
     command_group,
     entries,
@@ -91,6 +93,8 @@ def pretrain(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     threads: ThreadsOption = None,
+    strategy: StrategyOption = "single",
+    context_ranks: ContextRanksOption = 1,
 ) -> None:
     """Pretrain a language model on the bases of one or several genomes.
 
@@ -108,6 +112,9 @@ def pretrain(
 
     `genomamba pretrain --reference hg38.fa --intervals human-sequences.bed --recipe mamba-1.4m --length 1048576
     --set length.warmup_steps_per_stage=500 --output long`
+
+    `torchrun --nproc-per-node 4 --no-python genomamba pretrain --reference hg38.fa --intervals human-sequences.bed
+    --length 1048576 --strategy ddp --context-ranks 4 --output long`
     """
     named = {"objective": objective, "pretraining.rule": rule, "pretraining.letters": letters}
     replaced = [f"{key}={value}" for key, value in named.items() if value is not None] + list(changes or ())
@@ -138,6 +145,8 @@ def pretrain(
             seed=seed,
             resume=resume,
             threads=threads,
+            strategy=strategy,
+            context_ranks=context_ranks,
         )
     )
 

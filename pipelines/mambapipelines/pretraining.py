@@ -70,6 +70,8 @@ class PretrainingOptions:
         seed: everything random is a function of this seed and an index.
         resume: continue the run recorded in `output`; where there is none, one is started.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
+        strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
+        context_ranks: how many processes share each window; causal models only.
     """
 
     references: Sequence[str]
@@ -86,6 +88,8 @@ class PretrainingOptions:
     seed: int = 0
     resume: bool = False
     threads: int | None = None
+    strategy: str = "single"
+    context_ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,11 @@ class LanguagePlan(RunPlan):
     recipe: PretrainingRecipe
     length: int
     validation_bases: int
+
+    def step_positions(self, step: int) -> float:
+        """Its bases."""
+        length = self.recipe.length.warmup(self.length).length_at(step)
+        return self.recipe.batch.windows_per_step(length) * length
 
     @property
     def validation_steps(self) -> float:

@@ -40,7 +40,6 @@ from mambapipelines.training.ranks import ONE_PROCESS, Ranks
 from mambapipelines.training.schedules import Schedule, ValidationHistory
 
 STATE_VERSION = 2
-AVERAGE_NAME = "average.safetensors"
 POINTER_NAME = "current.json"
 METRICS_NAME = "metrics.csv"
 EVENTS_NAME = "events"
@@ -161,8 +160,8 @@ class RunFolder:
             if entry.is_dir() and entry.name not in kept and entry.name.lstrip(".").startswith("step-"):
                 shutil.rmtree(entry, ignore_errors=True)
 
-    def load(self) -> RunState:
-        """The last state written.
+    def load(self, step: int | None = None) -> RunState:
+        """The last state written, or that of an earlier step that was kept.
 
         Raises:
             InputError: the folder was written by another version, or its files were damaged or removed.
@@ -170,6 +169,8 @@ class RunFolder:
         name = self._current_name()
         if name is None:
             raise InputError(f"{self.path} holds no training run: leave out --resume to start one")
+        if step is not None:
+            name = _folder_name(step)
         folder = self.path / name
         try:
             description = json.loads((folder / "state.json").read_text(encoding="utf-8"))

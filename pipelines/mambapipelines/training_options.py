@@ -60,7 +60,6 @@ class TrainingOptions:
         start_from: a pretrained causal language model (folder or `hf://...`) whose shape and weights the classifier
             takes; `None` starts from random weights of the recipe's shape.
         strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
-        context_ranks: how many processes share each sequence.
     """
 
     genomes: Sequence[GenomeSpecification]
@@ -76,13 +75,12 @@ class TrainingOptions:
     threads: int | None = None
     start_from: str | None = None
     strategy: str = "single"
-    context_ranks: int = 1
 
 
-def check_options(options: RunOptions) -> None:
-    """Refuse numbers that make no sense before any file is read."""
+def check_options(options: RunOptions, unit: str = "bases") -> None:
+    """Refuse numbers that make no sense before any file is read; `unit` is what a length is counted in."""
     if options.length < 1:
-        raise InputError(f"--length is {options.length}: use at least 1 base.")
+        raise InputError(f"--length is {options.length} {unit}: use 1 or more.")
     if options.minutes is not None and options.steps is not None:
         raise InputError("--minutes and --steps are both given: leave one of them out.")
     if options.minutes is not None and not (options.minutes > 0 and math.isfinite(options.minutes)):
@@ -91,7 +89,12 @@ def check_options(options: RunOptions) -> None:
         raise InputError(f"--steps is {options.steps}: use a number of 1 or more.")
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads is {options.threads}: use a number of 1 or more.")
-    check_strategy(getattr(options, "strategy", "single"), getattr(options, "context_ranks", 1))
+    check_strategy(*strategy_of(options))
+
+
+def strategy_of(options: RunOptions) -> tuple[str, int]:
+    """How processes share the run, and how many share each sequence: one process where a command does not ask."""
+    return getattr(options, "strategy", "single"), getattr(options, "context_ranks", 1)
 
 
 def check_output(options: RunOptions, run: RunFolder) -> None:

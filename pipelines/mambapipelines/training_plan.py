@@ -40,15 +40,22 @@ class RunPlan:
         """What a task does after the last of the steps, in optimiser steps."""
         return 0.0
 
+    def step_positions(self, step: int) -> float:
+        """Positions that step `step` (0-based) reads, in any unit; a task with a length warm-up says how many."""
+        return 1.0
+
+    @property
+    def longest_warmup(self) -> int:
+        """Steps after which windows have their full length: it doubles from stage to stage and is below 2^63."""
+        return 63 * self.recipe.length.warmup_steps_per_stage
+
     def step_cost(self, step: int) -> float:
         """What step `step` (0-based) costs beside one of the full length: less where short windows come first."""
-        return 1.0
+        return self.step_positions(step) / self.step_positions(self.longest_warmup)
 
     def steps_cost(self, steps: int) -> float:
         """What the first `steps` steps cost, in steps of the full length."""
-        settings = self.recipe.length
-        # The length doubles from stage to stage and is full after fewer stages than 2^63 has doublings.
-        warming = min(steps, 63 * settings.warmup_steps_per_stage)
+        warming = min(steps, self.longest_warmup)
         return sum(map(self.step_cost, range(warming))) + steps - warming
 
     def validation_interval(self, total_steps: int) -> int:
@@ -80,8 +87,7 @@ class RunPlan:
         # The steps that were timed may have had shorter windows than those to come.
         seconds_per_full_step = seconds_per_step * max(1, measured_steps) / (measured_cost or 1.0)
         affordable = measured_cost + seconds_left / seconds_per_full_step
-        warming = 63 * self.recipe.length.warmup_steps_per_stage
-        most = max(measured_steps + 1, math.ceil(affordable)) + warming
+        most = max(measured_steps + 1, math.ceil(affordable)) + self.longest_warmup
         candidates = range(measured_steps + 1, most + 1)
         fitting = bisect.bisect_right(candidates, affordable, key=self.work)
         return self.schedule(candidates[max(0, fitting - 1)], measured_steps)
@@ -110,10 +116,10 @@ class TrainingPlan(RunPlan):
         """Windows in one optimiser step."""
         return self.recipe.batch.windows_per_step(self.length)
 
-    def step_cost(self, step: int) -> float:
-        """Its bases, beside those of a step of the full length."""
+    def step_positions(self, step: int) -> float:
+        """Its bases."""
         length = self.recipe.length.warmup(self.length).length_at(step)
-        return self.recipe.batch.windows_per_step(length) * length / (self.windows_per_step * self.length)
+        return self.recipe.batch.windows_per_step(length) * length
 
     @property
     def validation_steps(self) -> float:

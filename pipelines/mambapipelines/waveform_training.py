@@ -62,6 +62,7 @@ class WaveformTrainingOptions:
         seed: everything random is a function of this seed and an index.
         resume: continue the run recorded in `output`; where there is none, one is started.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
+        strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
     """
 
     data: Path
@@ -77,6 +78,7 @@ class WaveformTrainingOptions:
     seed: int = 0
     resume: bool = False
     threads: int | None = None
+    strategy: str = "single"
 
     @property
     def length(self) -> int:
@@ -119,6 +121,11 @@ class WaveformPlan(RunPlan):
     validation_samples: int
     drawn_samples: int
 
+    def step_positions(self, step: int) -> float:
+        """Its samples."""
+        length = self.recipe.length.warmup(self.recipe.batch.clip_length).length_at(step)
+        return self.recipe.batch.clips_per_step(length) * length
+
     @property
     def validation_steps(self) -> float:
         """What one validation costs, in optimiser steps."""
@@ -139,7 +146,7 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
     """
     start_seconds = time.monotonic()
     recipe = load_task_recipe(AudioRecipe, options.recipe, options.changes)
-    check_options(options)
+    check_options(options, WaveformTask.unit)
     config = recipe.model_config()
     folder = run_folder(options, WaveformTask, recipe)
     with thread_count(options.threads), TrainingProgress(unit="samples") as progress:

@@ -26,7 +26,7 @@ from mambapipelines.training.ranks import ONE_PROCESS, Ranks, join_ranks, leave_
 from mambapipelines.training.recorder import TrainingRecorder, metrics_columns, signal_handlers_restored
 from mambapipelines.training.schedules import Schedule
 from mambapipelines.training.task import TrainingTask
-from mambapipelines.training_options import RUN_FOLDER_NAME, RunOptions, check_output, refuse_other_run
+from mambapipelines.training_options import RUN_FOLDER_NAME, RunOptions, check_output, refuse_other_run, strategy_of
 from mambapipelines.training_plan import RunPlan
 
 # Part of the wall time that is planned with; the rest is for a machine that slows down and for writing the model.
@@ -37,8 +37,13 @@ def run_folder(options: RunOptions, task: type[TrainingTask], recipe: TrainingRe
     """Where the state of the run lies.
 
     Raises:
-        InputError: the output folder holds something else.
+        InputError: the output folder holds something else, or the task needs whole sequences and is not to have them.
     """
+    if strategy_of(options)[1] > 1 and not task.splits_over_context:
+        raise InputError(
+            "--context-ranks divides sequences, and this model reads them whole: leave it out, or train a causal "
+            "language model."
+        )
     folder = RunFolder(
         options.output / RUN_FOLDER_NAME,
         metrics_columns(task),
@@ -114,10 +119,7 @@ class TrainingRun:
             KeyboardInterrupt: stopped by Ctrl-C, state saved.
             SystemExit: stopped by SIGTERM, state saved, status 143.
         """
-        context_ranks = getattr(self.options, "context_ranks", 1)
-        if context_ranks > 1 and not self.task.splits_over_context:
-            raise InputError(f"{type(self.task).__name__} needs whole sequences: leave --context-ranks out.")
-        ranks = join_ranks(getattr(self.options, "strategy", "single"), context_ranks)
+        ranks = join_ranks(*strategy_of(self.options))
         try:
             module = self._train(state, ranks)
         finally:
