@@ -208,3 +208,9 @@ def test_contexts_that_cannot_be_are_named(settings, expected):
 def test_contexts_do_not_reach_into_another_record():
     with pytest.raises(ValueError, match="one record per row"):
         shaken("causal", CONTEXTS)(dna().long(), sequence_starts=torch.ones(2, 50, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("save", [save_transformers, save_mamba_ssm])
+def test_contexts_are_not_lost_in_a_foreign_format(tmp_path, save):
+    with pytest.raises(InputError, match="no tables of contexts"):
+        save(shaken("causal", CONTEXTS), tmp_path / "foreign")

@@ -174,6 +174,10 @@ def _causal_settings(model: CausalLanguageModel, family: str) -> dict[str, Any]:
     if not isinstance(model, CausalLanguageModel):
         raise InputError(f"{title} is a causal language model and this a {type(model).__name__}: use another format.")
     config = model.config
+    if config.context_widths or config.output_context_widths:
+        raise InputError(
+            f"{title} has no tables of contexts, and this model has some: it cannot be saved in that format."
+        )
     return {
         **{field: getattr(config, field) for field in FAMILIES[family].keys if hasattr(config, field)},
         **_mixer_settings([part for part in model.stack.modules() if isinstance(part, Mixer)], title),
