@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard kernels/native/*) kernels/CMakeLists.txt
 
-.PHONY: install demo test test-slow lint bench bench-waveform wheels clean
+.PHONY: test-gpu bench-gpu install demo test test-slow lint bench bench-waveform wheels clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -27,6 +27,9 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu -rs
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,6 +47,12 @@ bench: install
 # One step of a waveform model on 958,464 samples: minutes.
 bench-waveform: install
 	$(BIN)/python kernels/benchmarks/waveform_step.py
+
+# Writes rows and plots into the folder OUTPUT as they come. mamba_ssm is a peer where it is installed.
+bench-gpu: install
+	$(BIN)/python kernels/benchmarks/gpu_scan.py --output $(or $(OUTPUT),bench-gpu) --budget-seconds 240
+	$(BIN)/python kernels/benchmarks/gpu_block.py --output $(or $(OUTPUT),bench-gpu) --budget-seconds 120
+	$(BIN)/python kernels/benchmarks/gpu_generation.py --output $(or $(OUTPUT),bench-gpu) --budget-seconds 120
 
 # One wheel per platform, for every Python: the library has no Python in it.
 wheels: install

@@ -16,8 +16,8 @@ from mambacore.triton_kernels.launch import multiprocessors, or_first
 
 # Positions from one kept state to the next: kept states take state_size / 16 of the inputs' memory in float32.
 INTERVAL = DEVICE_BORDER_INTERVAL
-# Positions whose states backward holds in registers; with 8 of them ptxas moves some to memory (Hopper, 16 states).
-KEPT = 4
+# Positions whose states backward holds in registers; with 4 of them ptxas moves some to memory (Hopper, 16 states).
+KEPT = 2
 # (states per channel, complex numbers counted twice) to channels of a program, forward and backward: at least
 # half a warp's lanes lie along the channels, and a lane holds what its registers can hold beside an interval's states.
 BLOCK_CHANNELS = ((8, 32, 32), (16, 32, 16), (32, 32, 8), (64, 16, 4), (128, 8, 2))
@@ -282,9 +282,9 @@ def backward(
         grad_outputs, run.inputs, run.step_size, or_first(run.gate, run.inputs), run.into.values, run.out_of.values,
         run.rates, or_first(run.skip_weight, run.rates), or_first(run.step_bias, run.rates),
         or_first(run.resets, run.rates), border_states, scratch, or_first(carries, run.rates), grad_inputs,
-        grad_step_size, or_first(None if gate is None else grad_gate, inputs), grad_into, grad_out_of, grad_rates, grad_skip, grad_bias,
-        grad_first_state, *run.cut[:4], run.groups, *run.cut[4:], border_states.shape[1], *run.rows(grad_outputs),
-        *run.rows(run.inputs), *strides, *run.into.strides, *run.out_of.strides, **run.switches,
+        grad_step_size, or_first(None if gate is None else grad_gate, inputs), grad_into, grad_out_of, grad_rates,
+        grad_skip, grad_bias, grad_first_state, *run.cut[:4], run.groups, *run.cut[4:], border_states.shape[1],
+        *run.rows(grad_outputs), *run.rows(run.inputs), *strides, *run.into.strides, *run.out_of.strides, **run.switches,
         HAS_SKIP=skip_weight is not None, HAS_CARRY=carries is not None, INTO_FIXED=run.into.fixed, INTERVAL=INTERVAL,
         KEPT=KEPT,
     )  # fmt: skip

@@ -1,0 +1,59 @@
+"""Every GPU kernel compiles for Ampere and Hopper, without a device; the scan's keep their states in registers."""
+
+import importlib.util
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed (torch brings it along on Linux)", allow_module_level=True)
+
+from mambacore.triton_kernels import convolution_kernels, scan, scan_backward, scan_forward
+from triton_compilation import TOOLS, compiled
+
+pytestmark = pytest.mark.skipif(
+    not (TOOLS / "ptxas").exists(), reason="this platform's Triton has no ptxas to compile with"
+)
+
+STATES = 16
+SCAN = {"SOFTPLUS": True, "REVERSE": False, "HAS_GATE": True, "HAS_BIAS": True, "OUT_OF_FIXED": False,
+        "BLOCK_STATES": STATES}  # fmt: skip
+WALK = {"HAS_SKIP": True, "INTO_FIXED": False, "INTERVAL": scan.INTERVAL}
+CONVOLUTION = {"REVERSE": False, "WIDTH": 4, "BLOCK_POSITIONS": 32, "BLOCK_CHANNELS": 64}
+CONVOLVE = CONVOLUTION | {"SILU": True, "HAS_BIAS": True, "HAS_STATE": True}
+CARRY = {"CONJUGATE": True, "HAS_STATE": True, "BLOCK_CHANNELS": 32}
+KERNELS = {
+    "summary": (scan_forward.walk, SCAN | WALK | {"SUMMARY": True, "HAS_STATE": False, "KEEP_BORDERS": False}, 1),
+    "outputs": (scan_forward.walk, SCAN | WALK | {"SUMMARY": False, "HAS_STATE": True, "KEEP_BORDERS": True}, 1),
+    "carry": (scan_forward.carry, CARRY, 1),
+    "backward's summary": (scan_backward.summary, SCAN, 1),
+    "retreat": (scan_backward.retreat, SCAN | WALK | {"HAS_CARRY": True, "KEPT": scan.KEPT}, 1),
+    "convolution": (convolution_kernels.convolve, CONVOLVE, 4),
+    "convolution's gradient": (convolution_kernels.grad_before_activation, CONVOLVE, 4),
+    "gradient of its inputs": (convolution_kernels.grad_of_inputs, CONVOLUTION, 4),
+}
+OF_SCAN = ("summary", "outputs", "carry", "backward's summary", "retreat")
+QUICK = [(name, False, 90, "fp32", False) for name in KERNELS]
+THOROUGH = [
+    (name, is_complex, capability, dtype, packed)
+    for name in KERNELS
+    for is_complex in ((False, True) if name in OF_SCAN else (False,))
+    for capability, dtype in ((90, "fp32"), (90, "bf16"), (80, "fp16"))
+    for packed in (False, True)
+    if (name, is_complex, capability, dtype, packed) not in QUICK
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_complex", "capability", "dtype", "packed"),
+    [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in THOROUGH)],
+)
+def test_kernel_compiles(name, is_complex, capability, dtype, packed):
+    kernel, switches, warps = KERNELS[name]
+    switches = switches | {"HAS_RESETS": packed}
+    if name in OF_SCAN:
+        block = scan.plan_of(1, 1 << 20, 1024, 1, (1 + is_complex) * STATES, "summary" != name != "outputs", 132)
+        switches = {"BLOCK_CHANNELS": block.block_channels} | switches | {"IS_COMPLEX": is_complex}
+    used = compiled(kernel, switches, capability, dtype, warps)
+    assert 0 < used["REG"] <= 255, used
+    if not packed and capability == 90 and dtype == "fp32":
+        assert used["STACK"] == 0, used  # nothing had to leave the registers
