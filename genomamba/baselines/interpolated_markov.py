@@ -18,7 +18,7 @@ from mambacore.errors import InputError
 
 MAXIMUM_ORDER: Final = 12
 """4^13 counts of 4 bytes are 268 MB, and those of the lower orders 89 MB more."""
-STRENGTHS: Final = tuple(2.0 ** (power / 2) for power in range(-2, 31))
+STRENGTHS: Final = tuple(2.0**power for power in range(-1, 16))
 """What the strength of the prior is chosen from: 1/2 to 32,768 imagined bases after each context."""
 _CODES_AT_A_TIME: Final = 1 << 24
 _BASES: Final = 4

@@ -48,7 +48,7 @@ TILES = "mamba"
 """The window rule of whole chromosomes: tiles without overlap."""
 
 
-JOINING_BASES = 1_000_000
+JOINING_BASES = 500_000
 """Validation bases on which a model is joined with counts."""
 
 
