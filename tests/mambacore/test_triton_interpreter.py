@@ -61,12 +61,11 @@ SHAPES = {
     "one position": (2, 1, 3, 3, 1, ()),
     "one short of a chunk": (1, 15, 3, 2, 1, ()),
     "one past a chunk, fixed matrices": (1, 17, 2, 4, 1, FIXED),
-    "three chunks, groups": (1, 37, 4, 3, 2, ()),
+    "three chunks, groups": (1, 35, 2, 3, 2, ()),
 }
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["onwards", "reverse"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "reverse"), [("real", False), ("complex", True)], ids=["onwards", "complex, reverse"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_scan_and_all_gradients_equal_the_reference(shape, case, reverse):
     *sizes, fixed = shape
@@ -77,11 +76,10 @@ def test_scan_and_all_gradients_equal_the_reference(shape, case, reverse):
     assert_equal(gradients_of(scan_with_state, arguments, torch.float32, **options), expected, tolerance)
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["onwards", "reverse"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "reverse"), [("real", True), ("complex", False)], ids=["reverse", "complex, onwards"])
 def test_packed_records_equal_the_reference(case, reverse):
     make, tolerance = CASES[case]
-    arguments, starts = make(2, 35, 2, 3), random_starts(2, 35, share=0.08)
+    arguments, starts = make(2, 33, 2, 2), random_starts(2, 33, share=0.08)
     options = {"step_softplus": True, "reverse": reverse, "sequence_starts": starts}
     expected = gradients_of(selective_scan_reference, arguments, torch.float64, **options)
     assert_equal(gradients_of(scan_with_state, arguments, torch.float32, **options), expected, tolerance)
@@ -110,7 +108,7 @@ def test_half_precision_inputs_keep_a_float32_state(dtype):
 
 
 def test_results_repeat_bit_for_bit():
-    arguments = scan_arguments(1, 33, 3, 2)
+    arguments = scan_arguments(1, 19, 2, 2)
     first, second = (gradients_of(scan_with_state, arguments, torch.float32, step_softplus=True) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

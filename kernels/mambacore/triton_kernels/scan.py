@@ -284,7 +284,8 @@ def backward(
         or_first(run.resets, run.rates), border_states, scratch, or_first(carries, run.rates), grad_inputs,
         grad_step_size, or_first(None if gate is None else grad_gate, inputs), grad_into, grad_out_of, grad_rates,
         grad_skip, grad_bias, grad_first_state, *run.cut[:4], run.groups, *run.cut[4:], border_states.shape[1],
-        *run.rows(grad_outputs), *run.rows(run.inputs), *strides, *run.into.strides, *run.out_of.strides, **run.switches,
+        *run.rows(grad_outputs), *run.rows(run.inputs), *strides, *run.into.strides, *run.out_of.strides,
+        **run.switches,
         HAS_SKIP=skip_weight is not None, HAS_CARRY=carries is not None, INTO_FIXED=run.into.fixed, INTERVAL=INTERVAL,
         KEPT=KEPT,
     )  # fmt: skip

@@ -2,9 +2,9 @@
 
 The gradient of the state comes from later positions, so chunks are walked from their end, `summary` and
 `scan_forward.carry` hand the gradient from the last chunk to the first, and `retreat` computes everything else. It
-takes the chunk interval by interval. From the border that forward kept, states are computed again, a few of them noted in
-a small buffer that stays in the cache; and from these once more, stretch by stretch from the last, to stay in registers
-until the walk back has used them. The gradients of input_matrix and output_matrix, which all channels
+takes the chunk interval by interval. From the border that forward kept, states are computed again, some of them noted
+in a small buffer that stays in the cache; and from these once more, stretch by stretch from the last, to stay in
+registers until the walk back has used them. The gradients of input_matrix and output_matrix, which all channels
 share, go to a buffer with one place per block of channels and are added up in its order: no atomics, and the same bits
 every time. The formulas are those of ``mambacore.scan.fallback.backward``.
 """
