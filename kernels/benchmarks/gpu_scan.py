@@ -4,8 +4,8 @@
 
 Lengths 2^9 ... 2^20 at (batch, channels) of (1, 256), (1, 1024), (8, 1024), 16 states, bfloat16 and float32, with skip,
 gate, bias and softplus. Peers: mamba_ssm's kernel where it is installed (as its users call it, in its own layout),
-torch's flash attention (heads of 64, bfloat16, to 2^17 tokens), and the scan in unfused PyTorch (to 2^14 tokens). Bytes per
-second count each input once and each output once; exponentials count 16 states, softplus and gate (20 per
+torch's flash attention (heads of 64, bfloat16, to 2^17 tokens), and the scan in unfused PyTorch (to 2^14 tokens).
+Bytes per second count each input once and each output once; exponentials count 16 states, softplus and gate (20 per
 channel and token).
 """
 
