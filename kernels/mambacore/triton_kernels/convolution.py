@@ -46,7 +46,8 @@ class _Arguments:
         self.switches = self.cut | {"SILU": silu, "HAS_BIAS": bias is not None, "HAS_STATE": initial_state is not None}
 
     def grid(self, positions: int) -> tuple[int, int, int]:
-        return -(-self.channels // BLOCK_CHANNELS), -(-positions // self.positions), self.batch
+        # The first axis alone takes more than 65,535 programs.
+        return -(-positions // self.positions), -(-self.channels // BLOCK_CHANNELS), self.batch
 
 
 def forward(
@@ -79,7 +80,7 @@ def backward(
     run = _Arguments(inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
     grad_outputs = channels_contiguous(grad_outputs)
     grid = run.grid(run.length)
-    parts, history = run.batch * grid[1], 0 if initial_state is None else weight.shape[1] - 1
+    parts, history = run.batch * grid[0], 0 if initial_state is None else weight.shape[1] - 1
     grads = inputs.new_empty(inputs.shape, dtype=torch.float32)
     grad_weight = grads.new_empty(parts, *run.by_tap.shape)
     grad_bias = grads.new_empty(parts, run.channels)

@@ -49,8 +49,8 @@ def convolve(
 ):  # fmt: skip
     """Outputs (batch, length, channels). Weight is (width, channels)."""
     batch = tl.program_id(2).to(tl.int64)
-    channels = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    positions = tl.program_id(1).to(tl.int64) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
+    channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    positions = tl.program_id(0).to(tl.int64) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
     present = channels < channel_count
     sums = tl.full((BLOCK_POSITIONS, BLOCK_CHANNELS), 0.0, tl.float32)
     if HAS_BIAS:
@@ -79,8 +79,8 @@ def grad_before_activation(
     """The gradient before SiLU in float32, (batch, length, channels), and this program's part of those of the weight
     (batch x stretches, width, channels) and the bias.
     """
-    batch, stretch = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
-    channels = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    batch, stretch = tl.program_id(2).to(tl.int64), tl.program_id(0).to(tl.int64)
+    channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     positions = stretch * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
     present = channels < channel_count
     row = length - 1 - positions if REVERSE else positions
@@ -100,7 +100,7 @@ def grad_before_activation(
         opening = sigmoid(sums)
         grad *= opening * (1.0 + sums * (1.0 - opening))
     tl.store(grads + (batch * length + row)[:, None] * channel_count + channels[None, :], grad, mask=mask)
-    part = batch * tl.num_programs(1) + stretch
+    part = batch * tl.num_programs(0) + stretch
     for tap in tl.static_range(WIDTH):
         values = met_inputs(
             inputs, state, resets, batch, positions, channels, WIDTH - 1 - tap, length, channel_count, inputs_batch,
@@ -120,8 +120,8 @@ def grad_of_inputs(
 ):  # fmt: skip
     """Gradients of the inputs, from position ``first`` on: -(width - 1) to include those of the state, else 0."""
     batch = tl.program_id(2).to(tl.int64)
-    channels = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    positions = first + tl.program_id(1).to(tl.int64) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
+    channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    positions = first + tl.program_id(0).to(tl.int64) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
     present = channels < channel_count
     sums = tl.full((BLOCK_POSITIONS, BLOCK_CHANNELS), 0.0, tl.float32)
     allowed = positions < length
