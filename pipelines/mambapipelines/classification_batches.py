@@ -8,13 +8,18 @@ processes share the work.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from genomamba.models import BASES, FIRST_BASE_TOKEN, SpeciesClassifier
+from genomamba.models import BASES, FIRST_BASE_TOKEN, ClassifierState, SpeciesClassifier
 from genomamba.tokenizer import COMPLEMENT_IDS, TOKEN_OF_BYTE, Tokens
 from mambapipelines.calibration import BASES_PER_FORWARD, PIECE_LENGTH_BP, FloatArray
 
@@ -76,9 +81,10 @@ def batches_by_length(lengths_bp: Sequence[int], may_pad: bool = True) -> list[l
     return batches
 
 
-@torch.inference_mode()
 def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens]) -> FloatArray:
     """Evidence per base of whole records, the mean of both strands.
+
+    Each of PyTorch's threads takes whole batches, so the numbers do not depend on how many there are.
 
     Args:
         model: the classifier.
@@ -87,21 +93,81 @@ def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens]) -> 
     Returns:
         (records, classes) float64.
     """
-    lengths = [len(tokens) for tokens in records]
-    evidence = np.empty((len(records), len(model.config.class_names)))
     # The last position of a padded row is no position of its record.
-    for places in batches_by_length(lengths, may_pad=model.config.pooling == "mean"):
-        rows = np.full((2 * len(places), max(lengths[place] for place in places)), PADDING_TOKEN, dtype=np.uint8)
-        for row, place in enumerate(places):
-            rows[row, : lengths[place]] = records[place]
-            rows[len(places) + row, : lengths[place]] = COMPLEMENT_IDS[records[place][::-1]]
-        state = None
-        for start in range(0, rows.shape[1], PIECE_LENGTH_BP):
-            _, state = model(torch.from_numpy(rows[:, start : start + PIECE_LENGTH_BP]), state)
-        if state is None:
-            continue
-        total = state.evidence.total.double().reshape(2, len(places), -1).mean(dim=0).numpy()
-        if model.config.pooling == "mean":
-            total = total / np.array([lengths[place] for place in places])[:, None]
-        evidence[places] = total
+    batches = batches_by_length([len(tokens) for tokens in records], may_pad=model.config.pooling == "mean")
+    evidence = np.empty((len(records), len(model.config.class_names)))
+    with _single_threads(torch.get_num_threads()) as run:
+        parts = run(lambda places: _evidence_of_batch(model, [records[place] for place in places]), batches)
+        for places, part in zip(batches, parts, strict=True):
+            evidence[places] = part
     return evidence
+
+
+@torch.inference_mode()
+def _evidence_of_batch(model: SpeciesClassifier, records: Sequence[Tokens]) -> FloatArray:
+    """(records, classes) of records that are padded to the longest."""
+    rows = np.full((2 * len(records), max(len(tokens) for tokens in records)), PADDING_TOKEN, dtype=np.uint8)
+    for row, tokens in enumerate(records):
+        rows[row, : len(tokens)] = tokens
+        rows[len(records) + row, : len(tokens)] = COMPLEMENT_IDS[tokens[::-1]]
+    state = None
+    for start in range(0, rows.shape[1], PIECE_LENGTH_BP):
+        _, state = model(torch.from_numpy(rows[:, start : start + PIECE_LENGTH_BP]), state)
+    assert state is not None  # every record has a base
+    total = state.evidence.total.double().reshape(2, len(records), -1).mean(dim=0).numpy()
+    if model.config.pooling == "mean":
+        total = total / np.array([len(tokens) for tokens in records])[:, None]
+    return np.asarray(total)
+
+
+def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, Tokens]]) -> FloatArray:
+    """Evidence per base of a record that comes in pieces, the mean of both strands, (classes,) float64.
+
+    With two threads each takes a strand; more of them share the operators of a strand.
+
+    Args:
+        model: the classifier.
+        pieces: the same piece number of either strand, token ids of one base or more.
+    """
+    states: list[ClassifierState | None] = [None, None]
+    means: list[Tensor] = []
+
+    @torch.inference_mode()
+    def read(strand: int, tokens: Tokens) -> Tensor:
+        mean, states[strand] = model(torch.from_numpy(tokens)[None], states[strand])
+        return mean[0]
+
+    with _single_threads(torch.get_num_threads(), workers=2) as run:
+        for piece in pieces:
+            means = list(run(lambda strand, piece=piece: read(strand, piece[strand]), (0, 1)))  # type: ignore[misc]
+    return np.asarray(torch.stack(means).double().mean(dim=0).numpy())
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Runner(Protocol):
+    """Calls a function on every item and yields the results in order."""
+
+    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterable[Result]: ...
+
+
+@contextmanager
+def _single_threads(threads: int, workers: int | None = None) -> Iterator[Runner]:
+    """Share items among workers of one thread each, `threads` of them; with fewer `workers` each has several threads.
+
+    PyTorch's own threads share each operator, and wait for each other by spinning after every one. On cores that other
+    programs use as well that took three times the processor time; workers that take whole batches hardly wait.
+    """
+    count = threads if workers is None else min(workers, threads)
+    if count == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, threads // count)) as pool:
+        try:
+            yield pool.map
+        finally:
+            pool.shutdown()
+            # The number that a worker sets is its own, and also what threads that are started later begin with.
+            torch.set_num_threads(threads)

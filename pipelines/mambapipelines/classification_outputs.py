@@ -18,7 +18,7 @@ from genomamba.fastq import read_record_texts
 from genomamba.genomes import UNCLASSIFIED
 from mambacore.errors import InputError
 from mambapipelines.calibration import FloatArray
-from mambapipelines.console import check_writable_place, write_whole, written_whole
+from mambapipelines.console import check_writable_place, written_whole
 
 UNKNOWN: Final = "unknown"
 CALL_PLACE: Final = "{call}"
@@ -75,11 +75,20 @@ def _read_mapping(path: Path) -> Mapping[str, str]:
 
 @dataclass
 class Group:
-    """Records whose evidence is added up; `total` is (classes,) in nats."""
+    """Records whose evidence is added up.
+
+    Attributes:
+        total: (classes,) in nats.
+        records: how many there are.
+        classified_records, bases: of those with evidence.
+        weighted_typicality: sum of typicality times bases, where typicality was asked for.
+    """
 
     total: FloatArray
     records: int = 0
+    classified_records: int = 0
     bases: int = 0
+    weighted_typicality: float = 0.0
 
 
 @dataclass
@@ -90,7 +99,7 @@ class Groups:
     by_name: dict[str, Group] = field(default_factory=dict)
     without: int = 0
 
-    def add(self, name: str, length: int, evidence: FloatArray | None) -> None:
+    def add(self, name: str, length: int, evidence: FloatArray | None, typicality: float | None = None) -> None:
         """Add a record; one without evidence counts among the group's records and adds no bases."""
         group_name = self.rule(name)
         if group_name is None:
@@ -100,7 +109,9 @@ class Groups:
         group.records += 1
         if evidence is not None:
             group.total = group.total + evidence * length
+            group.classified_records += 1
             group.bases += length
+            group.weighted_typicality += length * (typicality or 0.0)
 
 
 class CallSinks:
@@ -121,11 +132,13 @@ class CallSinks:
         self._numbers = {name: number for number, name in enumerate(self.calls)}
         self._records = array("H")
         self._paths: list[Path | None] = [*(None for _ in class_names), unclassified, unclassified]
+        self._new_folder: str | None = None
         if classified is not None:
             pattern = classified if CALL_PLACE in classified else os.path.join(classified, CALL_PLACE + ".fa")
             if CALL_PLACE not in classified and not os.path.isdir(classified):
                 try:
                     os.makedirs(classified)
+                    self._new_folder = classified
                 except OSError as error:
                     raise InputError(f"--classified-out {classified} cannot be made ({error.strerror}).") from error
             for number, name in enumerate(class_names):
@@ -144,38 +157,56 @@ class CallSinks:
         """Note the call of the next record, two bytes each."""
         self._records.append(self._numbers[call])
 
-    def write(self, sources: Sequence[str]) -> None:
-        """Read the sources once more and copy each record to its file; all files appear at the end, or none.
+    def remove_empty_folder(self) -> None:
+        """Remove the folder that was made for the files if, after a failure, there are none."""
+        if self._new_folder is not None and not os.listdir(self._new_folder):
+            os.rmdir(self._new_folder)
+
+    def write(self, sources: Sequence[str], written: ExitStack) -> None:
+        """Read the sources once more and copy each record to its file.
+
+        Args:
+            sources: the files that the calls are of.
+            written: the files appear under their names when it is left without an error.
 
         Raises:
             InputError: a source has changed meanwhile, or a file cannot be written.
         """
-        with ExitStack() as opened:
+        files: list[IO[bytes]] = []
+        with ExitStack() as packed:
             streams: dict[Path, IO[bytes]] = {}
             for path in self.paths:
-                stream: IO[bytes] = opened.enter_context(written_whole(path))
+                streams[path] = written.enter_context(written_whole(path))
+                files.append(streams[path])
                 if path.suffix == ".gz":
                     # Without a time the same records give the same bytes.
-                    packed = gzip.GzipFile("", "wb", compresslevel=GZIP_LEVEL, fileobj=stream, mtime=0)
-                    opened.callback(packed.close)
-                    stream = cast(IO[bytes], packed)
-                streams[path] = stream
-            first = 0
-            for source in sources:
-                number = -1
-                for number, text in read_record_texts(source):
-                    if first + number >= len(self._records):
-                        raise InputError(f"{source} has changed while it was classified: classify it again.")
-                    path_of_call = self._paths[self._records[first + number]]
-                    if path_of_call is not None:
-                        streams[path_of_call].write(text)
-                first += number + 1
-            if first != len(self._records):
-                raise InputError("the input has changed while it was classified: classify it again.")
+                    streams[path] = cast(
+                        IO[bytes],
+                        packed.enter_context(
+                            gzip.GzipFile("", "wb", compresslevel=GZIP_LEVEL, fileobj=streams[path], mtime=0)
+                        ),
+                    )
+            self._copy(sources, streams)
+        for file in files:
+            file.flush()  # a full disk is noticed before any file has got its name
+
+    def _copy(self, sources: Sequence[str], streams: Mapping[Path, IO[bytes]]) -> None:
+        first = 0
+        for source in sources:
+            number = -1
+            for number, text in read_record_texts(source):
+                if first + number >= len(self._records):
+                    raise InputError(f"{source} has changed while it was classified: classify it again.")
+                path_of_call = self._paths[self._records[first + number]]
+                if path_of_call is not None:
+                    streams[path_of_call].write(text)
+            first += number + 1
+        if first != len(self._records):
+            raise InputError("the input has changed while it was classified: classify it again.")
 
 
-def write_multiqc(path: Path, counts_by_source: Mapping[str, Mapping[str, int]], class_names: Sequence[str]) -> None:
-    """Write the records of each source by call as custom content of MultiQC: a bar for each source.
+def multiqc_text(counts_by_source: Mapping[str, Mapping[str, int]], class_names: Sequence[str]) -> str:
+    """The records of each source by call as custom content of MultiQC: a bar for each source.
 
     The format is MultiQC's "custom content" as one file with its configuration in comments on top
     (docs.seqera.io/multiqc/custom_content).
@@ -195,7 +226,7 @@ def write_multiqc(path: Path, counts_by_source: Mapping[str, Mapping[str, int]],
     names = _sample_names(counts_by_source)
     for name, counts in zip(names, counts_by_source.values(), strict=True):
         lines.append("\t".join([name, *(str(counts.get(call, 0)) for call in calls)]))
-    write_whole(path, "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def _sample_names(sources: Iterable[str]) -> list[str]:

@@ -136,23 +136,27 @@ def _is_stream(source: str) -> bool:
 
 @contextmanager
 def evidence_by_processes(
-    worker: Callable[[Share, str], None], count: int, watch: Callable[[], None]
+    worker: Callable[..., None], arguments: tuple[object, ...], count: int, watch: Callable[[], None]
 ) -> Iterator[Iterator[RecordEvidence]]:
     """Start processes, wait for them, and give the records of all in order.
 
     Args:
-        worker: called as `worker(share, folder)` in each process; a function of a module.
+        worker: called as `worker(share, folder, *arguments)` in each process; a function of a module.
+        arguments: what else it is called with.
         count: of processes.
         watch: called now and then while they work.
 
     Raises:
         InputError: a process has failed or died; the others are stopped.
     """
-    context = multiprocessing.get_context("spawn")
+    # One process imports everything, the others are its forks; it has no threads yet that a fork would lose.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([worker.__module__])
     with tempfile.TemporaryDirectory(prefix="genomamba-") as name:
         folder = Path(name)
         processes: list[BaseProcess] = [
-            context.Process(target=worker, args=(Share(rank, count), name), daemon=True) for rank in range(count)
+            context.Process(target=worker, args=(Share(rank, count), name, *arguments), daemon=True)
+            for rank in range(count)
         ]
         try:
             for process in processes:
