@@ -154,6 +154,8 @@ class ClipClassifier(nn.Module):
     def features(self, samples: Tensor) -> Tensor:
         """(batch, clip_length) samples to (batch, feature_width): what Fréchet distances are taken of."""
         hidden = F.relu(self.stem_norm(self.stem(self.picture(samples).unsqueeze(1))))
+        # Narrow convolutions are about a third faster on a CPU when the channels lie side by side.
+        hidden = hidden.contiguous(memory_format=torch.channels_last)
         return self.blocks(hidden).mean(dim=(2, 3))
 
     def forward(self, samples: Tensor) -> Tensor:

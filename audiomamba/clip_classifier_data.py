@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from audiomamba.clip_classifier import fitted_clip
-from audiomamba.datasets import SPLITS, speech_commands_files
+from audiomamba.datasets import SPLITS, read_in_parallel, speech_commands_files
 from audiomamba.log_mel import LogMelConfig
 from audiomamba.splits import LIST_NAMES
 from audiomamba.waveforms import find_audio_files
@@ -23,13 +23,28 @@ SHIFT_SECONDS = 0.1
 QUIETEST_GAIN = 0.25
 LOUDEST_GAIN = 2.0
 FULL_SCALE = 32_767
+STEEPEST_NOISE = 2.0
+QUIETEST_LEVEL = 1e-4
+
+
+class NoiseChange(NamedTuple):
+    """Noise that is mixed with clips while learning.
+
+    A classifier that hears words at all depths of noise learns the odds of the words given what is left of them, so it
+    becomes unsure where hardly anything is. One that hears clean words only is often sure of noise, of another class
+    each time (Hendrycks & Gimpel, arXiv 1610.02136).
+    """
+
+    share: float = 0.0  # of the clips that get any
+    lowest_ratio_db: float = -30.0  # of the power of the clip to that of the noise, drawn evenly
+    highest_ratio_db: float = 30.0
 
 
 class LabelledFiles(NamedTuple):
     """Files and their labels, of one split."""
 
     paths: tuple[Path, ...]
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # "" where none were asked for
 
 
 def labelled_splits(
@@ -39,6 +54,7 @@ def labelled_splits(
     valid: str | None = None,
     test: str | None = None,
     words: Sequence[str] | None = None,
+    labelled: bool = True,
 ) -> dict[str, LabelledFiles]:
     """The files of a folder for training, validation and the test (``SPLITS``), with labels.
 
@@ -47,7 +63,8 @@ def labelled_splits(
         label_pattern: a regular expression that is searched for in the file's name; its first group is the label.
         valid, test: shell patterns (``*_[5-9].wav``) that paths within the folder are held against. Without any, the
             lists in the folder say it, as in Speech Commands; a split that nothing is said of is empty.
-        words: only clips of these labels.
+        words: only clips of these labels, for which they need to be known.
+        labelled: whether the labels are needed for anything else; without them any layout will do.
 
     Raises:
         InputError: a pattern that is none or fits nothing, a file without a label, or nothing to train on.
@@ -71,8 +88,11 @@ def labelled_splits(
             found[fits[0] if fits else "train"].append(path)
     splits = {}
     for split, paths in found.items():
-        labelled = [(path, _label(path, folder, expression)) for path in paths]
-        kept = [(path, label) for path, label in labelled if words is None or label in words]
+        if not labelled and words is None:
+            splits[split] = LabelledFiles(tuple(paths), ("",) * len(paths))
+            continue
+        found_labels = [(path, _label(path, folder, expression)) for path in paths]
+        kept = [(path, label) for path, label in found_labels if words is None or label in words]
         splits[split] = LabelledFiles(tuple(path for path, _ in kept), tuple(label for _, label in kept))
     for split, pattern in (("valid", valid), ("test", test)):
         if pattern is not None and not splits[split].paths:
@@ -82,22 +102,46 @@ def labelled_splits(
     return splits
 
 
-def read_fitted(files: LabelledFiles, log_mel: LogMelConfig) -> Tensor:
-    """(clips, clip_length) samples of files, int16 (full scale 32,767) because that is half the memory.
+class FittedClips(NamedTuple):
+    """Clips that a classifier learns from."""
+
+    samples: Tensor  # (clips, clip_length), int16 (full scale 32,767) because that is half the memory
+    labels: tuple[str, ...]
+    bad: tuple[str, ...]  # for every file that could not be read and was left out, a sentence
+
+
+def read_fitted(files: LabelledFiles, log_mel: LogMelConfig, *, skip_bad: bool = False) -> FittedClips:
+    """Read files, cut and padded to the duration of a classifier's clips.
+
+    Args:
+        files: which.
+        log_mel: rate and duration.
+        skip_bad: leave out files that cannot be read.
 
     Raises:
-        InputError: a file that cannot be read.
+        InputError: the first bad file, unless they are skipped; or none is left.
     """
     rows = torch.empty(len(files.paths), log_mel.clip_length, dtype=torch.int16)
-    for number, path in enumerate(files.paths):
-        rows[number] = (fitted_clip(path, log_mel).clamp(-1, 1) * FULL_SCALE).round().short()
-    return rows
+    labels: list[str] = []
+    bad: list[str] = []
+    clips = read_in_parallel(lambda number: fitted_clip(files.paths[number], log_mel), len(files.paths))
+    for found, label in zip(clips, files.labels, strict=True):
+        if not isinstance(found, InputError):
+            rows[len(labels)] = (found.clamp(-1, 1) * FULL_SCALE).round().short()
+            labels.append(label)
+        elif skip_bad:
+            bad.append(str(found))
+        else:
+            raise found
+    if not labels:
+        raise InputError(f"none of {len(files.paths)} files can be read; the first says: {bad[0]}")
+    return FittedClips(rows[: len(labels)], tuple(labels), tuple(bad))
 
 
-def changed_clip(clip: Tensor, sample_rate_hz: int, seed: int, index: int) -> Tensor:
-    """(samples,) moved by up to 0.1 s and made softer or louder: a function of (clip, seed, index) only.
+def changed_clip(clip: Tensor, sample_rate_hz: int, seed: int, index: int, noise: NoiseChange | None = None) -> Tensor:
+    """(samples,) moved by up to 0.1 s, mixed with noise, and made softer or louder.
 
-    The gain is drawn evenly in decibels from -12 to 6.
+    A function of (clip, seed, index) only. The gain is drawn evenly in decibels from -12 to 6.
     """
     key = np.array([seed, index], dtype=np.uint64)
     random = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 3]))
@@ -109,7 +153,26 @@ def changed_clip(clip: Tensor, sample_rate_hz: int, seed: int, index: int) -> Te
         changed[shift:] = clip[: clip.shape[0] - shift]
     else:
         changed[:shift] = clip[-shift:]
+    if noise is not None and random.random() < noise.share:
+        changed = _with_noise(changed, random, random.uniform(noise.lowest_ratio_db, noise.highest_ratio_db))
     return (changed * gain).clamp(-1, 1)
+
+
+def _with_noise(clip: Tensor, random: np.random.Generator, ratio_db: float) -> Tensor:
+    """A clip and noise with powers in this ratio, together as loud as the clip was.
+
+    The noise is stationary and Gaussian; its power falls with the frequency to the power of 0 (white, a third of the
+    time) to 2 (brown).
+    """
+    length = clip.shape[0]
+    slope = max(0.0, random.uniform(-STEEPEST_NOISE / 2, STEEPEST_NOISE))
+    frequencies = np.maximum(np.arange(length // 2 + 1), 1)
+    spectrum = np.fft.rfft(random.standard_normal(length)) * frequencies ** (-slope / 2)
+    noise = torch.from_numpy(np.fft.irfft(spectrum, length)).float()
+    noise /= noise.square().mean().sqrt()
+    level = float(clip.square().mean().sqrt().clamp(min=QUIETEST_LEVEL))
+    clip_power = 1 / (1 + 10 ** (-ratio_db / 10))
+    return clip_power**0.5 * clip + (1 - clip_power) ** 0.5 * level * noise
 
 
 def _expression(pattern: str | None) -> re.Pattern[str] | None:

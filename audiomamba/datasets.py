@@ -7,10 +7,10 @@ index, and workers and ranks take indices.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ RECORDING_SHARES: Final[Mapping[str, float]] = {"train": 0.88, "valid": 0.06, "t
 
 _LISTS: Final = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 _READERS: Final = 4
+READ_AHEAD: Final = 64
+
+Read = TypeVar("Read")
 
 
 class Clip(NamedTuple):
@@ -187,29 +190,41 @@ def read_clips(
         InputError: the first bad file, unless they are skipped; or none is left.
     """
 
-    def read(number: int) -> Clip | InputError:
+    def read(number: int) -> Clip:
         path = paths[number]
-        try:
-            return read_clip(
-                path, quantiser, path.relative_to(folder).as_posix(), None if labels is None else labels[number]
-            )
-        except InputError as error:
-            return error
+        name = path.relative_to(folder).as_posix()
+        return read_clip(path, quantiser, name, None if labels is None else labels[number])
 
     clips: list[Clip] = []
     bad: list[str] = []
-    with ThreadPoolExecutor(_READERS) as readers:
-        for found in readers.map(read, range(len(paths))):
-            if isinstance(found, Clip):
-                clips.append(found)
-            elif skip_bad:
-                bad.append(str(found))
-            else:
-                readers.shutdown(cancel_futures=True)
-                raise found
+    for found in read_in_parallel(read, len(paths)):
+        if not isinstance(found, InputError):
+            clips.append(found)
+        elif skip_bad:
+            bad.append(str(found))
+        else:
+            raise found
     if not clips:
         raise InputError(f"none of the {len(paths)} files of {folder} can be read; the first says: {bad[0]}")
     return ClipCollection(tuple(clips), quantiser, tuple(bad))
+
+
+def read_in_parallel(read: Callable[[int], Read], count: int) -> Iterator[Read | InputError]:
+    """What ``read`` makes of 0 to count - 1, in order, by several threads.
+
+    They are never more than ``READ_AHEAD`` files ahead, so that a slow reader of the results does not fill the memory.
+    An ``InputError`` is handed on as a result: what to do with a bad file is for the caller to say.
+    """
+
+    def attempt(number: int) -> Read | InputError:
+        try:
+            return read(number)
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        for first in range(0, count, READ_AHEAD):
+            yield from readers.map(attempt, range(first, min(first + READ_AHEAD, count)))
 
 
 def clips_of_folder(folder: Path | str, quantiser: Quantiser, *, skip_bad: bool = False) -> ClipCollection:

@@ -93,11 +93,7 @@ def frechet_distance(first: npt.ArrayLike | FeatureSummary, second: npt.ArrayLik
     """
     one = first if isinstance(first, FeatureSummary) else feature_summary(first)
     other = second if isinstance(second, FeatureSummary) else feature_summary(second)
-    if one.mean.shape != other.mean.shape:
-        raise InputError(
-            f"features of {one.mean.shape[0]} and {other.mean.shape[0]} numbers cannot be compared; take both from one "
-            "classifier"
-        )
+    _check_same_features(one.mean, other.mean)
     spread = np.square(one.factor).sum() + np.square(other.factor).sum()
     common = np.linalg.svd(one.factor @ other.factor.T, compute_uv=False).sum()
     distance = float(np.square(one.mean - other.mean).sum() + spread - 2 * common)
@@ -170,38 +166,90 @@ def am_score(training_probabilities: npt.ArrayLike, probabilities: npt.ArrayLike
     return float(_divergences(training.mean(axis=0)[None], generated.mean(axis=0))[0] + entropies.mean())
 
 
-def bootstrap_interval(
+class FrechetDistanceTo:
+    """Fréchet distances of many choices of clips to one fixed set, for intervals: fast, and without what never changes.
+
+    With S1 = R R, R symmetric, the eigenvalues of S1 S2 are those of R S2 R, the covariance of the features times R.
+    These products are taken once for all clips. A choice then costs one product of (chosen, features) with itself and
+    the eigenvalues of a symmetric matrix, in float64; rounding loses about 1e-7 of the distance's parts.
+
+    Args:
+        reference: the fixed set.
+        features: (clips, features) to choose from.
+
+    Raises:
+        InputError: as :func:`feature_summary`; or sets of different features.
+    """
+
+    def __init__(self, reference: FeatureSummary, features: npt.ArrayLike) -> None:
+        table = _finite_table(features, "features")
+        _check_same_features(reference.mean, table[0])
+        self._shifted = table - reference.mean
+        values, directions = np.linalg.eigh(reference.factor.T @ reference.factor)
+        self._rotated = self._shifted @ (directions * np.sqrt(np.maximum(values, 0))) @ directions.T
+        self._squares = np.square(self._shifted).sum(axis=1)
+        self._reference_spread = float(np.square(reference.factor).sum())
+
+    def __call__(self, chosen: IndexArray) -> float:
+        """The distance of the clips with these numbers, at least two."""
+        count = len(chosen)
+        mean = self._shifted[chosen].mean(axis=0)
+        shift = float(mean @ mean)
+        spread = (float(self._squares[chosen].sum()) - count * shift) / (count - 1)
+        rotated = self._rotated[chosen]
+        rotated = rotated - rotated.mean(axis=0)
+        # Of fewer clips than features, the smaller of the two products has the same eigenvalues but for zeros.
+        product = rotated @ rotated.T if count < rotated.shape[1] else rotated.T @ rotated
+        common = np.sqrt(np.maximum(np.linalg.eigvalsh(product / (count - 1)), 0)).sum()
+        return max(shift + self._reference_spread + spread - 2 * float(common), 0.0)
+
+
+def half_sample_interval(
     statistic: Callable[[IndexArray], float],
     count: int,
     seed: int = 0,
     resamples: int = 200,
     confidence: float = 0.95,
+    value: float | None = None,
+    smallest: float = 0.0,
 ) -> Interval:
-    """A score with an interval, from clips drawn again with replacement (Efron 1979; quantiles of the resamples).
+    """A score with an interval, from random halves of its clips, in which no clip comes twice.
 
-    A Fréchet distance of a resample is larger on the average than that of its clips, as some come twice. The quantiles
-    are therefore moved by the mean of the resamples less the score, its bias as the bootstrap estimates it.
+    The mean of a random half lies about that of all clips as widely as that of all clips lies about the truth, so how
+    the scores of halves spread is how scores of so many clips do: a delete-half jackknife (McCarthy, Review of the
+    International Statistical Institute 37, 1969; Shao & Wu, Annals of Statistics 17, 1989), or subsampling (Politis &
+    Romano, Annals of Statistics 22, 1994). Drawing with replacement would not do for a Fréchet distance: clips that
+    come twice make it that of fewer clips.
+
+    A Fréchet distance of halves is larger than that of all clips, as of any smaller number of clips, but only how they
+    spread about their own mean is used. The interval therefore holds the score of as many other clips, which has the
+    same bias, and not that of infinitely many.
 
     Args:
         statistic: the score of the clips with these numbers.
         count: how many clips there are.
-        seed: of the resamples.
-        resamples: how many.
-        confidence: share of the resamples within the interval.
+        seed: of the halves.
+        resamples: how many halves.
+        confidence: share of the halves within the interval.
+        value: the score of all clips, where it is known already.
+        smallest: what no score is below; nor is the interval.
 
     Raises:
         InputError: numbers that make no sense.
     """
-    if count < 1 or resamples < 2 or not 0 < confidence < 1:
+    if count < 4 or resamples < 2 or not 0 < confidence < 1:
         raise InputError(
             f"no interval comes from {count} clips, {resamples} resamples and a confidence of {confidence}; give at "
-            "least 1 clip, 2 resamples, and a confidence between 0 and 1"
+            "least 4 clips, 2 resamples, and a confidence between 0 and 1"
         )
-    value = statistic(np.arange(count))
+    value = statistic(np.arange(count)) if value is None else value
     random = np.random.default_rng(seed)
-    found = np.array([statistic(random.integers(count, size=count)) for _ in range(resamples)])
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2]) - (found.mean() - value)
-    return Interval(value, float(low), float(high))
+    half = count // 2
+    found = np.array([statistic(np.sort(random.permutation(count)[:half])) for _ in range(resamples)])
+    # Of an odd number of clips the half is a little less, and lies a little farther.
+    deviations = (found - found.mean()) * math.sqrt(half / (count - half))
+    low, high = value + np.quantile(deviations, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value, max(float(low), smallest), max(float(high), smallest))
 
 
 def likelihood_rejection(
@@ -277,6 +325,13 @@ def _divergences(table: FloatArray, other: FloatArray) -> FloatArray:
     """KL(row || other) in nats, for each row."""
     ratio = np.log(np.maximum(table, _SMALLEST_PROBABILITY)) - np.log(np.maximum(other, _SMALLEST_PROBABILITY))
     return (table * ratio).sum(axis=1)
+
+
+def _check_same_features(one: FloatArray, other: FloatArray) -> None:
+    if one.shape != other.shape:
+        raise InputError(
+            f"features of {one.shape[0]} and {other.shape[0]} numbers cannot be compared; take both from one classifier"
+        )
 
 
 def _finite_table(values: npt.ArrayLike, what: str) -> FloatArray:

@@ -1,74 +1,56 @@
-"""Score a waveform model and generated clips: the run behind `audiomamba evaluate`."""
+"""Score waveform models and generated clips: the run behind `audiomamba evaluate`."""
 
 from __future__ import annotations
 
-import io
-import math
+import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any
 
 import numpy as np
-import torch
-from matplotlib.figure import Figure  # not pyplot: no window system and no global state
-from torch import Tensor
 
-from audiomamba.clip_classifier import ClipClassifier, Opinions, fitted_clip, load_clip_classifier, opinions
+from audiomamba.clip_classifier import ClipClassifier, load_clip_classifier
 from audiomamba.clip_classifier_data import LabelledFiles, labelled_splits
-from audiomamba.datasets import read_clip
-from audiomamba.generation import WaveformGenerator
-from audiomamba.metrics import (
-    Interval,
-    am_score,
-    bootstrap_interval,
-    feature_summary,
-    frechet_distance,
-    inception_score,
-    modified_inception_score,
-)
-from audiomamba.metrics_likelihood import clip_likelihoods
+from audiomamba.datasets import read_in_parallel
+from audiomamba.metrics import half_sample_interval
+from audiomamba.metrics_likelihood import ClipLikelihood, clip_samples, file_likelihoods
 from audiomamba.models import WaveformModel, load_waveform_model
-from audiomamba.waveforms import Waveform, find_audio_files
+from audiomamba.waveforms import find_audio_files
 from mambacore.errors import InputError
-from mambapipelines.console import note, use_threads, write_whole
-from mambapipelines.plots import COLORS
-
-FEWEST_CLIPS: Final = 10
-SCORES: Final = ("FID", "IS", "mIS", "AM")
-CLIPS_AT_ONCE: Final = 16
-GENERATED_AT_ONCE: Final = 64
+from mambapipelines.audio_evaluation_output import (
+    ModelFacts,
+    ScoredSet,
+    likelihoods_table,
+    scores_picture,
+    scores_table,
+)
+from mambapipelines.audio_evaluation_sets import FEWEST_CLIPS, ROW_NAMES, TEST, BadFiles, SetScorer
+from mambapipelines.console import BaseProgress, note, use_threads, write_whole
+from mambapipelines.run_state import METRICS_NAME
+from mambapipelines.training_options import RUN_FOLDER_NAME
 
 
 @dataclass(frozen=True)
 class AudioEvaluationOptions:
     """What `audiomamba evaluate` is asked to do; its help says what each means."""
 
-    model: Path | None
     data: Path
-    classifier: Path | None
-    clips: Path | None
-    generate: int | None
-    label_pattern: str | None
-    valid: str | None
-    test: str | None
-    words: Sequence[str] | None
-    inception_over_all: bool
-    resamples: int
-    output: Path | None
-    seed: int
-    threads: int | None
-
-
-@dataclass(frozen=True)
-class ScoredSet:
-    """A row of the table."""
-
-    name: str
-    clips: int
-    scores: dict[str, Interval]
-    accuracy: float | None
+    models: Sequence[str] = ()
+    classifier: str | None = None
+    clips: Sequence[str] = ()
+    generate: int | None = None
+    label_pattern: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    words: Sequence[str] | None = None
+    skip_bad: bool = False
+    inception_over_all: bool = False
+    resamples: int = 200
+    output: Path | None = None
+    seed: int = 0
+    threads: int | None = None
 
 
 def evaluate_audio(options: AudioEvaluationOptions) -> list[ScoredSet]:
@@ -78,17 +60,24 @@ def evaluate_audio(options: AudioEvaluationOptions) -> list[ScoredSet]:
         InputError: options or files that make no sense together.
     """
     _check(options)
+    models = _named_folders(options.models, "MODEL")
+    clips = _named_folders(options.clips, "--clips")
+    for name in ROW_NAMES:
+        if name in models or name in clips:
+            raise InputError(f"{name!r} is the name of a row of its own: choose another name.")
     use_threads(options.threads)
+    classifier = None if options.classifier is None else load_clip_classifier(options.classifier)[0]
+    loaded = {name: load_waveform_model(folder) for name, folder in models.items()}
+    found_clips = {name: find_audio_files(folder) for name, folder in clips.items()}
     splits = labelled_splits(
         options.data,
-        label_pattern=options.label_pattern if options.classifier is not None else "(.)",
+        label_pattern=options.label_pattern,
         valid=options.valid,
         test=options.test,
         words=options.words,
+        labelled=classifier is not None,
     )
-    test = splits["test"]
-    if not test.paths:
-        raise InputError(f"{options.data} has no test clips; say which they are with --test '*_[5-9].wav'")
+    _check_splits(splits, classifier, options)
     if options.output is not None:
         try:
             options.output.mkdir(parents=True, exist_ok=True)
@@ -96,156 +85,132 @@ def evaluate_audio(options: AudioEvaluationOptions) -> list[ScoredSet]:
             raise InputError(
                 f"the folder {options.output} cannot be made ({error.strerror}): choose another"
             ) from error
-    model = None if options.model is None else load_waveform_model(options.model)[0]
-    lines = []
-    if model is not None:
-        lines.append(_likelihood_line(model, test, options))
-    rows: list[ScoredSet] = []
-    if options.classifier is not None:
-        rows = _scored_sets(load_clip_classifier(options.classifier)[0], model, splits, options)
-        lines += _table(rows)
-        note(
-            f"seed {options.seed}; {options.resamples} resamples, 95 % intervals; IS over "
-            f"{'all clips' if options.inception_over_all else 'a held-out half'}"
+    bad = BadFiles(options.skip_bad)
+    likelihoods, facts = {}, {}
+    for name, (model, details) in loaded.items():
+        likelihoods[name] = _likelihoods(name, model, splits["test"], bad)
+        facts[name] = _facts(models[name], model, details, likelihoods[name], options)
+    if classifier is None:
+        rows = [ScoredSet(name, model=found) for name, found in facts.items()]
+    else:
+        scorer = SetScorer(
+            classifier, splits["train"], bad, options.seed, options.resamples, options.inception_over_all
         )
-        if options.output is not None:
-            write_whole(options.output / "metrics.tsv", "\n".join(_table(rows)) + "\n")
-            write_whole(options.output / "metrics.png", scores_picture(rows))
-    sys.stdout.write("\n".join(lines) + "\n")
+        rows = scorer.real_rows(splits["test"])
+        for name in [*facts, *(name for name in found_clips if name not in facts)]:
+            row = ScoredSet(name, model=facts.get(name))
+            if name in found_clips:
+                row = scorer.folder_row(row, found_clips[name])
+            elif options.generate is not None:
+                row = scorer.generated_row(row, loaded[name][0], options.generate)
+            rows.append(row)
+        rows += scorer.control_rows(splits["test"])
+    table = scores_table(rows)
+    if options.output is not None:
+        write_whole(options.output / "metrics.tsv", table)
+        write_whole(options.output / "metrics.png", scores_picture(rows))
+        if likelihoods:
+            write_whole(options.output / "likelihoods.tsv", likelihoods_table(likelihoods, options.data))
+    note(f"seed {options.seed}; 95 % intervals from {options.resamples} random halves of the clips")
+    sys.stdout.write(table)
     return rows
 
 
 def _check(options: AudioEvaluationOptions) -> None:
-    if options.clips is not None and options.generate is not None:
-        raise InputError("--clips and --generate are both given: leave one of them out.")
-    if options.generate is not None and options.model is None:
+    if options.generate is not None and not options.models:
         raise InputError("--generate needs a MODEL: name its folder first.")
-    if options.classifier is None and (options.clips is not None or options.generate is not None):
+    if options.classifier is None and (options.clips or options.generate is not None):
         raise InputError("generated clips are scored by a classifier: give its folder as --classifier.")
-    if options.model is None and options.classifier is None:
+    if options.classifier is None and not options.models:
         raise InputError("there is nothing to score: give a MODEL, or --classifier and --clips.")
+    if options.classifier is None and options.inception_over_all:
+        raise InputError("--inception-over-all is about a score of the classifier: give its folder as --classifier.")
     if options.generate is not None and options.generate < FEWEST_CLIPS:
         raise InputError(f"--generate is {options.generate}: use {FEWEST_CLIPS} or more.")
 
 
-def _likelihood_line(model: WaveformModel, test: LabelledFiles, options: AudioEvaluationOptions) -> str:
-    """Score the test clips one by one; the figure in words, as a comment of the table."""
+def _named_folders(texts: Sequence[str], option: str) -> dict[str, str]:
+    """What ``NAME=DIR`` and ``DIR`` say; a folder without a name has its own."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not equals or "/" in name:
+            name, folder = Path(text).resolve().name, text
+        name = name.strip()
+        if not name or not folder:
+            raise InputError(f"{option} {text!r} lacks a name or a folder: write NAME=DIR.")
+        if "\t" in name or "\n" in name:
+            raise InputError(f"the name {name!r} cannot stand in a table: choose one without tabs and line breaks.")
+        if name in found:
+            raise InputError(f"two of {option} are called {name!r}: give them names, {name}-2={folder}.")
+        found[name] = folder
+    return found
+
+
+def _check_splits(
+    splits: dict[str, LabelledFiles], classifier: ClipClassifier | None, options: AudioEvaluationOptions
+) -> None:
+    if not splits["test"].paths:
+        raise InputError(f"{options.data} has no test clips: say which they are with --test '*_[5-9].wav'.")
+    if classifier is None:
+        return
+    known = classifier.config.class_names
+    for files in splits.values():
+        for path, label in zip(files.paths, files.labels, strict=True):
+            if label not in known:
+                raise InputError(
+                    f"{path} is labelled {label!r}, which the classifier does not know ({', '.join(known)}): name the "
+                    "--words it knows, or correct --label-pattern."
+                )
+
+
+def _likelihoods(name: str, model: WaveformModel, test: LabelledFiles, bad: BadFiles) -> dict[Path, ClipLikelihood]:
+    """Of the test clips that can be read."""
     quantiser = model.config.quantiser
-    found = []
-    for first in range(0, len(test.paths), CLIPS_AT_ONCE):
-        clips = [read_clip(path, quantiser).classes for path in test.paths[first : first + CLIPS_AT_ONCE]]
-        found += clip_likelihoods(model, clips, quantiser)
-        if first % (16 * CLIPS_AT_ONCE) == 0:
-            note(f"likelihood: {len(found)} of {len(test.paths)} clips")
-    samples = np.array([one.samples for one in found])
-    nats = np.array([one.nats for one in found])
-    interval = bootstrap_interval(
-        lambda chosen: float(nats[chosen].sum() / samples[chosen].sum()), len(found), options.seed, options.resamples
-    )
-    if options.output is not None:
-        rows = ["clip\tsamples\tnats_per_sample\tbits_per_sample"]
-        for path, one in zip(test.paths, found, strict=True):
-            mean = one.nats / one.samples
-            name = path.relative_to(options.data).as_posix()
-            rows.append(f"{name}\t{one.samples}\t{mean:.6f}\t{mean / math.log(2):.6f}")
-        write_whole(options.output / "likelihoods.tsv", "\n".join(rows) + "\n")
-    bits = [value / math.log(2) for value in interval]
-    return (
-        f"# NLL of {len(found)} test clips ({samples.sum()} samples): {bits[0]:.4f} bits/sample [{bits[1]:.4f}, "
-        f"{bits[2]:.4f}], {interval.value:.4f} nats/sample [{interval.low:.4f}, {interval.high:.4f}]"
-    )
+    total = 0
+    for length in read_in_parallel(lambda number: clip_samples(test.paths[number], quantiser), len(test.paths)):
+        if isinstance(length, InputError):
+            bad.leave_out(length)
+        else:
+            total += length
+    with BaseProgress(f"likelihood under {name}", total, lines_elsewhere=True, unit="samples") as progress:
+        found = file_likelihoods(model, test.paths, progress=progress.advance)
+    scored: dict[Path, ClipLikelihood] = {}
+    for path, one in zip(test.paths, found, strict=True):
+        if isinstance(one, InputError):
+            bad.leave_out(one)
+        else:
+            scored[path] = one
+    if len(scored) < FEWEST_CLIPS:
+        raise InputError(f"{TEST} has {len(scored)} clips that can be read: give at least {FEWEST_CLIPS}.")
+    return scored
 
 
-def _scored_sets(
-    classifier: ClipClassifier,
-    model: WaveformModel | None,
-    splits: dict[str, LabelledFiles],
+def _facts(
+    folder: str,
+    model: WaveformModel,
+    details: dict[str, Any],
+    likelihoods: dict[Path, ClipLikelihood],
     options: AudioEvaluationOptions,
-) -> list[ScoredSet]:
-    names = classifier.config.class_names
-    log_mel = classifier.config.log_mel
-    train, test = splits["train"], splits["test"]
-    sets: dict[str, tuple[Opinions, Sequence[str] | None]] = {}
-
-    def look(name: str, clips: Iterator[Tensor], labels: Sequence[str] | None = None) -> None:
-        note(f"classifying the clips of: {name}")
-        sets[name] = opinions(classifier, clips), labels
-
-    look("train data", (fitted_clip(path, log_mel) for path in train.paths), train.labels)
-    look("test data", (fitted_clip(path, log_mel) for path in test.paths), test.labels)
-    if options.clips is not None:
-        look("generated", (fitted_clip(path, log_mel) for path in find_audio_files(options.clips)))
-    elif options.generate is not None and model is not None:
-        look("generated", _generated(classifier, model, options.generate, options.seed))
-    random = np.random.default_rng(options.seed)
-    look(
-        "shuffled noise",
-        (shuffled(fitted_clip(path, log_mel), random) for path in test.paths),
+) -> ModelFacts:
+    samples = np.array([one.samples for one in likelihoods.values()])
+    nats = np.array([one.nats for one in likelihoods.values()])
+    interval = half_sample_interval(
+        lambda chosen: float(nats[chosen].sum() / samples[chosen].sum()), len(nats), options.seed, options.resamples
     )
-    look("silence", (torch.zeros(log_mel.clip_length) for _ in test.paths))
-    training = sets["train data"][0]
-    summary = feature_summary(training.features)
-    rows = []
-    for name, (found, labels) in sets.items():
-        count = len(found.features)
-        if count < FEWEST_CLIPS:
-            raise InputError(f"{name} has {count} clips; scores need at least {FEWEST_CLIPS}")
-        statistics = {
-            "FID": lambda chosen, found=found: frechet_distance(summary, found.features[chosen]),
-            "IS": lambda chosen, found=found: inception_score(
-                found.probabilities[chosen], options.seed, held_out=not options.inception_over_all
-            ),
-            "mIS": lambda chosen, found=found: modified_inception_score(found.probabilities[chosen]),
-            "AM": lambda chosen, found=found: am_score(training.probabilities, found.probabilities[chosen]),
-        }
-        scores = {
-            score: bootstrap_interval(statistic, count, options.seed, options.resamples)
-            for score, statistic in statistics.items()
-        }
-        accuracy = None
-        if labels is not None:
-            called = [names[number] for number in found.probabilities.argmax(axis=1)]
-            accuracy = float(np.mean([one == label for one, label in zip(called, labels, strict=True)]))
-        rows.append(ScoredSet(name, count, scores, accuracy))
-    return rows
+    return ModelFacts(
+        sum(parameter.numel() for parameter in model.parameters()),
+        details.get("seed"),
+        details.get("steps"),
+        _training_minutes(Path(folder)),
+        interval,
+    )
 
 
-def shuffled(clip: Tensor, random: np.random.Generator) -> Tensor:
-    """The samples of a clip in random order: noise of the same amplitudes."""
-    return clip[torch.from_numpy(random.permutation(clip.shape[0]))]
-
-
-def _generated(classifier: ClipClassifier, model: WaveformModel, count: int, seed: int) -> Iterator[Tensor]:
-    generator = WaveformGenerator(model)
-    for first in range(0, count, GENERATED_AT_ONCE):
-        here = min(GENERATED_AT_ONCE, count - first)
-        drawn = generator.generate(here, classifier.config.log_mel.seconds, seed, first_clip=first)
-        for samples in drawn.samples:
-            yield classifier.fitted(Waveform(samples, drawn.quantiser.sample_rate_hz))
-
-
-def _table(rows: Sequence[ScoredSet]) -> list[str]:
-    columns = ["set", "clips", *(part for score in SCORES for part in (score, f"{score}_low", f"{score}_high"))]
-    lines = ["\t".join([*columns, "classifier_accuracy"])]
-    for row in rows:
-        numbers = [f"{value:.4f}" for score in SCORES for value in row.scores[score]]
-        accuracy = "NA" if row.accuracy is None else f"{row.accuracy:.4f}"
-        lines.append("\t".join([row.name, str(row.clips), *numbers, accuracy]))
-    return lines
-
-
-def scores_picture(rows: Sequence[ScoredSet]) -> bytes:
-    """A panel per score, a bar per set with its interval, as PNG."""
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axes, score in zip(figure.subplots(1, len(SCORES)), SCORES, strict=True):
-        for number, row in enumerate(rows):
-            value, low, high = row.scores[score]
-            error = [[max(0.0, value - low)], [max(0.0, high - value)]]
-            axes.barh(number, value, xerr=error, color=COLORS[number % len(COLORS)], ecolor="#555555")
-        axes.set_yticks(range(len(rows)), [row.name for row in rows] if score == SCORES[0] else [""] * len(rows))
-        axes.invert_yaxis()
-        axes.set_title(f"{score} ({'higher' if score in ('IS', 'mIS') else 'lower'} is better)", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+def _training_minutes(folder: Path) -> float | None:
+    """What the optimiser steps of a model took, where its run lies beside it."""
+    try:
+        with (folder / RUN_FOLDER_NAME / METRICS_NAME).open(encoding="utf-8", newline="") as stream:
+            return sum(float(row["seconds"]) for row in csv.DictReader(stream)) / 60
+    except (OSError, KeyError, TypeError, ValueError):
+        return None

@@ -34,6 +34,7 @@ TestOption = Annotated[
 WordsOption = Annotated[
     str | None, typer.Option(metavar="WORD[,WORD...]", help="Only clips of these labels.", show_default="all")
 ]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Name files that cannot be read, and go on.")]
 
 
 @application.command(name="train-classifier", epilog=EXIT_CODES)
@@ -50,6 +51,7 @@ def train_classifier(
     valid: ValidOption = None,
     test: TestOption = None,
     words: WordsOption = None,
+    skip_bad: SkipBadOption = False,
     minutes: MinutesOption = None,
     steps: StepsOption = None,
     changes: SetOption = None,
@@ -84,6 +86,7 @@ def train_classifier(
             valid=valid,
             test=test,
             words=None if words is None else entries(words, "--words"),
+            skip_bad=skip_bad,
             minutes=minutes,
             steps=steps,
             seed=seed,
@@ -95,57 +98,69 @@ def train_classifier(
 
 @application.command(epilog=EXIT_CODES)
 def evaluate(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Real clips, split as the model's were.")],
-    model: Annotated[
-        Path | None, typer.Argument(metavar="MODEL", help="Folder of a waveform model; not needed to score --clips.")
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Real clips, split as the models' were.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[[NAME=]MODEL]...", help="Folders of waveform models, or hf://owner/name@revision."),
     ] = None,
     classifier: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder written by `audiomamba train-classifier`.")
+        str | None, typer.Option(metavar="DIR", help="Folder written by `audiomamba train-classifier`.")
     ] = None,
     clips: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Generated clips, of this or any other system.")
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR",
+            help="Generated clips, of any system; with the NAME of a MODEL they are its own. Repeatable.",
+        ),
     ] = None,
-    generate: Annotated[int | None, typer.Option(metavar="N", help="Generate so many clips with MODEL.")] = None,
+    generate: Annotated[
+        int | None, typer.Option(metavar="N", help="Generate so many clips with each MODEL without --clips.")
+    ] = None,
     label_pattern: LabelPatternOption = None,
     valid: ValidOption = None,
     test: TestOption = None,
     words: WordsOption = None,
+    skip_bad: SkipBadOption = False,
     inception_over_all: Annotated[
         bool, typer.Option("--inception-over-all", help="IS by the common definition, without a held-out half.")
     ] = False,
-    resamples: Annotated[int, typer.Option(min=2, metavar="N", help="Bootstrap resamples of each interval.")] = 200,
+    resamples: Annotated[int, typer.Option(min=20, metavar="N", help="Random halves for each interval.")] = 200,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the tables and the plot.", show_default="none")
     ] = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
 ) -> None:
-    """Score a model's likelihood of test clips, and generated clips beside real ones.
+    """Score models' likelihoods of test clips, and generated clips beside real ones, in one table.
 
     With MODEL: negative log-likelihood of the test clips in bits and nats per sample. With --classifier: FID (against
-    the train data), IS, modified IS and AM of the generated clips, the train and test data, shuffled noise and
-    silence. Intervals are 95 % bootstrap intervals over clips.
+    the train data), IS, modified IS and AM of the train and test data, of the generated clips, and of two controls,
+    shuffled noise and silence. Low and high are 95 % intervals over clips.
 
     **Examples**
 
-    `audiomamba evaluate model --data digits --test '*_[5-9].wav' --valid '*_1[0-4].wav'`
+    `audiomamba evaluate model --data digits --valid '*_1[0-4].wav' --test '*_[5-9].wav'`
 
-    `audiomamba evaluate --data digits --test '*_[5-9].wav' --valid '*_1[0-4].wav' --label-pattern '^([0-9])_'
-    --classifier classifier --clips generated --output scores`
+    `audiomamba evaluate real=model gru=gru-model --data digits --valid '*_1[0-4].wav' --test '*_[5-9].wav'
+    --label-pattern '^([0-9])_' --classifier classifier --generate 500 --output scores`
+
+    `audiomamba evaluate --data digits --valid '*_1[0-4].wav' --test '*_[5-9].wav' --label-pattern '^([0-9])_'
+    --classifier classifier --clips one=generated --clips other=clips-of-another-system --output scores`
     """
     from mambapipelines.audio_evaluation import AudioEvaluationOptions, evaluate_audio  # noqa: PLC0415
 
     evaluate_audio(
         AudioEvaluationOptions(
-            model=model,
+            models=models or (),
             data=data,
             classifier=classifier,
-            clips=clips,
+            clips=clips or (),
             generate=generate,
             label_pattern=label_pattern,
             valid=valid,
             test=test,
             words=None if words is None else entries(words, "--words"),
+            skip_bad=skip_bad,
             inception_over_all=inception_over_all,
             resamples=resamples,
             output=output,

@@ -7,7 +7,7 @@ import math
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -23,8 +23,16 @@ from audiomamba.clip_classifier import (
     load_clip_classifier,
     save_clip_classifier,
 )
-from audiomamba.clip_classifier_data import FULL_SCALE, LabelledFiles, changed_clip, labelled_splits, read_fitted
+from audiomamba.clip_classifier_data import (
+    FULL_SCALE,
+    LabelledFiles,
+    NoiseChange,
+    changed_clip,
+    labelled_splits,
+    read_fitted,
+)
 from audiomamba.log_mel import LogMelConfig
+from mambacore.errors import InputError
 from mambacore.folder import CONFIG_NAME
 from mambapipelines.progress import TrainingProgress, format_duration
 from mambapipelines.provenance import provenance
@@ -52,6 +60,15 @@ class ClassifierBatchRecipe:
 
 
 @dataclass(frozen=True)
+class NoiseRecipe:
+    """Noise in training clips: see `audiomamba.clip_classifier_data.NoiseChange`."""
+
+    share: float = 0.0
+    lowest_ratio_db: float = -30.0
+    highest_ratio_db: float = 30.0
+
+
+@dataclass(frozen=True)
 class ClassifierRecipe(TrainingRecipe):
     """A recipe of a clip classifier; `model` has the sizes of `audiomamba.clip_classifier.ClipClassifierConfig`."""
 
@@ -59,6 +76,21 @@ class ClassifierRecipe(TrainingRecipe):
     model_defaults: ClassVar[dict[str, Any]] = {name: getattr(ClipClassifierConfig, name) for name in _SIZES}
 
     batch: ClassifierBatchRecipe = field(default_factory=ClassifierBatchRecipe)  # type: ignore[assignment]
+    noise: NoiseRecipe = field(default_factory=NoiseRecipe)
+
+    def noise_change(self) -> NoiseChange:
+        """The noise.
+
+        Raises:
+            InputError: a share that is none, or ratios in the wrong order.
+        """
+        change = NoiseChange(**asdict(self.noise))
+        if not 0 <= change.share <= 1 or change.lowest_ratio_db > change.highest_ratio_db:
+            raise InputError(
+                f"the recipe's noise is {change.share} of the clips at {change.lowest_ratio_db} to "
+                f"{change.highest_ratio_db} dB; give a share from 0 to 1 and the lower ratio first"
+            )
+        return change
 
 
 @dataclass(frozen=True)
@@ -75,6 +107,7 @@ class ClassifierTrainingOptions:
     valid: str | None = None
     test: str | None = None
     words: Sequence[str] | None = None
+    skip_bad: bool = False
     minutes: float | None = None
     steps: int | None = None
     seed: int = 0
@@ -95,6 +128,7 @@ class ClassifierTask(TrainingTask):
         training: (clips, clip_length) int16 samples, and (clips,) labels.
         validation: the same, or none.
         clips_per_step: see `ClassifierBatchRecipe`.
+        noise: mixed with the training clips.
         seed: of the order and the changes of the clips.
     """
 
@@ -110,12 +144,14 @@ class ClassifierTask(TrainingTask):
         training: tuple[Tensor, Tensor],
         validation: tuple[Tensor, Tensor] | None,
         clips_per_step: int,
+        noise: NoiseChange,
         seed: int,
     ) -> None:
         self.model: ClipClassifier = model
         self.training = training
         self.validation = validation
         self.clips_per_step = clips_per_step
+        self.noise = noise
         self._seed = seed
         self._order: tuple[int, np.ndarray] | None = None  # the last epoch's, a function of (seed, epoch)
 
@@ -127,7 +163,7 @@ class ClassifierTask(TrainingTask):
             epoch, position = divmod(index, len(labels))
             numbers.append(int(self._epoch_order(epoch)[position]))
             clip = samples[numbers[-1]].float() / FULL_SCALE
-            rows.append(changed_clip(clip, self.model.config.log_mel.sample_rate_hz, self._seed, index))
+            rows.append(changed_clip(clip, self.model.config.log_mel.sample_rate_hz, self._seed, index, self.noise))
         return torch.stack(rows), labels[numbers]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
@@ -198,6 +234,7 @@ def train_clip_classifier(options: ClassifierTrainingOptions) -> float | None:
     """
     start_seconds = time.monotonic()
     recipe = load_task_recipe(ClassifierRecipe, options.recipe, options.changes)
+    noise = recipe.noise_change()
     check_options(options)
     folder = run_folder(options, ClassifierTask, recipe)
     splits = labelled_splits(
@@ -207,11 +244,10 @@ def train_clip_classifier(options: ClassifierTrainingOptions) -> float | None:
         test=options.test,
         words=options.words,
     )
-    names = sorted({label for files in splits.values() for label in files.labels})
     log_mel = LogMelConfig(options.sample_rate_hz, options.clip_seconds)
-    config = ClipClassifierConfig(tuple(names), log_mel, **recipe.model)
+    config = ClipClassifierConfig(_class_names(splits, options.data), log_mel, **recipe.model)
     with thread_count(options.threads), TrainingProgress(unit="samples") as progress:
-        tensors = {split: _read(files, config) for split, files in splits.items() if files.paths}
+        tensors = _read_splits(splits, config, options, progress)
         fingerprint = _fingerprint(options, recipe, config, tensors)
         state = recorded_state(options, folder, fingerprint)
         if state is not None and state.step >= state.schedule.total_steps and (options.output / CONFIG_NAME).is_file():
@@ -220,14 +256,15 @@ def train_clip_classifier(options: ClassifierTrainingOptions) -> float | None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             model = ClipClassifier(config)
-        counts = ", ".join(f"{len(files.paths)} {split}" for split, files in splits.items())
+        clips = {split: len(tensors[split][1]) if split in tensors else 0 for split in splits}
+        counts = ", ".join(f"{count} {split}" for split, count in clips.items())
+        parameters = sum(parameter.numel() for parameter in model.parameters())
         progress.note(
-            f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, {len(names)} classes; clips: "
-            f"{counts}; seed {options.seed}"
+            f"{parameters:,} parameters, {len(config.class_names)} classes; clips: {counts}; seed {options.seed}"
         )
         introduce_state(progress, options, state)
         validation = tensors.get("valid")
-        task = ClassifierTask(model, tensors["train"], validation, recipe.batch.clips_per_step, options.seed)
+        task = ClassifierTask(model, tensors["train"], validation, recipe.batch.clips_per_step, noise, options.seed)
         run = TrainingRun(
             options=options,
             recipe=recipe,
@@ -246,7 +283,7 @@ def train_clip_classifier(options: ClassifierTrainingOptions) -> float | None:
             "provenance": provenance(),
             "seed": options.seed,
             "steps": steps,
-            "clips": {split: len(files.paths) for split, files in splits.items()},
+            "clips": clips,
             **{f"{split}_accuracy": accuracy for split, accuracy in accuracies.items()},
         }
         with published_model(options.output, run.folder) as temporary:
@@ -261,9 +298,42 @@ def _percent(accuracy: float, clips: tuple[Tensor, Tensor]) -> str:
     return f"{accuracy:.2%} of {len(clips[1])} (+- {margin:.2%})"
 
 
-def _read(files: LabelledFiles, config: ClipClassifierConfig) -> tuple[Tensor, Tensor]:
-    labels = torch.tensor([config.class_names.index(label) for label in files.labels])
-    return read_fitted(files, config.log_mel), labels
+def _class_names(splits: dict[str, LabelledFiles], data: Path) -> tuple[str, ...]:
+    """Of the training clips; nothing else can be learned."""
+    names = sorted(set(splits["train"].labels))
+    if len(names) < 2:
+        raise InputError(
+            f"the clips of {data} to train on are all labelled {names[0]!r}; a classifier needs two labels"
+        )
+    for split, files in splits.items():
+        for path, label in zip(files.paths, files.labels, strict=True):
+            if label not in names:
+                raise InputError(
+                    f"{path} ({split}) is labelled {label!r}, of which there is no clip to train on; choose other "
+                    "patterns, or name the --words"
+                )
+    return tuple(names)
+
+
+def _read_splits(
+    splits: dict[str, LabelledFiles],
+    config: ClipClassifierConfig,
+    options: ClassifierTrainingOptions,
+    progress: TrainingProgress,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The samples and label numbers of every split that has clips."""
+    tensors, left_out = {}, 0
+    for split, files in splits.items():
+        if files.paths:
+            fitted = read_fitted(files, config.log_mel, skip_bad=options.skip_bad)
+            labels = torch.tensor([config.class_names.index(label) for label in fitted.labels])
+            tensors[split] = fitted.samples, labels
+            for sentence in fitted.bad:
+                progress.note(f"left out: {sentence}")
+            left_out += len(fitted.bad)
+    if left_out:
+        progress.note(f"{left_out} files in all are left out")
+    return tensors
 
 
 def _fingerprint(

@@ -9,9 +9,11 @@ from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
 from audiomamba.metrics import (
+    FrechetDistanceTo,
     am_score,
-    bootstrap_interval,
+    feature_summary,
     frechet_distance,
+    half_sample_interval,
     inception_score,
     likelihood_rejection,
     modified_inception_score,
@@ -82,13 +84,45 @@ def test_am_score_is_a_divergence_and_an_entropy():
     assert am_score(np.eye(4), np.eye(4)) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_bootstrap_intervals_hold_the_mean_as_often_as_they_say():
+@pytest.mark.parametrize(("clips", "width"), [(60, 8), (20, 40)])
+def test_a_choice_of_clips_has_the_same_distance_the_fast_way(clips, width):
+    summary = feature_summary(RANDOM.normal(size=(100, width)) @ RANDOM.normal(size=(width, width)))
+    features = RANDOM.normal(size=(clips, width)) + 0.5
+    chosen = RANDOM.permutation(clips)[: clips // 2]
+    expected = frechet_distance(summary, features[chosen])
+    assert FrechetDistanceTo(summary, features)(chosen) == pytest.approx(expected, rel=1e-6)
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say():
     held = 0
     for trial in range(200):
-        values = np.random.default_rng(trial).normal(size=40)
-        interval = bootstrap_interval(lambda chosen, values=values: values[chosen].mean(), 40, trial)
+        values = np.random.default_rng(trial).normal(size=41)
+        interval = half_sample_interval(
+            lambda chosen, values=values: values[chosen].mean(), 41, trial, smallest=-math.inf
+        )
         held += interval.low <= 0 <= interval.high
     assert 0.88 <= held / 200 <= 0.99
+
+
+def test_intervals_of_frechet_distances_hold_those_of_as_many_other_clips():
+    random, held, widths = np.random.default_rng(5), 0, []
+    summary = feature_summary(random.normal(size=(1000, 12)))
+    expected = [frechet_distance(summary, random.normal(size=(80, 12)) + 0.2) for _ in range(150)]
+    for trial in range(60):
+        features = random.normal(size=(80, 12)) + 0.2
+        value = frechet_distance(summary, features)
+        interval = half_sample_interval(FrechetDistanceTo(summary, features), 80, trial, 60, value=value)
+        held += interval.low <= np.mean(expected) <= interval.high
+        widths.append(interval.high - interval.low)
+    assert held / 60 >= 0.88
+    assert np.mean(widths) < 2 * (np.quantile(expected, 0.975) - np.quantile(expected, 0.025))
+
+
+def test_no_interval_of_a_distance_reaches_below_zero():
+    features = np.random.default_rng(1).normal(size=(40, 8))
+    interval = half_sample_interval(FrechetDistanceTo(feature_summary(features), features), 40, resamples=40)
+    assert interval.value == pytest.approx(0, abs=1e-5)
+    assert 0 <= interval.low <= interval.high
 
 
 def test_paper_rejection_leaves_out_forty_percent_below_and_five_above():
