@@ -7,6 +7,7 @@ samples -> stage 0 -> pool -> stage 1 -> pool -> centre -> pool -> stage 1 -> po
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,12 @@ from mambacore.parallel import active_ranks
 # Without gradients a long waveform is walked in pieces of this many samples (over the batch), so that the skips of all
 # blocks fit in memory; a multiple of the usual poolings.
 PIECE_POSITIONS = 16384
+
+# Of the tables' first values over the classes, from -1 to 1: radians per unit. The head's start is flat enough that all
+# classes are about as likely.
+LOWEST_FREQUENCY = 0.5
+HIGHEST_FREQUENCY = 60.0
+HEAD_DEVIATION = 0.5
 
 
 class ScaleState(NamedTuple):
@@ -106,6 +113,17 @@ def _walk(blocks: nn.ModuleList, sequence: Tensor, states: tuple[Any, ...] | Non
     return sequence, tuple(outgoing)
 
 
+def _smooth_over_classes(classes: int, width: int) -> Tensor:
+    """(classes, width): first rows of a table for classes in the order of their amplitudes, neighbours nearly alike.
+
+    Column j is a cosine of frequency f_j and a random phase over the classes: random features (Rahimi & Recht 2007) with
+    frequencies in a geometric row, so that far and near classes can both be told apart. Mean 0, variance 1.
+    """
+    place = torch.linspace(-1, 1, classes).unsqueeze(1)
+    frequencies = torch.logspace(math.log10(LOWEST_FREQUENCY), math.log10(HIGHEST_FREQUENCY), width)
+    return math.sqrt(2) * torch.cos(place * frequencies + 2 * math.pi * torch.rand(width))
+
+
 class WaveformModel(nn.Module):
     """The next class of a waveform, given all classes before it: ``(tokens, state) -> (logits, state)``.
 
@@ -124,6 +142,13 @@ class WaveformModel(nn.Module):
         self.scales = Scale(config, 0)
         self.final_norm = RootMeanSquareNorm(config.model_width)
         self.head = nn.Linear(config.model_width, classes)
+        # Classes are amplitudes in order. Tables that know it from the start spare the first hundreds of steps.
+        with torch.no_grad():
+            self.embedding.weight.copy_(_smooth_over_classes(classes, config.model_width))
+            self.head.weight.copy_(
+                _smooth_over_classes(classes, config.model_width) * HEAD_DEVIATION / config.model_width**0.5
+            )
+            self.head.bias.zero_()
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> WaveformModel:
