@@ -1,33 +1,58 @@
 """Several processes train as one does: the same losses and parameters to rounding, states for any number of them."""
 
 import multiprocessing
+import os
 import shutil
-import socket
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from audiomamba.writing import write_waveform
+from genomamba.sequence_models import load_sequence_model
 from mambacore.errors import InputError
+from mambapipelines.finetuning import FinetuningOptions, finetune
 from mambapipelines.run_state import RunFolder, read_metrics
 from mambapipelines.training.ranks import Ranks, check_strategy
 from mambapipelines.training_options import TrainingOptions
-from tolerances import relative_error
-from training_runs import CHANGES, run_options, train_as_rank, train_in_process, write_genomes
+from mambapipelines.waveform_training import WaveformTrainingOptions, train_waveform_model
+from tolerances import TRAINING_FLOAT32, TRAINING_FLOAT32_LOSS, relative_error
+from training_runs import (
+    CHANGES,
+    exit_codes,
+    run_options,
+    save_every_step_and_report_to,
+    start_ranks,
+    train_in_process,
+    write_genomes,
+)
 
 STEPS = 6
 SECONDS = 200
-# AdamW divides by the gradient's size, so roundings of small gradients weigh as much as those of large ones.
-AFTER_STEPS = 2e-3
 
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     """Processes that start with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mambapipelines.species_training", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(
+        [
+            "mambapipelines.species_training",
+            "mambapipelines.finetuning",
+            "mambapipelines.waveform_training",
+            "torch.utils.tensorboard",
+        ]
+    )
     return context
 
 
@@ -51,17 +76,7 @@ def alone(data: Path, processes: ForkServerContext) -> Path:
 
 def train(processes: ForkServerContext, options: TrainingOptions, count: int) -> None:
     """Train in `count` processes."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    started = [processes.Process(target=train_as_rank, args=(options, rank, count, port)) for rank in range(count)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(SECONDS)
-    codes = [process.exitcode for process in started]
-    for process in started:
-        process.kill()
+    codes = exit_codes(start_ranks(processes, train_in_process, options, count))
     assert codes == [0] * count, options.output.with_suffix(".err").read_text()
 
 
@@ -69,12 +84,14 @@ def assert_close(found: Path, expected: Path) -> None:
     """Losses, weights and averages of two runs agree to rounding."""
     rows, others = (read_metrics(folder / "training" / "metrics.csv") for folder in (found, expected))
     assert [row["step"] for row in rows] == [row["step"] for row in others] == [str(n) for n in range(1, STEPS + 1)]
-    assert [float(row["loss"]) for row in rows] == pytest.approx([float(row["loss"]) for row in others], rel=1e-4)
+    assert [float(row["loss"]) for row in rows] == pytest.approx(
+        [float(row["loss"]) for row in others], rel=TRAINING_FLOAT32_LOSS
+    )
     state, other = (RunFolder(folder / "training").load() for folder in (found, expected))
     for tensors, expected_tensors in ((state.weights, other.weights), (state.average, other.average)):
         assert tensors.keys() == expected_tensors.keys()
         errors = {name: relative_error(tensor, expected_tensors[name]) for name, tensor in tensors.items()}
-        assert max(errors.values()) < AFTER_STEPS, max(errors, key=lambda name: errors[name])
+        assert max(errors.values()) < TRAINING_FLOAT32, max(errors, key=lambda name: errors[name])
     assert load_file(found / "model.safetensors").keys() == load_file(expected / "model.safetensors").keys()
 
 
@@ -115,8 +132,6 @@ def test_a_state_of_four_processes_is_resumed_by_fewer(
 def test_rows_that_cannot_be_shared_and_processes_without_a_strategy_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import torch  # noqa: PLC0415
-
     batch = (torch.arange(12).view(6, 2), torch.arange(6))
     rows, labels = Ranks(rank=1, count=3).rows(batch)
     assert rows.tolist() == [[4, 5], [6, 7]] and labels.tolist() == [2, 3]
@@ -131,3 +146,142 @@ def test_rows_that_cannot_be_shared_and_processes_without_a_strategy_are_refused
         check_strategy("ddp", 3)
     with pytest.raises(InputError, match="use one of single, ddp, fsdp"):
         check_strategy("zero", 1)
+
+
+def wait_for_state(output: Path) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not (output / "training" / "current.json").exists():
+        assert time.monotonic() < deadline, output.with_suffix(".err").read_text()
+        time.sleep(0.005)
+
+
+def files_of(output: Path, steps: int) -> dict[str, dict[str, torch.Tensor]]:
+    """All tensors that a run leaves behind, by file."""
+    paths = [output / "model.safetensors", *(output / "training" / f"step-{steps:06d}").glob("*.safetensors")]
+    return {path.name: load_file(path) for path in paths}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signalled", [(0, 1), (1,)], ids=["both", "one"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_that_are_preempted_save_together_and_exit_with_143(
+    processes: ForkServerContext, data: Path, strategy: str, signalled: tuple[int, ...]
+) -> None:
+    steps = 60
+    name = f"preempted-{strategy}-{len(signalled)}"
+    whole = replace(run_options(data, data / f"{name}-whole", steps), strategy=strategy)
+    train(processes, whole, 2)
+    options = replace(whole, output=data / name)
+    started = start_ranks(processes, train_in_process, options, 2)
+    wait_for_state(options.output)
+    for rank in signalled:
+        os.kill(started[rank].pid, signal.SIGTERM)
+    assert exit_codes(started) == [143, 143], options.output.with_suffix(".err").read_text()
+    state = RunFolder(options.output / "training").load()
+    assert 0 < state.step < steps
+    assert int(read_metrics(options.output / "training" / "metrics.csv")[-1]["step"]) == state.step
+    train(processes, options, 2)
+    found, expected = files_of(options.output, steps), files_of(whole.output, steps)
+    assert found.keys() == expected.keys()
+    for file, tensors in found.items():
+        assert [key for key in tensors if not torch.equal(tensors[key], expected[file][key])] == [], file
+
+
+def torchrun(*arguments: object) -> list[str]:
+    """A command line of two processes of `genomamba` on this machine."""
+    program = Path(sys.executable).with_name("genomamba")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    return [*launcher, str(program), *map(str, arguments)]
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_preempted_leaves_a_state_that_torchrun_goes_on_from(data: Path, tmp_path: Path) -> None:
+    genomes = [part for number in range(2) for part in ("--genome", f"class{number}={data / f'{number}.fa'}")]
+    command = torchrun(
+        "train", *genomes, "--length", 128, "--holdout", "chr2", "--recipe", "tiny", "--steps", 400, "--threads", 1,
+        "--strategy", "ddp", "--output", tmp_path / "model", "--resume",
+    )  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (tmp_path / "model.err").open("w") as errors:
+        launcher = subprocess.Popen(command, env=environment, stderr=errors)
+        wait_for_state(tmp_path / "model")
+        launcher.send_signal(signal.SIGTERM)
+        # Its own code is 1, whatever its processes say.
+        assert launcher.wait(SECONDS) == 1
+    state = RunFolder(tmp_path / "model" / "training").load()
+    assert 0 < state.step < 400
+    assert f"stopped after step {state.step}" in (tmp_path / "model.err").read_text()
+    subprocess.run(command, env=environment, check=True, timeout=SECONDS)
+    steps = [int(row["step"]) for row in read_metrics(tmp_path / "model" / "training" / "metrics.csv")]
+    assert steps == list(range(1, 401))
+    assert (tmp_path / "model" / "config.json").is_file()
+
+
+def finetune_in_process(options: FinetuningOptions) -> None:
+    save_every_step_and_report_to(options.output.with_suffix(".err"))
+    finetune(options)
+
+
+def train_waveforms_in_process(options: WaveformTrainingOptions) -> None:
+    save_every_step_and_report_to(options.output.with_suffix(".err"))
+    train_waveform_model(options)
+
+
+def write_table(folder: Path) -> str:
+    """Sequences of three classes of different composition, in all splits."""
+    random = np.random.default_rng(4)
+    lines = ["sequence\tclass\tsplit"]
+    for row in range(60):
+        label = row % 3
+        share = [0.2, 0.5, 0.8][label] / 2
+        letters = random.choice(list("ACGT"), 20 + row, p=[0.5 - share, share, share, 0.5 - share])
+        lines.append(f"{''.join(letters)}\tclass{label}\t{('train', 'train', 'valid', 'test')[row % 4]}")
+    (folder / "table.tsv").write_text("\n".join(lines) + "\n")
+    return str(folder / "table.tsv")
+
+
+def assert_same_model(processes: ForkServerContext, work: Callable[[Any], None], options: Any, strategy: str) -> Path:
+    """Two processes publish the model that one does; returns their output folder."""
+    alone = processes.Process(target=work, args=(options,))
+    alone.start()
+    assert exit_codes([alone]) == [0], options.output.with_suffix(".err").read_text()
+    shared = replace(options, output=options.output.with_name(strategy), strategy=strategy)
+    codes = exit_codes(start_ranks(processes, work, shared, 2))
+    assert codes == [0, 0], shared.output.with_suffix(".err").read_text()
+    found, expected = (load_file(output / "model.safetensors") for output in (shared.output, options.output))
+    errors = {name: relative_error(found[name], tensor) for name, tensor in expected.items()}
+    assert max(errors.values()) < TRAINING_FLOAT32, max(errors, key=lambda name: errors[name])
+    return shared.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_fine_tune_and_choose_the_best_state_as_one_does(
+    processes: ForkServerContext, tmp_path: Path, strategy: str
+) -> None:
+    options = FinetuningOptions(
+        table=write_table(tmp_path), output=tmp_path / "alone", steps=STEPS, recipe="tiny", threads=1,
+        changes=["optimizer.average_decay=0.8", "validation.every_fraction=0.3"],
+    )  # fmt: skip
+    output = assert_same_model(processes, finetune_in_process, options, strategy)
+    best = load_sequence_model(output)[1]["best_step"]
+    assert best == load_sequence_model(options.output)[1]["best_step"]
+    parts = list((output / "training" / f"step-{best:06d}").glob("weights*.safetensors"))
+    assert len(parts) == (2 if strategy == "fsdp" else 1)
+    assert (output / "metrics.tsv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_a_waveform_model_as_one_does(
+    processes: ForkServerContext, tmp_path: Path, strategy: str
+) -> None:
+    (tmp_path / "clips").mkdir()
+    for number in range(12):
+        tone = 0.4 * torch.sin(torch.arange(600 + 40 * number) * (0.2 + 0.03 * number))
+        write_waveform(tmp_path / "clips" / f"{number:02d}.wav", tone, 8000)
+    options = WaveformTrainingOptions(
+        data=tmp_path / "clips", output=tmp_path / "alone", recipe="tiny", valid="0*.wav", steps=STEPS, threads=1,
+        changes=["batch.clip_length=512", "drawn.clips=1"],
+    )  # fmt: skip
+    assert_same_model(processes, train_waveforms_in_process, options, strategy)

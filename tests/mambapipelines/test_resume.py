@@ -27,6 +27,7 @@ from mambapipelines.run_state import (
 )
 from mambapipelines.species_training import TrainingOptions, train_species_classifier
 from mambapipelines.training import recorder
+from mambapipelines.training_plan import RunPlan
 
 STEPS = 16
 # Kills itself while it writes the state of step 10: the weights are on disk, the optimiser is not.
@@ -155,6 +156,36 @@ def test_a_run_stopped_by_a_signal_saves_and_resumes_to_the_same_numbers(
     assert_same_run(options.output, uninterrupted)
 
 
+def test_a_signal_sent_twice_by_the_scheduler_and_by_torchrun_stops_after_the_step(
+    options: TrainingOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminate_twice() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        interrupt_at(7, terminate_twice, patch)
+        with pytest.raises(SystemExit) as stopped:
+            train_species_classifier(options)
+    assert stopped.value.code == 143
+    assert RunFolder(options.output / "training").load().step == 7
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once(options: TrainingOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "SECONDS_BETWEEN_SAVES", 0.0)
+
+    def interrupt_twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        interrupt_at(7, interrupt_twice, patch)
+        with pytest.raises(SystemExit) as stopped:
+            train_species_classifier(options)
+    assert stopped.value.code == 130
+    assert RunFolder(options.output / "training").load().step == 6
+
+
 def test_a_run_killed_between_training_and_writing_the_model_only_writes_the_model(
     options: TrainingOptions, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,15 +233,24 @@ def test_stopping_before_the_length_of_the_run_is_known_leaves_nothing_to_resume
 def test_a_run_in_minutes_keeps_the_number_of_steps_it_once_measured(
     options: TrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = replace(options, steps=None, minutes=0.05)
+    measured = replace(options, steps=None, minutes=5.0)
     monkeypatch.setattr(recorder, "TIMED_STEPS", 2)
+    plan = RunPlan.schedule_for_time
+
+    def plan_a_fast_machine(self: RunPlan, measured_steps: int, seconds_per_step: float, seconds_left: float) -> Any:
+        assert seconds_per_step > 0 and seconds_left < 300
+        return plan(self, measured_steps, 1.0, 20.0)
+
     with monkeypatch.context() as patch:
+        patch.setattr(RunPlan, "schedule_for_time", plan_a_fast_machine)
         interrupt_at(8, lambda: signal.raise_signal(signal.SIGINT), patch)
         with pytest.raises(KeyboardInterrupt):
             train_species_classifier(measured)
     schedule = RunFolder(options.output / "training").load().schedule
-    result = train_species_classifier(replace(measured, resume=True))
-    assert result.steps == schedule.total_steps
+    with monkeypatch.context() as patch:
+        patch.setattr(RunPlan, "schedule_for_time", lambda *arguments: pytest.fail("measured once more"))
+        result = train_species_classifier(replace(measured, resume=True))
+    assert result.steps == schedule.total_steps > 8
     rates = [float(row["learning_rate"]) for row in read_metrics(result.metrics_path)]
     assert rates == pytest.approx([schedule.learning_rate(step) for step in range(result.steps)], rel=1e-4)
 

@@ -11,12 +11,18 @@ from safetensors.torch import load_file
 from torch import nn
 
 from genomamba.genomes import GenomeSpecification
+from mambapipelines.pretraining import LanguagePlan
+from mambapipelines.pretraining_recipes import PretrainingRecipe
 from mambapipelines.progress import TrainingProgress
+from mambapipelines.recipes import load_recipe, load_task_recipe
 from mambapipelines.run_state import RunFolder, Schedule, read_metrics
 from mambapipelines.species_training import TrainingOptions, train_species_classifier
 from mambapipelines.training import recorder
 from mambapipelines.training.averaging import AveragedWeights
 from mambapipelines.training.schedules import LengthWarmup, ValidationHistory
+from mambapipelines.training_plan import RunPlan, TrainingPlan
+from mambapipelines.waveform_training import WaveformPlan
+from mambapipelines.waveform_training_recipe import AudioRecipe
 
 STEPS = 16
 CHANGES = (
@@ -124,6 +130,38 @@ def test_a_plateau_lowers_the_rate_after_patience_and_never_below_the_floor() ->
     assert (history.best, history.best_step, history.reductions, history.waiting) == (0.7, 5, 1, 0)
     lower = ValidationHistory().after(2.0, 1, higher_is_better=False, patience=3)
     assert lower.after(1.5, 2, higher_is_better=False, patience=3).best == 1.5
+
+
+def plans(stage: int) -> dict[str, RunPlan]:
+    """Plans of all that have a length warm-up, with `stage` steps of each length."""
+    changes = [f"length.warmup_steps_per_stage={stage}", "length.warmup_first_length=64"]
+    audio = load_task_recipe(AudioRecipe, "tiny", [*changes, "batch.samples_per_step=1024"])
+    pretraining = load_task_recipe(PretrainingRecipe, "tiny", [*changes, "batch.bases_per_step=1024"])
+    species = load_recipe("tiny", [*changes, "batch.bases_per_step=1024"])
+    return {
+        "species": TrainingPlan(species, 1024, 2, 0, 0),
+        "pretraining": LanguagePlan(pretraining, 1024, 0),
+        "audio": WaveformPlan(audio, 0, 0),
+    }
+
+
+@pytest.mark.parametrize("name", ["species", "pretraining", "audio"])
+@pytest.mark.parametrize("minutes", [0.5, 5.0])
+def test_a_run_in_minutes_that_begins_with_short_windows_takes_the_time_it_is_given(name: str, minutes: float) -> None:
+    plan = plans(stage=40)[name]
+    seconds_per_position, measured = 1e-4, 12
+
+    def seconds_of(steps: int) -> float:
+        return sum(plan.step_positions(step) for step in range(steps)) * seconds_per_position
+
+    # At least two windows per step, whatever their length: the first stages read less than the last ones.
+    assert plan.step_positions(0) <= plan.step_positions(10_000)
+    left = 60 * minutes - seconds_of(measured)
+    schedule = plan.schedule_for_time(measured, seconds_of(measured) / measured, left)
+    assert seconds_of(schedule.total_steps) <= 60 * minutes < seconds_of(schedule.total_steps + 1)
+    assert plan.steps_cost(schedule.total_steps) == pytest.approx(
+        seconds_of(schedule.total_steps) / seconds_per_position / plan.step_positions(10_000)
+    )
 
 
 def test_windows_double_from_stage_to_stage() -> None:

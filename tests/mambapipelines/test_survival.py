@@ -20,8 +20,8 @@ from mambapipelines.species_training import train_species_classifier
 from mambapipelines.training import recorder
 from training_runs import run_options, train_in_process, write_genomes
 
-STEPS = 60
-WAITING_SECONDS = 120.0
+STEPS = 40
+WAITING_SECONDS = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,16 @@ def processes() -> ForkServerContext:
 def data(tmp_path: Path) -> Path:
     write_genomes(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `STEPS` steps that was left alone."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_genomes(folder)
+    options = run_options(folder, folder / "run", STEPS)
+    assert finish(start(processes, options)) == 0, options.output.with_suffix(".err").read_text()
+    return options.output
 
 
 def start(processes: ForkServerContext, *arguments: Any) -> Any:
@@ -92,10 +102,9 @@ def assert_same_end(first: Path, second: Path, steps: int) -> None:
     assert (RunFolder(first / "training").load().history) == RunFolder(second / "training").load().history
 
 
-def kill_and_resume(processes: ForkServerContext, data: Path, kills: int, steps: int) -> None:
+def kill_and_resume(processes: ForkServerContext, data: Path, whole: Path, kills: int, steps: int) -> None:
     """Kill a run `kills` times at moments that nothing in it chooses; compare it with one that was left alone."""
-    whole, killed = run_options(data, data / "whole", steps), run_options(data, data / "killed", steps)
-    assert finish(start(processes, whole)) == 0
+    killed = run_options(data, data / "killed", steps)
     moments = random.Random(2)
     done, step = 0, 0
     for _ in range(20 * kills):
@@ -120,18 +129,22 @@ def kill_and_resume(processes: ForkServerContext, data: Path, kills: int, steps:
     assert done == kills, f"the run was over after {done} kills"
     assert step > 0, "no kill came after the first state"
     assert finish(start(processes, killed)) == 0, killed.output.with_suffix(".err").read_text()
-    assert_same_end(whole.output, killed.output, steps)
+    assert_same_end(whole, killed.output, steps)
 
 
-def test_a_run_killed_at_random_moments_ends_in_the_same_numbers(processes: ForkServerContext, data: Path) -> None:
-    kill_and_resume(processes, data, kills=3, steps=STEPS)
+def test_a_run_killed_at_random_moments_ends_in_the_same_numbers(
+    processes: ForkServerContext, data: Path, whole: Path
+) -> None:
+    kill_and_resume(processes, data, whole, kills=2, steps=STEPS)
 
 
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_at_random_moments_ends_in_the_same_numbers(
     processes: ForkServerContext, data: Path
 ) -> None:
-    kill_and_resume(processes, data, kills=20, steps=20 * STEPS)
+    whole = run_options(data, data / "whole", 20 * STEPS)
+    assert finish(start(processes, whole)) == 0
+    kill_and_resume(processes, data, whole.output, kills=20, steps=20 * STEPS)
 
 
 def test_a_preempted_process_saves_and_exits_with_143(processes: ForkServerContext, data: Path) -> None:
@@ -146,11 +159,12 @@ def test_a_preempted_process_saves_and_exits_with_143(processes: ForkServerConte
     assert f"stopped after step {state.step}" in options.output.with_suffix(".err").read_text()
 
 
-def test_a_full_disk_is_one_sentence_and_the_state_before_it_is_whole(processes: ForkServerContext, data: Path) -> None:
-    whole, full = run_options(data, data / "whole", STEPS), run_options(data, data / "full", STEPS)
-    assert finish(start(processes, whole)) == 0
+def test_a_full_disk_is_one_sentence_and_the_state_before_it_is_whole(
+    processes: ForkServerContext, data: Path, whole: Path
+) -> None:
+    full = run_options(data, data / "full", STEPS)
     # Room for everything but the optimiser's state: writing it fails in the middle of the file.
-    optimizer = max(path.stat().st_size for path in (whole.output / "training").rglob("optimizer.safetensors"))
+    optimizer = max(path.stat().st_size for path in (whole / "training").rglob("optimizer.safetensors"))
     process = start(processes, full)
     wait_for_state(full.output, process)
     os.kill(process.pid, signal.SIGTERM)
@@ -163,7 +177,7 @@ def test_a_full_disk_is_one_sentence_and_the_state_before_it_is_whole(processes:
     assert "Traceback" not in text
     assert RunFolder(full.output / "training").load().step >= before
     assert finish(start(processes, full)) == 0
-    assert_same_end(whole.output, full.output, STEPS)
+    assert_same_end(whole, full.output, STEPS)
 
 
 def test_a_vanished_data_file_is_one_sentence_and_the_state_is_whole(

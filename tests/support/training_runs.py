@@ -2,8 +2,11 @@
 
 import os
 import resource
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +50,18 @@ def run_options(folder: Path, output: Path, steps: int, changes: tuple[str, ...]
     )  # fmt: skip
 
 
+def save_every_step_and_report_to(errors: Path) -> None:
+    """What every process of a test run begins with: one thread, a state per step, standard error in a file."""
+    torch.set_num_threads(1)
+    recorder.SECONDS_BETWEEN_SAVES = 0.0
+    # A process that is killed loses nothing that it has written; flushing is against a power cut, which no test brings,
+    # and takes most of the time on a busy disk.
+    os.fsync = lambda descriptor: None
+    os.environ["TERM"] = "dumb"
+    with errors.open("a") as file:
+        os.dup2(file.fileno(), 2)
+
+
 def train_in_process(options: TrainingOptions, largest_file: int | None = None) -> None:
     """The body of a process: train, saving after every step; exits with 2 and the sentence on standard error.
 
@@ -54,11 +69,7 @@ def train_in_process(options: TrainingOptions, largest_file: int | None = None) 
         options: of the run.
         largest_file: bytes after which writing to a file fails, as it does on a full disk.
     """
-    torch.set_num_threads(1)
-    recorder.SECONDS_BETWEEN_SAVES = 0.0
-    os.environ["TERM"] = "dumb"
-    errors = options.output.with_suffix(".err").open("a")
-    os.dup2(errors.fileno(), 2)
+    save_every_step_and_report_to(options.output.with_suffix(".err"))
     if largest_file is not None:
         # Python ignores SIGXFSZ, so that write() fails with EFBIG in the middle of a file.
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
@@ -69,10 +80,31 @@ def train_in_process(options: TrainingOptions, largest_file: int | None = None) 
         raise SystemExit(2) from None
 
 
-def train_as_rank(options: TrainingOptions, rank: int, count: int, port: int) -> None:
+def work_as_rank(work: Callable[..., object], options: Any, rank: int, count: int, port: int) -> None:
     """The body of one of the processes that torchrun starts."""
     os.environ.update(
         TORCHELASTIC_RUN_ID="test", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
         LOCAL_WORLD_SIZE=str(count), GROUP_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
-    train_in_process(options)
+    work(options)
+
+
+def start_ranks(context: Any, work: Callable[..., object], options: Any, count: int) -> list[Any]:
+    """Processes of a multiprocessing context that train together, as torchrun would start them."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    started = [context.Process(target=work_as_rank, args=(work, options, rank, count, port)) for rank in range(count)]
+    for process in started:
+        process.start()
+    return started
+
+
+def exit_codes(started: list[Any], seconds: float = 200) -> list[int | None]:
+    """Wait for processes; those that are still there then are killed and have no code."""
+    for process in started:
+        process.join(seconds)
+    codes = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+    return codes

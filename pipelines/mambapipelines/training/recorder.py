@@ -26,6 +26,8 @@ UNTIMED_STEPS = 2
 TIMED_STEPS = 10
 # Measuring never takes more than this part of the run, which matters when one step takes minutes.
 MEASURING_FRACTION = 0.05
+# A scheduler may signal torchrun and the processes it started, and torchrun then signals these again.
+SECONDS_OF_ONE_SIGTERM = 5.0
 
 
 def metrics_columns(task: type[TrainingTask]) -> tuple[str, ...]:
@@ -75,6 +77,7 @@ class TrainingRecorder(pl.Callback):
         self.planned_seconds = planned_seconds
         self.validation: dict[str, float] | None = None
         self.stop_signal: int | None = None
+        self._signalled_seconds = 0.0
         self.finished = False
         self._saved_step: int | None = None
         self._saved_seconds = 0.0
@@ -193,9 +196,12 @@ class TrainingRecorder(pl.Callback):
         return timed >= TIMED_STEPS or (timed >= 1 and late)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.stop_signal is not None:
+            if number == signal.SIGTERM and now - self._signalled_seconds < SECONDS_OF_ONE_SIGTERM:
+                return
             raise SystemExit(128 + number)
-        self.stop_signal = number
+        self.stop_signal, self._signalled_seconds = number, now
         self.progress.note("stopping after this step; once more to stop at once, back at the last saved state")
 
 
