@@ -1,7 +1,7 @@
 """Whether torch.compile or bfloat16 make a training step shorter: forward and backward of one micro-batch, in turn.
 
 python kernels/benchmarks/step_variants.py
-python kernels/benchmarks/step_variants.py --rounds 20 --threads 2
+python kernels/benchmarks/step_variants.py --rounds 20 --threads 2 --models demo --steps bfloat16
 
 Every round takes one step of each variant, so that what else the machine does weighs on all of them alike; the ratio is
 the median over the rounds of a variant's time divided by that of the plain step in the same round. The time that
@@ -49,6 +49,9 @@ def pretraining_model() -> tuple[torch.nn.Module, Loss, Tensor, Tensor]:
     return model, loss, tokens, tokens.roll(-1, 1)
 
 
+MODELS = {"demo": demo_model, "pretraining": pretraining_model}
+
+
 def step_seconds(model: torch.nn.Module, loss: Loss, tokens: Tensor, targets: Tensor, bfloat16: bool) -> float:
     """Forward and backward once."""
     model.zero_grad(set_to_none=True)
@@ -64,18 +67,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--steps", nargs="+", choices=("bfloat16", "compiled"), default=["bfloat16", "compiled"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     rows = []
-    for name, make in (("demo", demo_model), ("pretraining small", pretraining_model)):
-        model, loss, tokens, targets = make()
+    for name in arguments.models:
+        model, loss, tokens, targets = MODELS[name]()
         compiled = torch.compile(loss)
         variants: dict[str, Callable[[], float]] = {
             "plain": lambda: step_seconds(model, loss, tokens, targets, False),  # noqa: B023 - used before the next
             "bfloat16": lambda: step_seconds(model, loss, tokens, targets, True),  # noqa: B023
             "compiled": lambda: step_seconds(model, compiled, tokens, targets, False),  # noqa: B023
         }
+        variants = {variant: run for variant, run in variants.items() if variant in ("plain", *arguments.steps)}
         first: dict[str, float] = {}
         for variant, run in list(variants.items()):
             begin = time.perf_counter()
