@@ -116,8 +116,8 @@ def _walk(blocks: nn.ModuleList, sequence: Tensor, states: tuple[Any, ...] | Non
 def _smooth_over_classes(classes: int, width: int) -> Tensor:
     """(classes, width): first rows of a table for classes in the order of their amplitudes, neighbours nearly alike.
 
-    Column j is a cosine of frequency f_j and a random phase over the classes: random features (Rahimi & Recht 2007) with
-    frequencies in a geometric row, so that far and near classes can both be told apart. Mean 0, variance 1.
+    Column j is a cosine of frequency f_j and a random phase over the classes: random features (Rahimi & Recht 2007),
+    whose frequencies are a geometric row, so that far and near classes can both be told apart. Mean 0, variance 1.
     """
     place = torch.linspace(-1, 1, classes).unsqueeze(1)
     frequencies = torch.logspace(math.log10(LOWEST_FREQUENCY), math.log10(HIGHEST_FREQUENCY), width)
