@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard kernels/native/*) kernels/CMakeLists.txt
 
-.PHONY: test-gpu bench-gpu install demo test test-slow lint bench bench-waveform wheels clean
+.PHONY: test-gpu bench-gpu bench-gpu-peer install demo test test-slow lint bench bench-waveform wheels clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -48,11 +48,17 @@ bench: install
 bench-waveform: install
 	$(BIN)/python kernels/benchmarks/waveform_step.py
 
-# Writes rows and plots into the folder OUTPUT as they come. mamba_ssm is a peer where it is installed.
+# Writes rows and plots into the folder OUTPUT as they come. mamba_ssm is a peer where its kernel is installed (make
+# bench-gpu-peer); elsewhere its published algorithm in Triton is.
 bench-gpu: install
 	$(BIN)/python kernels/benchmarks/gpu_scan.py --output $(or $(OUTPUT),bench-gpu) --budget-seconds 240
 	$(BIN)/python kernels/benchmarks/gpu_block.py --output $(or $(OUTPUT),bench-gpu) --budget-seconds 120
 	$(BIN)/python kernels/benchmarks/gpu_generation.py --output $(or $(OUTPUT),bench-gpu) --budget-seconds 120
+
+# Compiles the kernel of mamba_ssm, which its wheels leave out: needs nvcc of torch's CUDA version. Untried: there was no
+# such machine.
+bench-gpu-peer: install
+	MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/python -m pip install --no-build-isolation mamba-ssm==2.3.2.post1
 
 # One wheel per platform, for every Python: the library has no Python in it.
 wheels: install

@@ -3,12 +3,14 @@
     python kernels/benchmarks/gpu_scan.py --output bench-gpu --budget-seconds 240
 
 Lengths 2^9 ... 2^20 at (batch, channels) of (1, 256), (1, 1024), (8, 1024), 16 states, bfloat16 and float32, with skip,
-gate, bias and softplus. Peers: mamba_ssm's kernel where it is installed (as its users call it, in its own layout),
-torch's flash attention (heads of 64, bfloat16, to 2^17 tokens), and the scan in unfused PyTorch (to 2^14 tokens).
+gate, bias and softplus. Peers: mamba_ssm's kernel where it is installed (as its users call it, in its own layout;
+`make bench-gpu-peer` builds it), else its published algorithm in Triton (gpu_peer.py), named so in the table; torch's
+flash attention (heads of 64, bfloat16, to 2^17 tokens), and the scan in unfused PyTorch (to 2^14 tokens).
 Bytes per second count each input once and each output once; exponentials count 16 states, softplus and gate (20 per
 channel and token).
 """
 
+import importlib.util
 import time
 from collections.abc import Callable
 
@@ -22,6 +24,7 @@ from gpu_measure import (
     peak_bytes,
     plot,
 )
+from gpu_peer import published_scan
 from torch.nn import functional as F
 
 from mambacore import selective_scan, use_backend
@@ -64,13 +67,16 @@ def systems_at(batch: int, length: int, channels: int, dtype: torch.dtype) -> di
         return scan
 
     systems: dict[str, tuple[Callable, list]] = {"genomamba": (run("triton"), list(ours.values()))}
+    theirs = [ours[name].transpose(1, 2).contiguous() for name in ("inputs", "step_size")]
+    theirs += [ours["state_matrix"]]
+    theirs += [ours[name].transpose(1, 2).contiguous() for name in ("input_matrix", "output_matrix")]
+    theirs += [ours["skip_weight"], ours["gate"].transpose(1, 2).contiguous(), ours["step_bias"]]
     function, _ = scan_function()
-    if function is not None:
-        theirs = [ours[name].transpose(1, 2).contiguous() for name in ("inputs", "step_size")]
-        theirs += [ours["state_matrix"]]
-        theirs += [ours[name].transpose(1, 2).contiguous() for name in ("input_matrix", "output_matrix")]
-        theirs += [ours["skip_weight"], ours["gate"].transpose(1, 2).contiguous(), ours["step_bias"]]
+    # The package can be installed without the kernel.
+    if function is not None and importlib.util.find_spec("selective_scan_cuda") is not None:
         systems["mamba_ssm"] = (lambda *tensors: function(*tensors, delta_softplus=True), theirs)
+    else:
+        systems["mamba_ssm's algorithm in Triton"] = (published_scan, theirs)
     if length <= LONGEST_UNFUSED:
         systems["unfused PyTorch"] = (run("torch"), list(ours.values()))
     if dtype == torch.bfloat16 and length <= LONGEST_ATTENTION:
