@@ -56,8 +56,8 @@ class _FileIdentity:
 class Reference:
     """The contigs of one FASTA file, read where they are needed.
 
-    The file is plain, or BGZF (block gzip) where biopython is installed. It may be used from several threads, forked
-    and pickled: each process opens a handle of its own. A file that changes while it is in use is noticed.
+    The file is plain, or BGZF (block gzip). It may be used from several threads, forked and pickled: each process opens
+    a handle of its own. A file that changes while it is in use is noticed.
 
     `lengths` maps the name of each contig, in file order, to its length in bp.
     """

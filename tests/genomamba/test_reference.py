@@ -354,7 +354,7 @@ def test_a_byte_that_is_no_base_is_named_where_it_is_read(tmp_path: Path) -> Non
         genome.letters("a", 20, 24)
 
 
-def test_block_gzip_needs_biopython_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_gzip_without_biopython_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "genome.fa.gz"
     path.write_bytes(block_gzip(fasta_bytes(CONTIGS)))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -364,7 +364,6 @@ def test_block_gzip_needs_biopython_and_says_so(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("block_bytes", [0xFF00, 997])
 def test_block_gzip_gives_the_same_letters(tmp_path: Path, block_bytes: int) -> None:
-    pytest.importorskip("Bio.bgzf", reason="pyfaidx reads BGZF with biopython, which is not installed")
     path = tmp_path / "genome.fa.gz"
     path.write_bytes(block_gzip(fasta_bytes(CONTIGS), block_bytes))
     genome = Reference(path)
