@@ -15,7 +15,10 @@ from mambacore.errors import InputError
 MAMBA: Final = "selective"
 # The papers' N = 64 counts conjugates.
 S4D: Final[Mapping[str, Any]] = {"name": "s4d", "state_size": 32}
+# A block has about 6 width^2 numbers whatever it mixes with: 2 + 4 for S4 and its feed-forward, 4 + 2 for attention and
+# its own (Gu & Dao, arXiv 2312.00752, appendix E.4.2).
 FEED_FORWARD_EXPANSION: Final = 2
+FEED_FORWARD_EXPANSION_BESIDE_ATTENTION: Final = 1
 SASHIMI_LAYERS: Final = 8
 
 
@@ -45,7 +48,8 @@ def _s4(layers: int = SASHIMI_LAYERS) -> StageConfig:
 
 
 def _attention(layers: int = SASHIMI_LAYERS) -> StageConfig:
-    return StageConfig(layers, "attention", FEED_FORWARD_EXPANSION)
+    # Eight heads without biases by default; the public S4 code has eight with biases, 4 width numbers more per layer.
+    return StageConfig(layers, "attention", FEED_FORWARD_EXPANSION_BESIDE_ATTENTION)
 
 
 def _stages(outer: StageConfig, centre: StageConfig) -> WaveformModelConfig:
@@ -60,19 +64,19 @@ _S4D_NOTE: Final = (
     "numbers per channel and layer."
 )
 _ATTENTION_NOTE: Final = (
-    "Attention and feed-forward have 8 width^2 numbers beside Mamba's 6.7 width^2, so eight of them at the centre add "
-    "0.7M; the paper does not say how it came to 6M with these."
+    "Four width^2 for attention and two for its feed-forward of expansion 1, as the paper's appendix E.4.2 says; "
+    "a Mamba block has 6.7 width^2."
 )
-_ABLATION: Final = f"{_MAMBA_PAPER}, table 5 (all six are given as 6M)"
+_ABLATION: Final = f"{_MAMBA_PAPER}, table 5 and appendix E.4.2 (all six are given as 6M)"
 
 RECIPES: Final[Mapping[str, ArchitectureRecipe]] = {
     "mamba-sc09-6m": ArchitectureRecipe(
-        _stages(_mamba(8), _mamba(8)), 6.1, f"{_MAMBA_PAPER}, table 4 and appendix E.4", _MAMBA_NOTE
+        _stages(_mamba(8), _mamba(8)), 6.1, f"{_MAMBA_PAPER}, table 4 and appendix E.4.2", _MAMBA_NOTE
     ),
     "mamba-sc09-24m": ArchitectureRecipe(
         dataclasses.replace(_stages(_mamba(15), _mamba(15)), model_width=96),
         24.3,
-        f"{_MAMBA_PAPER}, table 4 and appendix E.4",
+        f"{_MAMBA_PAPER}, table 4 and appendix E.4.2",
         _MAMBA_NOTE,
     ),
     "sc09-s4-attention": ArchitectureRecipe(_stages(_s4(), _attention()), 6.0, _ABLATION, _ATTENTION_NOTE),
@@ -97,13 +101,13 @@ RECIPES: Final[Mapping[str, ArchitectureRecipe]] = {
     ),
     "mamba-youtubemix": ArchitectureRecipe(
         WaveformModelConfig(
-            # N = 16 with the conjugates counted, as for S4; 16 without them would make 3.74M.
             (StageConfig(3, {"name": MAMBA, "state_size": 8, "complex_state": True}),) * 3,
             pooling=(16, 16),
         ),
         3.5,
-        f"{_MAMBA_PAPER}, figure 7 and appendix E.4",
-        _MAMBA_NOTE,
+        f"{_MAMBA_PAPER}, section 4.4.1 and appendix E.4.1",
+        "The state is complex, as section 4.4.1 says; its size is not given. 8 complex numbers, the default of 16 with "
+        "their conjugates counted as for S4, are nearest to the paper's count; 16 complex ones would make 3.74M.",
     ),
 }
 

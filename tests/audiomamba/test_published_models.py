@@ -21,10 +21,10 @@ from mambacore.errors import InputError
 PARAMETERS = {
     "mamba-sc09-6m": (6_255_040, 6.1, +0.025),
     "mamba-sc09-24m": (24_850_912, 24.3, +0.023),
-    "sc09-s4-attention": (6_953_408, 6.0, +0.159),
+    "sc09-s4-attention": (5_902_784, 6.0, -0.016),
     "sc09-s4-s4": (6_175_168, 6.0, +0.029),
     "sc09-s4-mamba": (6_252_992, 6.0, +0.042),
-    "sc09-mamba-attention": (6_955_456, 6.0, +0.159),
+    "sc09-mamba-attention": (5_904_832, 6.0, -0.016),
     "sc09-mamba-s4": (6_177_216, 6.0, +0.030),
     "sc09-mamba-mamba": (6_255_040, 6.0, +0.043),
     "sashimi": (6_175_168, 5.8, +0.065),
@@ -59,6 +59,15 @@ def test_the_counts_differ_from_sashimis_by_the_state_matrices_alone():
     assert (PARAMETERS["sashimi-no-unet"][0] + (192 - 64) * channels_of_layers[1]) / 1e6 == pytest.approx(
         5.45, abs=0.025
     )
+
+
+@pytest.mark.parametrize("name", ["sc09-s4-attention", "sc09-mamba-s4", "sc09-mamba-mamba"])
+def test_a_layer_of_the_ablations_has_the_papers_six_squared_widths(name):
+    """Appendix E.4.2: attention's feed-forward has expansion 1, that of S4 has 2; a Mamba block stands alone."""
+    with torch.device("meta"):
+        centre = WaveformModel(architecture(name)).scales.deeper.deeper
+    in_matrices = sum(parameter.numel() for parameter in centre.up.parameters() if min(parameter.shape) > 64)
+    assert in_matrices / (8 * 256**2) == pytest.approx(6, abs=0.01)
 
 
 def test_the_papers_models_have_the_papers_blocks():
