@@ -25,6 +25,8 @@ from genomamba.windows import evaluation_windows
 
 REFERENCE_LENGTH_BP = 1024
 CALIBRATION_LENGTHS_BP = (1024, 4096, 16_384, 65_536, 262_144)
+# Only the typicality of short records needs these: their probabilities follow from the fit to the lengths above.
+SHORT_LENGTHS_BP = (256, 512)
 CALIBRATION_ERROR_BINS = 15
 # Windows go through the model in pieces that stay in the cache; the state carries over, so the result is the same.
 PIECE_LENGTH_BP = 16_384
@@ -47,12 +49,27 @@ class HeldOutEvidence:
         labels: (windows,) true class.
         folds: (windows,) 0 or 1: which half of its sequence the window lies in, so that a fit on one fold is tested on
             other bases.
+        own_likelihood: (windows,) of `classification_unknown.own_likelihood`, or 0 where typicality is not needed.
     """
 
     mean_evidence: FloatArray
     lengths_bp: IntegerArray
     labels: IntegerArray
     folds: IntegerArray
+    own_likelihood: FloatArray | float = 0.0
+
+    @classmethod
+    def joined(cls, parts: Sequence[HeldOutEvidence]) -> HeldOutEvidence:
+        """The rows of several."""
+        return cls(
+            mean_evidence=np.concatenate([part.mean_evidence for part in parts]),
+            lengths_bp=np.concatenate([part.lengths_bp for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]),
+            folds=np.concatenate([part.folds for part in parts]),
+            own_likelihood=np.concatenate(
+                [np.broadcast_to(part.own_likelihood, part.lengths_bp.shape) for part in parts]
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,7 @@ class CalibrationReport:
     """Figures of a calibration, every length counting the same.
 
     `before` is the confidence as trained. `after` figures come from windows that were not used for the fit (two folds
-    by position on the chromosomes); the stored confidence is then fitted on all of them. `likelihood_quantiles` say how
+    by position on the chromosomes); the stored confidence is then fitted on all of them. `typicality_quantiles` say how
     likely the windows are (`classification_unknown.LikelihoodQuantiles`).
     """
 
@@ -85,7 +102,7 @@ class CalibrationReport:
     negative_log_likelihood_after: float
     windows_by_length: dict[int, int]
     accuracy_by_length: dict[int, float]
-    likelihood_quantiles: dict[str, Any]
+    typicality_quantiles: dict[str, Any]
     error_bins: int = CALIBRATION_ERROR_BINS
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,6 +183,8 @@ def collect_evidence(
     Returns:
         The evidence, or `None` when there is no length at which every class has a window.
     """
+    from mambapipelines.classification_unknown import own_likelihood, pair_counts  # noqa: PLC0415 - it imports this
+
     parts = []
     for length in lengths:
         wanted = max(1, min(bases_per_class // length, maximum_windows_per_class))
@@ -173,24 +192,20 @@ def collect_evidence(
         if material.missing_classes:
             continue
         windows = material.windows
-        evidence = strand_averaged_evidence(model, np.stack([window.tokens() for window in windows]))
+        tokens = np.stack([window.tokens() for window in windows])
         middles = [(window.start + length / 2) / window.sequence.length for window in windows]
         parts.append(
             HeldOutEvidence(
-                mean_evidence=evidence,
+                mean_evidence=strand_averaged_evidence(model, tokens),
                 lengths_bp=np.full(len(windows), length, dtype=np.int64),
                 labels=np.array([window.label for window in windows], dtype=np.int64),
                 folds=np.array([int(middle >= 0.5) for middle in middles], dtype=np.int64),
+                own_likelihood=np.array([own_likelihood(pair_counts(window)) for window in tokens]),
             )
         )
     if not parts:
         return None
-    return HeldOutEvidence(
-        mean_evidence=np.concatenate([part.mean_evidence for part in parts]),
-        lengths_bp=np.concatenate([part.lengths_bp for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        folds=np.concatenate([part.folds for part in parts]),
-    )
+    return HeldOutEvidence.joined(parts)
 
 
 def fit_confidence(evidence: HeldOutEvidence, prior: Confidence) -> Confidence:
@@ -236,12 +251,15 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum())
 
 
-def calibrate(model: SpeciesClassifier, evidence: HeldOutEvidence) -> CalibrationReport:
+def calibrate(
+    model: SpeciesClassifier, evidence: HeldOutEvidence, short: HeldOutEvidence | None = None
+) -> CalibrationReport:
     """Fit the model's confidence to held-out evidence, set it in the model, and say what that changed.
 
     Args:
         model: its `confidence_intercept` and `confidence_slope` are replaced.
         evidence: from `collect_evidence`.
+        short: of windows of `SHORT_LENGTHS_BP`, which only the typicality of short records is measured on.
     """
     from mambapipelines.classification_unknown import LikelihoodQuantiles  # noqa: PLC0415 - it imports this module
 
@@ -276,7 +294,9 @@ def calibrate(model: SpeciesClassifier, evidence: HeldOutEvidence) -> Calibratio
         negative_log_likelihood_after=float(-weights @ log_probabilities_after[rows, evidence.labels]),
         windows_by_length={length: int((evidence.lengths_bp == length).sum()) for length in lengths},
         accuracy_by_length={length: float(correct[evidence.lengths_bp == length].mean()) for length in lengths},
-        likelihood_quantiles=LikelihoodQuantiles.of_windows(evidence).to_dict(),
+        typicality_quantiles=LikelihoodQuantiles.of_windows(
+            evidence if short is None else HeldOutEvidence.joined([short, evidence])
+        ).to_dict(),
     )
 
 

@@ -36,6 +36,7 @@ class RecordEvidence:
         known_bases: how many of them are A, C, G or T.
         evidence: (classes,) per base, both strands averaged; `None` for a record that is not classified.
         source: number of the file it is from.
+        own_likelihood: `classification_unknown.own_likelihood` of it.
     """
 
     name: str
@@ -43,19 +44,19 @@ class RecordEvidence:
     known_bases: int
     evidence: FloatArray | None
     source: int = 0
+    own_likelihood: float = 0.0
 
     def to_line(self) -> str:
         """One line of JSON, from which the same floating-point numbers are read back."""
         evidence = None if self.evidence is None else self.evidence.tolist()
-        return json.dumps([self.name, self.length, self.known_bases, evidence, self.source]) + "\n"
+        return json.dumps([self.name, self.length, self.known_bases, evidence, self.source, self.own_likelihood]) + "\n"
 
     @classmethod
     def from_line(cls, line: str) -> RecordEvidence:
         """The opposite of `to_line`."""
-        name, length, known_bases, evidence, source = json.loads(line)
-        return cls(
-            name, length, known_bases, None if evidence is None else np.array(evidence, dtype=np.float64), source
-        )
+        name, length, known_bases, evidence, source, own_likelihood = json.loads(line)
+        values = None if evidence is None else np.array(evidence, dtype=np.float64)
+        return cls(name, length, known_bases, values, source, own_likelihood)
 
 
 def count_known(tokens: Tokens) -> int:
@@ -158,7 +159,7 @@ def _single_threads(threads: int, workers: int | None = None) -> Iterator[Runner
     """Share items among workers of one thread each, `threads` of them; with fewer `workers` each has several threads.
 
     PyTorch's own threads share each operator, and wait for each other by spinning after every one. On cores that other
-    programs use as well that took three times the processor time; workers that take whole batches hardly wait.
+    programs use as well that took over three times the processor time; workers that take whole batches hardly wait.
     """
     count = threads if workers is None else min(workers, threads)
     if count == 1:

@@ -7,12 +7,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Final
 
+import numpy as np
 import torch
 
 from genomamba.fasta import SpooledRecord, spool_records
 from genomamba.fastq import read_sequence_events
 from genomamba.genomes import UNCLASSIFIED
-from genomamba.models import SpeciesClassifier
+from genomamba.models import BASES, SpeciesClassifier
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 from mambapipelines.calibration import PIECE_LENGTH_BP, FloatArray
@@ -25,7 +26,7 @@ from mambapipelines.classification_batches import (
 from mambapipelines.classification_outputs import UNKNOWN, Group
 from mambapipelines.classification_processes import Share
 from mambapipelines.classification_rows import Classification
-from mambapipelines.classification_unknown import LikelihoodQuantiles, best_likelihood
+from mambapipelines.classification_unknown import LikelihoodQuantiles, best_likelihood, own_likelihood, pair_counts
 from mambapipelines.console import BaseProgress
 
 # Short records wait for others of similar length, which go through the model together; the waiting is bounded.
@@ -136,25 +137,30 @@ class RecordClassifier:
             if record.tokens is None:
                 yield batch, RecordEvidence(record.name, record.length, 0, None, source)
             else:
-                yield batch, RecordEvidence(record.name, record.length, count_known(record.tokens), next(rows), source)
+                own = own_likelihood(pair_counts(record.tokens))
+                known_bases = count_known(record.tokens)
+                yield batch, RecordEvidence(record.name, record.length, known_bases, next(rows), source, own)
 
     def _evidence_of_long(self, record: SpooledRecord, progress: BaseProgress | None) -> RecordEvidence:
         """Evidence of a record that is streamed through the state, both strands side by side."""
         strands = zip(
             record.forward_pieces(self._piece_length), record.reverse_complement_pieces(self._piece_length), strict=True
         )
-        known_bases = 0
+        known_bases, pairs, base_before = 0, np.zeros((BASES, BASES), dtype=np.int64), None
 
         def counted() -> Iterator[tuple[Tokens, Tokens]]:
-            nonlocal known_bases
+            nonlocal known_bases, pairs, base_before
             for forward, reverse in strands:
                 known_bases += count_known(forward)
+                pairs = pairs + pair_counts(forward, base_before)
+                base_before = int(forward[-1])
                 yield forward, reverse
                 if progress is not None:
                     progress.advance(len(forward))
 
         evidence = evidence_of_pieces(self._model, counted())
-        return RecordEvidence(record.name, record.length, known_bases, evidence)
+        own = own_likelihood(pairs)
+        return RecordEvidence(record.name, record.length, known_bases, evidence, own_likelihood=own)
 
     def answer(self, record: RecordEvidence) -> Classification:
         """The call of a record from its evidence."""
@@ -162,7 +168,7 @@ class RecordClassifier:
             return Classification(record.name, record.length, UNCLASSIFIED, None)
         typicality = None
         if self._quantiles is not None:
-            score = best_likelihood(record.evidence, record.known_bases / record.length)
+            score = best_likelihood(record.evidence, record.known_bases / record.length) - record.own_likelihood
             # A record of unknown bases only is like nothing.
             typicality = self._quantiles.typicality(float(score), record.length) if record.known_bases else 0.0
         return self._answer(record.name, record.length, record.evidence, typicality)

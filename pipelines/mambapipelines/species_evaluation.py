@@ -11,7 +11,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from genomamba.baselines import BASELINE_NAMES, FittedBaselines, fit_baselines
 from genomamba.genomes import GenomeCollection, GenomeSpecification, load_genomes
@@ -19,7 +18,7 @@ from genomamba.models import SpeciesClassifier, load_classifier
 from genomamba.tokenizer import Tokens
 from genomamba.windows import MAXIMUM_UNKNOWN_FRACTION, EvaluationWindows, evaluation_windows
 from mambacore.errors import InputError
-from mambapipelines.calibration import FloatArray, expected_calibration_error, strand_averaged_evidence
+from mambapipelines.calibration import FloatArray, expected_calibration_error
 from mambapipelines.console import BaseProgress, check_writable_place, note, use_threads, write_whole
 from mambapipelines.evaluation_material import (
     check_lengths,
@@ -27,6 +26,15 @@ from mambapipelines.evaluation_material import (
     find_training_sequences,
     in_class_order,
     select_test_sequences,
+)
+from mambapipelines.outsider_evaluation import (
+    OutsiderRow,
+    ScoringModel,
+    detect_outsiders,
+    load_outsiders,
+    outsider_columns,
+    outsider_quantiles,
+    plot_outsiders,
 )
 
 MODEL_NAME: Final = "genomamba"
@@ -41,6 +49,7 @@ RELAXED_UNKNOWN_FRACTION: Final = 0.05
 BASES_PER_GROUP: Final = 1 << 21
 TABLE_NAME: Final = "accuracy.tsv"
 PLOT_NAME: Final = "accuracy_by_length.png"
+OUTSIDER_PLOT_PREFIX: Final = "outsiders_"
 CHOICES_NAME: Final = "baselines.json"
 
 Labels = npt.NDArray[np.int64]
@@ -63,6 +72,7 @@ class EvaluationOptions:
         plot: PNG to write, whatever `output` is.
         seed: chooses the windows.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
+        outsiders: genomes of none of the classes, which should be detected as such.
     """
 
     model_folder: Path
@@ -75,6 +85,7 @@ class EvaluationOptions:
     plot: Path | None = None
     seed: int = 0
     threads: int | None = None
+    outsiders: Sequence[GenomeSpecification] = ()
 
 
 @dataclass(frozen=True)
@@ -116,15 +127,21 @@ def evaluate_species_classifier(options: EvaluationOptions) -> list[AccuracyRow]
     genomes = in_class_order(load_genomes(options.genomes), model.config.class_names)
     test = select_test_sequences(genomes, details)
     check_lengths(test, options.lengths)
+    outsiders = load_outsiders(options.outsiders, model.config.class_names)
+    quantiles = outsider_quantiles(details) if options.outsiders else None
     fitted = None
     if options.baselines:
         training = find_training_sequences(genomes, options.training_genomes, details)
         note(f"fitting the baselines {', '.join(options.baselines)} to {describe_sequences(training)}")
         fitted = fit_named_baselines(training, options.lengths, options.seed, options.baselines)
+    scoring = ScoringModel(model)
     rows = accuracy_by_length(
-        classifiers_of(model, fitted), test, options.lengths, per_class=options.per_class, seed=options.seed
+        classifiers_of(scoring, fitted), test, options.lengths, per_class=options.per_class, seed=options.seed
     )
-    _write(options, rows, fitted, len(model.config.class_names))
+    detected = []
+    if quantiles is not None:
+        detected = detect_outsiders(scoring, quantiles, outsiders, per_outsider=options.per_class, seed=options.seed)
+    _write(options, rows, detected, fitted, len(model.config.class_names))
     return rows
 
 
@@ -142,9 +159,11 @@ def fit_named_baselines(
     )
 
 
-def classifiers_of(model: SpeciesClassifier, fitted: FittedBaselines | None) -> dict[str, Scores]:
+def classifiers_of(model: SpeciesClassifier | ScoringModel, fitted: FittedBaselines | None) -> dict[str, Scores]:
     """The model and the baselines under the names that the table gives them."""
-    classifiers: dict[str, Scores] = {MODEL_NAME: lambda windows, length: predict_with_model(model, windows, length)}
+    classifiers: dict[str, Scores] = {
+        MODEL_NAME: model if isinstance(model, ScoringModel) else ScoringModel(model),
+    }
     if fitted is not None:
         for name in fitted.names:
             classifiers[name] = lambda windows, length, name=name: (  # type: ignore[misc]
@@ -154,12 +173,9 @@ def classifiers_of(model: SpeciesClassifier, fitted: FittedBaselines | None) -> 
     return classifiers
 
 
-@torch.inference_mode()
 def predict_with_model(model: SpeciesClassifier, windows: Sequence[Tokens], length: int) -> tuple[Labels, FloatArray]:
     """Labels (windows,) and probabilities (windows, classes) of windows of one length, both strands averaged."""
-    evidence = torch.from_numpy(strand_averaged_evidence(model, np.stack(windows)))
-    probabilities = torch.softmax(model.logits(evidence, length), dim=-1).numpy()
-    return probabilities.argmax(axis=1), probabilities
+    return ScoringModel(model)(windows, length)
 
 
 def accuracy_by_length(
@@ -258,16 +274,23 @@ def wilson_interval(accuracy: float, trials: float) -> tuple[float, float]:
     return max(0.0, min(accuracy, center - half)), min(1.0, max(accuracy, center + half))
 
 
-def table_text(rows: Sequence[AccuracyRow]) -> str:
-    """The table as tab-separated text; shares have four decimals, and NA stands for no calibration error."""
+def table_text(rows: Sequence[AccuracyRow], detected: Sequence[OutsiderRow] = (), outsiders: Sequence[str] = ()) -> str:
+    """The table as tab-separated text; shares have four decimals, and NA stands for no calibration error.
+
+    With outsiders the model's rows say in further columns how well these are detected; they are NA for baselines.
+    """
     columns = ("accuracy", "low", "high")
     header = ("length", "classifier", *columns, "windows", "independent_windows", "expected_calibration_error")
-    lines = ["\t".join(header)]
+    columns_beside, cells_by_length = outsider_columns(detected, outsiders) if outsiders else ([], {})
+    lines = ["\t".join([*header, *columns_beside])]
     for row in rows:
         error = row.expected_calibration_error
         shares = [f"{getattr(row, column):.4f}" for column in columns]
         counts = [str(row.windows), str(row.independent_windows), "NA" if error is None else f"{error:.4f}"]
-        lines.append("\t".join([str(row.length), row.classifier, *shares, *counts]))
+        beside = ["NA"] * len(columns_beside)
+        if row.classifier == MODEL_NAME:
+            beside = cells_by_length.get(row.length, beside)
+        lines.append("\t".join([str(row.length), row.classifier, *shares, *counts, *beside]))
     return "\n".join(lines) + "\n"
 
 
@@ -325,7 +348,11 @@ def _is_folder(output: Path) -> bool:
 
 
 def _write(
-    options: EvaluationOptions, rows: Sequence[AccuracyRow], fitted: FittedBaselines | None, class_count: int
+    options: EvaluationOptions,
+    rows: Sequence[AccuracyRow],
+    detected: Sequence[OutsiderRow],
+    fitted: FittedBaselines | None,
+    class_count: int,
 ) -> None:
     from mambapipelines.plots import plot_accuracy_by_length  # noqa: PLC0415 - matplotlib, only when it is needed
 
@@ -338,9 +365,12 @@ def _write(
         table, plot = options.output / TABLE_NAME, options.plot or options.output / PLOT_NAME
         if fitted is not None:
             write_whole(options.output / CHOICES_NAME, json.dumps(fitted.describe(), indent=2) + "\n")
-    if table is None:
-        print(table_text(rows), end="", flush=True)
-    else:
-        write_whole(table, table_text(rows))
+    text = table_text(rows, detected, [specification.name for specification in options.outsiders])
     if plot is not None:
         write_whole(plot, plot_accuracy_by_length(rows, class_count))
+        if detected:
+            write_whole(plot.with_name(OUTSIDER_PLOT_PREFIX + plot.name), plot_outsiders(detected))
+    if table is None:
+        print(text, end="", flush=True)
+    else:
+        write_whole(table, text)

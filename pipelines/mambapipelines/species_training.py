@@ -27,6 +27,7 @@ from genomamba.windows import WindowSampler, evaluation_windows
 from mambacore.errors import InputError
 from mambacore.folder import CONFIG_NAME
 from mambapipelines.calibration import (
+    SHORT_LENGTHS_BP,
     CalibrationReport,
     calibrate,
     calibration_lengths,
@@ -222,7 +223,15 @@ class _Run:
         if evidence is None:
             self.progress.note("the held-out sequences are too short, so probabilities are not calibrated")
             return None
-        report = calibrate(self.model, evidence)
+        short = collect_evidence(
+            self.model,
+            self.held_out,
+            SHORT_LENGTHS_BP,
+            bases_per_class=bases_per_class,
+            maximum_windows_per_class=self.recipe.calibration.maximum_windows_per_class,
+            seed=self.options.seed,
+        )
+        report = calibrate(self.model, evidence, short)
         self.progress.note(report.summary())
         return report
 

@@ -1,4 +1,4 @@
-"""What `genomamba classify` writes beside the table, FASTQ, unlikely records, and work shared by processes."""
+"""What `genomamba classify` writes beside the table, FASTQ, and unlikely records."""
 
 import gzip
 import io
@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genomamba.fastq import read_record_texts
+from genomamba.tokenizer import COMPLEMENT_IDS, TOKEN_OF_BYTE
 from mambacore.errors import InputError
 from mambapipelines.calibration import HeldOutEvidence
-from mambapipelines.classification_batches import batches_by_length
-from mambapipelines.classification_unknown import LikelihoodQuantiles
+from mambapipelines.classification_batches import RecordEvidence, batches_by_length
+from mambapipelines.classification_outputs import CallSinks, Groups
+from mambapipelines.classification_processes import Share
+from mambapipelines.classification_unknown import LikelihoodQuantiles, own_likelihood, pair_counts
 from mambapipelines.species_classification import ClassificationOptions, RecordClassifier, classify_files
 from tiny_species import CLASS_NAMES, bases, fasta, tiny_model, write_tiny_model
 
@@ -26,42 +29,96 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     path = tmp_path / "in.fa"
-    lengths = [number * 37 % 90 for number in range(1100)] + [400, 5]
+    lengths = [number * 37 % 90 for number in range(60)] + [400, 5]
     path.write_bytes(fasta({f"bin{n % 3}_{n} words": bases(length, n) for n, length in enumerate(lengths)}))
     return path
 
 
-def test_two_processes_write_the_bytes_of_one_and_groups_add_up(
-    model_folder: Path, source: Path, tmp_path: Path
+def test_groups_add_up_by_expression_separator_or_file(model_folder: Path, tmp_path: Path) -> None:
+    source, mapping = tmp_path / "in.fa", tmp_path / "groups.tsv"
+    records = {f"bin{n % 2}_{n}": bases(30 + n, n) for n in range(6)} | {"alone": bases(40, 9), "bin1_empty": b""}
+    source.write_bytes(fasta(records))
+    mapping.write_text("".join(f"{name}\t{name.split('_')[0]}\n" for name in records if "_" in name))
+    tables = []
+    for rule in ("^(bin[0-9])_", "_", str(mapping)):
+        groups = tmp_path / "out.tsv"
+        classify_files(
+            ClassificationOptions(
+                model_folder, [str(source)], output=Path("/dev/null"), group_by=rule, groups_output=groups
+            )
+        )
+        tables.append(groups.read_text().splitlines())
+    assert tables[0] == tables[1] == tables[2]
+    assert tables[0][0].split("\t") == [
+        "group",
+        "records",
+        "length",
+        "call",
+        "probability",
+        "p_alba",
+        "p_nigra",
+        "p_rubra",
+    ]
+    rows = [line.split("\t") for line in tables[0][1:]]
+    assert [row[:3] for row in rows] == [["bin0", "3", "96"], ["bin1", "4", "99"]]
+    classifier = RecordClassifier(tiny_model())
+    evidence = [record for _, record in classifier.evidence([io.BytesIO(fasta(records))], Share())]
+    total = sum(record.evidence * record.length for record in evidence[0:6:2])  # type: ignore[operator,misc]
+    joint = RecordEvidence("bin0", 96, 96, total / 96)  # type: ignore[operator]
+    assert float(rows[0][4]) == pytest.approx(classifier.answer(joint).probability, abs=2e-6)
+
+
+def test_a_group_is_as_typical_as_its_records_on_average() -> None:
+    quantiles = LikelihoodQuantiles(np.array([64.0]), np.array([100.0]), np.linspace(-0.2, 0.2, 101)[None])
+    classifier = RecordClassifier(tiny_model(), unknown_rate=0.3, quantiles=quantiles)
+    records = [RecordEvidence(f"r{n}", 64, 64, np.array([value, -9.0, -9.0])) for n, value in enumerate([-0.18, 0.0])]
+    rows = [classifier.answer(record) for record in records]
+    assert [row.call for row in rows] == ["unknown", "alba"]
+    for chosen, call, factor in (([0], "unknown", 1), ([0, 0], "unknown", 2), ([0, 1], "alba", 2)):
+        groups = Groups(lambda name: "all")
+        for place in chosen:
+            groups.add(rows[place].name, 64, records[place].evidence, rows[place].typicality)
+        answer = classifier.answer_group("all", groups.by_name["all"])
+        mean = np.mean([rows[place].typicality for place in chosen])
+        assert (answer.call, answer.typicality) == (call, pytest.approx(factor * mean))
+
+
+def test_repeats_and_reverse_complements_have_the_own_likelihood_of_their_pairs() -> None:
+    tokens = np.frombuffer(b"ACGT" * 50 + b"NNCAGGTTTACN", dtype=np.uint8)
+    ids = np.array([TOKEN_OF_BYTE[byte] for byte in tokens], dtype=np.uint8)
+    counts = pair_counts(ids)
+    assert counts.sum() == 199 + 8
+    pieces = pair_counts(ids[:77]) + pair_counts(ids[77:], int(ids[76]))
+    assert np.array_equal(pieces, counts)
+    other = pair_counts(COMPLEMENT_IDS[ids[::-1]])
+    assert own_likelihood(other) == pytest.approx(own_likelihood(counts))
+    # A fixed successor leaves nothing to foretell; independent uniform letters leave log 4 nats.
+    assert own_likelihood(pair_counts(ids[:200])) == pytest.approx(0.0, abs=2e-3)
+    assert own_likelihood(np.ones((4, 4), dtype=int)) == pytest.approx(-np.log(4))
+    assert own_likelihood(np.zeros((4, 4), dtype=int)) == pytest.approx(-np.log(4))
+
+
+def test_no_file_appears_when_the_last_one_cannot_be_written(
+    model_folder: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outputs = []
-    for processes in (1, 2):
-        output, groups = tmp_path / f"{processes}.tsv", tmp_path / f"groups{processes}.tsv"
+    def fail(*_: object) -> None:
+        raise InputError("the input has changed")
+
+    monkeypatch.setattr(CallSinks, "_copy", fail)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match="has changed"):
         classify_files(
             ClassificationOptions(
                 model_folder,
-                [str(source), str(source)],
-                output=output,
-                group_by="^(bin[0-9])_",
-                groups_output=groups,
-                piece_length=256,
-                processes=processes,
+                [str(source)],
+                output=tmp_path / "out.tsv",
+                multiqc=tmp_path / "calls_mqc.tsv",
+                group_by="_",
+                groups_output=tmp_path / "groups.tsv",
+                classified_output=str(tmp_path / "by"),
             )
         )
-        outputs.append((output.read_bytes(), groups.read_bytes()))
-    assert outputs[0] == outputs[1]
-    assert outputs[0][0].count(b"\n") == 2 * 1102 + 1
-    rows = [line.split(b"\t") for line in outputs[0][1].splitlines()[1:]]
-    assert [row[0] for row in rows] == [b"bin0", b"bin1", b"bin2"]
-    assert sum(int(row[1]) for row in rows) == 2 * 1102
-
-
-def test_a_failure_in_another_process_is_its_sentence_and_leaves_no_file(model_folder: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.fa"
-    bad.write_bytes(b">a\nACGT\n>b\nMKLV\n")
-    with pytest.raises(InputError, match="record 'b'"):
-        classify_files(ClassificationOptions(model_folder, [str(bad)], output=tmp_path / "out.tsv", processes=2))
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.fa"]
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_sequences_go_to_a_file_for_each_call_unchanged(model_folder: Path, source: Path, tmp_path: Path) -> None:
@@ -143,7 +200,7 @@ def test_unknown_rate_needs_a_calibrated_model_and_adds_a_column(
         classify_files(ClassificationOptions(model_folder, [str(source)], output=Path("/dev/null"), unknown_rate=0.05))
     details = {
         "calibration": {
-            "likelihood_quantiles": {
+            "typicality_quantiles": {
                 "lengths_bp": [64],
                 "windows": [100],
                 "quantiles": [np.linspace(5.0, 6.0, 101).tolist()],

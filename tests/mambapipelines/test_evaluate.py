@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from genomamba.baselines import fitting
 from genomamba.genomes import GenomeCollection, GenomeSpecification, load_genomes
 from mambacore.errors import InputError
+from mambapipelines.calibration import collect_evidence
+from mambapipelines.classification_unknown import KEY, LikelihoodQuantiles
 from mambapipelines.evaluation_material import find_training_sequences, in_class_order, select_test_sequences
 from mambapipelines.species_evaluation import (
     AccuracyRow,
@@ -219,6 +222,42 @@ def test_the_table_says_na_where_there_are_no_calibrated_probabilities() -> None
     assert lines[1] == "1024\tkmer\t0.5000\t0.4000\t0.6000\t90\t80\tNA"
 
 
+def test_outsiders_are_detected_by_windows_that_were_not_tested(
+    collection: GenomeCollection, genomes: list[GenomeSpecification], details: dict[str, Any], tmp_path: Path
+) -> None:
+    training = collect_evidence(
+        tiny_model(), collection, [400], bases_per_class=40_000, maximum_windows_per_class=40, seed=3
+    )
+    assert training is not None
+    quantiles = LikelihoodQuantiles.of_windows(training)
+    folder = write_tiny_model(tmp_path / "model", {**details, "calibration": {KEY: quantiles.to_dict()}})
+    repeats, alike = tmp_path / "repeats.fa", tmp_path / "alike.fa"
+    repeats.write_bytes(fasta({"r": b"ACCT" * 1500}))
+    alike.write_bytes(fasta({"a": bases(6000, 77)}))
+    outsiders = [GenomeSpecification("repeats", (str(repeats),)), GenomeSpecification("alike", (str(alike),))]
+    options = EvaluationOptions(
+        folder, genomes, lengths=[400], per_class=15, baselines=[], output=tmp_path / "out", outsiders=outsiders
+    )
+    evaluate_species_classifier(options)
+    with (tmp_path / "out" / "accuracy.tsv").open(encoding="utf-8") as stream:
+        (row,) = csv.DictReader(stream, delimiter="\t")
+    assert (row["windows_repeats"], row["windows_alike"]) == ("15", "15")
+    assert (float(row["detected_repeats"]), float(row["auroc_repeats"])) == (1, 1)
+    assert float(row["detected_alike"]) < 0.3
+    assert 0.2 < float(row["auroc_alike"]) < 0.8
+    assert float(row["false_alarms"]) < 0.2
+    assert float(row["probability_auroc_repeats"]) != 1
+    assert (tmp_path / "out" / "outsiders_accuracy_by_length.png").read_bytes().startswith(b"\x89PNG")
+    # With another threshold the rates are others, and the area is the same.
+    low = {**quantiles.to_dict(), "quantiles": (quantiles.quantiles - 100).tolist()}
+    lenient = write_tiny_model(tmp_path / "lenient", {**details, "calibration": {KEY: low}})
+    evaluate_species_classifier(replace(options, model_folder=lenient, output=tmp_path / "lenient.tsv"))
+    with (tmp_path / "lenient.tsv").open(encoding="utf-8") as stream:
+        (other,) = csv.DictReader(stream, delimiter="\t")
+    assert (other["detected_repeats"], other["false_alarms"]) == ("0.0000", "0.0000")
+    assert other["auroc_alike"] == row["auroc_alike"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -229,6 +268,8 @@ def test_the_table_says_na_where_there_are_no_calibrated_probabilities() -> None
         ({"lengths": [6000]}, "the longest test sequence"),
         ({"output": Path("/nowhere/at/all.tsv")}, "no folder"),
         ({"threads": 0}, "--threads"),
+        ({"outsiders": [GenomeSpecification("alba", ("x.fa",))]}, "belongs to none"),
+        ({"outsiders": [GenomeSpecification("other", ("/nowhere.fa",))]}, "no file"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
