@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from audiomamba.datasets import (
     DIGITS,
     RECORDING_SHARES,
+    SPLITS,
     ClipCollection,
     read_clips,
     speech_commands_files,
@@ -37,6 +38,12 @@ class SplitClips(NamedTuple):
     valid: ClipCollection | None  # None: nothing to validate on
     rule: str  # how they were told apart, in words
     are_recordings: bool  # few and long: every second of sound should be drawn equally often
+    test_names: tuple[str, ...] = ()  # the paths within the folder of what is left for the test, unread
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """The clips of every split, in a fixed order."""
+        held_out = () if self.valid is None else tuple(clip.name for clip in self.valid.clips)
+        return {"train": tuple(clip.name for clip in self.train.clips), "valid": held_out, "test": self.test_names}
 
 
 def read_split_clips(
@@ -70,10 +77,11 @@ def read_split_clips(
         if valid is not None or test is not None or words is not None:
             raise InputError(f"{data} is one recording, cut by time; patterns and words are for folders of clips")
         parts = split_recording(data, quantiser)
-        return SplitClips(parts["train"], parts["valid"], "one recording, cut by time", True)
+        left = tuple(clip.name for clip in parts["test"].clips)
+        return SplitClips(parts["train"], parts["valid"], "one recording, cut by time", True, left)
     if valid is None and test is None and _is_speech_commands(data, words):
         chosen = tuple(words or DIGITS)
-        files = {split: speech_commands_files(data, split, chosen) for split in ("train", "valid")}
+        files = {split: speech_commands_files(data, split, chosen) for split in SPLITS}
         return _read(data, files, quantiser, f"the official split of Speech Commands, {len(chosen)} words", skip_bad)
     paths = _files_of_words(data, words)
     if valid is not None or test is not None:
@@ -148,7 +156,8 @@ def _read(
         raise InputError(f"{folder} has no clip to train on; give a folder that holds some")
     train = read_clips(files["train"], quantiser, folder=folder, skip_bad=skip_bad)
     valid = read_clips(files["valid"], quantiser, folder=folder, skip_bad=skip_bad) if files["valid"] else None
-    return SplitClips(train, valid, rule, False)
+    left = tuple(path.relative_to(folder).as_posix() for path in files.get("test", ()))
+    return SplitClips(train, valid, rule, False, left)
 
 
 def _cut_recordings(folder: Path, paths: Sequence[Path], quantiser: Quantiser, skip_bad: bool) -> SplitClips:
@@ -167,4 +176,6 @@ def _cut_recordings(folder: Path, paths: Sequence[Path], quantiser: Quantiser, s
     if not parts["train"]:
         raise InputError(f"none of the {len(paths)} files of {folder} can be read; the first says: {bad[0]}")
     train = ClipCollection(tuple(parts["train"]), quantiser, tuple(bad))
-    return SplitClips(train, ClipCollection(tuple(parts["valid"]), quantiser), "each recording cut by time", True)
+    valid = ClipCollection(tuple(parts["valid"]), quantiser)
+    left = tuple(clip.name for clip in parts["test"])
+    return SplitClips(train, valid, "each recording cut by time", True, left)

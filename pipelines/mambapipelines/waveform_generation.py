@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from audiomamba.datasets import PADDING_TARGET, ClipCollection, clip_example, read_clips
-from audiomamba.generation import GeneratedClips, WaveformGenerator, load
+from audiomamba.generation import LONGEST_SECONDS, GeneratedClips, WaveformGenerator, load
 from audiomamba.metrics import likelihood_rejection
 from audiomamba.models import WaveformModel
 from audiomamba.selection import flags_of, likelihoods_of_real_clips
@@ -29,6 +29,10 @@ COLUMNS: Final = ("clip", "seed", "number", "seconds", "bits_per_sample", "flags
 # More players make a page slow to open.
 MOST_PLAYERS: Final = 48
 REJECTIONS: Final = ("paper", "search")
+# Sound on the page, which holds it as text; longer clips lie beside it as files.
+MOST_PLAYED_SECONDS: Final = 600.0
+# Held in memory, for clips side by side; each takes 16 bytes until its file is written.
+MOST_SAMPLES_AT_ONCE: Final = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -86,22 +90,26 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     generator = load(options.model)
     real = None if options.real is None else real_bits_per_sample(generator.model, options.real)
     prompt = None if options.continued is None else generator.prompt(options.continued)
+    for flag in () if prompt is None else flags_of(generator.quantiser.decode(prompt)):
+        note(f"{options.continued} is {flag}: what goes on from it may be too")
     if not generator.is_native:
         note("layers of this model have no native steps: it generates through PyTorch, many times slower")
     rows: list[ClipRow] = []
     generated, seconds_taken = 0, 0.0
     shown: list[Tensor] = []
+    batch = _clips_at_once(options, generator.quantiser.sample_rate_hz, prompt)
     total = options.clips * max(1, round(options.seconds * generator.quantiser.sample_rate_hz))
     with BaseProgress("generating", total, lines_elsewhere=True, unit="samples") as progress:
-        for found in _batches(generator, options, prompt, progress):
+        for found in _batches(generator, options, batch, prompt, progress):
             generated += found.log_likelihoods.numel()
             seconds_taken += found.seconds_taken
             rows += _write(found, options, prompt)
-            shown += list(found.samples[: max(0, MOST_PLAYERS - len(shown))])
+            room = min(MOST_PLAYERS, int(MOST_PLAYED_SECONDS // rows[0].seconds)) - len(shown)
+            shown += list(found.samples[: max(0, room)])
     speed = generated / max(seconds_taken, 1e-9)
     note(
         f"{speed:,.0f} samples/s, real-time factor {speed / generator.quantiser.sample_rate_hz:.2f} "
-        f"({min(options.batch, options.clips)} clips side by side)"
+        f"({min(batch, options.clips)} clips side by side)"
     )
     rows = _rejected(rows, options, real)
     for row in rows:
@@ -137,6 +145,10 @@ def _check(options: WaveformGenerationOptions) -> None:
         raise InputError(f"--batch is {options.batch}: use a number of 1 or more")
     if options.clips < 1:
         raise InputError(f"--clips is {options.clips}: use a number of 1 or more")
+    if not 0 < options.seconds <= LONGEST_SECONDS:
+        raise InputError(
+            f"--seconds is {options.seconds:g}: ask for more than 0 and at most an hour ({LONGEST_SECONDS})"
+        )
     if options.reject is not None and options.reject not in REJECTIONS:
         raise InputError(f"--reject is {options.reject!r}: use {' or '.join(REJECTIONS)}")
     if (options.reject == "search") != (options.real is not None):
@@ -150,12 +162,25 @@ def _check(options: WaveformGenerationOptions) -> None:
         raise InputError(f"{parent} cannot be made ({error.strerror}): choose another --output") from error
 
 
+def _clips_at_once(options: WaveformGenerationOptions, rate: int, prompt: Tensor | None) -> int:
+    """As many clips side by side as asked for, or as fit into the memory of `MOST_SAMPLES_AT_ONCE`."""
+    samples = max(1, round(options.seconds * rate)) + (0 if prompt is None else prompt.shape[0])
+    fitting = max(1, MOST_SAMPLES_AT_ONCE // samples)
+    if fitting < min(options.batch, options.clips):
+        note(f"clips of this length are generated {fitting} side by side, not {options.batch}, to spare memory")
+    return min(options.batch, fitting)
+
+
 def _batches(
-    generator: WaveformGenerator, options: WaveformGenerationOptions, prompt: Tensor | None, progress: BaseProgress
+    generator: WaveformGenerator,
+    options: WaveformGenerationOptions,
+    batch: int,
+    prompt: Tensor | None,
+    progress: BaseProgress,
 ) -> Iterator[GeneratedClips]:
-    for first in range(0, options.clips, options.batch):
+    for first in range(0, options.clips, batch):
         yield generator.generate(
-            min(options.batch, options.clips - first),
+            min(batch, options.clips - first),
             options.seconds,
             options.seed,
             options.temperature,
@@ -213,7 +238,7 @@ def _page(
     settings = f"temperature {options.temperature:g}, top-p {options.top_p:g}, seed {options.seed}"
     introduction = [f"{len(rows)} clips of {options.model.name}, {settings}; {sum(row.kept for row in rows)} kept."]
     if len(pairs) < sum(row.kept for row in rows):
-        introduction.append(f"Only {len(pairs)} can be heard here; the others are beside this page.")
+        introduction.append(f"{len(pairs) or 'None'} can be heard here; the others are in files beside this page.")
     if options.continued is not None:
         introduction.append(f"Each goes on from {options.continued.name}.")
     captions = [

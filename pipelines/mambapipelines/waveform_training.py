@@ -6,6 +6,7 @@ the metrics of the run (`mambapipelines.run_state`) and, in `training/drawn`, th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import zlib
@@ -216,7 +217,7 @@ def _finish(run: TrainingRun, task: WaveformTask, clips: SplitClips, steps: int)
         "samples_seen": task.samples_seen(steps),
         "training_clips": len(clips.train.clips),
         "training_seconds": round(clips.train.seconds, 1),
-        "split": clips.rule,
+        "split": _split_details(options, clips),
         "valid_bits_per_sample": bits,
     }
     with published_model(options.output, run.folder) as temporary:
@@ -224,6 +225,24 @@ def _finish(run: TrainingRun, task: WaveformTask, clips: SplitClips, steps: int)
     scored = "" if bits is None else f", {bits:.4f} bits/sample on all held-out clips"
     run.progress.note(f"wrote {options.output} after {format_duration(seconds)}{scored}")
     return WaveformTrainingResult(options.output, steps, bits, run.folder.metrics_path, seconds)
+
+
+def _split_details(options: WaveformTrainingOptions, clips: SplitClips) -> dict[str, Any]:
+    """How the clips were told apart, and which they were: what an evaluation on the same test clips has to know.
+
+    Names stand as a number and a checksum (SHA-256 of the sorted names, each with a line break), not as lists of tens
+    of thousands. Of recordings that were cut by time, the parts have the names.
+    """
+    details: dict[str, Any] = {
+        "rule": clips.rule,
+        "valid_pattern": options.valid,
+        "test_pattern": options.test,
+        "words": None if options.words is None else list(options.words),
+    }
+    for split, names in clips.names().items():
+        lines = "".join(f"{name}\n" for name in sorted(names))
+        details[split] = {"clips": len(names), "names_sha256": hashlib.sha256(lines.encode()).hexdigest()}
+    return details
 
 
 def _fingerprint(options: WaveformTrainingOptions, recipe: AudioRecipe, clips: SplitClips) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def test_patterns_choose_and_test_clips_are_not_read(tmp_path):
     assert names_of(split.train) == ["0_ann_30.wav", "1_ann_30.wav"]
     assert names_of(split.valid) == ["0_ann_12.wav", "1_ann_12.wav"]
     assert not split.are_recordings
+    assert split.names()["test"] == ("0_ann_5.wav", "0_ann_7.wav", "1_ann_5.wav")
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,7 @@ def test_speech_commands_is_its_ten_digits(tmp_path):
     (tmp_path / "testing_list.txt").write_text("one/1.wav\n")
     split = read_split_clips(tmp_path, QUANTISER)
     assert len(split.train.clips) == 18 and names_of(split.valid) == ["zero/1.wav"]
+    assert split.test_names == ("one/1.wav",)
     assert "Speech Commands" in split.rule
     assert names_of(read_split_clips(tmp_path, QUANTISER, words=["cat"]).train) == ["cat/2.wav"]
 
@@ -84,6 +86,7 @@ def test_recordings_are_cut_by_time(tmp_path):
         split = read_split_clips(data, QUANTISER)
         assert split.are_recordings and len(split.train.clips) == len(split.valid.clips) == clips
         assert [clip.classes.shape[0] for clip in (split.train.clips[0], split.valid.clips[0])] == [880, 60]
+        assert split.test_names == ("a.wav (test)", "b.flac (test)")[:clips]
     with pytest.raises(InputError, match="is one recording"):
         read_split_clips(tmp_path / "a.wav", QUANTISER, valid="*")
 
