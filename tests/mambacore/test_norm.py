@@ -1,13 +1,16 @@
 """The root-mean-square norm equals PyTorch's own, with gradients."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from mambacore import use_backend
+from mambacore.layers import ResidualStack
 from mambacore.layers.norm import root_mean_square_norm
 from mambacore.native import native_library
-from tolerances import OF_DTYPE, relative_error
+from tolerances import FLOAT16, FLOAT16_LAYERS, OF_DTYPE, relative_error
 
 BACKENDS = [
     pytest.param(
@@ -58,6 +61,43 @@ def test_a_row_of_zeros_stays_zero_and_finite():
     outputs = root_mean_square_norm(inputs, torch.ones(8))
     outputs.sum().backward()
     assert torch.equal(outputs, torch.zeros(2, 8)) and torch.isfinite(inputs.grad).all()
+
+
+def test_float16_is_computed_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    inputs = (2000 * torch.randn(3, 33, generator=generator)).half()  # whose squares float16 cannot hold
+    outputs, *grads = run_from(inputs, lambda values, weight: root_mean_square_norm(values, weight, EPSILON))
+    expected, *expected_grads = run_from(
+        inputs.double(), lambda values, weight: F.rms_norm(values, (33,), weight, EPSILON)
+    )
+    assert outputs.dtype == grads[0].dtype == torch.float16
+    assert relative_error(outputs, expected) < FLOAT16
+    assert relative_error(grads[1], expected_grads[1]) < FLOAT16
+
+
+def run_from(inputs, function):
+    weight = torch.ones(inputs.shape[-1], dtype=torch.promote_types(inputs.dtype, torch.float32), requires_grad=True)
+    inputs = inputs.clone().requires_grad_()
+    outputs = function(inputs, weight)
+    return [outputs, *torch.autograd.grad(outputs.sum(), [inputs, weight])]
+
+
+@pytest.mark.parametrize("mixer", ["selective", {"name": "selective", "complex_state": True}], ids=["real", "complex"])
+def test_a_whole_stack_works_in_float16(mixer):
+    torch.manual_seed(0)
+    stack = ResidualStack(16, [mixer] * 2).half()
+    sequence = torch.randn(2, 9, 16).half()
+    outputs, _ = stack(sequence)
+    seeds = torch.randn(2, 9, 16)
+    outputs.backward(seeds.half())
+    wide = copy.deepcopy(stack).double()
+    wide.zero_grad()
+    expected, _ = wide(sequence.double())
+    expected.backward(seeds.double())
+    assert outputs.dtype == torch.float16 and relative_error(outputs, expected) < FLOAT16_LAYERS
+    for (name, found), (_, wanted) in zip(stack.named_parameters(), wide.named_parameters(), strict=True):
+        assert found.grad.dtype == torch.float16
+        assert relative_error(found.grad, wanted.grad) < FLOAT16_LAYERS, name
 
 
 def test_a_weight_of_another_width_is_refused():

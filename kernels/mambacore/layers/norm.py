@@ -6,7 +6,7 @@ PyTorch's own is composed of ten passes over memory on a CPU, forward and backwa
 import torch
 from torch import Tensor, nn
 
-from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for
+from mambacore.backends import ELEMENT_TYPES, INPUT_DTYPES, compute_dtype, native_library_for
 from mambacore.native.library import Norm
 
 # Below this many elements a second thread costs more than it saves.
@@ -30,7 +30,7 @@ def root_mean_square_norm(inputs: Tensor, weight: Tensor, epsilon: float = 1e-5)
     """inputs / sqrt(mean(inputs^2) + epsilon) * weight over the last dimension.
 
     Args:
-        inputs: (..., width), float32, bfloat16 or float64.
+        inputs: (..., width), float32, bfloat16, float16 or float64; computed in float64 for the last, else in float32.
         weight: (width,).
         epsilon: keeps rows of zeros finite.
 
@@ -38,8 +38,8 @@ def root_mean_square_norm(inputs: Tensor, weight: Tensor, epsilon: float = 1e-5)
         ValueError: weight does not fit the inputs.
         TypeError: an unsupported dtype.
     """
-    if inputs.dtype not in ELEMENT_TYPES:
-        raise TypeError(f"inputs must be float32, bfloat16 or float64 but is {inputs.dtype}; convert it first")
+    if inputs.dtype not in INPUT_DTYPES:
+        raise TypeError(f"inputs must be float32, bfloat16, float16 or float64 but is {inputs.dtype}; convert it first")
     if inputs.dim() < 1 or tuple(weight.shape) != tuple(inputs.shape[-1:]):
         raise ValueError(
             f"weight must have the width of the inputs {tuple(inputs.shape)} but has {tuple(weight.shape)}"
