@@ -16,14 +16,16 @@ PACKAGES = ("genomamba", "torch", "lightning", "numpy", "safetensors")
 
 
 def provenance() -> dict[str, Any]:
-    """JSON-able: versions of the packages that matter, git revision of the source if it is a checkout, and machine."""
+    """JSON-able: versions of the packages that matter, git revision of the source if it is a checkout, and machine, with
+    every backend of the kernels or the reason why it is not there.
+    """
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git_revision": git_revision(Path(__file__).parent),
         "machine": {
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
-            "backend": backends()["native"],
+            "backends": backends(),
         },
     }
 

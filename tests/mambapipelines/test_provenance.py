@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from mambacore import backends
 from mambapipelines.provenance import git_revision, provenance
 
 
@@ -39,3 +40,4 @@ def test_provenance_is_json_and_names_the_versions() -> None:
     content = json.loads(json.dumps(provenance()))
     assert content["versions"]["torch"] == torch.__version__.split("+")[0]
     assert content["machine"]["threads"] == torch.get_num_threads()
+    assert content["machine"]["backends"] == backends()
