@@ -7,7 +7,7 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed (torch brings it along on Linux)", allow_module_level=True)
 
-from mambacore.triton_kernels import convolution_kernels, scan, scan_backward, scan_forward
+from mambacore.triton_kernels import convolution_kernels, scan, scan_backward, scan_forward, step, step_kernels
 from triton_compilation import TOOLS, compiled
 
 pytestmark = pytest.mark.skipif(
@@ -31,14 +31,23 @@ KERNELS = {
     "convolution's gradient": (convolution_kernels.grad_before_activation, CONVOLVE, 4),
     "gradient of its inputs": (convolution_kernels.grad_of_inputs, CONVOLUTION, 4),
 }
+CONVOLVE_STEP = {"HAS_BIAS": True, "HAS_STATE": True, "WIDTH": 4, "BLOCK_CHANNELS": step.CONVOLVE_CHANNELS}
+ADVANCE = {"HAS_STATE": True, "BLOCK_STATES": STATES, "BLOCK_CHANNELS": step.ADVANCE_ELEMENTS // STATES}
+KERNELS |= {
+    "step's convolution": (step_kernels.convolve, CONVOLVE_STEP, step.CONVOLVE_WARPS),
+    "step": (step_kernels.advance, ADVANCE, step.ADVANCE_WARPS),
+}
 OF_SCAN = ("summary", "outputs", "carry", "backward's summary", "retreat")
+WITH_COMPLEX_NUMBERS = (*OF_SCAN, "step")
+WITH_RECORDS = (*OF_SCAN, "convolution", "convolution's gradient", "gradient of its inputs")
 QUICK = [(name, False, 90, "fp32", False) for name in KERNELS]
+QUICK += [(name, True, 90, "fp32", False) for name in ("retreat", "step")]
 THOROUGH = [
     (name, is_complex, capability, dtype, packed)
     for name in KERNELS
-    for is_complex in ((False, True) if name in OF_SCAN else (False,))
+    for is_complex in ((False, True) if name in WITH_COMPLEX_NUMBERS else (False,))
     for capability, dtype in ((90, "fp32"), (90, "bf16"), (80, "fp16"))
-    for packed in (False, True)
+    for packed in ((False, True) if name in WITH_RECORDS else (False,))
     if (name, is_complex, capability, dtype, packed) not in QUICK
 ]
 
@@ -49,12 +58,12 @@ THOROUGH = [
 )
 def test_kernel_compiles(name, is_complex, capability, dtype, packed):
     kernel, switches, warps = KERNELS[name]
-    switches = switches | {"HAS_RESETS": packed}
+    switches = switches | {"HAS_RESETS": packed, "IS_COMPLEX": is_complex}
     if name in OF_SCAN:
-        block = scan.plan_of(1, 1 << 20, 1024, 1, (1 + is_complex) * STATES, "summary" != name != "outputs", 132)
-        switches = {"BLOCK_CHANNELS": block.block_channels} | switches | {"IS_COMPLEX": is_complex}
+        plan = scan.plan_of(1, 1 << 20, 1024, 1, (1 + is_complex) * STATES, "summary" != name != "outputs", 132)
+        switches = {"BLOCK_CHANNELS": plan.block_channels} | switches
+        warps = warps if name == "carry" else plan.warps
     used = compiled(kernel, switches, capability, dtype, warps)
     assert 0 < used["REG"] <= 255, used
     if not packed and capability == 90 and dtype == "fp32":
-        # Nothing leaves the registers, but for two numbers of the complex backward kernel, which needs all of them.
-        assert used["STACK"] <= (8 if name == "retreat" and is_complex else 0), used
+        assert used["STACK"] == 0, used  # nothing leaves the registers

@@ -6,6 +6,8 @@ import torch
 from gradients import gradients_of
 from mambacore import backends, causal_convolution, selective_scan, use_backend
 from mambacore.convolution import causal_convolution_reference
+from mambacore.layers import ResidualBlock, SelectiveMixer
+from mambacore.layers.step import states_in_place, steps_on_device
 from scan_cases import complex_scan_arguments, random_starts, scan_arguments
 from tolerances import BFLOAT16, COMPLEX_FLOAT32, FLOAT32, relative_error
 
@@ -120,3 +122,32 @@ def test_a_captured_graph_repeats_the_scan():
         outputs.zero_()
         graph.replay()
     assert torch.equal(outputs, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"complex_state": True, "state_size": 7}], ids=["real", "complex"])
+def test_steps_and_a_captured_step_equal_the_block_on_a_cpu(options):
+    torch.manual_seed(0)
+    block, sequence = ResidualBlock(96, SelectiveMixer(96, **options)), torch.randn(3, 6, 96)
+    expected, expected_state = block(sequence)
+    block, sequence = block.cuda(), sequence.cuda()
+    with torch.no_grad(), states_in_place():
+        assert steps_on_device(block, sequence[:, :1])
+        outputs, state = [], None
+        for position in range(3):
+            found, state = block(sequence[:, position : position + 1], state)
+            outputs.append(found)
+        kept, given = [tensor.clone() for tensor in state], sequence[:, 3:4].clone()
+        block(given, state)  # compiles before the capture
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            found, _ = block(given, state)
+        for place, value in zip(state, kept, strict=True):
+            place.copy_(value)
+        for position in range(3, 6):
+            given.copy_(sequence[:, position : position + 1])
+            graph.replay()
+            outputs.append(found.clone())
+    assert relative_error(torch.cat(outputs, dim=1).cpu(), expected) < COMPLEX_FLOAT32
+    for one, other in zip(state, expected_state, strict=True):
+        assert relative_error(one.cpu(), other) < COMPLEX_FLOAT32

@@ -11,12 +11,12 @@ from triton.compiler import ASTSource
 
 # Arguments that are in the inputs' dtype, and flags; everything else that is a tensor is float32.
 OF_INPUTS = {"inputs", "step_size", "gate", "grad_outputs", "outputs", "grad_inputs", "grad_step_size", "grad_gate",
-             "state", "grad_state"}  # fmt: skip
+             "state", "grad_state", "new_state", "matrices"}  # fmt: skip
 FLAGS = {"resets", "kept"}
 FLOATS = {"input_matrix", "output_matrix", "rates", "skip_weight", "step_bias", "chunk_states", "step_sums",
           "final_state", "borders", "scratch_states", "chunk_carries", "grad_into", "grad_out_of", "grad_rates",
           "grad_skip", "grad_bias", "grad_first_state", "first_state", "weight", "bias", "grads",
-          "grad_weight"}  # fmt: skip
+          "grad_weight", "scan_state", "new_scan_state", "log_decay_rate", "frequency"}  # fmt: skip
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -25,11 +25,12 @@ def compiled(kernel, switches: dict, capability: int, dtype: str, warps: int) ->
 
     Args:
         kernel: of ``mambacore.triton_kernels``.
-        switches: its upper-case arguments.
+        switches: its upper-case arguments; others that it does not have are left out.
         capability: 80 for Ampere, 90 for Hopper.
         dtype: of the inputs, as Triton says it: fp32, bf16, fp16.
         warps: per program.
     """
+    switches = {name: value for name, value in switches.items() if name in kernel.arg_names}
     signature = {}
     for name in kernel.arg_names:
         if name in switches:

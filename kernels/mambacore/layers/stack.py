@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mambacore.layers.mixer import Mixer, build_mixer
 from mambacore.layers.norm import RootMeanSquareNorm
-from mambacore.layers.step import step_block, step_library
+from mambacore.layers.step import step_block, step_library, step_on_device, steps_on_device
 from mambacore.parallel import active_ranks
 
 # One state per block, each whatever its mixer hands on.
@@ -35,6 +35,8 @@ class ResidualBlock(nn.Module):
         library = step_library(self, sequence) if alone else None
         if library is not None:
             return step_block(library, self, sequence, state)
+        if alone and steps_on_device(self, sequence):
+            return step_on_device(self, sequence, state)
         mixed, state = self.mixer(self.norm(sequence), state, sequence_starts)
         return sequence + mixed, state
 

@@ -1,17 +1,22 @@
-"""One position through a residual selective block in one native call: what generation is made of.
+"""One position through a residual selective block in few calls: what generation is made of.
 
-Operator by operator, PyTorch takes ten times longer to call for a single position than the arithmetic does.
+Operator by operator, PyTorch takes ten times longer to call for a single position than the arithmetic does. On a CPU
+the native library takes the whole block in one call. On a GPU two kernels take all that lies between the projections,
+which stay with PyTorch; the states may be overwritten, so that a captured CUDA graph holds the whole step.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from mambacore.backends import ELEMENT_TYPES, native_library_for
+from mambacore.backends import ELEMENT_TYPES, native_library_for, state_dtype, triton_computes, wanted_backend
 from mambacore.layers.selective import SelectiveMixer, SelectiveState
 from mambacore.native.library import BlockStep, Library
 
@@ -66,7 +71,7 @@ def step_library(block: ResidualBlock, sequence: Tensor) -> Library | None:
     prepared = _prepared.get(block)
     if prepared is None or not prepared.still_holds(block):
         _prepared[block] = prepared = PreparedStep(block)
-    fits = prepared.fits and sequence.dtype == prepared.dtype
+    fits = prepared.fits and sequence.dtype == prepared.dtype and wanted_backend() != "triton"
     return native_library_for(sequence) if fits else None
 
 
@@ -88,6 +93,73 @@ def step_block(
         step.convolution_state, step.scan_state = before.data_ptr(), held.data_ptr()
     library.block_step(step)
     return outputs, SelectiveState(convolution_state, scan_state)
+
+
+_in_place: ContextVar[bool] = ContextVar("mambacore_states_in_place", default=False)
+
+
+@contextlib.contextmanager
+def states_in_place() -> Iterator[None]:
+    """Inside, a step on a GPU writes its new states over those that it is given, and hands the same tensors on.
+
+    A graph captured like this goes on from where its last replay ended. Steps that go another way hand on new tensors,
+    as always (``SelectiveState`` says of which shape): compare with ``is``.
+    """
+    token = _in_place.set(True)
+    try:
+        yield
+    finally:
+        _in_place.reset(token)
+
+
+def steps_on_device(block: ResidualBlock, sequence: Tensor) -> bool:
+    """Whether the GPU's kernels take this (batch, 1, model_width) sequence through the block."""
+    if torch.is_grad_enabled() or sequence.shape[1] != 1 or sequence.shape[0] == 0:
+        return False
+    # Only plain tensors have memory to give to a kernel; a tracer's have none.
+    if type(block.mixer) is not SelectiveMixer or type(sequence) is not Tensor or torch.compiler.is_compiling():
+        return False
+    return triton_computes(sequence)
+
+
+def step_on_device(
+    block: ResidualBlock, sequence: Tensor, state: SelectiveState | None
+) -> tuple[Tensor, SelectiveState]:
+    """As ``block(sequence, state)`` for a sequence (batch, 1, model_width), without gradients, on a GPU."""
+    from mambacore.triton_kernels import step  # noqa: PLC0415  only where there is Triton
+
+    mixer = block.mixer
+    assert isinstance(mixer, SelectiveMixer)
+    inputs, gate = mixer.input_projection(block.norm(sequence)).squeeze(1).chunk(2, dim=-1)
+    batch, kernel_width = inputs.shape[0], mixer.convolution_weight.shape[1]
+    shape = (batch, kernel_width - 1, mixer.inner_width)
+    before, after = _states(None if state is None else state.convolution, shape, inputs.dtype, inputs.device)
+    inputs = step.convolve(inputs, mixer.convolution_weight.contiguous(), mixer.convolution_bias, before, after)
+    selected = mixer.selection_projection(inputs)
+    step_size = mixer.step_projection(selected[:, : mixer.step_rank])
+    dtype = state_dtype(inputs.dtype, mixer.complex_state)
+    shape = (batch, mixer.inner_width, mixer.state_size)
+    held, new = _states(None if state is None else state.scan, shape, dtype, inputs.device)
+    frequency = None if mixer.frequency is None else mixer.frequency.contiguous()
+    outputs = step.advance(
+        inputs, gate, step_size.contiguous(), selected[:, mixer.step_rank :], mixer.log_decay_rate.contiguous(),
+        frequency, mixer.skip_weight, mixer.step_bias, held, new,
+    )  # fmt: skip
+    return sequence + mixer.output_projection(outputs).unsqueeze(1), SelectiveState(after, new)
+
+
+def _states(
+    state: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor | None, Tensor]:
+    """The old state as kernels read it, and where the new one goes."""
+    if state is None:
+        return None, torch.empty(shape, dtype=dtype, device=device)
+    if tuple(state.shape) != shape:
+        raise ValueError(
+            f"the state must have shape {shape} to fit the block and the batch but has {tuple(state.shape)}"
+        )
+    before = state.to(dtype).resolve_conj().contiguous()
+    return before, before if before is state and _in_place.get() else torch.empty_like(before)
 
 
 def _parameters(block: ResidualBlock) -> dict[str, Tensor]:

@@ -18,9 +18,10 @@ from mambacore.triton_kernels.launch import multiprocessors, or_first
 INTERVAL = DEVICE_BORDER_INTERVAL
 # Positions whose states backward holds in registers; with 4 of them ptxas moves some to memory (Hopper, 16 states).
 KEPT = 2
-# (states per channel, complex numbers counted twice) to channels of a program, forward and backward: at least
-# half a warp's lanes lie along the channels, and a lane holds what its registers can hold beside an interval's states.
-BLOCK_CHANNELS = ((8, 32, 32), (16, 32, 16), (32, 32, 8), (64, 16, 4), (128, 8, 2))
+# For so many states per channel (complex numbers counted twice), channels of a program forward, and channels and warps
+# backward: at least half a warp's lanes lie along the channels, and a lane holds what its registers can hold beside an
+# interval's states. (32 numbers of 8 channels in one warp are the same share, but ptxas moves 8 bytes to memory.)
+BLOCKS = {8: (32, 32, 1), 16: (32, 16, 1), 32: (32, 16, 2), 64: (16, 4, 1), 128: (8, 2, 1)}
 # A device is full with so many warps per multiprocessor, four schedulers with four warps each...
 WARPS_TO_FILL = 16
 # ...and a single pass is faster than two when it has this many: each scheduler has one, whose states are independent.
@@ -36,10 +37,11 @@ class Plan(NamedTuple):
     blocks_per_group: int
     chunk_length: int
     chunk_count: int
+    warps: int
 
 
 def plan_of(batch: int, length: int, channels: int, groups: int, numbers: int, backward: bool, processors: int) -> Plan:
-    """Channels per program and chunks of the length, from the sizes alone: the same sizes give the same bits.
+    """Channels and warps per program and chunks of the length, from the sizes alone: the same sizes give the same bits.
 
     Args:
         batch: sequences.
@@ -50,17 +52,16 @@ def plan_of(batch: int, length: int, channels: int, groups: int, numbers: int, b
         backward: of the backward pass.
         processors: multiprocessors of the device.
     """
-    padded = _power_of_two(numbers)
-    fitting = [row for row in BLOCK_CHANNELS if padded <= row[0]]
-    block = fitting[0][1 + backward] if fitting else 1
+    fitting = next((row for padded, row in BLOCKS.items() if numbers <= padded), (1, 1, 1))
+    block, warps = fitting[1:] if backward else (fitting[0], 1)
     block = min(block, _power_of_two(channels // groups))
     blocks = -(-channels // groups // block)
-    programs = batch * groups * blocks
-    if programs >= WARPS_FOR_ONE_PASS * processors:
-        return Plan(block, blocks, max(length, 1), 1)
-    wanted = -(-WARPS_TO_FILL * processors // max(programs, 1))
+    in_flight = batch * groups * blocks * warps
+    if in_flight >= WARPS_FOR_ONE_PASS * processors:
+        return Plan(block, blocks, max(length, 1), 1, warps)
+    wanted = -(-WARPS_TO_FILL * processors // max(in_flight, 1))
     chunk_length = max(SHORTEST_CHUNK, INTERVAL * math.ceil(length / wanted / INTERVAL))
-    return Plan(block, blocks, chunk_length, max(1, -(-length // chunk_length)))
+    return Plan(block, blocks, chunk_length, max(1, -(-length // chunk_length)), warps)
 
 
 def _power_of_two(number: int) -> int:
@@ -140,7 +141,7 @@ class _Arguments:
             "IS_COMPLEX": self.is_complex, "SOFTPLUS": step_softplus, "REVERSE": reverse,
             "HAS_GATE": gate is not None, "HAS_BIAS": step_bias is not None, "HAS_RESETS": resets is not None,
             "OUT_OF_FIXED": self.out_of.fixed, "BLOCK_STATES": _power_of_two(self.state_size),
-            "BLOCK_CHANNELS": self.plan.block_channels,
+            "BLOCK_CHANNELS": self.plan.block_channels, "num_warps": self.plan.warps,
         }  # fmt: skip
         self.cut = (
             self.length, self.channels, self.channels // self.groups, self.plan.blocks_per_group, self.state_size,
