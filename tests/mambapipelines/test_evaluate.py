@@ -233,7 +233,7 @@ def test_outsiders_are_detected_by_windows_that_were_not_tested(
     folder = write_tiny_model(tmp_path / "model", {**details, "calibration": {KEY: quantiles.to_dict()}})
     repeats, alike = tmp_path / "repeats.fa", tmp_path / "alike.fa"
     repeats.write_bytes(fasta({"r": b"ACCT" * 1500}))
-    alike.write_bytes(fasta({"a": bases(6000, 77)}))
+    alike.write_bytes(fasta({name: bases(2500, 77 + size, gc) for size, (name, gc) in enumerate(GC_SHARES.items())}))
     outsiders = [GenomeSpecification("repeats", (str(repeats),)), GenomeSpecification("alike", (str(alike),))]
     options = EvaluationOptions(
         folder, genomes, lengths=[400], per_class=15, baselines=[], output=tmp_path / "out", outsiders=outsiders
