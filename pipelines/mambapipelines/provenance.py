@@ -16,8 +16,8 @@ PACKAGES = ("genomamba", "torch", "lightning", "numpy", "safetensors")
 
 
 def provenance() -> dict[str, Any]:
-    """JSON-able: versions of the packages that matter, git revision of the source if it is a checkout, and machine, with
-    every backend of the kernels or the reason why it is not there.
+    """JSON-able: versions of the packages that matter, git revision of the source if it is a checkout, and machine,
+    with every backend of the kernels or the reason why it is not there.
     """
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
