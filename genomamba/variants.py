@@ -107,7 +107,13 @@ class VariantFile:
             with gzip.open(self._path) as content:
                 self._keep_copy(content)
         with self._open() as opened:
-            self.header_text = str(opened.header)
+            try:
+                self.header_text = str(opened.header)
+            except UnicodeDecodeError as error:
+                self.close()
+                raise InputError(
+                    f"{self.label} has a header that is not UTF-8 ({error}): convert it with `iconv`, or correct it."
+                ) from error
 
     def records(self, with_lines: bool = False) -> Iterator[Variant]:
         """Yield the records in the order of the file, whether it is sorted or not.
