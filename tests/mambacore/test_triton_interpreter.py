@@ -64,7 +64,7 @@ SHAPES = {
     "one past a chunk, fixed matrices": (1, 17, 2, 4, 1, FIXED),
     "three chunks, groups": (1, 33, 2, 3, 2, ()),
 }
-# The interpreter takes a second per twenty positions, so each shape is quickly tested one way, and thoroughly both.
+# Interpreted positions are slow, so each shape is quickly tested one way, and thoroughly both.
 QUICK_WAYS = {
     "one position": "complex",
     "one short of a chunk": "real",
