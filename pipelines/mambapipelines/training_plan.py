@@ -85,7 +85,7 @@ class RunPlan:
         """The schedule with the most steps that fit into `seconds_left` after the first `measured_steps`."""
         measured_cost = self.steps_cost(measured_steps)
         # The steps that were timed may have had shorter windows than those to come.
-        seconds_per_full_step = seconds_per_step * max(1, measured_steps) / (measured_cost or 1.0)
+        seconds_per_full_step = seconds_per_step * (max(1, measured_steps) / (measured_cost or 1.0))
         affordable = measured_cost + seconds_left / seconds_per_full_step
         most = max(measured_steps + 1, math.ceil(affordable)) + self.longest_warmup
         candidates = range(measured_steps + 1, most + 1)

@@ -98,6 +98,7 @@ def test_a_run_learns_calibrates_and_leaves_a_model_and_its_metrics(
         "README.md",
         "config.json",
         "model.safetensors",
+        "report.html",
         "training",
     ]
 
