@@ -261,7 +261,11 @@ def test_two_processes_fine_tune_and_choose_the_best_state_as_one_does(
 ) -> None:
     options = FinetuningOptions(
         table=write_table(tmp_path), output=tmp_path / "alone", steps=STEPS, recipe="tiny", threads=1,
-        changes=["optimizer.average_decay=0.8", "validation.every_fraction=0.3"],
+        # An even number of rows, which two processes can share.
+        changes=[
+            "optimizer.average_decay=0.8", "validation.every_fraction=0.3",
+            "batch.bases_per_step=32", "batch.minimum_windows_per_step=20",
+        ],
     )  # fmt: skip
     output = assert_same_model(processes, finetune_in_process, options, strategy)
     best = load_sequence_model(output)[1]["best_step"]
