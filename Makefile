@@ -40,13 +40,13 @@ bench: install
 	$(BIN)/python kernels/benchmarks/scan.py
 	$(BIN)/python kernels/benchmarks/block.py
 	$(BIN)/python kernels/benchmarks/longsequence.py
-	$(BIN)/python kernels/benchmarks/training_overhead.py
-	$(BIN)/python kernels/benchmarks/classify.py
-	$(BIN)/python kernels/benchmarks/generation.py
+	$(BIN)/python pipelines/benchmarks/training_overhead.py
+	$(BIN)/python pipelines/benchmarks/classify.py
+	$(BIN)/python pipelines/benchmarks/generation.py
 
 # One step of a waveform model on 958,464 samples: minutes.
 bench-waveform: install
-	$(BIN)/python kernels/benchmarks/waveform_step.py
+	$(BIN)/python pipelines/benchmarks/waveform_step.py
 
 # Writes rows and plots into the folder OUTPUT as they come. mamba_ssm is a peer where its kernel is installed (make
 # bench-gpu-peer); elsewhere its published algorithm in Triton is.

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from audiomamba.data.waveforms import read_waveform
+    from audiomamba.data.writing import write_waveform
     from audiomamba.generation import GeneratedClips, WaveformGenerator, load
-    from audiomamba.waveforms import read_waveform
-    from audiomamba.writing import write_waveform
 
 __all__ = ["GeneratedClips", "WaveformGenerator", "load", "read_waveform", "write_waveform"]
 
@@ -19,8 +19,8 @@ _HOMES = {
     "GeneratedClips": "audiomamba.generation",
     "WaveformGenerator": "audiomamba.generation",
     "load": "audiomamba.generation",
-    "read_waveform": "audiomamba.waveforms",
-    "write_waveform": "audiomamba.writing",
+    "read_waveform": "audiomamba.data.waveforms",
+    "write_waveform": "audiomamba.data.writing",
 }
 
 

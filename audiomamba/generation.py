@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audiomamba.data.quantisers import Quantiser
+from audiomamba.data.waveforms import Waveform, read_header, read_waveform, resample
 from audiomamba.models import WaveformModel, load_waveform_model
-from audiomamba.models.steps import WaveformSteps, steps_library
+from audiomamba.models.step_program import WaveformSteps, steps_library
 from audiomamba.models.waveform_model import PIECE_POSITIONS
-from audiomamba.quantisers import Quantiser
-from audiomamba.waveforms import Waveform, read_header, read_waveform, resample
 from mambacore.errors import InputError
 from mambacore.models.sampling import check_sampling
 from mambacore.state import map_state

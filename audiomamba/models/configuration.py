@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from audiomamba.quantisers import Quantiser
+from audiomamba.data.quantisers import Quantiser
 from mambacore.errors import InputError
 from mambacore.layers.configuration import MixerChoice, layer_descriptions
 

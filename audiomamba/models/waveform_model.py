@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,12 @@ from audiomamba.models.blocks import stage_blocks
 from audiomamba.models.configuration import WaveformModelConfig
 from audiomamba.models.pooling import DownPooling, DownPoolingState, UpPooling, UpPoolingState
 from mambacore.errors import InputError
+from mambacore.hub import find_model_folder
 from mambacore.layers import Mixer, RootMeanSquareNorm
+from mambacore.model_folder import load_tensors_into, read_model_folder, write_model_folder
 from mambacore.parallel import active_ranks
+
+MODEL_KIND: Final = "waveform model"
 
 # Without gradients a long waveform is walked in pieces of this many samples (over the batch), so that the skips of all
 # blocks fit in memory; a multiple of the usual poolings.
@@ -157,14 +161,10 @@ class WaveformModel(nn.Module):
         Raises:
             InputError: as :func:`audiomamba.models.load_waveform_model`.
         """
-        from audiomamba.models.folder import load_waveform_model  # noqa: PLC0415  (it needs this module)
-
         return load_waveform_model(folder)[0]
 
     def save_pretrained(self, folder: Path | str, details: Mapping[str, Any] | None = None) -> None:
         """Write a model folder (config.json, model.safetensors and a card) that :meth:`from_pretrained` reads."""
-        from audiomamba.models.folder import save_waveform_model  # noqa: PLC0415  (it needs this module)
-
         save_waveform_model(Path(folder), self, details=dict(details or {}))
 
     def forward(self, tokens: Tensor, state: WaveformState | None = None) -> tuple[Tensor, WaveformState]:
@@ -217,7 +217,7 @@ class WaveformModel(nn.Module):
         """What the true samples cost, for a clip or a piece of one.
 
         Args:
-            inputs, targets: (batch, length), as ``audiomamba.datasets.Example`` has them; a target of -100 is padding.
+            inputs, targets: (batch, length), as in `audiomamba.data.clips.Example`; a target of -100 is padding.
             state: what the piece before this one left; None at the start.
 
         Returns:
@@ -244,3 +244,68 @@ class WaveformModel(nn.Module):
         chosen = {id(parameter) for parameter in decaying}
         others = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
         return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def save_waveform_model(folder: Path | str, model: WaveformModel, *, details: Mapping[str, Any]) -> None:
+    """Write a model folder (config.json, model.safetensors, README.md) in one step.
+
+    Args:
+        folder: the model folder; an earlier model there is replaced.
+        details: JSON-able facts of the training.
+
+    Raises:
+        InputError: the place holds something else, or cannot be written to.
+    """
+    config = {"kind": MODEL_KIND, "model": model.config.to_dict(), "details": dict(details)}
+    write_model_folder(Path(folder), config, model.state_dict(), _card(model))
+
+
+def load_waveform_model(folder: Path | str) -> tuple[WaveformModel, dict[str, Any]]:
+    """Read a model folder: the model, ready to be used, and the details it was saved with.
+
+    Args:
+        folder: the model folder, or ``hf://owner/name@revision`` on the Hugging Face Hub.
+
+    Raises:
+        InputError: the folder is missing, incomplete, damaged, of another kind or of another version.
+    """
+    folder = find_model_folder(folder)
+    config, tensors = read_model_folder(folder)
+    if config.get("kind") != MODEL_KIND:
+        raise InputError(
+            f"{folder} holds a {config.get('kind', 'model of unknown kind')!s}, not a {MODEL_KIND}; give another folder"
+        )
+    if not isinstance(config.get("model"), dict):
+        raise InputError(
+            f"{folder}/config.json has no 'model' section; the model folder is damaged, train or copy it again"
+        )
+    try:
+        model = WaveformModel(WaveformModelConfig.from_dict(config["model"]))
+    except InputError as error:
+        raise InputError(f"{folder}/config.json: {error}") from error
+    load_tensors_into(model, tensors, str(folder))
+    return model.eval(), config.get("details", {})
+
+
+def _card(model: WaveformModel) -> str:
+    """The model card: what the folder is."""
+    config, quantiser = model.config, model.config.quantiser
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    lines = ["# Waveform model", ""]
+    lines.append(
+        f"Foretells waveforms at {quantiser.sample_rate_hz} Hz sample by sample, in {quantiser.classes} classes "
+        f"({quantiser.scheme}, full scale {quantiser.full_scale:g}). {parameters:,} parameters."
+    )
+    lines.append("")
+    for depth, stage in enumerate(config.stages):
+        names = ", ".join(dict.fromkeys(mixer["name"] for mixer in stage.mixers()))
+        where = "centre" if depth == len(config.pooling) else f"depth {depth}"
+        lines.append(f"- {where}: {stage.layers} layers per stage ({names}) of width {config.width(depth)}")
+    lines += [
+        "",
+        "    from audiomamba.models import WaveformModel",
+        "",
+        '    model = WaveformModel.from_pretrained("THIS_FOLDER")',
+        "",
+    ]
+    return "\n".join(lines)

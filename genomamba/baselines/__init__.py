@@ -2,7 +2,7 @@
 
 from genomamba.baselines.composition import CompositionControl
 from genomamba.baselines.fitting import BASELINE_NAMES, FittedBaselines, KmerChoice, MarkovChoice, fit_baselines
-from genomamba.baselines.kmer import KmerBaseline
+from genomamba.baselines.kmer_classifier import KmerBaseline
 from genomamba.baselines.markov import MarkovBaseline
 
 __all__ = [

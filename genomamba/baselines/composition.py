@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from genomamba.baselines.kmers import FIRST_BASE_TOKEN
+from genomamba.baselines.words import FIRST_BASE_TOKEN
 
 
 class CompositionControl:

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from genomamba.baselines.composition import CompositionControl
-from genomamba.baselines.kmer import KmerBaseline, kmer_spectra
+from genomamba.baselines.kmer_classifier import KmerBaseline, kmer_spectra
 from genomamba.baselines.markov import MarkovBaseline, strand_symmetric_counts
 from genomamba.baselines.sampling import LabelledWindows, draw_windows, set_aside
 from mambacore.errors import InputError

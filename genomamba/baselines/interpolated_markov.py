@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from genomamba.baselines.kmers import FIRST_BASE_TOKEN, word_codes
+from genomamba.baselines.words import FIRST_BASE_TOKEN, word_codes
 from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
 from mambacore.errors import InputError
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import softmax
 
-from genomamba.baselines.kmers import reverse_complement_codes, word_codes, word_counts
+from genomamba.baselines.words import reverse_complement_codes, word_codes, word_counts
 from mambacore.errors import InputError
 
 MAXIMUM_ORDER = 10

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genomamba.baselines.kmers import FIRST_BASE_TOKEN
+from genomamba.baselines.words import FIRST_BASE_TOKEN
 from genomamba.tokenizer import COMPLEMENT_IDS
 from mambacore.errors import InputError
 

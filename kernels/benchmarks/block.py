@@ -22,8 +22,9 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from measure import best_seconds, machine, memory_bytes, print_table
 from torch import Tensor, nn
+
+from mambacore.benchmarking import best_seconds, machine, memory_bytes, print_table
 
 MODEL_WIDTH, STATE_SIZE = 128, 16
 REPEATS = 3

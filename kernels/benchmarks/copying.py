@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 import yaml
-from measure import machine, print_table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mambacore.benchmarking import machine, print_table
 from mambacore.errors import InputError
 from mambacore.layers import MIXERS, ResidualStack
 from mambacore.layers.configuration import layer_descriptions

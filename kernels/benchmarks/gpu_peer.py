@@ -16,8 +16,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from mambacore.triton_kernels.arithmetic import sigmoid, softplus, total
-from mambacore.triton_kernels.launch import kernel
+from mambacore.triton.arithmetic import sigmoid, softplus, total
+from mambacore.triton.launch import kernel
 
 LONGEST_CHUNK, SHORTEST_CHUNK, WARPS = 2048, 128, 4
 

@@ -16,9 +16,9 @@ import sys
 import time
 
 import torch
-from measure import machine, memory_bytes, print_table
 from torch import Tensor, nn
 
+from mambacore.benchmarking import machine, memory_bytes, print_table
 from mambacore.layers import ResidualStack
 from mambacore.longsequence import PIECE_LENGTH, backward_at_once, backward_in_pieces, pooled_cross_entropy
 

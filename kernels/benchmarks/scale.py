@@ -21,8 +21,8 @@ import argparse
 import time
 
 import torch
-from measure import machine, print_table
 
+from mambacore.benchmarking import machine, print_table
 from mambacore.layers import ResidualStack
 
 BYTES = 4

@@ -7,10 +7,10 @@ python kernels/benchmarks/scan.py --lengths 131072 --channels 512 --threads 1
 import argparse
 
 import torch
-from measure import best_seconds, machine, print_table
 from torch import Tensor
 
 from mambacore import selective_scan
+from mambacore.benchmarking import best_seconds, machine, print_table
 from mambacore.layers.state_matrices import initial_state_matrix
 
 

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 
 import torch
-from measure import machine, print_table
 
+from mambacore.benchmarking import machine, print_table
 from mambacore.layers import ResidualStack
 from mambacore.layers import stack as stack_module
 

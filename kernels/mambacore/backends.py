@@ -22,7 +22,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from mambacore.native import Library, native_library, native_problem
+from mambacore.native_library import Library, native_library, native_problem
 
 BACKENDS = ("native", "triton", "mamba_ssm", "torch")
 BACKEND_VARIABLE = "MAMBACORE_BACKEND"

@@ -13,7 +13,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from mambacore.errors import InputError
-from mambacore.folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME, read_model_folder
+from mambacore.model_folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME, read_model_folder
 
 # One slash as well: that is what a path makes of two.
 _ON_THE_HUB = re.compile(r"hf:/{1,2}(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")

@@ -1,21 +1,15 @@
-"""What the commands share: lines and progress on standard error, and files that are written whole or not at all."""
+"""What the commands share on standard error: lines, progress, durations; and the number of CPU threads."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from mambacore.errors import InputError
-from mambapipelines.progress import format_duration
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -23,6 +17,13 @@ SECONDS_BETWEEN_LINES = 10.0
 def note(text: str) -> None:
     """Print one line on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def format_duration(seconds: float) -> str:
+    """`seconds` as H:MM:SS or M:SS."""
+    minutes, whole_seconds = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{whole_seconds:02d}" if hours else f"{minutes}:{whole_seconds:02d}"
 
 
 def use_threads(count: int | None) -> None:
@@ -108,55 +109,3 @@ class BaseProgress:
             seconds_left = seconds * max(0, self._total_bases - self._bases) / self._bases
             parts.append(f"{format_duration(seconds_left)} left")
         return ", ".join(parts)
-
-
-def check_writable_place(path: Path, option: str) -> None:
-    """Refuse a place for a file before hours of work go into it.
-
-    Raises:
-        InputError: the folder is missing or not writable, or `path` is itself a folder.
-    """
-    if path.is_dir():
-        raise InputError(f"{option} {path} is a folder: give the name of a file.")
-    direct = path.exists() and not path.is_file()
-    folder = path.parent if direct else path.resolve().parent
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder} for {option} {path.name}: make it first.")
-    if not os.access(path if direct else folder, os.W_OK):
-        raise InputError(f"{option} {path} cannot be written, permission denied: choose another place.")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name only when the block ends without an error.
-
-    What is no regular file (`/dev/stdout`, a named pipe) is written to directly. A link is followed, not replaced.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    direct = path.exists() and not path.is_file()
-    path = path if direct else path.resolve()
-    target = path if direct else path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with target.open("wb") as stream:
-            yield stream
-        if not direct:
-            os.replace(target, path)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}): choose another place.") from error
-    finally:
-        if not direct:
-            target.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file at once, or not at all.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    with written_whole(path) as stream:
-        stream.write(content.encode() if isinstance(content, str) else content)

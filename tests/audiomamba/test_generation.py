@@ -9,15 +9,15 @@ import torch
 
 import audiomamba
 from audiomamba import generation
+from audiomamba.data.quantisers import Quantiser
+from audiomamba.data.waveforms import Waveform
 from audiomamba.generation import WaveformGenerator, draw
+from audiomamba.metrics.selection import flags_of, likelihoods_of_real_clips
 from audiomamba.models import RECIPES, StageConfig, WaveformModel, WaveformModelConfig, architecture
-from audiomamba.models.steps import WaveformSteps, steps_library
-from audiomamba.quantisers import Quantiser
-from audiomamba.selection import flags_of, likelihoods_of_real_clips
-from audiomamba.waveforms import Waveform
+from audiomamba.models.step_program import WaveformSteps, steps_library
 from mambacore import use_backend
 from mambacore.errors import InputError
-from mambacore.native import native_library
+from mambacore.native_library import native_library
 from tolerances import PIECES_FLOAT32, PIECES_FLOAT64, relative_error
 
 native = pytest.mark.skipif(native_library() is None, reason="installed without the native library")

@@ -9,7 +9,7 @@ import torch
 
 from gradients import gradients_of
 from mambacore import causal_convolution, selective_scan
-from mambacore.native import native_library
+from mambacore.native_library import native_library
 from scan_cases import leaves, scan_arguments
 from tolerances import BFLOAT16
 

@@ -5,7 +5,7 @@ import torch
 
 from mambacore import causal_convolution, use_backend
 from mambacore.convolution import causal_convolution_reference
-from mambacore.native import native_library
+from mambacore.native_library import native_library
 from mambacore.packing import starts_from_lengths
 from scan_cases import leaves, random_starts
 from tolerances import FLOAT32, FLOAT64, OF_DTYPE, PIECES_FLOAT64, relative_error

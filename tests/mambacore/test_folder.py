@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-import mambacore.folder
+import mambacore.model_folder
 from mambacore.errors import InputError
-from mambacore.folder import (
+from mambacore.model_folder import (
     FORMAT_VERSION,
     check_output_folder,
     is_model_folder,
@@ -77,7 +77,7 @@ def test_a_model_is_replaced_and_other_files_stay(
     can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not can_exchange:
-        monkeypatch.setattr(mambacore.folder, "_exchange", lambda *_: False)
+        monkeypatch.setattr(mambacore.model_folder, "_exchange", lambda *_: False)
     folder = tmp_path / "model"
     write(folder)
     (folder / "report.html").write_text("plots")
@@ -108,7 +108,7 @@ def test_a_failure_leaves_the_old_model_and_nothing_else(tmp_path: Path, monkeyp
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(mambacore.folder, "save_file", fail)
+    monkeypatch.setattr(mambacore.model_folder, "save_file", fail)
     with pytest.raises(InputError, match="No space left"):
         write(folder, {"width": 9})
     with pytest.raises(ValueError, match="JSON"):

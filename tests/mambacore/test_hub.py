@@ -9,8 +9,8 @@ import torch
 from huggingface_hub import constants, errors
 
 from mambacore.errors import InputError
-from mambacore.folder import write_model_folder
 from mambacore.hub import find_model_folder, push_model_folder
+from mambacore.model_folder import write_model_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import mambacore
-from mambacore.native import library as library_module
-from mambacore.native.library import Library, library_path, native_library, process_team
+from mambacore import native_library as library_module
+from mambacore.native_library import Library, library_path, native_library, process_team
 from scan_cases import scan_arguments
 from tolerances import FLOAT32, relative_error
 

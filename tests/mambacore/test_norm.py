@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mambacore import use_backend
 from mambacore.layers import ResidualStack
 from mambacore.layers.norm import root_mean_square_norm
-from mambacore.native import native_library
+from mambacore.native_library import native_library
 from tolerances import FLOAT16, FLOAT16_LAYERS, OF_DTYPE, relative_error
 
 BACKENDS = [

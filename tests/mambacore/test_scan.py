@@ -5,7 +5,7 @@ import torch
 
 from gradients import gradients_of
 from mambacore import selective_scan, use_backend
-from mambacore.native import native_library
+from mambacore.native_library import native_library
 from mambacore.scan import selective_scan_reference
 from mambacore.scan.operator import BORDER_INTERVAL
 from scan_cases import leaves, scan_arguments

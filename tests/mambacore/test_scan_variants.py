@@ -5,7 +5,7 @@ import torch
 
 from gradients import gradients_of
 from mambacore import selective_scan, use_backend
-from mambacore.native import native_library
+from mambacore.native_library import native_library
 from mambacore.packing import starts_from_cumulative_lengths, starts_from_lengths
 from mambacore.scan import selective_scan_reference
 from mambacore.scan.operator import BORDER_INTERVAL

@@ -9,7 +9,7 @@ from mambacore import use_backend
 from mambacore.layers import ResidualBlock, ResidualStack, SelectiveMixer
 from mambacore.layers import stack as stack_module
 from mambacore.layers.step import step_library
-from mambacore.native import native_library
+from mambacore.native_library import native_library
 from mambacore.state import state_tensors
 from tolerances import COMPLEX_FLOAT32, FLOAT64, relative_error
 

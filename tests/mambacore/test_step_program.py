@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from mambacore.layers import ResidualBlock, RootMeanSquareNorm, S4DMixer, SelectiveMixer
 from mambacore.layers.step_program import COPY, EMBED, StepProgram
-from mambacore.native import native_library
+from mambacore.native_library import native_library
 from tolerances import COMPLEX_FLOAT32, FLOAT64, relative_error
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="installed without the native library")

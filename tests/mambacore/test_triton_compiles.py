@@ -7,7 +7,12 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed (torch brings it along on Linux)", allow_module_level=True)
 
-from mambacore.triton_kernels import convolution_kernels, scan, scan_backward, scan_forward, step, step_kernels
+from mambacore.convolution import triton_kernels as convolution_kernels
+from mambacore.layers import triton_step as step
+from mambacore.layers import triton_step_kernels as step_kernels
+from mambacore.scan import triton as scan
+from mambacore.scan import triton_backward as scan_backward
+from mambacore.scan import triton_forward as scan_forward
 from triton_compilation import TOOLS, compiled
 
 pytestmark = pytest.mark.skipif(

@@ -27,7 +27,7 @@ FIXED = ("input_matrix", "output_matrix")
 def interpreter(monkeypatch):
     """Interpret, and cut even short sequences into chunks."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    from mambacore.triton_kernels import scan  # noqa: PLC0415  skipped where there is no Triton
+    from mambacore.scan import triton as scan  # noqa: PLC0415  skipped where there is no Triton
 
     monkeypatch.setattr(scan, "SHORTEST_CHUNK", 16)
     with use_backend("triton"):

@@ -95,7 +95,7 @@ def test_states_are_overwritten_when_asked_and_only_then(options):
 
 
 def test_several_programs_share_the_channels(monkeypatch):
-    from mambacore.triton_kernels import step  # noqa: PLC0415  skipped where there is no Triton
+    from mambacore.layers import triton_step as step  # noqa: PLC0415  skipped where there is no Triton
 
     block, sequence = block_of(torch.float32, state_size=3), torch.randn(2, 2, WIDTH)
     expected, _ = walked(block, sequence)

@@ -4,7 +4,7 @@ import os
 import sys
 
 from mambacore.errors import InputError
-from mambapipelines.species_classification import ClassificationOptions, classify_files
+from mambapipelines.species.classify import ClassificationOptions, classify_files
 
 
 def run_rank(rank: int, count: int, port: int, options: ClassificationOptions) -> None:

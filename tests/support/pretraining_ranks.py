@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from genomamba.language_models import CoreModel
-from mambapipelines.pretraining import PretrainingOptions, pretrain
-from mambapipelines.pretraining_recipes import PretrainingRecipe
-from mambapipelines.progress import TrainingProgress
+from genomamba.models.language_model import CoreModel
+from mambapipelines.language.recipe import PretrainingRecipe
+from mambapipelines.language.train import PretrainingOptions, pretrain
+from mambapipelines.training.progress import TrainingProgress
 from tiny_dna import predictable_dna, write_genome
 from training_runs import save_every_step_and_report_to
 

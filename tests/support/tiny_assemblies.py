@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genomamba.assemblies import SpeciesProtocol
+from genomamba.data.assemblies import SpeciesProtocol
 
 
 def write_assemblies(folder: Path, protocol: SpeciesProtocol, chromosome_bp: int) -> dict[tuple[str, str], bytes]:

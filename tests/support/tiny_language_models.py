@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genomamba.language_models import LanguageModel, build_language_model, save_language_model
 from genomamba.letter_policy import letter_policy
+from genomamba.models.language_model import LanguageModel, build_language_model, save_language_model
 
 SETTINGS = {
     "causal": ("causal", {"model_width": 8, "mixers": ["selective", "selective"]}),

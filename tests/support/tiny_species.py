@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genomamba.models import SpeciesClassifier, SpeciesClassifierConfig, save_classifier
+from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig, save_classifier
 
 CLASS_NAMES = ("alba", "nigra", "rubra")
 

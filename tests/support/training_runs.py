@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from genomamba.genomes import GenomeSpecification
+from genomamba.data.genomes import GenomeSpecification
 from mambacore.errors import InputError
-from mambapipelines.species_training import TrainingOptions, train_species_classifier
+from mambapipelines.species.train import TrainingOptions, train_species_classifier
 from mambapipelines.training import recorder
 
 CHANGES = (

@@ -24,7 +24,7 @@ def compiled(kernel, switches: dict, capability: int, dtype: str, warps: int) ->
     """Registers and bytes of stack per thread (what leaves the registers), bytes of shared memory per program.
 
     Args:
-        kernel: of ``mambacore.triton_kernels``.
+        kernel: of ``mambacore.triton``.
         switches: its upper-case arguments; others that it does not have are left out.
         capability: 80 for Ampere, 90 for Hopper.
         dtype: of the inputs, as Triton says it: fp32, bf16, fp16.

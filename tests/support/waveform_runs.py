@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audiomamba.writing import write_waveform
-from mambapipelines.audiomamba_cli import main
+from audiomamba.data.writing import write_waveform
+from mambapipelines.cli.audiomamba.main import main
 from training_runs import save_every_step_and_report_to
 
 RATE = 8000

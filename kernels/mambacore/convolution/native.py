@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mambacore.backends import ELEMENT_TYPES, compute_dtype
-from mambacore.native.library import Convolution, Library
+from mambacore.native_library import Convolution, Library
 from mambacore.packing import resets_before
 from mambacore.scan.native import as_pointer, as_sequence, channels_contiguous
 

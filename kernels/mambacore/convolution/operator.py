@@ -96,7 +96,7 @@ def _forward(
     reverse: bool,
 ) -> Tensor:
     if triton_computes(inputs):
-        from mambacore.triton_kernels import convolution  # noqa: PLC0415  only where there is Triton
+        from mambacore.convolution import triton as convolution  # noqa: PLC0415  only where there is Triton
 
         return convolution.forward(inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
     library = native_library_for(inputs)
@@ -126,7 +126,7 @@ def _backward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if triton_computes(inputs):
-        from mambacore.triton_kernels import convolution  # noqa: PLC0415
+        from mambacore.convolution import triton as convolution  # noqa: PLC0415
 
         return convolution.backward(grad_outputs, inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
     library = native_library_for(inputs)

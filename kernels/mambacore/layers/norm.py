@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mambacore.backends import ELEMENT_TYPES, INPUT_DTYPES, compute_dtype, native_library_for
-from mambacore.native.library import Norm
+from mambacore.native_library import Norm
 
 # Below this many elements a second thread costs more than it saves.
 _ELEMENTS_PER_THREAD = 1 << 16

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mambacore.backends import ELEMENT_TYPES, native_library_for, state_dtype, triton_computes, wanted_backend
 from mambacore.layers.selective import SelectiveMixer, SelectiveState
-from mambacore.native.library import BlockStep, Library
+from mambacore.native_library import BlockStep, Library
 
 if TYPE_CHECKING:
     from mambacore.layers.stack import ResidualBlock
@@ -126,7 +126,7 @@ def step_on_device(
     block: ResidualBlock, sequence: Tensor, state: SelectiveState | None
 ) -> tuple[Tensor, SelectiveState]:
     """As ``block(sequence, state)`` for a sequence (batch, 1, model_width), without gradients, on a GPU."""
-    from mambacore.triton_kernels import step  # noqa: PLC0415  only where there is Triton
+    from mambacore.layers import triton_step as step  # noqa: PLC0415  only where there is Triton
 
     mixer = block.mixer
     assert isinstance(mixer, SelectiveMixer)

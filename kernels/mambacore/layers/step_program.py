@@ -19,7 +19,7 @@ from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.s4d import S4DMixer, S4DState
 from mambacore.layers.selective import SelectiveMixer, SelectiveState, as_complex
 from mambacore.layers.stack import ResidualBlock
-from mambacore.native.library import Generation, Library, StepOperation
+from mambacore.native_library import Generation, Library, StepOperation
 
 EMBED, NORM, LINEAR, COPY, ADD, SELECTIVE, S4D, FEED_FORWARD, FOLD, UNFOLD, GROUP = range(11)
 # Numbers that rows are padded to, and outputs in a panel of a packed matrix, as in the kernel.

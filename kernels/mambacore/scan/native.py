@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mambacore.backends import ELEMENT_TYPES, compute_dtype
-from mambacore.native.library import Library, Matrix, Scan, Sequence
+from mambacore.native_library import Library, Matrix, Scan, Sequence
 from mambacore.scan.fallback import BORDER_INTERVAL, border_shape
 
 # Below so many state elements a second thread takes longer to start than it saves.

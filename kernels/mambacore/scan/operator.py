@@ -205,7 +205,7 @@ def _forward(
         resets, step_softplus, reverse, keep_borders,
     )  # fmt: skip
     if triton_computes(inputs):
-        from mambacore.triton_kernels import scan  # noqa: PLC0415  only where there is Triton
+        from mambacore.scan import triton as scan  # noqa: PLC0415  only where there is Triton
 
         return scan.forward(*arguments)
     library = native_library_for(inputs)
@@ -249,7 +249,7 @@ def _backward(
         step_bias, resets, border_states, step_softplus, reverse,
     )  # fmt: skip
     if _borders_of_triton(inputs, border_states):
-        from mambacore.triton_kernels import scan  # noqa: PLC0415
+        from mambacore.scan import triton as scan  # noqa: PLC0415
 
         return scan.backward(*arguments)
     library = native_library_for(inputs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mambacore.errors import InputError
-from mambapipelines.run_state import divided_like
+from mambapipelines.training.state import divided_like
 
 
 class AveragedWeights:

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mambacore.errors import InputError
 from mambacore.longsequence import backward_in_pieces
-from mambapipelines.recipes import TrainingRecipe
-from mambapipelines.replicas import Replicas, Report
-from mambapipelines.run_state import RunState, optimizer_tensors, restore_optimizer
 from mambapipelines.training.averaging import AveragedWeights
 from mambapipelines.training.ranks import ONE_PROCESS, Ranks
+from mambapipelines.training.recipe import TrainingRecipe
+from mambapipelines.training.replicas import Replicas, Report
 from mambapipelines.training.schedules import ValidationHistory, measuring_learning_rate
 from mambapipelines.training.sharding import WholeStep, add_gradients, clip_gradients, copy_whole, shard
+from mambapipelines.training.state import RunState, optimizer_tensors, restore_optimizer
 from mambapipelines.training.task import Batch, TrainingTask
 
 

@@ -14,10 +14,10 @@ import lightning.pytorch as pl
 import torch
 
 from mambacore.errors import InputError
-from mambapipelines.progress import TrainingProgress
-from mambapipelines.run_state import MetricsLog, RunFolder, RunState
 from mambapipelines.training.module import TrainingModule
+from mambapipelines.training.progress import TrainingProgress
 from mambapipelines.training.schedules import Schedule
+from mambapipelines.training.state import MetricsLog, RunFolder, RunState
 from mambapipelines.training.task import TrainingTask
 
 SECONDS_BETWEEN_SAVES = 30.0

@@ -15,19 +15,19 @@ import lightning.pytorch as pl
 import torch
 
 from mambacore.errors import InputError
-from mambacore.folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME
-from mambapipelines.progress import TrainingProgress, quiet_lightning
-from mambapipelines.provenance import provenance
-from mambapipelines.recipes import TrainingRecipe
-from mambapipelines.run_report import write_run_report
-from mambapipelines.run_state import RunFolder, RunState
+from mambacore.model_folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME
 from mambapipelines.training.module import StepDataModule, TrainingModule
+from mambapipelines.training.options import RUN_FOLDER_NAME, RunOptions, check_output, refuse_other_run, strategy_of
+from mambapipelines.training.plan import RunPlan
+from mambapipelines.training.progress import TrainingProgress, quiet_lightning
+from mambapipelines.training.provenance import provenance
 from mambapipelines.training.ranks import ONE_PROCESS, Ranks, join_ranks, leave_ranks, placement
+from mambapipelines.training.recipe import TrainingRecipe
 from mambapipelines.training.recorder import TrainingRecorder, metrics_columns, signal_handlers_restored
+from mambapipelines.training.report import write_run_report
 from mambapipelines.training.schedules import Schedule
+from mambapipelines.training.state import RunFolder, RunState
 from mambapipelines.training.task import TrainingTask
-from mambapipelines.training_options import RUN_FOLDER_NAME, RunOptions, check_output, refuse_other_run, strategy_of
-from mambapipelines.training_plan import RunPlan
 
 # Part of the wall time that is planned with; the rest is for a machine that slows down and for writing the model.
 PLANNED_FRACTION = 0.95

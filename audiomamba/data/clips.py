@@ -1,0 +1,335 @@
+"""Clips to train on and to evaluate on, as classes of a quantiser.
+
+A training example is a function of (seed, index), so there is no sampler state to save: resuming is starting at an
+index, and workers and ranks take indices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audiomamba.data.quantisers import Quantiser
+from audiomamba.data.waveforms import cut_or_pad, find_audio_files, waveform_pieces
+from mambacore.errors import InputError
+
+PADDING_TARGET: Final = -100
+"""What PyTorch's cross entropy leaves out."""
+
+DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SPLITS: Final = ("train", "valid", "test")
+SC09_CLIPS: Final[Mapping[str, int]] = {"train": 31_158, "valid": 3_643, "test": 4_107}
+"""Digits in Speech Commands v0.02 under its official split."""
+
+RECORDING_SHARES: Final[Mapping[str, float]] = {"train": 0.88, "valid": 0.06, "test": 0.06}
+"""Of a long recording, in the order of time; SaShiMi's shares of YouTubeMix (arXiv 2202.09729, appendix C)."""
+
+_LISTS: Final = {"valid": "validation_list.txt", "test": "testing_list.txt"}
+_READERS: Final = 4
+READ_AHEAD: Final = 64
+
+Read = TypeVar("Read")
+
+
+class Clip(NamedTuple):
+    """A recording as classes."""
+
+    name: str
+    classes: Tensor  # (length,), the quantiser's class_dtype
+    label: str | None = None
+
+
+class Example(NamedTuple):
+    """What a model reads and what it should foretell at each position."""
+
+    inputs: Tensor  # (length,), int64: the middle class, then the clip without its last sample
+    targets: Tensor  # (length,), int64: the clip, then PADDING_TARGET
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipCollection:
+    """Clips that have been read, with the quantiser that made their classes.
+
+    Attributes:
+        clips: in a fixed order.
+        quantiser: of all of them.
+        bad: for every file that could not be read and was left out, a sentence.
+    """
+
+    clips: tuple[Clip, ...]
+    quantiser: Quantiser
+    bad: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Of all clips together."""
+        return sum(clip.classes.shape[0] for clip in self.clips) / self.quantiser.sample_rate_hz
+
+    def example(self, number: int, length: int | None = None, start: int = 0) -> Example:
+        """Clip ``number`` from ``start`` on, of its own length or cut or padded to ``length``."""
+        classes = self.clips[number].classes
+        return clip_example(classes, self.quantiser, length or classes.shape[0] - start, start)
+
+    def examples(self, length: int) -> Iterator[tuple[Clip, Example]]:
+        """Every sample of every clip once, in pieces of ``length``, the last of a clip padded."""
+        _require_length(length)
+        for number, clip in enumerate(self.clips):
+            for start in range(0, clip.classes.shape[0], length):
+                yield clip, self.example(number, length, start)
+
+
+class ClipSampler:
+    """Draws training examples of one length.
+
+    Args:
+        collection: what to draw from.
+        length: samples in an example. Longer clips are cut at a random place, shorter ones padded.
+        seed: from 0 to 2^64 - 1.
+        by_duration: draw every second of sound equally often, for a few recordings of unlike lengths. Otherwise every
+            clip is drawn once before any is drawn again.
+
+    Raises:
+        InputError: no clip, or a length or seed that makes no sense.
+    """
+
+    def __init__(self, collection: ClipCollection, length: int, seed: int, by_duration: bool = False) -> None:
+        _require_length(length)
+        if not 0 <= seed < 2**64:
+            raise InputError(f"the seed is {seed}; use a whole number from 0 to 2^64 - 1")
+        if not collection.clips:
+            raise InputError("there is no clip to train on; give a folder that holds some")
+        self.collection = collection
+        self.length = length
+        self.seed = seed
+        self.by_duration = by_duration
+        durations = [clip.classes.shape[0] for clip in collection.clips]
+        self._shares = np.cumsum(durations) / sum(durations)
+        self._order: tuple[int, np.ndarray] | None = None  # the last epoch's, which is a function of (seed, epoch)
+
+    def sample(self, index: int) -> Example:
+        """Example number ``index``. Depends on (seed, index) only."""
+        random = self._random(index, stream=0)
+        if self.by_duration:
+            number = min(int(np.searchsorted(self._shares, random.random(), side="right")), len(self._shares) - 1)
+        else:
+            epoch, position = divmod(index, len(self.collection.clips))
+            number = int(self._epoch_order(epoch)[position])
+        spare = self.collection.clips[number].classes.shape[0] - self.length
+        start = int(random.integers(spare + 1)) if spare > 0 else 0
+        return self.collection.example(number, self.length, start)
+
+    def sample_batch(self, index_start: int, count: int) -> Example:
+        """Examples ``index_start`` to ``index_start + count``, each (count, length)."""
+        examples = [self.sample(index) for index in range(index_start, index_start + count)]
+        return Example(
+            torch.stack([example.inputs for example in examples]),
+            torch.stack([example.targets for example in examples]),
+        )
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        held = self._order
+        if held is None or held[0] != epoch:
+            held = (epoch, self._random(epoch, stream=1).permutation(len(self.collection.clips)))
+            self._order = held
+        return held[1]
+
+    def _random(self, number: int, stream: int) -> np.random.Generator:
+        """Random numbers that depend on (seed, number, stream) only."""
+        key = np.array([self.seed, number], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
+
+
+def clip_example(classes: Tensor, quantiser: Quantiser, length: int, start: int = 0) -> Example:
+    """``length`` samples of (samples,) classes from ``start`` on, foretold from the middle class on.
+
+    A cut from within a clip begins with the middle class too: generation begins so, and nothing else would teach it
+    when all examples are cuts.
+    """
+    _require_length(length)
+    cut = classes[start : start + length].long()
+    first = cut.new_full((1,), quantiser.middle_class)
+    inputs = cut_or_pad(torch.cat([first, cut]), length, fill=quantiser.middle_class)
+    return Example(inputs, cut_or_pad(cut, length, fill=PADDING_TARGET))
+
+
+def read_clip(path: Path | str, quantiser: Quantiser, name: str | None = None, label: str | None = None) -> Clip:
+    """A whole file as classes; never more than a piece of it is held as samples.
+
+    Raises:
+        InputError: as ``audiomamba.data.waveforms.read_waveform``.
+    """
+    pieces = [quantiser.encode(piece) for piece in waveform_pieces(path, quantiser.sample_rate_hz)]
+    return Clip(name or Path(path).name, torch.cat(pieces), label)
+
+
+def read_clips(
+    paths: Sequence[Path],
+    quantiser: Quantiser,
+    *,
+    folder: Path,
+    labels: Sequence[str] | None = None,
+    skip_bad: bool = False,
+) -> ClipCollection:
+    """Read files into memory, 1 byte (up to 8 bits) or 4 bytes a sample; their order is kept.
+
+    Args:
+        paths: the files.
+        quantiser: what makes classes of them, at its rate.
+        folder: clips are named by their paths within it.
+        labels: one per file.
+        skip_bad: leave out files that cannot be read, and say so in the collection's ``bad``.
+
+    Raises:
+        InputError: the first bad file, unless they are skipped; or none is left.
+    """
+
+    def read(number: int) -> Clip:
+        path = paths[number]
+        name = path.relative_to(folder).as_posix()
+        return read_clip(path, quantiser, name, None if labels is None else labels[number])
+
+    clips: list[Clip] = []
+    bad: list[str] = []
+    for found in read_in_parallel(read, len(paths)):
+        if not isinstance(found, InputError):
+            clips.append(found)
+        elif skip_bad:
+            bad.append(str(found))
+        else:
+            raise found
+    if not clips:
+        raise InputError(f"none of the {len(paths)} files of {folder} can be read; the first says: {bad[0]}")
+    return ClipCollection(tuple(clips), quantiser, tuple(bad))
+
+
+def read_in_parallel(read: Callable[[int], Read], count: int) -> Iterator[Read | InputError]:
+    """What ``read`` makes of 0 to count - 1, in order, by several threads.
+
+    They are never more than ``READ_AHEAD`` files ahead, so that a slow reader of the results does not fill the memory.
+    An ``InputError`` is handed on as a result: what to do with a bad file is for the caller to say.
+    """
+
+    def attempt(number: int) -> Read | InputError:
+        try:
+            return read(number)
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        for first in range(0, count, READ_AHEAD):
+            yield from readers.map(attempt, range(first, min(first + READ_AHEAD, count)))
+
+
+def clips_of_folder(folder: Path | str, quantiser: Quantiser, *, skip_bad: bool = False) -> ClipCollection:
+    """Every WAV, FLAC, OGG and MP3 file below a folder. Clips in a folder of their own have its name as label.
+
+    Raises:
+        InputError: as :func:`read_clips`; there is no such folder, or no audio file in it.
+    """
+    folder = Path(folder)
+    paths = find_audio_files(folder)
+    labels = [path.parent.name if path.parent != folder else "" for path in paths]
+    return read_clips(paths, quantiser, folder=folder, labels=labels, skip_bad=skip_bad)
+
+
+def speech_commands_files(folder: Path | str, split: str, words: Sequence[str] = DIGITS) -> list[Path]:
+    """The clips of some words under the official split, in a fixed order.
+
+    The archive lists the clips of validation and test; all others are for training.
+
+    Args:
+        folder: the archive, unpacked.
+        split: one of ``SPLITS``.
+        words: names of its folders; the ten digits make SC09.
+
+    Raises:
+        InputError: another split, a list or the folder of a word is missing, or a listed clip is.
+    """
+    folder = Path(folder)
+    if split not in SPLITS:
+        raise InputError(f"Speech Commands has no split {split!r}; choose {', '.join(SPLITS)}")
+    listed = {name: _listed_clips(folder / list_name, words) for name, list_name in _LISTS.items()}
+    for word in words:
+        if not (folder / word).is_dir():
+            raise InputError(f"{folder} has no folder {word!r}; unpack the whole archive of Speech Commands there")
+    if split != "train":
+        for name in listed[split]:
+            if not (folder / name).is_file():
+                raise InputError(
+                    f"{folder / _LISTS[split]} lists {name}, which is not there; unpack the archive of Speech Commands "
+                    "again"
+                )
+        return [folder / name for name in sorted(listed[split])]
+    held_out = set(listed["valid"]) | set(listed["test"])
+    names = sorted(f"{word}/{path.name}" for word in words for path in (folder / word).glob("*.wav"))
+    return [folder / name for name in names if name not in held_out]
+
+
+def speech_commands(
+    folder: Path | str,
+    split: str,
+    quantiser: Quantiser,
+    *,
+    words: Sequence[str] = DIGITS,
+    skip_bad: bool = False,
+) -> ClipCollection:
+    """SC09, or other words of Speech Commands, with the words as labels.
+
+    Raises:
+        InputError: as :func:`speech_commands_files` and :func:`read_clips`.
+    """
+    paths = speech_commands_files(folder, split, words)
+    if not paths:
+        raise InputError(f"{folder} has no clip for {split}; unpack the whole archive of Speech Commands there")
+    labels = [path.parent.name for path in paths]
+    return read_clips(paths, quantiser, folder=Path(folder), labels=labels, skip_bad=skip_bad)
+
+
+def split_recording(
+    path: Path | str, quantiser: Quantiser, shares: Mapping[str, float] = RECORDING_SHARES
+) -> dict[str, ClipCollection]:
+    """One long recording, cut by time into parts that do not overlap, each a collection of one clip.
+
+    Args:
+        path: the recording.
+        quantiser: what makes classes of it, at its rate.
+        shares: name and share of every part, in the order of time; together 1.
+
+    Raises:
+        InputError: as :func:`read_clip`; shares that are not positive or do not make 1, or a recording too short.
+    """
+    if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise InputError(f"the parts of {path} have shares {dict(shares)}; give positive ones that add up to 1")
+    whole = read_clip(path, quantiser)
+    ends = np.round(np.cumsum(list(shares.values())) * whole.classes.shape[0]).astype(int).tolist()
+    parts = {}
+    for name, begin, end in zip(shares, [0, *ends[:-1]], ends, strict=True):
+        if end <= begin:
+            raise InputError(f"{path} has only {whole.classes.shape[0]} samples, too few to split; give a longer one")
+        clip = Clip(f"{whole.name} ({name})", whole.classes[begin:end])
+        parts[name] = ClipCollection((clip,), quantiser)
+    return parts
+
+
+def _listed_clips(path: Path, words: Sequence[str]) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} is missing, and with it the official split; unpack the whole archive of Speech Commands"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); unpack the archive of Speech Commands again") from error
+    return [name for name in lines if name.split("/")[0] in words]
+
+
+def _require_length(length: int) -> None:
+    if length < 1:
+        raise InputError(f"an example has at least one sample but {length} were asked for")

@@ -1,0 +1,181 @@
+"""What to train on, what to validate on and what to leave for the test, whatever a folder or a recording offers."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from audiomamba.data.clips import (
+    DIGITS,
+    RECORDING_SHARES,
+    SPLITS,
+    ClipCollection,
+    read_clips,
+    speech_commands_files,
+    split_recording,
+)
+from audiomamba.data.quantisers import Quantiser
+from audiomamba.data.waveforms import find_audio_files
+from mambacore.errors import InputError
+
+LIST_NAMES: Final[Mapping[str, str]] = {"valid": "validation_list.txt", "test": "testing_list.txt"}
+"""Files in a folder that list, one per line, the clips of a split; those of Speech Commands have these names."""
+
+FEWEST_FILES: Final = 20
+"""A folder with fewer files holds recordings rather than clips: each is cut by time."""
+
+VALIDATION_SHARE: Final = 20
+"""Where nothing says which clips are for validation, one in so many is, chosen by checksums of their names."""
+
+
+class SplitClips(NamedTuple):
+    """The clips of a run."""
+
+    train: ClipCollection
+    valid: ClipCollection | None  # None: nothing to validate on
+    rule: str  # how they were told apart, in words
+    are_recordings: bool  # few and long: every second of sound should be drawn equally often
+    test_names: tuple[str, ...] = ()  # the paths within the folder of what is left for the test, unread
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """The clips of every split, in a fixed order."""
+        held_out = () if self.valid is None else tuple(clip.name for clip in self.valid.clips)
+        return {"train": tuple(clip.name for clip in self.train.clips), "valid": held_out, "test": self.test_names}
+
+
+def read_split_clips(
+    data: Path | str,
+    quantiser: Quantiser,
+    *,
+    valid: str | None = None,
+    test: str | None = None,
+    words: Sequence[str] | None = None,
+    skip_bad: bool = False,
+) -> SplitClips:
+    """Read the training and validation clips of a folder or a recording; those of the test are not even read.
+
+    One recording is cut by time (``RECORDING_SHARES``). In a folder, ``valid`` and ``test`` say by pattern which files
+    are for what; else the lists in the folder (``LIST_NAMES``) do, as in Speech Commands; else a folder of few files
+    has each of them cut by time, and one of many has one in twenty, by checksums of their names, for validation.
+
+    Args:
+        data: a folder of any layout, or one audio file.
+        quantiser: what makes classes of the samples, at its rate.
+        valid, test: shell patterns (``*_1[0-4].wav``) that the paths of files within the folder are held against.
+        words: only clips in folders of these names. Where the lists and folders of Speech Commands are, these are the
+            ten digits (SC09) unless others are asked for.
+        skip_bad: leave out files that cannot be read, and say so in the collections' ``bad``.
+
+    Raises:
+        InputError: nothing to read, a pattern that fits no file or all of them, or a bad file.
+    """
+    data = Path(data)
+    if data.is_file():
+        if valid is not None or test is not None or words is not None:
+            raise InputError(f"{data} is one recording, cut by time; patterns and words are for folders of clips")
+        parts = split_recording(data, quantiser)
+        left = tuple(clip.name for clip in parts["test"].clips)
+        return SplitClips(parts["train"], parts["valid"], "one recording, cut by time", True, left)
+    if valid is None and test is None and _is_speech_commands(data, words):
+        chosen = tuple(words or DIGITS)
+        files = {split: speech_commands_files(data, split, chosen) for split in SPLITS}
+        return _read(data, files, quantiser, f"the official split of Speech Commands, {len(chosen)} words", skip_bad)
+    paths = _files_of_words(data, words)
+    if valid is not None or test is not None:
+        return _read(data, _by_patterns(data, paths, valid, test), quantiser, "by pattern", skip_bad)
+    if any((data / name).is_file() for name in LIST_NAMES.values()):
+        return _read(data, _by_lists(data, paths), quantiser, "by the lists in the folder", skip_bad)
+    if len(paths) < FEWEST_FILES:
+        return _cut_recordings(data, paths, quantiser, skip_bad)
+    by_checksum = sorted(paths, key=lambda path: zlib.crc32(path.relative_to(data).as_posix().encode()))
+    held_out = set(by_checksum[: -(-len(paths) // VALIDATION_SHARE)])
+    files = {"train": [path for path in paths if path not in held_out], "valid": sorted(held_out)}
+    return _read(data, files, quantiser, "one file in twenty for validation, by their names", skip_bad)
+
+
+def _is_speech_commands(folder: Path, words: Sequence[str] | None) -> bool:
+    has_lists = all((folder / name).is_file() for name in LIST_NAMES.values())
+    return has_lists and all((folder / word).is_dir() for word in words or DIGITS)
+
+
+def _files_of_words(folder: Path, words: Sequence[str] | None) -> list[Path]:
+    paths = find_audio_files(folder)
+    if words is None:
+        return paths
+    for word in words:
+        if not (folder / word).is_dir():
+            raise InputError(f"{folder} has no folder {word!r}; name folders that are there")
+    return [path for path in paths if path.relative_to(folder).parts[0] in words]
+
+
+def _by_patterns(folder: Path, paths: Sequence[Path], valid: str | None, test: str | None) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = {"train": [], "valid": [], "test": []}
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        fits = [split for split, pattern in (("valid", valid), ("test", test)) if pattern and fnmatch(name, pattern)]
+        if len(fits) > 1:
+            raise InputError(f"{path} fits the patterns of validation and of test; make them exclude each other")
+        files[fits[0] if fits else "train"].append(path)
+    for split, pattern in (("valid", valid), ("test", test)):
+        if pattern is not None and not files[split]:
+            raise InputError(f"no file of {folder} fits the pattern {pattern!r}; check it, in quotes")
+    if not files["train"]:
+        raise InputError(f"every file of {folder} fits a pattern, which leaves none to train on; narrow the patterns")
+    return files
+
+
+def _by_lists(folder: Path, paths: Sequence[Path]) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = {"train": [], "valid": [], "test": []}
+    split_of: dict[str, str] = {}
+    for split, list_name in LIST_NAMES.items():
+        if not (folder / list_name).is_file():
+            continue
+        try:
+            lines = (folder / list_name).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{folder / list_name} cannot be read ({error}); write one path per line") from error
+        for name in filter(None, map(str.strip, lines)):
+            if not (folder / name).is_file():
+                raise InputError(f"{folder / list_name} lists {name}, which is not there; correct the list")
+            if split_of.setdefault(name, split) != split:
+                raise InputError(f"{name} is listed for validation and for test in {folder}; list it once")
+    for path in paths:
+        files[split_of.get(path.relative_to(folder).as_posix(), "train")].append(path)
+    if not files["train"]:
+        raise InputError(f"the lists in {folder} leave no file to train on; shorten them")
+    return files
+
+
+def _read(
+    folder: Path, files: Mapping[str, Sequence[Path]], quantiser: Quantiser, rule: str, skip_bad: bool
+) -> SplitClips:
+    if not files["train"]:
+        raise InputError(f"{folder} has no clip to train on; give a folder that holds some")
+    train = read_clips(files["train"], quantiser, folder=folder, skip_bad=skip_bad)
+    valid = read_clips(files["valid"], quantiser, folder=folder, skip_bad=skip_bad) if files["valid"] else None
+    left = tuple(path.relative_to(folder).as_posix() for path in files.get("test", ()))
+    return SplitClips(train, valid, rule, False, left)
+
+
+def _cut_recordings(folder: Path, paths: Sequence[Path], quantiser: Quantiser, skip_bad: bool) -> SplitClips:
+    parts: dict[str, list] = {name: [] for name in RECORDING_SHARES}
+    bad: list[str] = []
+    for path in paths:
+        try:
+            cut = split_recording(path, quantiser)
+        except InputError as error:
+            if not skip_bad:
+                raise
+            bad.append(str(error))
+            continue
+        for name, collection in cut.items():
+            parts[name].extend(collection.clips)
+    if not parts["train"]:
+        raise InputError(f"none of the {len(paths)} files of {folder} can be read; the first says: {bad[0]}")
+    train = ClipCollection(tuple(parts["train"]), quantiser, tuple(bad))
+    valid = ClipCollection(tuple(parts["valid"]), quantiser)
+    left = tuple(clip.name for clip in parts["test"])
+    return SplitClips(train, valid, "each recording cut by time", True, left)

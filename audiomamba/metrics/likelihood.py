@@ -1,0 +1,175 @@
+"""How likely clips are under a waveform model, clip by clip, in memory that does not grow with their length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audiomamba.data.clips import PADDING_TARGET, clip_example, read_clip, read_in_parallel
+from audiomamba.data.quantisers import Quantiser
+from audiomamba.data.waveforms import read_header, waveform_pieces
+from audiomamba.models import WaveformModel, WaveformState
+from mambacore.errors import InputError
+
+PIECE_SAMPLES: Final = 65_536
+"""That go through a model at once, over all clips of a batch."""
+
+_LOGIT_POSITIONS: Final = 8_192  # logits of 256 classes are 8 MiB then
+_MOST_CLIPS: Final = 64
+
+
+class ClipLikelihood(NamedTuple):
+    """The negative log-likelihood of a clip."""
+
+    samples: int
+    nats: float  # of all samples together
+
+
+class _Piecewise:
+    """Likelihoods of clips side by side, of which one piece after the other comes in."""
+
+    def __init__(self, model: WaveformModel, clips: int) -> None:
+        self.model = model
+        self.nats = torch.zeros(clips, dtype=torch.float64)
+        self._state: WaveformState | None = None
+
+    def read(self, inputs: Tensor, targets: Tensor) -> None:
+        """Go on with (clips, length) of what ``audiomamba.data.clips.Example`` holds."""
+        hidden, self._state = self.model.hidden(inputs, self._state)
+        stretch = max(1, _LOGIT_POSITIONS // inputs.shape[0])
+        for part, wanted in zip(hidden.split(stretch, dim=1), targets.split(stretch, dim=1), strict=True):
+            logits = self.model.logits(part).flatten(0, 1).float()
+            nats = F.cross_entropy(logits, wanted.flatten(), ignore_index=PADDING_TARGET, reduction="none")
+            self.nats += nats.view(wanted.shape).double().sum(dim=1).cpu()
+
+
+@torch.no_grad()
+def clip_likelihoods(
+    model: WaveformModel, clips: Sequence[Tensor], quantiser: Quantiser, piece_samples: int = PIECE_SAMPLES
+) -> list[ClipLikelihood]:
+    """What clips cost a model in evaluation mode, every sample given all before it (padding is not counted).
+
+    Args:
+        clips: (length,) classes each, padded together to the longest, so of like lengths at best.
+        quantiser: the model's.
+        piece_samples: samples, over all clips, that go through the model at once; the states between pieces are handed
+            on, so the result does not depend on it.
+    """
+    longest = max(clip.shape[0] for clip in clips)
+    examples = [clip_example(clip, quantiser, longest) for clip in clips]
+    inputs = torch.stack([example.inputs for example in examples])
+    targets = torch.stack([example.targets for example in examples])
+    found = _Piecewise(model, len(clips))
+    piece = max(1, piece_samples // len(clips))
+    for read, wanted in zip(inputs.split(piece, dim=1), targets.split(piece, dim=1), strict=True):
+        found.read(read, wanted)
+    return [ClipLikelihood(clip.shape[0], float(nats)) for clip, nats in zip(clips, found.nats, strict=True)]
+
+
+@torch.no_grad()
+def recording_likelihood(
+    model: WaveformModel,
+    path: Path,
+    piece_samples: int = PIECE_SAMPLES,
+    progress: Callable[[int], object] | None = None,
+) -> ClipLikelihood:
+    """As :func:`clip_likelihoods`, of one file of any length, which is read piece by piece as well.
+
+    Args:
+        path: the file, of any rate.
+        progress: called with how many samples were scored.
+
+    Raises:
+        InputError: as ``audiomamba.data.waveforms.read_waveform``.
+    """
+    quantiser = model.config.quantiser
+    found, samples = _Piecewise(model, 1), 0
+    before = torch.full((1,), quantiser.middle_class)
+    for block in waveform_pieces(path, quantiser.sample_rate_hz):
+        for piece in quantiser.encode(block).long().split(piece_samples):
+            found.read(torch.cat([before, piece[:-1]]).unsqueeze(0), piece.unsqueeze(0))
+            before = piece[-1:]
+            samples += piece.shape[0]
+            if progress is not None:
+                progress(piece.shape[0])
+    return ClipLikelihood(samples, float(found.nats[0]))
+
+
+def file_likelihoods(
+    model: WaveformModel,
+    paths: Sequence[Path],
+    *,
+    piece_samples: int = PIECE_SAMPLES,
+    progress: Callable[[int], object] | None = None,
+) -> list[ClipLikelihood | InputError]:
+    """As :func:`clip_likelihoods`, of files in any order; the result is in theirs.
+
+    Short ones go through the model together with others of about their length, at most ``piece_samples`` with the
+    padding; longer ones piece by piece, so memory is bounded whatever their lengths.
+
+    Args:
+        paths: the files, of any rate.
+        piece_samples: samples that go through the model at once.
+        progress: called with how many samples were scored.
+
+    Returns:
+        For a file that cannot be read, the error: what to do about it is for the caller to say.
+    """
+    quantiser = model.config.quantiser
+    found: dict[int, ClipLikelihood | InputError] = {}
+    lengths: dict[int, int] = {}
+    for number, length in enumerate(read_in_parallel(lambda one: clip_samples(paths[one], quantiser), len(paths))):
+        if isinstance(length, InputError):
+            found[number] = length
+        else:
+            lengths[number] = length
+    for batch in _batches(lengths, piece_samples):
+        if lengths[batch[0]] > piece_samples:
+            try:
+                found[batch[0]] = recording_likelihood(model, paths[batch[0]], piece_samples, progress)
+            except InputError as error:
+                found[batch[0]] = error
+            continue
+        clips: dict[int, Tensor] = {}
+        in_batch = [paths[number] for number in batch]
+        for number, clip in zip(batch, _classes(in_batch, quantiser), strict=True):
+            if isinstance(clip, InputError):
+                found[number] = clip
+            else:
+                clips[number] = clip
+        if clips:
+            found |= zip(clips, clip_likelihoods(model, list(clips.values()), quantiser, piece_samples), strict=True)
+            if progress is not None:
+                progress(sum(clip.shape[0] for clip in clips.values()))
+    return [found[number] for number in range(len(paths))]
+
+
+def _classes(paths: Sequence[Path], quantiser: Quantiser) -> Iterator[Tensor | InputError]:
+    return read_in_parallel(lambda number: read_clip(paths[number], quantiser).classes, len(paths))
+
+
+def clip_samples(path: Path, quantiser: Quantiser) -> int:
+    """About how many samples a file has at a quantiser's rate, by its header.
+
+    Raises:
+        InputError: as ``audiomamba.data.waveforms.read_header``.
+    """
+    header = read_header(path)
+    return max(1, -(-header.frames * quantiser.sample_rate_hz // header.sample_rate_hz))
+
+
+def _batches(lengths: dict[int, int], piece_samples: int) -> Iterator[list[int]]:
+    """Numbers of clips of like lengths, the shortest first; a batch has at most ``piece_samples`` with the padding."""
+    batch: list[int] = []
+    for number in sorted(lengths, key=lambda one: (lengths[one], one)):
+        if batch and (len(batch) == _MOST_CLIPS or (len(batch) + 1) * lengths[number] > piece_samples):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch

@@ -1,0 +1,140 @@
+"""A waveform model as a program of native steps: generation without calls between samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from audiomamba.models.blocks import FeedForwardBlock
+from audiomamba.models.waveform_model import Scale, ScaleState, WaveformModel, WaveformState
+from mambacore.backends import native_library_for
+from mambacore.layers import ResidualBlock
+from mambacore.layers.step_program import ADD, COPY, EMBED, FOLD, GROUP, STEP_DTYPES, UNFOLD, StepProgram, can_step
+from mambacore.native_library import Library
+
+
+def steps_library(model: WaveformModel) -> Library | None:
+    """The native library when it can run the whole of this model step by step, else None."""
+    weight = model.head.weight
+    blocks = [block for module in model.modules() if isinstance(module, Scale) for block in (*module.down, *module.up)]
+    if weight.dtype not in STEP_DTYPES or not all(
+        isinstance(block, FeedForwardBlock) or can_step(block) for block in blocks
+    ):
+        return None
+    return native_library_for(weight)
+
+
+class WaveformSteps:
+    """A model as it is now, ready for steps.
+
+    Args:
+        model: one for which :func:`steps_library` gives a library.
+        library: that one.
+    """
+
+    def __init__(self, model: WaveformModel, library: Library) -> None:
+        self.library = library
+        self.classes = model.config.quantiser.classes
+        self.program = StepProgram(model.head.weight.dtype)
+        self._scales: list[_ScalePlaces] = []
+        width = model.config.model_width
+        entrance, self.logits = self.program.place(width), self.program.place(self.classes)
+        self.program.add(EMBED, [model.embedding.weight], target=entrance, width=width)
+        self._scale(model.scales, model, 0, 1, entrance)
+        self.program.norm(model.final_norm, entrance, entrance)
+        self.program.linear(model.head, entrance, self.logits)
+
+    def _scale(self, scale: Scale, model: WaveformModel, depth: int, period: int, hidden: int) -> None:
+        """The operations of a depth, in place on ``hidden``; ``period`` samples make one of its positions."""
+        program, width = self.program, model.config.width(depth)
+        places = _ScalePlaces()
+        self._scales.append(places)
+        skips = [program.place(width)]
+        program.add(COPY, source=hidden, target=skips[0], width=width)
+        if scale.deeper is None:
+            places.up = self._blocks(scale.up, hidden)
+            program.add(ADD, source=skips[0], target=hidden, width=width)
+            return
+        for block in scale.down:
+            places.down += self._blocks([block], hidden)
+            skips.append(program.place(width))
+            program.add(COPY, source=hidden, target=skips[-1], width=width)
+        factor, coarse_width = scale.down_pooling.factor, model.config.width(depth + 1)
+        places.partial, places.current = program.place(factor * width), program.place(factor * width)
+        received, coarse = program.place(width), program.place(coarse_width)
+        group: dict[str, Any] = {"period": period, "factor": factor}
+        program.add(FOLD, source=hidden, target=places.partial, width=width, **group)
+        # What the group before this one knew, before it is replaced by what this one knows.
+        program.add(UNFOLD, source=places.current, target=received, width=width, **group)
+        complete = program.add(GROUP, **group)
+        program.linear(scale.down_pooling.linear, places.partial, coarse)
+        self._scale(scale.deeper, model, depth + 1, period * factor, coarse)
+        program.linear(scale.up_pooling.linear, coarse, places.current)
+        program.end_group(complete)
+        # `hidden` is the last of the skips itself.
+        program.add(ADD, source=received, target=hidden, width=width)
+        if scale.is_unet:
+            for block, skip in zip(scale.up, reversed(skips[:-1]), strict=True):
+                places.up += self._blocks([block], hidden)
+                program.add(ADD, source=skip, target=hidden, width=width)
+        else:
+            program.add(COPY, source=hidden, target=skips[0], width=width)
+            places.up = self._blocks(scale.up, hidden)
+            program.add(ADD, source=skips[0], target=hidden, width=width)
+
+    def _blocks(self, blocks: nn.ModuleList | list[nn.Module], hidden: int) -> list[int | None]:
+        """The operations of blocks; where their states are, None for a block that has none."""
+        places: list[int | None] = []
+        for block in blocks:
+            if isinstance(block, FeedForwardBlock):
+                self.program.feed_forward(block.norm, block.input_projection, block.output_projection, hidden)
+                places.append(None)
+            else:
+                assert isinstance(block, ResidualBlock)  # see `steps_library`
+                places.append(self.program.block(block, hidden))
+        return places
+
+    def memory(self, batch: int, state: WaveformState | None = None) -> Tensor:
+        """The memories (batch, numbers) of sequences with this state; None at the start."""
+        memory = torch.zeros(batch, self.program.memory_size, dtype=self.program.dtype)
+        if state is not None:
+            for places, scale in zip(self._scales, state.scales, strict=True):
+                self._write(memory, places, scale)
+        return memory
+
+    def _write(self, memory: Tensor, places: _ScalePlaces, scale: ScaleState) -> None:
+        for place, state in zip((*places.down, *places.up), (*scale.down, *scale.up), strict=True):
+            if place is not None:
+                self.program.write_state(memory, place, state)
+        if scale.down_pooling is not None and scale.up_pooling is not None:
+            partial, current = scale.down_pooling.partial.flatten(1), scale.up_pooling.current.flatten(1)
+            memory[:, places.partial : places.partial + partial.shape[1]] = partial
+            memory[:, places.current : places.current + current.shape[1]] = current
+
+    def run(
+        self,
+        memory: Tensor,
+        tokens: Tensor,
+        position: int,
+        uniforms: Tensor | None = None,
+        given: Tensor | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`mambacore.layers.step_program.StepProgram.run`."""
+        return self.program.run(
+            self.library, memory, tokens, position=position, logits=self.logits, classes=self.classes,
+            uniforms=uniforms, given=given, temperature=temperature, top_p=top_p,
+        )  # fmt: skip
+
+
+class _ScalePlaces:
+    """Where the states of a depth are."""
+
+    def __init__(self) -> None:
+        self.down: list[int | None] = []
+        self.up: list[int | None] = []
+        self.partial = 0
+        self.current = 0

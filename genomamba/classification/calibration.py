@@ -1,0 +1,277 @@
+"""Calibration: make a probability of 0.9 right nine times out of ten, at every length.
+
+A classifier gives evidence per base, averaged over a window; its confidence grows with the window's length by
+`exp(intercept + slope * log(length / 1024))`. That is temperature scaling (Guo et al. 2017, "On Calibration of Modern
+Neural Networks", section 4.2) with a temperature that is a power of the length. The two numbers are fitted on held-out
+windows of several lengths by minimising the negative log likelihood. They never change which class is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+from genomamba.classification.held_out import FloatArray, HeldOutEvidence, IntegerArray
+from genomamba.classification.novelty import LikelihoodQuantiles, own_likelihood, pair_counts
+from genomamba.data.genomes import GenomeCollection
+from genomamba.data.windows import evaluation_windows
+from genomamba.models.species_classifier import SpeciesClassifier
+from genomamba.tokenizer import CharacterTokenizer
+
+REFERENCE_LENGTH_BP = 1024
+CALIBRATION_LENGTHS_BP = (1024, 4096, 16_384, 65_536, 262_144)
+# Only the typicality of short records needs these: their probabilities follow from the fit to the lengths above.
+SHORT_LENGTHS_BP = (256, 512)
+CALIBRATION_ERROR_BINS = 15
+# Windows go through the model in pieces that stay in the cache; the state carries over, so the result is the same.
+PIECE_LENGTH_BP = 16_384
+BASES_PER_FORWARD = 32_768
+# Width, in units of the log confidence, of the Gaussian prior around the trained confidence: wide enough to be
+# overruled by a dozen windows, and what keeps the fit finite when every held-out window is called correctly.
+PRIOR_WIDTH = 2.0
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """`logits = exp(intercept + slope * log(length / 1024)) * mean_evidence`."""
+
+    intercept: float
+    slope: float
+
+    def log_probabilities(self, mean_evidence: FloatArray, lengths_bp: IntegerArray) -> FloatArray:
+        """(windows, classes) log probabilities of (windows, classes) evidence per base."""
+        log_scale = self.intercept + self.slope * np.log(lengths_bp / REFERENCE_LENGTH_BP)
+        return log_softmax(np.exp(log_scale)[:, None] * mean_evidence, axis=1)
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """Figures of a calibration, every length counting the same.
+
+    `before` is the confidence as trained. `after` figures come from windows that were not used for the fit (two folds
+    by position on the chromosomes); the stored confidence is then fitted on all of them. `typicality_quantiles` say how
+    likely the windows are (`novelty.LikelihoodQuantiles`).
+    """
+
+    intercept: float
+    slope: float
+    expected_calibration_error_before: float
+    expected_calibration_error_after: float
+    negative_log_likelihood_before: float
+    negative_log_likelihood_after: float
+    windows_by_length: dict[int, int]
+    accuracy_by_length: dict[int, float]
+    typicality_quantiles: dict[str, Any]
+    error_bins: int = CALIBRATION_ERROR_BINS
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able figures for the model folder."""
+        content = asdict(self)
+        for key in ("windows_by_length", "accuracy_by_length"):
+            content[key] = {str(length): value for length, value in content[key].items()}
+        return content
+
+    def summary(self) -> str:
+        """One line for the terminal."""
+        windows = sum(self.windows_by_length.values())
+        return (
+            f"calibration error {self.expected_calibration_error_before:.1%} as trained, "
+            f"{self.expected_calibration_error_after:.1%} after calibration ({self.error_bins} bins, {windows} "
+            f"held-out windows of {min(self.windows_by_length):,} to {max(self.windows_by_length):,} bp)"
+        )
+
+
+@torch.inference_mode()
+def strand_averaged_evidence(model: SpeciesClassifier, tokens: npt.NDArray[np.uint8]) -> FloatArray:
+    """Evidence per base of whole windows, the mean of both strands.
+
+    Args:
+        model: the classifier.
+        tokens: (windows, length) token ids.
+
+    Returns:
+        (windows, classes) float64.
+    """
+    tokenizer = CharacterTokenizer()
+    windows, length = tokens.shape
+    group_size = max(1, BASES_PER_FORWARD // (2 * length))
+    rows = []
+    for start in range(0, windows, group_size):
+        group = tokens[start : start + group_size]
+        reverse = np.stack([tokenizer.reverse_complement(window) for window in group])
+        both_strands = torch.from_numpy(np.concatenate([group, reverse]))
+        state = None
+        for piece_start in range(0, length, PIECE_LENGTH_BP):
+            piece = both_strands[:, piece_start : piece_start + PIECE_LENGTH_BP]
+            mean_evidence, state = model(piece, state)
+        rows.append(mean_evidence.double().reshape(2, len(group), -1).mean(dim=0).numpy())
+    return np.concatenate(rows)
+
+
+def calibration_lengths(held_out: GenomeCollection, training_length: int, bases_per_class: int) -> list[int]:
+    """Lengths of calibration windows: those that every class has a held-out sequence for, at least two in the budget.
+
+    The training length is always among them when the held-out sequences are long enough.
+    """
+    longest = dict.fromkeys(held_out.class_names, 0)
+    for sequence in held_out.sequences:
+        longest[sequence.class_name] = max(longest[sequence.class_name], sequence.length)
+    within_budget = {length for length in CALIBRATION_LENGTHS_BP if 2 * length <= bases_per_class}
+    return sorted(length for length in within_budget | {training_length} if length <= min(longest.values()))
+
+
+def collect_evidence(
+    model: SpeciesClassifier,
+    held_out: GenomeCollection,
+    lengths: Sequence[int],
+    *,
+    bases_per_class: int,
+    maximum_windows_per_class: int,
+    seed: int,
+) -> HeldOutEvidence | None:
+    """Run the model over held-out windows of several lengths.
+
+    Args:
+        model: the trained classifier.
+        held_out: sequences that were not trained on.
+        lengths: window lengths in bases.
+        bases_per_class: budget in bases for each class at each length.
+        maximum_windows_per_class: at most so many windows, however short.
+        seed: chooses the windows.
+
+    Returns:
+        The evidence, or `None` when there is no length at which every class has a window.
+    """
+    parts = []
+    for length in lengths:
+        wanted = max(1, min(bases_per_class // length, maximum_windows_per_class))
+        material = evaluation_windows(held_out, length, wanted, seed)
+        if material.missing_classes:
+            continue
+        windows = material.windows
+        tokens = np.stack([window.tokens() for window in windows])
+        middles = [(window.start + length / 2) / window.sequence.length for window in windows]
+        parts.append(
+            HeldOutEvidence(
+                mean_evidence=strand_averaged_evidence(model, tokens),
+                lengths_bp=np.full(len(windows), length, dtype=np.int64),
+                labels=np.array([window.label for window in windows], dtype=np.int64),
+                folds=np.array([int(middle >= 0.5) for middle in middles], dtype=np.int64),
+                own_likelihood=np.array([own_likelihood(pair_counts(window)) for window in tokens]),
+            )
+        )
+    if not parts:
+        return None
+    return HeldOutEvidence.joined(parts)
+
+
+def fit_confidence(evidence: HeldOutEvidence, prior: Confidence) -> Confidence:
+    """The confidence with the least negative log likelihood, every length counting the same.
+
+    A weak Gaussian prior (`PRIOR_WIDTH`) around `prior` keeps both numbers finite when the windows say nothing about
+    them: all called correctly, or all of one length.
+    """
+    weights = _equal_weight_per_length(evidence.lengths_bp)
+    window_count = len(evidence.labels)
+
+    def objective(parameters: FloatArray) -> float:
+        confidence = Confidence(float(parameters[0]), float(parameters[1]))
+        distance = (parameters - [prior.intercept, prior.slope]) / PRIOR_WIDTH
+        return negative_log_likelihood(evidence, confidence, weights) + 0.5 * float(distance @ distance) / window_count
+
+    solution = minimize(objective, [prior.intercept, prior.slope], method="Nelder-Mead")
+    return Confidence(float(solution.x[0]), float(solution.x[1]))
+
+
+def negative_log_likelihood(evidence: HeldOutEvidence, confidence: Confidence, weights: FloatArray) -> float:
+    """Weighted mean of -log p(true class), in nats."""
+    log_probabilities = confidence.log_probabilities(evidence.mean_evidence, evidence.lengths_bp)
+    return float(-weights @ log_probabilities[np.arange(len(evidence.labels)), evidence.labels])
+
+
+def expected_calibration_error(
+    probabilities: FloatArray, labels: IntegerArray, weights: FloatArray | None = None
+) -> float:
+    """Expected calibration error of the top probability (Guo et al. 2017, equation 3), 15 bins of equal width.
+
+    Args:
+        probabilities: (windows, classes).
+        labels: (windows,) true class.
+        weights: (windows,) summing to 1; absent, every window counts the same.
+    """
+    window_count = len(labels)
+    weights = np.full(window_count, 1.0 / window_count) if weights is None else weights
+    top = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    bins = np.minimum((top * CALIBRATION_ERROR_BINS).astype(np.int64), CALIBRATION_ERROR_BINS - 1)
+    gaps = np.bincount(bins, weights * (correct - top), minlength=CALIBRATION_ERROR_BINS)
+    return float(np.abs(gaps).sum())
+
+
+def calibrate(
+    model: SpeciesClassifier, evidence: HeldOutEvidence, short: HeldOutEvidence | None = None
+) -> CalibrationReport:
+    """Fit the model's confidence to held-out evidence, set it in the model, and say what that changed.
+
+    Args:
+        model: its `confidence_intercept` and `confidence_slope` are replaced.
+        evidence: from `collect_evidence`.
+        short: of windows of `SHORT_LENGTHS_BP`, which only the typicality of short records is measured on.
+    """
+    trained = Confidence(float(model.confidence_intercept.detach()), float(model.confidence_slope.detach()))
+    weights = _equal_weight_per_length(evidence.lengths_bp)
+    log_probabilities_before = trained.log_probabilities(evidence.mean_evidence, evidence.lengths_bp)
+    log_probabilities_after = np.empty_like(log_probabilities_before)
+    for fold in (0, 1):
+        tested = evidence.folds == fold
+        fitted = fit_confidence(_subset(evidence, ~tested), trained) if not tested.all() else trained
+        log_probabilities_after[tested] = fitted.log_probabilities(
+            evidence.mean_evidence[tested], evidence.lengths_bp[tested]
+        )
+    final = fit_confidence(evidence, trained)
+    with torch.no_grad():
+        model.confidence_intercept.fill_(final.intercept)
+        model.confidence_slope.fill_(final.slope)
+
+    rows = np.arange(len(evidence.labels))
+    correct = evidence.mean_evidence.argmax(axis=1) == evidence.labels
+    lengths = [int(length) for length in np.unique(evidence.lengths_bp)]
+    return CalibrationReport(
+        intercept=final.intercept,
+        slope=final.slope,
+        expected_calibration_error_before=expected_calibration_error(
+            np.exp(log_probabilities_before), evidence.labels, weights
+        ),
+        expected_calibration_error_after=expected_calibration_error(
+            np.exp(log_probabilities_after), evidence.labels, weights
+        ),
+        negative_log_likelihood_before=float(-weights @ log_probabilities_before[rows, evidence.labels]),
+        negative_log_likelihood_after=float(-weights @ log_probabilities_after[rows, evidence.labels]),
+        windows_by_length={length: int((evidence.lengths_bp == length).sum()) for length in lengths},
+        accuracy_by_length={length: float(correct[evidence.lengths_bp == length].mean()) for length in lengths},
+        typicality_quantiles=LikelihoodQuantiles.of_windows(
+            evidence if short is None else HeldOutEvidence.joined([short, evidence])
+        ).to_dict(),
+    )
+
+
+def _equal_weight_per_length(lengths_bp: IntegerArray) -> FloatArray:
+    """(windows,) weights summing to 1 that give every length the same share."""
+    _, positions, counts = np.unique(lengths_bp, return_inverse=True, return_counts=True)
+    return 1.0 / (counts[positions] * len(counts))
+
+
+def _subset(evidence: HeldOutEvidence, chosen: npt.NDArray[np.bool_]) -> HeldOutEvidence:
+    return HeldOutEvidence(
+        mean_evidence=evidence.mean_evidence[chosen],
+        lengths_bp=evidence.lengths_bp[chosen],
+        labels=evidence.labels[chosen],
+        folds=evidence.folds[chosen],
+    )

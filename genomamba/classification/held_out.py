@@ -1,0 +1,45 @@
+"""The evidence of held-out windows: what calibration and OOD detection are fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntegerArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class HeldOutEvidence:
+    """Evidence of held-out windows; rows of all arrays belong together.
+
+    Attributes:
+        mean_evidence: (windows, classes), per base, both strands averaged.
+        lengths_bp: (windows,) length of each window.
+        labels: (windows,) true class.
+        folds: (windows,) 0 or 1: which half of its sequence the window lies in, so that a fit on one fold is tested on
+            other bases.
+        own_likelihood: (windows,) of `novelty.own_likelihood`, or 0 where typicality is not needed.
+    """
+
+    mean_evidence: FloatArray
+    lengths_bp: IntegerArray
+    labels: IntegerArray
+    folds: IntegerArray
+    own_likelihood: FloatArray | float = 0.0
+
+    @classmethod
+    def joined(cls, parts: Sequence[HeldOutEvidence]) -> HeldOutEvidence:
+        """The rows of several."""
+        return cls(
+            mean_evidence=np.concatenate([part.mean_evidence for part in parts]),
+            lengths_bp=np.concatenate([part.lengths_bp for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]),
+            folds=np.concatenate([part.folds for part in parts]),
+            own_likelihood=np.concatenate(
+                [np.broadcast_to(part.own_likelihood, part.lengths_bp.shape) for part in parts]
+            ),
+        )

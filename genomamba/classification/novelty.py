@@ -1,0 +1,157 @@
+"""Records of none of the classes: their bases are foretold worse than those of held-out windows of the classes.
+
+A probability compares the classes with each other, and something foreign may be far more like one than like the other.
+The evidence per base of the best class says how well that class foretells the record at all: it is a mean
+log-likelihood in nats. By itself it mostly says how easy a record is to foretell by anybody: foreign DNA with many
+repeats, or of few G and C, passes for own. So the score of a record is its log-likelihood ratio to a background model
+(Ren et al. 2019, "Likelihood ratios for out-of-distribution detection", NeurIPS, equation 2), which here is a Markov
+chain of first order fitted to the record itself: what the model says of the record's neighbouring bases beyond what
+their own frequencies say. Such frequencies are a genomic signature (Karlin & Burge 1995, Trends in Genetics 11:283).
+
+The distribution of the score on held-out windows of several lengths is kept in the model folder, and a record's
+*typicality* is the share of those windows that are as unlikely as it: a conformal p-value (Bates et al. 2023, "Testing
+for outliers with conformal p-values", Annals of Statistics 51:149, equation 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genomamba.classification.held_out import FloatArray, HeldOutEvidence, IntegerArray
+from genomamba.models.species_classifier import BASES, FIRST_BASE_TOKEN
+from genomamba.tokenizer import Tokens
+from mambacore.errors import InputError
+
+QUANTILE_COUNT = 101
+KEY = "typicality_quantiles"
+
+
+def pair_counts(tokens: Tokens, base_before: int | None = None) -> IntegerArray:
+    """How often each base follows each: (first, second), for A, C, G and T; pairs with other letters do not count.
+
+    Args:
+        tokens: (length,) token ids.
+        base_before: the last token of the piece before this one, if there is one.
+    """
+    if base_before is not None:
+        tokens = np.concatenate([np.array([base_before], dtype=np.uint8), tokens])
+    bases = tokens.astype(np.int64) - FIRST_BASE_TOKEN
+    known = (bases >= 0) & (bases < BASES)
+    pairs = (bases[:-1] * BASES + bases[1:])[known[:-1] & known[1:]]
+    return np.bincount(pairs, minlength=BASES**2).reshape(BASES, BASES)
+
+
+def own_likelihood(counts: npt.NDArray[np.integer]) -> float:
+    """Mean log-likelihood, nats per base, of a record under the first-order Markov chain with the most of it.
+
+    That is the negative conditional entropy of a base given its neighbour. The mean of both strands is taken, so a
+    record and its reverse complement have the same. Without a pair it is that of bases at random.
+
+    Args:
+        counts: (first, second) of `pair_counts`.
+    """
+    total = counts.sum()
+    if not total:
+        return -float(np.log(BASES))
+
+    def entropy(shares: FloatArray) -> float:
+        return -float(np.sum(shares * np.log(np.maximum(shares, 1e-300))))
+
+    shares = counts / total
+    # Read on the other strand, the second base of a pair comes first.
+    return (entropy(shares.sum(axis=1)) + entropy(shares.sum(axis=0))) / 2 - entropy(shares)
+
+
+def best_likelihood(evidence: FloatArray, known_share: FloatArray | float = 1.0) -> FloatArray:
+    """Evidence of the best class, nats per known base, (windows,) of (windows, classes) and (windows,)."""
+    return np.asarray(evidence.max(axis=-1) / np.maximum(known_share, 1e-9))
+
+
+@dataclass(frozen=True)
+class LikelihoodQuantiles:
+    """How likely held-out windows of the classes are beyond their own composition.
+
+    Attributes:
+        lengths_bp: (lengths,) ascending.
+        windows: (lengths,) how many windows the quantiles are of.
+        quantiles: (lengths, 101) of `best_likelihood` minus `own_likelihood`, at 0, 1, ..., 100 %.
+    """
+
+    lengths_bp: FloatArray
+    windows: FloatArray
+    quantiles: FloatArray
+
+    @classmethod
+    def of_windows(cls, evidence: HeldOutEvidence) -> LikelihoodQuantiles:
+        """The quantiles of held-out windows, every class with the same weight as far as it has as many windows."""
+        scores = best_likelihood(evidence.mean_evidence) - evidence.own_likelihood
+        lengths = np.unique(evidence.lengths_bp)
+        levels = np.linspace(0, 1, QUANTILE_COUNT)
+        by_length = [scores[evidence.lengths_bp == length] for length in lengths]
+        return cls(
+            lengths.astype(np.float64),
+            np.array([len(values) for values in by_length], dtype=np.float64),
+            np.stack([np.quantile(values, levels) for values in by_length]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, for the model folder."""
+        return {
+            "lengths_bp": self.lengths_bp.tolist(),
+            "windows": self.windows.tolist(),
+            "quantiles": self.quantiles.tolist(),
+        }
+
+    @classmethod
+    def from_details(cls, details: Mapping[str, Any], rate: float) -> LikelihoodQuantiles:
+        """The quantiles in a model folder's details.
+
+        Raises:
+            InputError: there are none, or they are of too few windows for the rate.
+        """
+        content = (details.get("calibration") or {}).get(KEY)
+        if content is None:
+            raise InputError(
+                "what is foreign is told by how likely held-out windows are, which this model folder does not say: "
+                "train it again with --holdout, or leave out --unknown-rate and --outsider."
+            )
+        try:
+            quantiles = cls(*(np.array(content[key], dtype=np.float64) for key in cls.__dataclass_fields__))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the model folder's {KEY} are damaged: train or copy it again.") from error
+        shapes = quantiles.lengths_bp.shape, quantiles.windows.shape, quantiles.quantiles.shape
+        count = quantiles.lengths_bp.size
+        if not count or shapes != ((count,), (count,), (count, QUANTILE_COUNT)):
+            raise InputError(f"the model folder's {KEY} are damaged: train or copy it again.")
+        most = float(quantiles.windows.max())
+        if rate <= 1 / (most + 1):
+            raise InputError(
+                f"a rate of {rate:g} (--unknown-rate) is too small for the {most:.0f} held-out windows of a length "
+                f"that the model was calibrated on: give more than {1 / (most + 1):.4f}."
+            )
+        return quantiles
+
+    def typicality(self, score: float, length_bp: int) -> float:
+        """Share of held-out windows of this length that are as unlikely as a record, counting the record itself.
+
+        Between two lengths the quantiles are interpolated in the logarithm of the length. Of shorter records the
+        spread around the median grows as the mean of independent bases' would, with the root of the length; longer
+        ones are held against the longest windows.
+        """
+        logarithms, place = np.log(self.lengths_bp), float(np.log(max(1, length_bp)))
+        upper = int(np.clip(np.searchsorted(logarithms, place), 0, len(logarithms) - 1))
+        lower = max(0, upper - 1)
+        span = float(logarithms[upper] - logarithms[lower])
+        share = float(np.clip((place - logarithms[lower]) / span, 0, 1)) if span else 0.0
+        quantiles = (1 - share) * self.quantiles[lower] + share * self.quantiles[upper]
+        windows = (1 - share) * self.windows[lower] + share * self.windows[upper]
+        if place < logarithms[0]:
+            median = quantiles[QUANTILE_COUNT // 2]
+            quantiles = median + (quantiles - median) * float(np.sqrt(self.lengths_bp[0] / max(1, length_bp)))
+        below = float(np.interp(score, quantiles, np.linspace(0, 1, QUANTILE_COUNT), left=0.0, right=1.0))
+        return (1 + below * windows) / (1 + windows)

@@ -1,0 +1,114 @@
+"""Regions of a genome as BED files and command lines name them."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+from genomamba.data.intervals import table_lines
+from genomamba.io.fasta import source_label
+from genomamba.io.reference import suggest_names
+from mambacore.errors import InputError
+
+Strand = Literal["+", "-", "."]
+STRANDS: Final = ("+", "-", ".")
+
+_POSITION = re.compile(r"[0-9]{1,15}")
+_REGION = re.compile(r"(?P<contig>.+?)(?::(?P<start>[0-9,]{1,20})-(?P<end>[0-9,]{1,20}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Bases [start, end) of a contig, 0-based; a region of strand "-" is read as the reverse complement."""
+
+    contig: str
+    start: int
+    end: int
+    name: str = "."
+    strand: Strand = "."
+
+
+def read_bed(
+    path: str | os.PathLike[str], contig_lengths: Mapping[str, int], reference_label: str = "the reference"
+) -> list[Region]:
+    """Read a BED file of three columns or more, plain or gzipped, "-" for standard input, in the order of the file.
+
+    The fourth column is the name and the sixth the strand; columns are separated by tabs or, as UCSC allows, by blanks.
+
+    **Raises** `InputError`, one sentence that names the file and the line, for a row that is not BED or does not lie
+    within a contig.
+    """
+    regions = []
+    for text, place in table_lines(path, "regions"):
+        fields = text.split("\t") if "\t" in text else text.split()
+        fields = [field.strip() for field in fields]
+        if len(fields) < 3:
+            raise InputError(f"{place} has {len(fields)} columns: write chromosome, start and end, separated by tabs.")
+        contig, start, end = fields[:3]
+        for what, number in (("start", start), ("end", end)):
+            if not _POSITION.fullmatch(number):
+                raise InputError(f"{place} has the {what} '{number}': write a whole number of bases.")
+        strand = fields[5] if len(fields) > 5 else "."
+        if strand not in STRANDS:
+            raise InputError(f"{place} has the strand '{strand}': use +, - or a dot.")
+        name = fields[3] if len(fields) > 3 and fields[3] else "."
+        region = Region(contig, int(start), int(end), name, cast(Strand, strand))
+        require_region(region, contig_lengths, reference_label, place)
+        regions.append(region)
+    if not regions:
+        raise InputError(f"{source_label(path)} has no regions: give lines of chromosome, start and end.")
+    return regions
+
+
+def bed_text(regions: list[Region]) -> str:
+    """Return the content of a BED file of six columns: what `read_bed` reads."""
+    return "".join(
+        f"{region.contig}\t{region.start}\t{region.end}\t{region.name}\t0\t{region.strand}\n" for region in regions
+    )
+
+
+def parse_region(text: str, contig_lengths: Mapping[str, int], reference_label: str = "the reference") -> Region:
+    """Read `contig` or `contig:start-end`, 1-based and inclusive as samtools and genome browsers write it.
+
+    **Raises** `InputError` for another form, and for a region that does not lie within a contig.
+    """
+    if text in contig_lengths:
+        return Region(text, 0, contig_lengths[text])
+    match = _REGION.fullmatch(text)
+    if match is None or match["start"] is None:
+        raise InputError(f"{reference_label} has no contig '{text}': {suggest_names(text, contig_lengths)}.")
+    digits = [match[part].replace(",", "") or "0" for part in ("start", "end")]
+    region = Region(match["contig"], int(digits[0]) - 1, int(digits[1]))
+    require_region(region, contig_lengths, reference_label, f"the region '{text}'")
+    return region
+
+
+def require_region(region: Region, contig_lengths: Mapping[str, int], reference_label: str, place: str) -> None:
+    """**Raises** `InputError` unless a region has a base and lies within a contig."""
+    length = contig_lengths.get(region.contig)
+    if length is None:
+        raise InputError(
+            f"{place} names the contig '{region.contig}', which {reference_label} does not have: "
+            f"{suggest_names(region.contig, contig_lengths)}."
+        )
+    if not 0 <= region.start < region.end:
+        raise InputError(f"{place} has no base: its end must be after its start.")
+    if region.end > length:
+        raise InputError(
+            f"{place} ends at {region.end}, beyond the {length} bp of '{region.contig}' in {reference_label}: is this "
+            "the right assembly?"
+        )
+
+
+def merged(regions: list[Region], contig_lengths: Mapping[str, int]) -> list[Region]:
+    """Return regions without overlap in the order of the contigs; those that overlap or touch become one."""
+    order = {contig: number for number, contig in enumerate(contig_lengths)}
+    result: list[Region] = []
+    for region in sorted(regions, key=lambda one: (order[one.contig], one.start)):
+        last = result[-1] if result else None
+        if last is not None and last.contig == region.contig and region.start <= last.end:
+            result[-1] = Region(last.contig, last.start, max(last.end, region.end))
+        else:
+            result.append(Region(region.contig, region.start, region.end))
+    return result

@@ -1,0 +1,266 @@
+"""The genomes of a species task: classes, their files, their sequences, and which of them are held out."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from genomamba.io.fasta import STANDARD_INPUT, FastaHeader, is_gzipped, read_events, read_records, source_label
+from genomamba.io.reference import Reference
+from genomamba.tokenizer import Tokens
+from mambacore.errors import InputError
+
+UNCLASSIFIED: Final = "unclassified"
+"""The call of a record that no class is named for; no class may have this name."""
+
+_CLASS_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_CHECKED_TAIL_BP: Final = 16
+_MOST_NEAR_NAMES: Final = 5
+
+
+@dataclass(frozen=True)
+class GenomeSpecification:
+    """What one `--genome NAME=PATH[,PATH...]` says; a path of "-" is standard input."""
+
+    name: str
+    paths: tuple[str, ...]
+
+
+def parse_genome_option(option: str) -> GenomeSpecification:
+    """Read the value of one `--genome` option, `NAME=PATH[,PATH...]`.
+
+    **Raises** `InputError` for another form, or a class name of other characters than letters, digits, '_', '-', '.'.
+    """
+    name, equals_sign, path_list = option.partition("=")
+    if not equals_sign:
+        raise InputError(f"--genome '{option}' has no '=': write NAME=PATH[,PATH...].")
+    if not _CLASS_NAME.fullmatch(name):
+        raise InputError(
+            f"--genome '{option}' has the class name '{name}': use one or more of the letters A-Z and a-z, digits, "
+            "'_', '-' and '.'."
+        )
+    if name == UNCLASSIFIED:
+        raise InputError(
+            f"--genome '{option}' uses the class name '{UNCLASSIFIED}', which stands for records without a call: "
+            "choose another."
+        )
+    paths = tuple(path_list.split(","))
+    if not all(paths):
+        raise InputError(f"--genome '{option}' has an empty path: write NAME=PATH[,PATH...] without spare commas.")
+    return GenomeSpecification(name, paths)
+
+
+class SequenceStore(Protocol):
+    """Where the sequences of one file lie."""
+
+    def fetch(self, name: str, start: int, end: int) -> Tokens:
+        """Return the tokens of bases [start, end) of a record."""
+        ...
+
+
+class MemoryStore:
+    """Sequences in memory, 1 byte a base."""
+
+    def __init__(self, tokens_by_name: Mapping[str, Tokens]) -> None:
+        self._tokens_by_name = dict(tokens_by_name)
+
+    def fetch(self, name: str, start: int, end: int) -> Tokens:
+        return self._tokens_by_name[name][start:end].copy()
+
+
+class IndexedStore:
+    """Random access to a plain FASTA file through `genomamba.io.reference`: one index, one handle a process."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+
+    def fetch(self, name: str, start: int, end: int) -> Tokens:
+        return self.reference.tokens(name, start, end)
+
+
+@dataclass(frozen=True)
+class GenomeSequence:
+    """One record of one genome file; `length` in bp."""
+
+    class_name: str
+    path: str
+    name: str
+    length: int
+    store: SequenceStore = field(repr=False, compare=False)
+
+    def tokens(self, start: int, end: int) -> Tokens:
+        """Return a fresh array of the tokens of bases [start, end), 0-based and half-open, shape (end - start,).
+
+        **Raises** `ValueError` when the interval does not lie within the sequence.
+        """
+        if not 0 <= start <= end <= self.length:
+            raise ValueError(f"[{start}, {end}) does not lie within the {self.length} bp of {self.name}")
+        return self.store.fetch(self.name, start, end)
+
+
+@dataclass(frozen=True)
+class GenomeCollection:
+    """The sequences of every class; a label is a position in `class_names`, in the order of the options."""
+
+    class_names: tuple[str, ...]
+    sequences: tuple[GenomeSequence, ...]
+
+    @classmethod
+    def from_tokens(cls, tokens_by_class: Mapping[str, Mapping[str, Tokens]]) -> "GenomeCollection":
+        """Return a collection of sequences that exist only in memory: class name -> record name -> tokens."""
+        sequences = [
+            GenomeSequence(class_name, "memory", name, len(tokens), store)
+            for class_name, tokens_by_name in tokens_by_class.items()
+            for store in [MemoryStore(tokens_by_name)]
+            for name, tokens in tokens_by_name.items()
+        ]
+        return cls(tuple(tokens_by_class), tuple(sequences))
+
+    def sequences_of(self, class_name: str) -> list[GenomeSequence]:
+        """Return the sequences of one class in file order."""
+        return [sequence for sequence in self.sequences if sequence.class_name == class_name]
+
+    def split(self, holdout_names: Sequence[str]) -> tuple["GenomeCollection", "GenomeCollection"]:
+        """Return (training, held out): held out are the records of every class whose name is one of `holdout_names`.
+
+        Both parts keep all class names, so labels mean the same. Without names the second part has no sequences.
+
+        **Raises** `InputError` for a name that no record has, and for a class that would be left without sequences to
+        train on or, where names are given, without held-out ones.
+        """
+        known = {sequence.name for sequence in self.sequences}
+        for name in holdout_names:
+            if name not in known:
+                raise InputError(f"no training sequence is named '{name}' (--holdout): {_suggest(name, known)}.")
+        chosen = set(holdout_names)
+        training = [sequence for sequence in self.sequences if sequence.name not in chosen]
+        held_out = [sequence for sequence in self.sequences if sequence.name in chosen]
+        for class_name in self.class_names:
+            if all(sequence.class_name != class_name for sequence in training):
+                raise InputError(
+                    f"class '{class_name}' has no sequences left to train on when {_join(holdout_names)} are held out: "
+                    "hold out fewer or give it more."
+                )
+            if chosen and all(sequence.class_name != class_name for sequence in held_out):
+                raise InputError(
+                    f"class '{class_name}' has no sequence named {_join(holdout_names, 'or')} to hold out: "
+                    "name one of its sequences in --holdout too."
+                )
+        return GenomeCollection(self.class_names, tuple(training)), GenomeCollection(self.class_names, tuple(held_out))
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """Return what a model folder says about its genomes: one JSON object for each file of each class."""
+        entries: dict[tuple[str, str], dict[str, Any]] = {}
+        for sequence in self.sequences:
+            entry = entries.setdefault(
+                (sequence.class_name, sequence.path),
+                {"class": sequence.class_name, "path": sequence.path, "sequences": []},
+            )
+            entry["sequences"].append({"name": sequence.name, "length": sequence.length})
+        return list(entries.values())
+
+
+def load_genomes(specifications: Iterable[GenomeSpecification]) -> GenomeCollection:
+    """Read and check the genomes of every class.
+
+    Plain files stay on disk behind an index; gzipped ones, standard input and files whose lines are too uneven for an
+    index are held in memory, 1 byte a base.
+
+    **Raises** `InputError` for a class that is given twice, two records of one name in one file, and everything that
+    `genomamba.io.fasta` refuses.
+    """
+    class_names: list[str] = []
+    sequences: list[GenomeSequence] = []
+    for specification in specifications:
+        if specification.name in class_names:
+            raise InputError(
+                f"--genome names the class '{specification.name}' twice: write its files as one option, "
+                f"{specification.name}=PATH,PATH."
+            )
+        class_names.append(specification.name)
+        for path in specification.paths:
+            sequences.extend(_load_file(specification.name, path))
+    return GenomeCollection(tuple(class_names), tuple(sequences))
+
+
+def require_training_classes(collection: GenomeCollection) -> None:
+    """**Raises** `InputError` unless there are at least two classes to tell apart."""
+    if len(collection.class_names) < 2:
+        given = f"only '{collection.class_names[0]}'" if collection.class_names else "none"
+        raise InputError(f"training needs at least two classes, {given} is given: give --genome NAME=PATH for each.")
+
+
+def _load_file(class_name: str, path: str) -> list[GenomeSequence]:
+    label = source_label(path)
+    if path != STANDARD_INPUT and not is_gzipped(path) and Path(path).is_file():
+        lengths, tails = _scan_file(path, label)
+        store: SequenceStore | None = _index_file(path, lengths, tails)
+        if store is None:
+            store = MemoryStore({record.name: record.tokens for record in read_records(path)})
+    else:
+        tokens_by_name: dict[str, Tokens] = {}
+        for record in read_records(path):
+            _refuse_duplicate(record.name, tokens_by_name, label)
+            tokens_by_name[record.name] = record.tokens
+        lengths = {name: len(tokens) for name, tokens in tokens_by_name.items()}
+        store = MemoryStore(tokens_by_name)
+    return [GenomeSequence(class_name, path, name, length, store) for name, length in lengths.items()]
+
+
+def _scan_file(path: str, label: str) -> tuple[dict[str, int], dict[str, Tokens]]:
+    """Read a file through once, keeping only the length and the last bases of each record."""
+    lengths: dict[str, int] = {}
+    tails: dict[str, Tokens] = {}
+    name = ""
+    for event in read_events(path):
+        if isinstance(event, FastaHeader):
+            name = event.name
+            _refuse_duplicate(name, lengths, label)
+            lengths[name], tails[name] = 0, np.empty(0, dtype=np.uint8)
+            continue
+        lengths[name] += len(event)
+        tails[name] = np.concatenate([tails[name], event[-_CHECKED_TAIL_BP:]])[-_CHECKED_TAIL_BP:]
+    return lengths, tails
+
+
+def _refuse_duplicate(name: str, names: Mapping[str, Any], label: str) -> None:
+    if name in names:
+        raise InputError(
+            f"{label} has more than one record named '{name}', and duplicate names in training genomes cannot be told "
+            "apart: rename them."
+        )
+
+
+def _index_file(path: str, lengths: Mapping[str, int], tails: Mapping[str, Tokens]) -> IndexedStore | None:
+    """Return access to a plain file through its index, or None when no index describes it.
+
+    It must give the records, lengths and last bases that reading the whole file gave: blanks within lines, which an
+    index does not notice, shift the end.
+    """
+    try:
+        reference = Reference(path)
+        agrees = dict(reference.lengths) == dict(lengths) and all(
+            np.array_equal(reference.tokens(name, lengths[name] - len(tail), lengths[name]), tail)
+            for name, tail in tails.items()
+        )
+    except InputError:
+        return None
+    return IndexedStore(reference) if agrees else None
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    ordered = sorted(known)
+    near = difflib.get_close_matches(name, ordered, n=_MOST_NEAR_NAMES, cutoff=0.5)
+    if near:
+        return f"did you mean {_join(near, 'or')}"
+    shown = ", ".join(ordered[:_MOST_NEAR_NAMES]) + (", ..." if len(ordered) > _MOST_NEAR_NAMES else "")
+    return f"the names are {shown}"
+
+
+def _join(names: Sequence[str], conjunction: str = "and") -> str:
+    quoted = [f"'{name}'" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {conjunction} {quoted[-1]}"

@@ -1,0 +1,335 @@
+"""Variants of a VCF file against a reference: reading them, checking them, and the two haplotypes that each compares.
+
+What a model compares is one window of the reference and one of the same length with the alternative allele in it. Equal
+lengths matter: a longer sequence has a lower likelihood whatever it says, so that without them every insertion looks
+bad and every deletion good. The windows are those of `haplotype_windows`.
+"""
+
+import contextlib
+import gzip
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from genomamba.alphabet import reverse_complement
+from genomamba.io.fasta import GZIP_MAGIC, STANDARD_INPUT
+from genomamba.io.reference import BLOCK_GZIP_EXTRA, Reference, suggest_names
+from mambacore.errors import InputError
+
+Status = Literal[
+    "scored",
+    "reference_mismatch",
+    "missing_contig",
+    "outside_contig",
+    "no_alternative",
+    "symbolic_allele",
+    "unknown_base_in_allele",
+    "same_as_reference",
+    "allele_too_long",
+    "no_bases_to_compare",
+]
+"""What became of an allele; all but the first are reasons why it has no score."""
+
+_KNOWN_BASES: Final = frozenset("ACGT")
+_IS_KNOWN_BASE: Final = np.isin(np.arange(256), np.frombuffer(b"ACGT", dtype=np.uint8))
+_SYMBOLS: Final = frozenset("<>[]*")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One record of a VCF file.
+
+    `position` is 1-based, `alternatives` may be empty; `line` is the record as VCF text without its line end, or ""
+    when it was not asked for.
+    """
+
+    chromosome: str
+    position: int
+    identifier: str
+    reference: str
+    alternatives: tuple[str, ...]
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class HaplotypeWindows:
+    """The two windows that one strand of one allele compares, in the direction in which that strand is read.
+
+    - `context`: the letters that both haplotypes have before the first base in which they differ.
+    - `reference`, `alternative`: how each goes on, equally far.
+    - `known`: how many of the first bases of both continuations are A, C, G or T: the rest is not scored.
+    - `longest_allele`: bases of the longer allele without what both share at either end.
+    - `replaces`: the alternative has as many bases as the reference.
+    """
+
+    context: bytes
+    reference: bytes
+    alternative: bytes
+    known: int
+    longest_allele: int
+    replaces: bool
+
+    @property
+    def unknown_bases(self) -> int:
+        """Letters of the reference window that are not A, C, G or T."""
+        return int((~is_known(self.context + self.reference)).sum())
+
+
+class VariantFile:
+    """A VCF or BCF file, plain or compressed, "-" for standard input; its records may be read more than once.
+
+    **Raises** `InputError` when it is missing or not VCF, and when pysam is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        if importlib.util.find_spec("pysam") is None:
+            raise InputError("reading VCF needs pysam, which is not installed: `pip install 'genomamba[variants]'`.")
+        self.label = "standard input" if os.fspath(path) == STANDARD_INPUT else os.fspath(path)
+        self._copy: Path | None = None
+        self._path = os.fspath(path)
+        if self._path == STANDARD_INPUT:
+            self._keep_copy(sys.stdin.buffer)
+        elif not os.path.isfile(self._path):
+            what = "is a directory" if os.path.isdir(self._path) else "does not exist"
+            raise InputError(f"{self.label} {what}: give a VCF file, plain or compressed.")
+        if _is_plain_gzip(self._path):
+            # The library reads what bgzip compresses, and refuses what gzip does.
+            with gzip.open(self._path) as content:
+                self._keep_copy(content)
+        with self._open() as opened:
+            try:
+                self.header_text = str(opened.header)
+            except UnicodeDecodeError as error:
+                self.close()
+                raise InputError(
+                    f"{self.label} has a header that is not UTF-8 ({error}): convert it with `iconv`, or correct it."
+                ) from error
+
+    def records(self, with_lines: bool = False) -> Iterator[Variant]:
+        """Yield the records in the order of the file, whether it is sorted or not.
+
+        **Raises** `InputError` for a record that cannot be read, which it numbers.
+        """
+        number = 0
+        with self._open(drop_samples=not with_lines) as opened:
+            while True:
+                number += 1
+                try:
+                    record = next(opened)
+                    yield _variant(record, with_lines)
+                except StopIteration:
+                    return
+                except (OSError, ValueError, UnicodeDecodeError) as error:
+                    raise InputError(
+                        f"{self.label} is damaged at record {number} ({error}): check it with `bcftools view`."
+                    ) from error
+
+    def _keep_copy(self, content: IO[bytes] | gzip.GzipFile) -> None:
+        """Read from a temporary copy from now on: records are read more than once."""
+        previous = self._copy
+        with tempfile.NamedTemporaryFile(prefix="genomamba-", suffix=".vcf", delete=False) as copy:
+            self._copy, self._path = Path(copy.name), copy.name
+            try:
+                shutil.copyfileobj(content, copy)
+            except (EOFError, OSError, zlib.error) as error:
+                self.close()
+                raise InputError(f"{self.label} cannot be read ({error}): copy or download it again.") from error
+            finally:
+                if previous is not None:
+                    previous.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Delete the temporary copy, if there is one."""
+        if self._copy is not None:
+            self._copy.unlink(missing_ok=True)
+
+    def __enter__(self) -> "VariantFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _open(self, drop_samples: bool = True) -> Iterator[Any]:
+        import pysam  # noqa: PLC0415 - an extra
+
+        before = pysam.set_verbosity(0)  # htslib prints what the errors below say
+        try:
+            try:
+                opened = pysam.VariantFile(self._path, drop_samples=drop_samples)
+            except (OSError, ValueError, UnicodeDecodeError, NotImplementedError) as error:
+                self.close()
+                reason = (
+                    "is empty" if os.path.getsize(self._path) == 0 else f"is no VCF file that can be read ({error})"
+                )
+                raise InputError(
+                    f"{self.label} {reason}: give VCF or BCF with its header, plain or compressed."
+                ) from error
+            with opened:
+                yield opened
+        finally:
+            pysam.set_verbosity(before)
+
+
+def _is_plain_gzip(path: str) -> bool:
+    """Say whether a file is gzip but not BGZF, which is gzip in blocks."""
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(16)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
+    return start.startswith(GZIP_MAGIC) and start[12:16] != BLOCK_GZIP_EXTRA
+
+
+def _variant(record: Any, with_line: bool) -> Variant:
+    return Variant(
+        record.chrom,
+        record.pos,
+        record.id or ".",
+        record.ref or ".",
+        tuple(record.alts or ()),
+        str(record).rstrip("\n") if with_line else "",
+    )
+
+
+def read_chromosome_map(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read lines of a name in the VCF file and the name of the same contig in the reference, separated by blanks.
+
+    **Raises** `InputError` for a file that cannot be read, a line of another form, and a name that is given twice.
+    """
+    names: dict[str, str] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the chromosome map {path} cannot be read ({error}): check the path.") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        words = line.split()
+        if len(words) != 2:
+            raise InputError(
+                f"{path}, line {number} has {len(words)} words: write the name in the VCF and the one in the reference."
+            )
+        if words[0] in names:
+            raise InputError(f"{path}, line {number} names '{words[0]}' again: give each name once.")
+        names[words[0]] = words[1]
+    return names
+
+
+def require_shared_contigs(
+    chromosomes: Sequence[str], contig_lengths: Mapping[str, int], variants_label: str, reference_label: str
+) -> None:
+    """**Raises** `InputError` when none of the chromosomes is in the reference: it is another assembly or style."""
+    if chromosomes and not any(name in contig_lengths for name in chromosomes):
+        raise InputError(
+            f"none of the chromosomes of {variants_label} is in {reference_label}, '{chromosomes[0]}' for one: "
+            f"{suggest_names(chromosomes[0], contig_lengths)}; use the reference of the VCF file, or translate names "
+            "with --chromosome-map."
+        )
+
+
+def check_allele(variant: Variant, alternative: str | None, contig: str, genome: Reference, longest: int) -> Status:
+    """Say whether an allele can be scored, and if not, why; an allele of `None` stands for a record without any.
+
+    The letters of the record are compared with the reference in upper case. `longest` is in bp.
+    """
+    if contig not in genome.lengths:
+        return "missing_contig"
+    start, end = variant.position - 1, variant.position - 1 + len(variant.reference)
+    if start < 0 or end > genome.lengths[contig]:
+        return "outside_contig"
+    reference = variant.reference.upper()
+    if genome.letters(contig, start, end).upper().replace(b"U", b"T") != reference.encode():
+        return "reference_mismatch"
+    return "no_alternative" if alternative is None else _check_letters(reference, alternative.upper(), longest)
+
+
+def _check_letters(reference: str, alternative: str, longest: int) -> Status:
+    if _SYMBOLS & set(alternative) or alternative.startswith(".") or alternative.endswith("."):
+        return "symbolic_allele"
+    if not set(reference + alternative) <= _KNOWN_BASES:
+        return "unknown_base_in_allele"
+    if reference == alternative:
+        return "same_as_reference"
+    return "allele_too_long" if max(trimmed_lengths(reference, alternative)) > longest else "scored"
+
+
+def trimmed_lengths(reference: str, alternative: str) -> tuple[int, int]:
+    """Return the lengths of two alleles without the bases that they share at their starts and ends."""
+    prefix = _shared(reference, alternative)
+    suffix = _shared(reference[prefix:][::-1], alternative[prefix:][::-1])
+    return len(reference) - prefix - suffix, len(alternative) - prefix - suffix
+
+
+def _shared(first: str, second: str) -> int:
+    """Return how many letters two texts have in common from their starts."""
+    shorter = min(len(first), len(second))
+    return next((place for place in range(shorter) if first[place] != second[place]), shorter)
+
+
+def allele_windows(
+    variant: Variant, alternative: str, contig: str, genome: Reference, length: int, both_strands: bool = True
+) -> list[HaplotypeWindows]:
+    """Return the windows of `length` bp that an allele compares: of the given strand, then of the other.
+
+    The other strand's are those that the reverse complement of the reference and of the variant would give, so that the
+    mean of both is the same whichever strand the file describes.
+    """
+    start, end = variant.position - 1, variant.position - 1 + len(variant.reference)
+    # An indel within a repeat moves by as much as the repeat is long: up to one window more is looked at.
+    before = genome.letters(contig, max(0, start - 2 * length), start).upper()
+    after = genome.letters(contig, end, min(genome.lengths[contig], end + 2 * length)).upper()
+    sides = (before, variant.reference.upper().encode(), alternative.upper().encode(), after)
+    windows = [haplotype_windows(*sides, length)]
+    if both_strands:
+        other_before, other_reference, other_alternative, other_after = map(reverse_complement, sides)
+        windows.append(haplotype_windows(other_after, other_reference, other_alternative, other_before, length))
+    return windows
+
+
+def haplotype_windows(
+    before: bytes, reference: bytes, alternative: bytes, after: bytes, length: int
+) -> HaplotypeWindows:
+    """Return windows of equal length, `length` bp or what there is, around the first base in which haplotypes differ.
+
+    The (length - 1) // 2 bases in front of it are shared; the rest follows, as much of one haplotype as of the other:
+    after a deletion the alternative window reaches further into the reference, after an insertion less far. Nothing
+    here depends on where in a repeat the file has placed an indel, since both placements give the same haplotypes.
+
+    Args:
+        before, after: upper-case letters of the reference on both sides, less than asked for only at a contig's edge.
+        reference, alternative: the alleles, upper-case, not equal.
+        length: bp.
+    """
+    haplotypes = [before + allele + after for allele in (reference, alternative)]
+    shorter = min(len(haplotype) for haplotype in haplotypes)
+    first, second = (np.frombuffer(haplotype, dtype=np.uint8, count=shorter) for haplotype in haplotypes)
+    differing = np.flatnonzero(first != second)
+    start = int(differing[0]) if len(differing) else shorter
+    context = (length - 1) // 2
+    size = min(length - context, shorter - start)
+    continuations = [haplotype[start : start + size] for haplotype in haplotypes]
+    unknown = np.flatnonzero(~(is_known(continuations[0]) & is_known(continuations[1])))
+    return HaplotypeWindows(
+        context=haplotypes[0][max(0, start - context) : start],
+        reference=continuations[0],
+        alternative=continuations[1],
+        known=int(unknown[0]) if len(unknown) else size,
+        longest_allele=max(trimmed_lengths(reference.decode(), alternative.decode())),
+        replaces=len(reference) == len(alternative),
+    )
+
+
+def is_known(letters: bytes) -> npt.NDArray[np.bool_]:
+    """Say of each letter whether it is an upper-case A, C, G or T."""
+    return _IS_KNOWN_BASE[np.frombuffer(letters, dtype=np.uint8)]

@@ -1,0 +1,281 @@
+"""Language models of DNA: a model of the core, its letters and its objective, as one folder.
+
+Two objectives: *causal*, the next base given all before it, in pieces of any length with a state between them; and
+*masked*, a hidden base given both sides, whole sequences only. Folders written here and checkpoints of other projects
+(Caduceus, and Mamba as transformers or mamba_ssm keep it) are read by the same function.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genomamba.letter_policy import LetterPolicy, letter_policy
+from genomamba.tokenizer import COMPLEMENT_IDS, PADDED_VOCABULARY_SIZE, VOCABULARY, CharacterTokenizer, Tokens
+from mambacore import checkpoints
+from mambacore.errors import InputError
+from mambacore.hub import find_model_folder
+from mambacore.model_folder import CONFIG_NAME, load_tensors_into, read_model_folder, write_model_folder
+from mambacore.models import (
+    CausalLanguageModel,
+    CausalLanguageModelConfig,
+    MaskedLanguageModel,
+    MaskedLanguageModelConfig,
+)
+
+MODEL_KIND: Final = "DNA language model"
+Objective = Literal["causal", "masked"]
+OBJECTIVES: Final[tuple[Objective, ...]] = ("causal", "masked")
+
+BASE_COUNT: Final = 4
+FIRST_BASE_TOKEN: Final = VOCABULARY["A"]
+"""The token of A; those of C, G and T follow."""
+MASK_TOKEN: Final = VOCABULARY["[MASK]"]
+
+CoreModel = CausalLanguageModel | MaskedLanguageModel
+_CONFIGURATIONS: Final = {"causal": CausalLanguageModelConfig, "masked": MaskedLanguageModelConfig}
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A language model of DNA, ready to be used.
+
+    Attributes:
+        model: of the core.
+        policy: how letters become its tokens (`genomamba.letter_policy`).
+        details: JSON-able facts of the training; empty for checkpoints of other projects.
+        source: the folder it was read from, for messages.
+    """
+
+    model: CoreModel
+    policy: LetterPolicy = dataclasses.field(default_factory=LetterPolicy)
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: str = "the model"
+
+    @property
+    def objective(self) -> Objective:
+        """What it foretells."""
+        return objective_of(self.model)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> Self:
+        """As `load_language_model`."""
+        loaded = load_language_model(folder)
+        return cls(loaded.model, loaded.policy, loaded.details, loaded.source)
+
+    def tokens(self, letters: bytes | str) -> Tokens:
+        """Return the tokens of letters as the model was trained to read them, uint8 of shape (length,).
+
+        **Raises** `InputError` for a byte that is no nucleotide code.
+        """
+        return self.policy.tokens(letters.encode("ascii") if isinstance(letters, str) else letters)
+
+    def require(self, objective: Objective, purpose: str) -> None:
+        """**Raises** `InputError` unless the model has this objective; `purpose` is what it is needed for."""
+        if self.objective != objective:
+            raise InputError(
+                f"{self.source} is a {self.objective} language model, and {purpose} needs a {objective} one: "
+                "give another model."
+            )
+
+    @torch.no_grad()
+    def next_base_log_probabilities(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Log-probabilities (natural) of the base after each position, given all up to it.
+
+        Args:
+            tokens: (batch, length), any integer dtype: a sequence, or its next piece.
+            state: what the piece before left; None at the start.
+
+        Returns:
+            (batch, length, 4) for A, C, G and T, which sum to one among themselves, float32 at least; and the state
+            for the next piece. Pieces give what the whole gives.
+
+        Raises:
+            InputError: a masked model, which has no direction.
+        """
+        self.require("causal", "the probability of the next base")
+        assert isinstance(self.model, CausalLanguageModel)
+        logits, state = self.model(tokens.long(), state)
+        return base_log_probabilities(logits), state
+
+    @torch.no_grad()
+    def masked_base_log_probabilities(
+        self, tokens: Tensor, masked: Tensor | None = None, both_strands: bool = True
+    ) -> Tensor:
+        """Log-probabilities (natural) of the base at each position, given both sides.
+
+        Args:
+            tokens: (batch, length), any integer dtype; whole sequences.
+            masked: (batch, length), boolean: positions to hide from the model first. Only there are the probabilities
+                those of a base that has not been seen; None hides nothing.
+            both_strands: average the logits of both strands where the model is not the same on both by construction
+                and knows the complement (as Caduceus-Ph is used).
+
+        Returns:
+            (batch, length, 4) for A, C, G and T, which sum to one among themselves, float32 at least.
+
+        Raises:
+            InputError: a causal model, which cannot see what follows.
+        """
+        self.require("masked", "the probability of a base given both sides")
+        assert isinstance(self.model, MaskedLanguageModel)
+        tokens = tokens.long()
+        if masked is not None:
+            tokens = tokens.masked_fill(masked, MASK_TOKEN)
+        conjoin = both_strands and not self.model.config.equivariant and self.model.complement is not None
+        return base_log_probabilities(self.model.conjoined_logits(tokens) if conjoin else self.model(tokens))
+
+
+def base_log_probabilities(logits: Tensor) -> Tensor:
+    """Logits of all tokens (..., tokens) to log-probabilities among A, C, G and T (..., 4), float32 at least."""
+    bases = logits[..., FIRST_BASE_TOKEN : FIRST_BASE_TOKEN + BASE_COUNT]
+    return F.log_softmax(bases.to(torch.promote_types(bases.dtype, torch.float32)), dim=-1)
+
+
+def objective_of(model: CoreModel) -> Objective:
+    """What a model of the core foretells."""
+    return "causal" if isinstance(model, CausalLanguageModel) else "masked"
+
+
+def save_language_model(
+    folder: Path, model: CoreModel, details: Mapping[str, Any], policy: LetterPolicy | None = None
+) -> None:
+    """Write a model folder (config.json, model.safetensors, README.md) in one step.
+
+    Args:
+        folder: the model folder; an earlier model there is replaced.
+        model: its vocabulary is that of `genomamba.tokenizer`.
+        details: JSON-able facts of the training.
+        policy: how letters became tokens in training.
+
+    Raises:
+        InputError: the place cannot be written to or holds something else.
+    """
+    objective = objective_of(model)
+    config = {
+        "kind": MODEL_KIND,
+        "objective": objective,
+        "model": dataclasses.asdict(model.config),
+        "tokenizer": CharacterTokenizer().to_config(),
+        "letter_policy": (policy or LetterPolicy()).to_config(),
+        "details": dict(details),
+    }
+    write_model_folder(Path(folder), config, model.state_dict(), _card(model, details))
+
+
+def load_language_model(folder: Path | str) -> LanguageModel:
+    """Read a language model of DNA, ready to be used.
+
+    Args:
+        folder: a folder that `save_language_model` wrote, that of a Caduceus, transformers or mamba_ssm checkpoint in
+            safetensors, or `hf://owner/name@revision` on the Hugging Face Hub. A checkpoint of another project must
+            have the hg38 vocabulary of `genomamba.tokenizer` (12 tokens, padded to 16).
+
+    Raises:
+        InputError: the folder is missing, incomplete, damaged, of another kind, version or vocabulary.
+    """
+    reference, folder = str(folder), find_model_folder(folder)
+    if not _is_ours(folder):
+        return _load_foreign(folder, reference)
+    config, tensors = read_model_folder(folder)
+    if config.get("kind") != MODEL_KIND:
+        raise InputError(
+            f"{reference} holds a {config.get('kind', 'model of unknown kind')!s}, not a {MODEL_KIND}: "
+            "give another folder."
+        )
+    CharacterTokenizer.from_config(config.get("tokenizer", {}))
+    try:
+        # Values drawn for a fresh model are overwritten: do not let them disturb the caller's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            model = build_language_model(config["objective"], config["model"])
+        policy = LetterPolicy(**config["letter_policy"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / CONFIG_NAME} is damaged ({error}): copy or train the model again.") from error
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG_NAME}: {error}") from error
+    load_tensors_into(model, tensors, str(folder))
+    return LanguageModel(model.eval(), policy, config.get("details", {}), reference)
+
+
+def build_language_model(objective: str, settings: Mapping[str, Any]) -> CoreModel:
+    """A model with fresh weights.
+
+    Args:
+        objective: "causal" or "masked".
+        settings: of `mambacore.models.CausalLanguageModelConfig` or `MaskedLanguageModelConfig`. Where they are not
+            given, the vocabulary, the complement of its tokens and the tokens that contexts are made of are those of
+            `genomamba.tokenizer`.
+
+    Raises:
+        InputError: another objective, a setting that is unknown or that the model cannot have.
+    """
+    if objective not in OBJECTIVES:
+        raise InputError(f"the objective is {objective!r}: use {' or '.join(OBJECTIVES)}.")
+    kind = _CONFIGURATIONS[objective]
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise InputError(
+            f"a {objective} language model has no setting {unknown[0]!r}: it has {', '.join(sorted(known))}."
+        )
+    values: dict[str, Any] = {"vocabulary_size": PADDED_VOCABULARY_SIZE}
+    if objective == "masked":
+        values |= {"complement": COMPLEMENT_IDS.tolist()} | dict(settings)
+        if values["complement"] is not None:
+            values["complement"] = tuple(values["complement"])
+        return MaskedLanguageModel(MaskedLanguageModelConfig(**values))
+    values |= {"context_symbols": (FIRST_BASE_TOKEN, BASE_COUNT)} | dict(settings)
+    values["mixers"] = tuple(values["mixers"])
+    return CausalLanguageModel(CausalLanguageModelConfig(**values))
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the folder states our format; one without a readable configuration gets our messages too."""
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    return not isinstance(config, dict) or "format_version" in config
+
+
+def _load_foreign(folder: Path, reference: str) -> LanguageModel:
+    model = checkpoints.load(folder)
+    size = model.config.padded_vocabulary_size
+    if not len(VOCABULARY) <= size <= PADDED_VOCABULARY_SIZE:
+        raise InputError(
+            f"{reference} has a vocabulary of {size} tokens, and only the hg38 vocabulary ({len(VOCABULARY)} tokens, "
+            f"padded to {PADDED_VOCABULARY_SIZE}) is known here: give a model of single bases."
+        )
+    policy = letter_policy("caduceus") if isinstance(model, MaskedLanguageModel) else LetterPolicy()
+    return LanguageModel(model, policy, {}, reference)
+
+
+def _card(model: CoreModel, details: Mapping[str, Any]) -> str:
+    """The model card: what the folder is and how to use it."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    foretells = {
+        "causal": "foretells each base from those before it",
+        "masked": "foretells hidden bases from both sides",
+    }[objective_of(model)]
+    lines = [
+        "# Language model of DNA",
+        "",
+        f"{parameters:,} parameters; {foretells}, single bases as tokens.",
+        "",
+        "```python",
+        "from genomamba.models.language_model import load_language_model",
+        "",
+        'language_model = load_language_model("THIS_FOLDER")',
+        "```",
+        "",
+    ]
+    for title, key in (("Trained on", "references"), ("Held out", "held_out"), ("Window (bp)", "length")):
+        value = details.get(key)
+        if value:
+            lines += [f"{title}: {', '.join(map(str, value)) if isinstance(value, list) else value}.", ""]
+    return "\n".join(lines)

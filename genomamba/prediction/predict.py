@@ -1,0 +1,89 @@
+"""What a sequence model says: grouped by length, both strands averaged, long sequences in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genomamba.data.targets import TargetDescription
+from genomamba.models.sequence_model import SequenceModel, SequenceState
+from genomamba.prediction.metrics import Predictions
+from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
+
+PIECE_LENGTH_BP: Final = 16_384
+"""Longer sequences go through a causal stack in pieces of this length, alone."""
+BASES_PER_FORWARD: Final = 32_768
+
+
+@torch.inference_mode()
+def model_outputs(
+    model: SequenceModel,
+    sequences: Sequence[Tokens],
+    advance: Callable[[int], object] = lambda bases: None,
+) -> Tensor:
+    """Outputs (sequences, outputs), float64, on the CPU, in the order of the sequences; no dropout.
+
+    They are logits or standardised numbers; both strands are averaged where the model is meant to.
+
+    Args:
+        model: see `SequenceModel`.
+        sequences: uint8 (length,) each.
+        advance: called with the bases that are done.
+    """
+    outputs = torch.zeros(len(sequences), model.config.targets.outputs, dtype=torch.float64)
+    order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
+    training = model.training
+    model.eval()
+    start = 0
+    while start < len(order):
+        end = start + 1
+        if len(sequences[order[start]]) > PIECE_LENGTH_BP and model.is_causal:
+            outputs[order[start]] = _in_pieces(model, sequences[order[start]])
+        else:
+            # Sorted by length, so that the last one added is the longest.
+            while end < len(order) and (end + 1 - start) * len(sequences[order[end]]) <= BASES_PER_FORWARD:
+                end += 1
+            outputs[order[start:end]] = _together(model, [sequences[place] for place in order[start:end]])
+        advance(sum(len(sequences[place]) for place in order[start:end]))
+        start = end
+    model.train(training)
+    return outputs
+
+
+def predictions_from(description: TargetDescription, outputs: Tensor) -> Predictions:
+    """Probabilities of classes or labels, or numbers in the units of the table, from `model_outputs`."""
+    if description.kind == "classes":
+        return torch.softmax(outputs, dim=1).numpy()
+    if description.kind == "labels":
+        return torch.sigmoid(outputs).numpy()
+    return outputs.numpy() * np.array(description.deviations) + np.array(description.means)
+
+
+def padded_batch(sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+    """Tokens (batch, length of the longest), padded on the right with zeros, and lengths (batch,)."""
+    lengths = torch.tensor([len(tokens) for tokens in sequences])
+    tokens = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.uint8)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = torch.from_numpy(np.array(sequence))
+    return tokens, lengths
+
+
+def _together(model: SequenceModel, sequences: Sequence[Tokens]) -> Tensor:
+    tokens, lengths = padded_batch(sequences)
+    outputs = model.padded(tokens, lengths).double()
+    if not model.config.both_strands:
+        return outputs
+    return (outputs + model.padded(model.reverse_complement(tokens, lengths), lengths).double()) / 2
+
+
+def _in_pieces(model: SequenceModel, sequence: Tokens) -> Tensor:
+    """The outputs (outputs,) of one long sequence, its strands side by side."""
+    strands = np.stack([sequence, COMPLEMENT_IDS[sequence[::-1]]] if model.config.both_strands else [sequence])
+    state: SequenceState | None = None
+    for begin in range(0, strands.shape[1], PIECE_LENGTH_BP):
+        outputs, state = model(torch.from_numpy(strands[:, begin : begin + PIECE_LENGTH_BP].copy()), state)
+    return outputs.double().mean(dim=0)

@@ -1,0 +1,150 @@
+"""New DNA from a causal language model: the prompt is read at once, then base after base with the state.
+
+Record number i is a function of (seed, i): it does not depend on how many others are made or which are made together.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from genomamba.models.language_model import BASE_COUNT, FIRST_BASE_TOKEN, LanguageModel
+from genomamba.tokenizer import Tokens
+from mambacore.errors import InputError
+from mambacore.models.sampling import check_sampling
+
+_UNIFORM_NUMBERS_AT_ONCE: Final = 1024
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next base is chosen from the model's probabilities of A, C, G and T.
+
+    - `temperature`: log-probabilities are divided by it; 0 takes the likeliest base.
+    - `top_k`: choose among so many of the likeliest bases, 1 to 4.
+    - `top_p`: choose among the fewest bases whose probabilities add up to this much (Holtzman et al., arXiv 1904.09751,
+      equation 2).
+    """
+
+    temperature: float = 1.0
+    top_k: int = BASE_COUNT
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """**Raises** `InputError` for values that mean nothing."""
+        check_sampling(self.temperature, self.top_p)
+        if not 1 <= self.top_k <= BASE_COUNT:
+            raise InputError(f"top_k is {self.top_k}: use 1 to {BASE_COUNT}, the number of bases.")
+
+    def probabilities(self, log_probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Log-probabilities (batch, 4) to the probabilities that bases are drawn with, (batch, 4)."""
+        kept = self.top_k if self.temperature > 0 else 1
+        scaled = log_probabilities - log_probabilities.max(axis=1, keepdims=True)
+        probabilities = np.exp(scaled / (self.temperature or 1.0))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        order = np.argsort(-log_probabilities, axis=1, kind="stable")
+        ordered = np.take_along_axis(probabilities, order, axis=1)
+        before = ordered.cumsum(axis=1) - ordered
+        ordered[(before >= self.top_p) | (np.arange(BASE_COUNT) >= kept)] = 0
+        np.put_along_axis(probabilities, order, ordered, axis=1)
+        return probabilities / probabilities.sum(axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class GeneratedRecord:
+    """New bases and their log-likelihood (natural, summed) under the model as it is, before any temperature."""
+
+    index: int
+    tokens: Tokens
+    log_likelihood: float
+
+
+def generate(
+    language_model: LanguageModel,
+    prompts: Sequence[Tokens],
+    length: int,
+    sampling: Sampling,
+    seed: int = 0,
+    batch_size: int = 32,
+    advance: Callable[[int], None] = lambda bases: None,
+) -> Iterator[GeneratedRecord]:
+    """Yield one record of `length` new bases for each prompt, in the order of the prompts.
+
+    After an empty prompt the first base is drawn uniformly: the model says nothing before it has seen one.
+
+    Args:
+        language_model: causal.
+        prompts: tokens of the bases to continue; they are not part of the records.
+        length: bp of each record.
+        sampling: how bases are chosen.
+        seed: record number i draws its numbers from (seed, i).
+        batch_size: records made together.
+        advance: called with the number of new bases now and then.
+
+    Raises:
+        InputError: a masked model, or a length below 1.
+    """
+    language_model.require("causal", "generation")
+    if length < 1:
+        raise InputError(f"records of {length} bp cannot be made: use 1 or more.")
+    begin = 0
+    while begin < len(prompts):
+        # Prompts of one length are read together without padding.
+        end = begin + 1
+        while end < min(len(prompts), begin + batch_size) and len(prompts[end]) == len(prompts[begin]):
+            end += 1
+        batch = torch.from_numpy(np.stack(prompts[begin:end])).long()
+        tokens, log_likelihoods = _generate_batch(
+            language_model,
+            batch,
+            length,
+            sampling,
+            [np.random.default_rng([seed, index]) for index in range(begin, end)],
+            advance,
+        )
+        for row, index in enumerate(range(begin, end)):
+            yield GeneratedRecord(index, tokens[row], float(log_likelihoods[row]))
+        begin = end
+
+
+def _generate_batch(
+    language_model: LanguageModel,
+    prompt: Tensor,
+    length: int,
+    sampling: Sampling,
+    random_numbers: Sequence[np.random.Generator],
+    advance: Callable[[int], None],
+) -> tuple[Tokens, npt.NDArray[np.float64]]:
+    rows = len(random_numbers)
+    bases = np.empty((rows, length), dtype=np.uint8)
+    log_likelihoods = np.zeros(rows)
+    state: Any = None
+    log_probabilities = np.full((rows, BASE_COUNT), -math.log(BASE_COUNT))
+    uniform = np.empty((rows, 0))
+    if prompt.shape[1]:
+        found, state = language_model.next_base_log_probabilities(prompt)
+        log_probabilities = found[:, -1].double().numpy()
+    for position in range(length):
+        column = position % _UNIFORM_NUMBERS_AT_ONCE
+        if column == 0:
+            uniform = np.stack([numbers.random(_UNIFORM_NUMBERS_AT_ONCE) for numbers in random_numbers])
+        first = position == 0 and not prompt.shape[1]
+        probabilities = np.exp(log_probabilities) if first else sampling.probabilities(log_probabilities)
+        through = probabilities.cumsum(axis=1)
+        # A number may fall on the last border by rounding.
+        last = BASE_COUNT - 1 - (probabilities[:, ::-1] > 0).argmax(axis=1)
+        chosen = np.minimum((uniform[:, column, None] * through[:, -1:] >= through).sum(axis=1), last)
+        bases[:, position] = chosen
+        log_likelihoods += log_probabilities[np.arange(rows), chosen]
+        if column == _UNIFORM_NUMBERS_AT_ONCE - 1 or position == length - 1:
+            advance(rows * (column + 1))
+        if position < length - 1:
+            tokens = torch.from_numpy(chosen[:, None] + FIRST_BASE_TOKEN)
+            found, state = language_model.next_base_log_probabilities(tokens, state)
+            log_probabilities = found[:, -1].double().numpy()
+    return bases + np.uint8(FIRST_BASE_TOKEN), log_likelihoods

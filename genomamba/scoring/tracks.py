@@ -1,0 +1,177 @@
+"""The log-likelihood of every base of a genome under a language model, in bounded memory whatever the contig's length.
+
+Causal models read a region in pieces and hand the state on; the strands are read one after the other, each in its own
+direction, and averaged. Masked models read overlapping windows and are asked for every base while it is hidden from
+them, every eighth base of a window at once: an eighth of what they see is missing, in training it is up to 15 %.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from genomamba.data.bed import Region
+from genomamba.io.reference import Reference
+from genomamba.io.vcf import is_known
+from genomamba.models.language_model import FIRST_BASE_TOKEN, LanguageModel
+from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
+from mambacore.errors import InputError
+
+Values = npt.NDArray[np.float32]
+"""Log-likelihoods (natural) of bases, NaN where there is none: other letters, and a base with nothing before it."""
+
+DEFAULT_PIECE_BP: Final = 1 << 16
+DEFAULT_CONTEXT_BP: Final = 4096
+DEFAULT_WINDOW_BP: Final = 1024
+HIDDEN_EVERY: Final = 8
+
+
+@dataclass(frozen=True)
+class TrackPiece:
+    """The values of bases from `start` (0-based) of a contig."""
+
+    contig: str
+    start: int
+    values: Values
+
+
+class TrackMaker:
+    """Log-likelihoods of the bases of regions.
+
+    Args:
+        language_model: causal or masked.
+        genome: where the regions lie.
+        both_strands: the mean of both strands; else that of the given one. A base that one strand cannot score (the
+            first of a contig) has the value of the other.
+        context: causal models: bases in front of a region, on each strand, that are read and not scored, bp.
+        window: masked models: bases that are seen around each, bp. The middle half of each window is scored.
+        piece_length: bp at once; nothing depends on it but speed and memory.
+
+    Raises:
+        InputError: lengths that make no sense.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        genome: Reference,
+        both_strands: bool = True,
+        context: int = DEFAULT_CONTEXT_BP,
+        window: int = DEFAULT_WINDOW_BP,
+        piece_length: int = DEFAULT_PIECE_BP,
+    ) -> None:
+        if context < 0:
+            raise InputError(f"the context is {context} bp: use 0 or more.")
+        if window < 4 * HIDDEN_EVERY or window % 4:
+            raise InputError(f"the window is {window} bp: use a multiple of 4 from {4 * HIDDEN_EVERY}.")
+        if piece_length < 1:
+            raise InputError(f"pieces of {piece_length} bp cannot be read: use 1 or more.")
+        self._language_model = language_model
+        self._genome = genome
+        self._both_strands = both_strands
+        self._context = context
+        self._window = window
+        self._piece_length = piece_length
+
+    @property
+    def readings(self) -> int:
+        """How often each base is read."""
+        if self._language_model.objective == "masked":
+            return 1
+        return 2 if self._both_strands else 1
+
+    def pieces(self, region: Region) -> Iterator[TrackPiece | int]:
+        """Yield the values of a region in order, and whole numbers of bases that were read meanwhile."""
+        if self._language_model.objective == "masked":
+            yield from self._masked_pieces(region)
+            return
+        if not self._both_strands:
+            for start, values in self._causal_pieces(region, reverse=False):
+                yield TrackPiece(region.contig, start, values)
+                yield len(values)
+            return
+        with tempfile.TemporaryFile() as stored:
+            # The other strand comes last base first: it waits on disk for the given one.
+            for _, values in self._causal_pieces(region, reverse=True):
+                stored.write(values.tobytes())
+                yield len(values)
+            for start, values in self._causal_pieces(region, reverse=False):
+                item = values.itemsize
+                stored.seek((region.end - start - len(values)) * item)
+                other = np.frombuffer(stored.read(len(values) * item), dtype=np.float32)[::-1]
+                mean = (values + other) / 2
+                mean = np.where(np.isnan(values), other, np.where(np.isnan(other), values, mean))
+                yield TrackPiece(region.contig, start, mean.astype(np.float32))
+                yield len(values)
+
+    @torch.no_grad()
+    def _causal_pieces(self, region: Region, reverse: bool) -> Iterator[tuple[int, Values]]:
+        """Yield the start and the values of pieces of a region; of the other strand from its end, in its direction.
+
+        The values of the other strand are in its direction too, and the start is that of its first base there.
+        """
+        contig_length = self._genome.length(region.contig)
+        # Positions of the strand that is read, in its own direction.
+        start, end = (
+            (contig_length - region.end, contig_length - region.start) if reverse else (region.start, region.end)
+        )
+        state: Any = None
+        before: torch.Tensor | None = None
+        position = max(0, start - self._context)
+        while position < end:
+            stop = min(start if position < start else end, position + self._piece_length)
+            letters, tokens = self._read(region.contig, position, stop, contig_length, reverse)
+            found, state = self._language_model.next_base_log_probabilities(torch.from_numpy(tokens)[None], state)
+            following = found[:, -1:]
+            if before is None:
+                before = torch.full_like(following, torch.nan)
+            if position >= start:
+                foretold = torch.cat([before, found[:, :-1]], dim=1)[0]
+                yield position, _values(foretold, tokens, letters)
+            before, position = following, stop
+
+    @torch.no_grad()
+    def _masked_pieces(self, region: Region) -> Iterator[TrackPiece | int]:
+        contig_length = self._genome.length(region.contig)
+        step, flank = self._window // 2, self._window // 4
+        # Windows stand at multiples of the step in the contig, so that a base has one value whatever region it is in.
+        for begin in range(region.start // step * step, region.end, step):
+            start, end = max(0, begin - flank), min(contig_length, begin + step + flank)
+            letters, tokens = self._read(region.contig, start, end, contig_length, reverse=False)
+            places = torch.arange(start, end)
+            masked = places % HIDDEN_EVERY == torch.arange(HIDDEN_EVERY)[:, None]
+            found = self._language_model.masked_base_log_probabilities(
+                torch.from_numpy(tokens).expand(HIDDEN_EVERY, -1), masked, self._both_strands
+            )
+            hidden = found[places % HIDDEN_EVERY, torch.arange(end - start)]
+            values = _values(hidden, tokens, letters)
+            first, last = max(begin, region.start), min(begin + step, region.end)
+            yield TrackPiece(region.contig, first, values[first - start : last - start])
+            yield last - first
+
+    def _read(self, contig: str, start: int, end: int, contig_length: int, reverse: bool) -> tuple[bytes, Tokens]:
+        """Letters, upper-case, and tokens of [start, end) of a strand, positions in its own direction."""
+        if not reverse:
+            letters = self._genome.letters(contig, start, end).upper()
+            return letters, self._language_model.tokens(letters)
+        letters = self._genome.letters(contig, contig_length - end, contig_length - start).upper()
+        return letters[::-1], COMPLEMENT_IDS[self._language_model.tokens(letters)[::-1]]
+
+
+def runs(values: Values) -> Iterator[tuple[int, int]]:
+    """Yield the starts and ends of the stretches of values without a gap."""
+    present = np.concatenate([[False], ~np.isnan(values), [False]])
+    borders = np.flatnonzero(present[1:] != present[:-1])
+    yield from zip(borders[::2].tolist(), borders[1::2].tolist(), strict=True)
+
+
+def _values(log_probabilities: torch.Tensor, tokens: Tokens, letters: bytes) -> Values:
+    """Log-probabilities (length, 4) and the bases that are there to the values of the bases, (length,)."""
+    known = is_known(letters)
+    bases = np.where(known, tokens - FIRST_BASE_TOKEN, 0).astype(np.int64)
+    values = log_probabilities.gather(1, torch.from_numpy(bases)[:, None])[:, 0].float().numpy()
+    return np.where(known, values, np.float32(np.nan)).astype(np.float32)

@@ -1,0 +1,251 @@
+"""The native CPU library (kernels/native): finds and opens it, once per process, and mirrors its C structures.
+
+A missing library (the package was installed where there was no C++ compiler) is not an error: everything works through
+PyTorch, slower, and one warning says so. A library that is there and cannot be used is an error.
+"""
+
+import ctypes
+import functools
+import importlib.resources
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+INTERFACE_VERSION = 7
+INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
+
+_FILE_NAME = "libmambacore_native.dylib" if sys.platform == "darwin" else "libmambacore_native.so"
+
+
+class Sequence(ctypes.Structure):
+    """A (batch, length, channels) tensor: ``MambacoreSequence``."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("row_stride", ctypes.c_int64))
+
+
+class Matrix(ctypes.Structure):
+    """A (batch, length, groups, state_size) tensor, or a fixed (channels, state_size) one: ``MambacoreMatrix``."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch_stride", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("group_stride", ctypes.c_int64),
+        ("fixed", ctypes.c_int64),
+    )
+
+
+class ScanPlan(ctypes.Structure):
+    """How a scan is cut into tasks: ``MambacoreScanPlan``."""
+
+    _fields_ = (("ranges", ctypes.c_int64), ("segments", ctypes.c_int64))
+
+
+def _fields(kind: Any, names: str) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, kind) for name in names.split())
+
+
+class Scan(ctypes.Structure):
+    """The arguments of a scan: ``MambacoreScan``."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "batch length channels groups state_size border_interval"),
+        *_fields(ctypes.c_int32, "element reverse step_softplus threads is_complex unused"),
+        ("plan", ScanPlan),
+        *_fields(Sequence, "inputs step_size gate"),
+        *_fields(Matrix, "input_matrix output_matrix"),
+        *_fields(ctypes.c_void_p, "state_matrix skip_weight step_bias initial_state resets"),
+        ("outputs", Sequence),
+        *_fields(ctypes.c_void_p, "final_state border_states"),
+        *_fields(Sequence, "grad_outputs grad_inputs grad_step_size grad_gate"),
+        *_fields(
+            ctypes.c_void_p,
+            "grad_final_state grad_input_matrix grad_output_matrix grad_state_matrix grad_skip_weight grad_step_bias "
+            "grad_initial_state",
+        ),
+    )
+
+
+class Convolution(ctypes.Structure):
+    """The arguments of a causal convolution: ``MambacoreConvolution``."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "batch length channels kernel_width"),
+        *_fields(ctypes.c_int32, "element reverse silu threads"),
+        ("inputs", Sequence),
+        *_fields(ctypes.c_void_p, "weight bias initial_state"),
+        *_fields(Sequence, "outputs grad_outputs grad_inputs"),
+        *_fields(ctypes.c_void_p, "grad_weight grad_bias grad_initial_state"),
+        ("segments", ctypes.c_int64),
+        ("resets", ctypes.c_void_p),
+    )
+
+
+class Norm(ctypes.Structure):
+    """The arguments of a root-mean-square normalisation: ``MambacoreNorm``."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "rows width"),
+        *_fields(ctypes.c_int32, "element threads"),
+        ("epsilon", ctypes.c_double),
+        *_fields(ctypes.c_void_p, "inputs weight outputs inverse grad_outputs grad_inputs grad_weight"),
+        ("segments", ctypes.c_int64),
+    )
+
+
+class BlockStep(ctypes.Structure):
+    """The arguments of one position through a residual selective block: ``MambacoreBlockStep``."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "batch model_width inner_width state_size kernel_width step_rank"),
+        *_fields(ctypes.c_int32, "element threads"),
+        ("epsilon", ctypes.c_double),
+        *_fields(
+            ctypes.c_void_p,
+            "norm_weight input_weight input_bias convolution_weight convolution_bias selection_weight step_weight "
+            "step_bias log_decay_rate frequency skip_weight output_weight output_bias sequence convolution_state "
+            "scan_state outputs new_convolution_state new_scan_state",
+        ),
+    )
+
+
+class StepOperation(ctypes.Structure):
+    """One operation of a program of steps: ``MambacoreStepOperation``."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int32, "kind is_complex"),
+        *_fields(
+            ctypes.c_int64,
+            "source target state width outputs inner_width state_size kernel_width step_rank period factor skip",
+        ),
+        ("epsilon", ctypes.c_double),
+        ("weights", ctypes.c_void_p * 13),
+    )
+
+
+class Generation(ctypes.Structure):
+    """The arguments of many steps in a row: ``MambacoreGeneration``."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "batch count operation_count position memory_size logits classes"),
+        *_fields(ctypes.c_int32, "element threads"),
+        *_fields(ctypes.c_double, "temperature top_p"),
+        *_fields(ctypes.c_void_p, "operations memory tokens uniforms given drawn log_likelihoods"),
+    )
+
+
+class Library:
+    """The opened library. Its functions take one structure by reference and release Python's lock while they run."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._library = ctypes.CDLL(str(path))
+            version = self._library.mambacore_interface_version()
+        except (OSError, AttributeError) as error:
+            raise ImportError(
+                f"The native library {path} is there but cannot be opened ({error}); reinstall the package."
+            ) from error
+        if version != INTERFACE_VERSION:
+            raise ImportError(
+                f"The native library {path} has interface {version} but this package needs {INTERFACE_VERSION}; "
+                "reinstall the package."
+            )
+        self._library.mambacore_instruction_set.restype = ctypes.c_char_p
+        self._library.mambacore_plan_scan.restype = ScanPlan
+        self.use_team(process_team())
+        if hasattr(os, "register_at_fork"):  # a forked child has no team
+            os.register_at_fork(after_in_child=lambda: self.use_team(None))
+        wanted = os.environ.get(INSTRUCTION_SET_VARIABLE)
+        if wanted:
+            self.use_instruction_set(wanted)
+
+    def use_team(self, entry: ctypes.c_void_p | None) -> None:
+        """Run tasks on this OpenMP team from now on; None: on threads started per call."""
+        self._library.mambacore_use_team(entry)
+
+    @property
+    def instruction_set(self) -> str:
+        """The instruction set in use: ``avx512``, ``avx2`` or ``baseline``."""
+        return self._library.mambacore_instruction_set().decode()
+
+    def use_instruction_set(self, name: str) -> None:
+        """Use another instruction set from now on.
+
+        Raises:
+            ValueError: this library or this processor does not have it.
+        """
+        if not self._library.mambacore_use_instruction_set(name.encode()):
+            raise ValueError(
+                f"instruction set {name!r} is not available here; choose avx512, avx2 or baseline as the processor "
+                f"allows, or unset {INSTRUCTION_SET_VARIABLE}"
+            )
+
+    def plan_scan(self, scan: Scan) -> ScanPlan:
+        """How the library will cut this scan into tasks; sizes of the partial gradients follow from it."""
+        return self._library.mambacore_plan_scan(ctypes.byref(scan))
+
+    def scan_forward(self, scan: Scan) -> None:
+        self._library.mambacore_scan_forward(ctypes.byref(scan))
+
+    def scan_backward(self, scan: Scan) -> None:
+        self._library.mambacore_scan_backward(ctypes.byref(scan))
+
+    def convolution_forward(self, convolution: Convolution) -> None:
+        self._library.mambacore_convolution_forward(ctypes.byref(convolution))
+
+    def convolution_backward(self, convolution: Convolution) -> None:
+        self._library.mambacore_convolution_backward(ctypes.byref(convolution))
+
+    def norm_forward(self, norm: Norm) -> None:
+        self._library.mambacore_norm_forward(ctypes.byref(norm))
+
+    def norm_backward(self, norm: Norm) -> None:
+        self._library.mambacore_norm_backward(ctypes.byref(norm))
+
+    def block_step(self, step: BlockStep) -> None:
+        self._library.mambacore_block_step(ctypes.byref(step))
+
+    def generate(self, generation: Generation) -> None:
+        self._library.mambacore_generate(ctypes.byref(generation))
+
+
+def process_team() -> ctypes.c_void_p | None:
+    """The entry of the OpenMP team of this process (PyTorch's), or None when it has no GNU-compatible one."""
+    entry = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return ctypes.cast(entry, ctypes.c_void_p) if entry else None
+
+
+def library_path() -> Path | None:
+    """The library's file, or None when the package was installed without one."""
+    for folder in importlib.resources.files("mambacore"), *_editable_folders():
+        path = Path(str(folder / _FILE_NAME))
+        if path.is_file():
+            return path
+    return None
+
+
+def _editable_folders() -> list[Path]:
+    """Where an editable install keeps what was built: every folder on the package's search path."""
+    return [Path(folder) for folder in sys.modules["mambacore"].__path__]
+
+
+@functools.cache
+def native_library() -> Library | None:
+    """The native library, or None, with one warning, when the package was installed without it."""
+    path = library_path()
+    if path is None:
+        warnings.warn(
+            "mambacore was installed without its native library (no C++ compiler was found): scans run through "
+            "PyTorch, many times slower. Install a C++ compiler and reinstall the package.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return Library(path)
+
+
+def native_problem() -> str | None:
+    """Why the native library cannot be used here, or None when it can."""
+    return None if library_path() is not None else "the package was installed without its native library"

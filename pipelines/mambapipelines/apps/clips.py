@@ -1,0 +1,120 @@
+"""The local page of `audiomamba app`: draw clips, go on with an uploaded one, see and hear them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import audiomamba
+from audiomamba.data.waveforms import read_waveform
+from audiomamba.data.writing import encoded
+from audiomamba.generation import GeneratedClips, WaveformGenerator
+from mambacore.errors import InputError
+from mambapipelines.apps.server import load_gradio, paragraph
+from mambapipelines.console import use_threads
+from mambapipelines.pages.clips import clip_picture
+from mambapipelines.pages.html import Player, embedded_players
+
+MOST_CLIPS = 16
+
+
+@dataclass(frozen=True)
+class ClipPage:
+    """What happens on the page, apart from how it looks.
+
+    Attributes:
+        generator: the model.
+        longest_seconds: longer clips, and longer uploads to go on with, are refused.
+    """
+
+    generator: WaveformGenerator
+    longest_seconds: float
+
+    def draw(
+        self, clips: float, seconds: float, seed: float, temperature: float, top_p: float, upload: str | None
+    ) -> GeneratedClips:
+        """Clips from nothing, or going on with an upload of any rate.
+
+        Raises:
+            InputError: numbers out of range, or an upload that is no sound or too long.
+        """
+        if not 1 <= clips <= MOST_CLIPS:
+            raise InputError(f"{clips:g} clips were asked for: this page draws 1 to {MOST_CLIPS}.")
+        if not 0 < seconds <= self.longest_seconds:
+            raise InputError(
+                f"{seconds:g} seconds were asked for: this page draws at most {self.longest_seconds:g}; start it with "
+                "a larger --longest-seconds, or use `audiomamba generate`."
+            )
+        if not 0 <= seed < 2**53 or seed != int(seed):
+            raise InputError(f"the seed is {seed:g}: use a whole number of 0 or more.")
+        prompt = None
+        if upload is not None:
+            waveform = read_waveform(upload)
+            length = len(waveform.samples) / waveform.sample_rate_hz
+            if length > self.longest_seconds:
+                raise InputError(
+                    f"{upload} lasts {length:.1f} seconds: this page goes on with at most {self.longest_seconds:g}."
+                )
+            prompt = self.generator.prompt(waveform)
+        with torch.inference_mode():
+            return self.generator.generate(
+                int(clips), float(seconds), int(seed), float(temperature), float(top_p), prompt=prompt
+            )
+
+
+def players(found: GeneratedClips, seed: int) -> str:
+    """The clips as HTML: waveform, spectrogram and player of each."""
+    rate = found.quantiser.sample_rate_hz
+    items = [
+        Player(
+            encoded(samples, rate),
+            f"clip {number}, seed {seed}: {bits:.3f} bits per sample",
+            png=clip_picture(samples, rate),
+        )
+        for number, samples, bits in zip(found.numbers, found.samples, found.bits_per_sample.tolist(), strict=True)
+    ]
+    return embedded_players(items)
+
+
+def clip_app(folder: Path | str, longest_seconds: float, threads: int | None) -> Any:
+    """The page for the model in a folder, a `gradio.Blocks`.
+
+    Raises:
+        InputError: the folder holds no waveform model, or Gradio is not installed.
+    """
+    gradio = load_gradio()
+    use_threads(threads)
+    page = ClipPage(audiomamba.load(folder), longest_seconds)
+    rate = page.generator.quantiser.sample_rate_hz
+
+    def draw(*asked: Any) -> tuple[str, str]:
+        upload = asked[-1]
+        try:
+            found = page.draw(*asked)
+        except InputError as error:
+            # The place where the server keeps an upload says nothing to the reader.
+            sentence = str(error) if upload is None else str(error).replace(upload, Path(upload).name)
+            return paragraph(sentence, mistake=True), ""
+        speed = (
+            f"{found.samples_per_second:,.0f} samples per second, {found.real_time_factor:.2f} times real time "
+            f"in all, at {rate:,} Hz."
+        )
+        return paragraph(speed), players(found, int(asked[2]))
+
+    with gradio.Blocks(title="audiomamba", analytics_enabled=False) as blocks:
+        gradio.Markdown("# Draw clips, or go on with one")
+        with gradio.Row():
+            clips = gradio.Number(4, label="Clips", precision=0, minimum=1, maximum=MOST_CLIPS, elem_id="clips")
+            seconds = gradio.Number(1.0, label="Seconds of each", elem_id="seconds")
+            seed = gradio.Number(0, label="Seed", precision=0, elem_id="seed")
+            temperature = gradio.Number(1.0, label="Temperature", elem_id="temperature")
+            top_p = gradio.Number(1.0, label="Top p", elem_id="top-p")
+        upload = gradio.File(label="A clip to go on with (not needed)", type="filepath", elem_id="upload")
+        button = gradio.Button("Draw", variant="primary", elem_id="draw")
+        summary = gradio.HTML(elem_id="summary")
+        sounds = gradio.HTML(elem_id="sounds")
+        button.click(draw, [clips, seconds, seed, temperature, top_p, upload], [summary, sounds])
+    return blocks

@@ -1,0 +1,158 @@
+"""The local page of `genomamba app`: paste or upload FASTA, see the calls and where along a record they come from."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from genomamba.classification.class_track import class_track
+from genomamba.io.fasta import read_records
+from genomamba.models.species_classifier import SpeciesClassifier, load_classifier
+from genomamba.tokenizer import Tokens
+from mambacore.errors import InputError
+from mambapipelines.apps.server import load_gradio, paragraph
+from mambapipelines.console import use_threads
+from mambapipelines.pages.html import embedded_picture
+from mambapipelines.pages.plots import plot_class_track
+from mambapipelines.species.classify import Classification, RecordClassifier, table_header, table_row
+from mambapipelines.species.report import classification_table
+
+MOST_SHOWN_RECORDS = 200
+PASTED = "the pasted text"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the page shows for one input.
+
+    Attributes:
+        rows: one per record, in order.
+        tokens: of the records that have a track to show, by name.
+        table: path of the whole table, to be downloaded.
+    """
+
+    rows: list[Classification]
+    tokens: dict[str, Tokens]
+    table: Path
+
+    def summary(self) -> str:
+        """In words."""
+        calls = ", ".join(f"{sum(row.call == call for row in self.rows):,} {call}" for call in self._calls())
+        shown = f" The first {MOST_SHOWN_RECORDS} are shown; the table to download has all."
+        return f"{len(self.rows):,} records: {calls}." + (shown if len(self.rows) > MOST_SHOWN_RECORDS else "")
+
+    def _calls(self) -> list[str]:
+        return sorted({row.call for row in self.rows})
+
+
+class SpeciesPage:
+    """What happens on the page, apart from how it looks.
+
+    Args:
+        model: a species classifier.
+        most_bases: an input of more bases is refused.
+    """
+
+    def __init__(self, model: SpeciesClassifier, most_bases: int) -> None:
+        self.model = model
+        self.most_bases = most_bases
+        self.class_names = model.config.class_names
+        self._folder = tempfile.TemporaryDirectory(prefix="genomamba-app-")
+
+    def answer(self, text: str | None, upload: str | None) -> Answer:
+        """Classify what was pasted or uploaded.
+
+        Raises:
+            InputError: nothing or both were given, it is not FASTA, or it is too long.
+        """
+        text = (text or "").strip()
+        if bool(text) == bool(upload):
+            raise InputError("paste FASTA or upload a file, and not both: clear the one that is not meant.")
+        records = list(read_records(_source(text, upload)))
+        bases = sum(len(record.tokens) for record in records)
+        if bases > self.most_bases:
+            raise InputError(
+                f"the input has {bases:,} bases and this page takes {self.most_bases:,}: use `genomamba classify`, or "
+                "start the page with a larger --most-bases."
+            )
+        rows = list(RecordClassifier(self.model).classify(_source(text, upload)))
+        table = Path(tempfile.mkdtemp(dir=self._folder.name)) / "calls.tsv"
+        lines = [table_header(self.class_names), *(table_row(row, len(self.class_names)) for row in rows)]
+        table.write_bytes(b"".join(lines))
+        tracked = {record.name: record.tokens for record in records[:MOST_SHOWN_RECORDS] if len(record.tokens)}
+        return Answer(rows, tracked, table)
+
+    def track(self, name: str, tokens: Tokens) -> bytes:
+        """The picture of a record's track, PNG."""
+        track = class_track(self.model, tokens)
+        return plot_class_track(track.borders, track.probabilities, self.class_names, name)
+
+
+def _source(text: str, upload: str | None) -> str | BinaryIO:
+    """What is read: the upload's path, or the pasted text; bare bases without a header are taken as a record."""
+    if upload is not None:
+        return upload
+    stream = io.BytesIO(f"{text if text.startswith('>') else f'>pasted{chr(10)}{text}'}\n".encode("utf-8", "replace"))
+    # What messages call it.
+    stream.name = PASTED  # type: ignore[attr-defined]
+    return stream
+
+
+def species_page(folder: Path | str, most_bases: int, threads: int | None) -> Any:
+    """The page for the model in a folder, a `gradio.Blocks`.
+
+    Raises:
+        InputError: the folder holds no species classifier, or Gradio is not installed.
+    """
+    gradio = load_gradio()
+    model, _ = load_classifier(folder)
+    use_threads(threads)
+    page = SpeciesPage(model, most_bases)
+
+    def classify(text: str, upload: str | None) -> Sequence[Any]:
+        try:
+            with torch.inference_mode():
+                answer = page.answer(text, upload)
+        except InputError as error:
+            # The place where the server keeps an upload says nothing to the reader.
+            sentence = str(error) if upload is None else str(error).replace(upload, Path(upload).name)
+            hidden = (gradio.Dataframe(visible=False), gradio.Dropdown(choices=[], value=None, visible=False))
+            return paragraph(sentence, mistake=True), *hidden, gradio.DownloadButton(visible=False), {}
+        table = classification_table(page.class_names, answer.rows[:MOST_SHOWN_RECORDS])
+        names = list(answer.tokens)
+        return (
+            paragraph(answer.summary()),
+            gradio.Dataframe(value=[list(row) for row in table.rows], headers=list(table.header), visible=True),
+            gradio.Dropdown(choices=names, value=names[0] if names else None, visible=bool(names)),
+            gradio.DownloadButton(value=str(answer.table), visible=True),
+            answer.tokens,
+        )
+
+    def show_track(name: str | None, tokens: dict[str, Tokens]) -> Any:
+        if name is None or name not in tokens:
+            return gradio.HTML(value="", visible=False)
+        caption = f"Probability of each class along {name}, window by window, both strands averaged"
+        return gradio.HTML(value=embedded_picture(page.track(name, tokens[name]), caption), visible=True)
+
+    names = ", ".join(page.class_names)
+    with gradio.Blocks(title="genomamba", analytics_enabled=False) as blocks:
+        gradio.Markdown(f"# Which species is this piece of DNA from?\nThis model tells apart: {names}.")
+        kept = gradio.State({})
+        text = gradio.Textbox(label="FASTA, or bare bases", lines=8, max_lines=16, elem_id="fasta")
+        upload = gradio.File(label="or a FASTA file, plain or gzipped", type="filepath", elem_id="upload")
+        button = gradio.Button("Classify", variant="primary", elem_id="classify")
+        summary = gradio.HTML(elem_id="summary")
+        calls = gradio.Dataframe(visible=False, interactive=False, label="Calls", elem_id="calls", wrap=True)
+        record = gradio.Dropdown(visible=False, label="Record", elem_id="record")
+        track = gradio.HTML(visible=False, elem_id="track")
+        download = gradio.DownloadButton("Download the table", visible=False, elem_id="download")
+        done = button.click(classify, [text, upload], [summary, calls, record, download, kept])
+        done.then(show_track, [record, kept], track)
+        record.input(show_track, [record, kept], track)
+    return blocks

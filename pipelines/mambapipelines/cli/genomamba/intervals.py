@@ -1,0 +1,170 @@
+"""The commands `genomamba intervals`: audit the splits of a genome for shared bases, repair them, make new ones."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from mambapipelines.cli.options import CONTEXT_SETTINGS, EXIT_CODES, input_error
+
+application = typer.Typer(
+    name="intervals",
+    help="Intervals of a genome to train, validate and test on: find bases that splits share, repair, make new ones.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings=CONTEXT_SETTINGS,
+)
+
+ReferenceOption = Annotated[
+    str, typer.Option(metavar="FASTA", help="The genome, plain or compressed with bgzip; it is indexed once.")
+]
+
+
+@application.command(epilog=EXIT_CODES)
+def audit(
+    intervals: Annotated[
+        str, typer.Option(metavar="FILE", help="Rows of chromosome, start, end, split, no header; - is stdin.")
+    ],
+    reference: ReferenceOption,
+    length: Annotated[int, typer.Option(metavar="BP", help="Length of the windows that the rows grow to.")],
+    rule: Annotated[str, typer.Option(metavar="NAME", help="How rows become windows: hyenadna, mamba or caduceus.")],
+    fix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="drop|trim",
+            help="Write rows that share nothing: without those that do (drop), or with their free parts (trim).",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where --fix writes the rows.")] = None,
+) -> None:
+    """Count the bases that training, validation and test windows share once rows have grown to the asked length.
+
+    The table on standard output has, for each pair of splits, a row for every chromosome and one for `all`: bases under
+    each split's windows, bases under both, windows of each split and how many of them touch the other split.
+
+    With --fix, test rows stay, validation rows give way to them, and training rows to both; the table is still that of
+    the intervals as they were.
+
+    **Examples**
+
+    `genomamba intervals audit --intervals human-sequences.bed --reference hg38.fa --length 1048576 --rule hyenadna`
+
+    `genomamba intervals audit --intervals human-sequences.bed --reference hg38.fa --length 1048576 --rule caduceus
+    --fix drop --output without-leak.bed`
+    """
+    from genomamba.data.interval_audit import REPAIRS, Repair, audit_intervals, audit_table, repair_intervals  # noqa: PLC0415
+    from genomamba.data.intervals import SPLITS, intervals_text, read_intervals, window_rule  # noqa: PLC0415
+    from genomamba.io.reference import Reference  # noqa: PLC0415
+    from mambapipelines.console import note  # noqa: PLC0415
+    from mambapipelines.files import check_writable_place, write_whole  # noqa: PLC0415
+
+    chosen_rule = window_rule(rule)
+    chosen_rule.require_length(length)
+    if fix is not None and fix not in REPAIRS:
+        raise input_error(f"--fix is '{fix}': use {' or '.join(REPAIRS)}.")
+    if fix is not None and output is None:
+        raise input_error(f"--fix {fix} writes intervals: say where with --output FILE.")
+    if output is not None:
+        if fix is None:
+            raise input_error(f"--output {output} is for repaired intervals: choose a repair with --fix drop or trim.")
+        check_writable_place(output, "--output")
+    with Reference(reference) as genome:
+        lengths = genome.lengths
+    rows = read_intervals(intervals, lengths, reference)
+    for line in audit_table(audit_intervals(rows, chosen_rule, length, lengths)):
+        print(line)
+    if fix is None or output is None:
+        return
+    repaired, summaries = repair_intervals(rows, chosen_rule, length, lengths, cast(Repair, fix))
+    left = {row.split for row in repaired}
+    for split in SPLITS:
+        if split not in left and any(row.split == split for row in rows):
+            raise input_error(
+                f"--fix {fix} leaves no {split} rows at {length} bp, so nothing was written: use a shorter --length, "
+                "another --rule, or splits by chromosome (`genomamba intervals make`)."
+            )
+    write_whole(output, intervals_text(repaired))
+    for summary in summaries:
+        note(
+            f"{summary.split}: {summary.rows_before} rows, {summary.rows_dropped} dropped, {summary.rows_trimmed} "
+            f"trimmed, {summary.rows_after} written"
+        )
+
+
+@application.command(epilog=EXIT_CODES)
+def make(
+    reference: ReferenceOption,
+    valid: Annotated[list[str], typer.Option(metavar="CHR[,CHR...]", help="Contigs to validate on. Repeatable.")],
+    test: Annotated[list[str], typer.Option(metavar="CHR[,CHR...]", help="Contigs to test on. Repeatable.")],
+    length: Annotated[int, typer.Option(metavar="BP", help="Length of a row in bases.")],
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Contigs to leave out. Repeatable.")
+    ] = None,
+    max_unknown: Annotated[
+        float,
+        typer.Option(metavar="SHARE", help="Rows with a larger share of N and other ambiguity codes are left out."),
+    ] = 0.01,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the rows go.", show_default="standard output")
+    ] = None,
+) -> None:
+    """Cut a genome into rows that do not overlap, split by chromosome: what is not named is for training.
+
+    Whole chromosomes are held out, so that windows of any length and rule share no base between splits. What is left
+    out (ends of contigs that fill no row, contigs that are shorter, rows in gaps) is counted on standard error.
+
+    **Example**
+
+    `genomamba intervals make --reference yeast.fa --valid chrX --test chrVII,chrXI --exclude chrM --length 65536
+    --output yeast.bed`
+    """
+    from genomamba.data.intervals import intervals_text, tile_contigs  # noqa: PLC0415
+    from genomamba.io.reference import Reference  # noqa: PLC0415
+    from mambapipelines.console import note  # noqa: PLC0415
+    from mambapipelines.files import check_writable_place, write_whole  # noqa: PLC0415
+
+    if not 0 <= max_unknown <= 1:
+        raise input_error(f"--max-unknown is {max_unknown}: use a share from 0 to 1.")
+    if output is not None:
+        check_writable_place(output, "--output")
+    excluded = _names(exclude or [], "--exclude")
+    with Reference(reference) as genome:
+        rows = list(tile_contigs(genome.lengths, length, _names(valid, "--valid"), _names(test, "--test"), excluded))
+        kept = [
+            row
+            for row in rows
+            if max_unknown == 1 or _unknown_share(genome.letters(row.chromosome, row.start, row.end)) <= max_unknown
+        ]
+        used = sum(size for name, size in genome.lengths.items() if name not in excluded)
+        short = sum(size < length for name, size in genome.lengths.items() if name not in excluded)
+    for split in ("train", "valid", "test"):
+        if not any(row.split == split for row in kept):
+            raise input_error(
+                f"every {split} row of {length} bp has more than {max_unknown:g} of unknown bases: use a shorter "
+                "--length, a larger --max-unknown, or other contigs."
+            )
+    text = intervals_text(kept)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_whole(output, text)
+    counts = ", ".join(f"{split} {sum(row.split == split for row in kept)}" for split in ("train", "valid", "test"))
+    note(
+        f"rows of {length} bp: {counts}; left out: {len(rows) - len(kept)} rows with unknown bases, {short} shorter "
+        f"contigs, {used - len(rows) * length} bp that fill no row"
+    )
+
+
+def _unknown_share(letters: bytes) -> float:
+    known = sum(letters.count(base) for base in (b"A", b"C", b"G", b"T", b"U", b"a", b"c", b"g", b"t", b"u"))
+    return 1 - known / len(letters)
+
+
+def _names(options: Sequence[str], option: str) -> list[str]:
+    names = [name.strip() for value in options for name in value.split(",")]
+    if not all(names):
+        raise input_error(f"{option} has an empty name: separate names by single commas.")
+    return names

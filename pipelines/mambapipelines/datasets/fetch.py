@@ -1,0 +1,259 @@
+"""Public data sets by name: what they consist of, where it lies, and what makes them ready for use once it is here."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import shutil
+import sys
+import tarfile
+import time
+import urllib.parse
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from audiomamba.data.clips import DIGITS, SC09_CLIPS
+from genomamba.data.assemblies import SPECIES_PROTOCOLS, SpeciesProtocol
+from mambacore.errors import InputError
+from mambapipelines.console import SECONDS_BETWEEN_LINES, note
+from mambapipelines.datasets.downloads import RemoteFile, Report, download, file_checksum
+from mambapipelines.files import written_whole
+
+BASENJI: Final = "https://storage.googleapis.com/basenji_barnyard2"
+SPEECH_COMMANDS: Final = "speech_commands_v0.02.tar.gz"
+# Of the archive, besides the folders of the digits.
+SPEECH_COMMANDS_TEXTS: Final = ("validation_list.txt", "testing_list.txt", "LICENSE", "README.md")
+COPIED_BYTES: Final = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class SetFile:
+    """A file of a data set.
+
+    Attributes:
+        remote: where it comes from.
+        folder: within the folder of the data, "" for that itself.
+        ready: what is made of it, a file or folder within the folder of the data; `None` where it is used as it is.
+        prepare: makes it, from the archive's path and the path of `ready`.
+    """
+
+    remote: RemoteFile
+    folder: str = ""
+    ready: str | None = None
+    prepare: Callable[[Path, Path], None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """A named data set: `title` in words, `parts` by name (species, say), each of some files."""
+
+    name: str
+    title: str
+    parts: dict[str, tuple[SetFile, ...]]
+
+    def chosen(self, names: Sequence[str]) -> list[SetFile]:
+        """Files of some parts, or of all when none is named.
+
+        Raises:
+            InputError: there is no such part.
+        """
+        for name in names:
+            if name not in self.parts:
+                raise InputError(f"{self.name} has no part '{name}': it has {', '.join(self.parts)}.")
+        return [file for name, files in self.parts.items() if not names or name in names for file in files]
+
+
+def fetch(
+    data: DataSet, output: Path, *, parts: Sequence[str] = (), mirrors: Sequence[str] = (), keep_archives: bool = False
+) -> list[Path]:
+    """Bring a data set into a folder, one file after the other; what is there is not fetched again.
+
+    Args:
+        data: what.
+        output: folder of the data, made if missing.
+        parts: names of the parts wanted; none for all.
+        mirrors: addresses of folders that hold the files under their names, asked before the archives.
+        keep_archives: keep what was downloaded after it has been unpacked.
+
+    Returns:
+        What is ready for use, in the order of the set.
+
+    Raises:
+        InputError: see `mambapipelines.datasets.downloads.download`; or an archive does not hold what it should.
+    """
+    if output.exists() and not output.is_dir():
+        raise InputError(f"the output {output} is a file: give a folder as --output.")
+    files = data.chosen(parts)
+    results = []
+    for number, file in enumerate(files, 1):
+        archive = output / file.folder / file.remote.name
+        ready = output / file.ready if file.ready is not None else archive
+        if file.ready is not None and ready.exists():
+            note(f"{ready} is there already")
+        else:
+            with _progress(f"{number} of {len(files)}, {file.remote.name}") as report:
+                download(mirrored(file.remote, file.folder, mirrors), archive.parent, report)
+            if file.prepare is not None:
+                note(f"unpacking {archive}")
+                file.prepare(archive, ready)
+                if not keep_archives:
+                    archive.unlink()
+        results.append(ready)
+    return results
+
+
+def mirrored(file: RemoteFile, folder: str, mirrors: Sequence[str]) -> RemoteFile:
+    """The file with further places where it may be, asked first.
+
+    Raises:
+        InputError: a mirror is no address of the web.
+    """
+    for mirror in mirrors:
+        if urllib.parse.urlsplit(mirror).scheme not in {"http", "https", "ftp"}:
+            raise InputError(f"--mirror {mirror} is no address: write https://, http:// or ftp:// in front.")
+    path = f"{folder}/{file.name}" if folder else file.name
+    urls = tuple(f"{mirror.rstrip('/')}/{path}" for mirror in mirrors)
+    return dataclasses.replace(file, urls=urls + file.urls)
+
+
+def listing(data: DataSet, parts: Sequence[str] = ()) -> Iterator[list[str]]:
+    """Header and rows that say what would be fetched: file, bytes, checksum, address."""
+    yield ["file", "bytes", "checksum", "address"]
+    for file in data.chosen(parts):
+        remote = file.remote
+        checksum = remote.checksum or (f"in {remote.checksum_list}" if remote.checksum_list else "stated by the server")
+        size = "stated by the server" if remote.size is None else str(remote.size)
+        yield [f"{file.folder}/{remote.name}".lstrip("/"), size, checksum, remote.urls[0]]
+
+
+def checksum_row(path: Path) -> list[str]:
+    """Path, bytes and checksum of something fetched, as text; of a folder, how many files it holds."""
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+        return [str(path), str(sum(file.stat().st_size for file in files)), f"{len(files)} files"]
+    return [str(path), str(path.stat().st_size), file_checksum(path, "md5")]
+
+
+def decompress(archive: Path, ready: Path) -> None:
+    """Decompress a gzip file: random access needs plain FASTA.
+
+    Raises:
+        InputError: the archive is damaged, or the disk is full.
+    """
+    try:
+        with gzip.open(archive) as compressed, written_whole(ready) as plain:
+            shutil.copyfileobj(compressed, plain, COPIED_BYTES)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{archive} is damaged ({error}): remove it and run the same command again.") from None
+
+
+def extract_digits(archive: Path, ready: Path) -> None:
+    """Extract the ten digits and the lists of the split from the archive of Speech Commands.
+
+    Raises:
+        InputError: the archive is damaged or lacks something, or the disk is full.
+    """
+    temporary = ready.with_name(f".{ready.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                parts = Path(member.name).parts
+                wanted = parts[:1] and (parts[0] in DIGITS or (len(parts) == 1 and parts[0] in SPEECH_COMMANDS_TEXTS))
+                if wanted and (member.isfile() or member.isdir()):
+                    tar.extract(member, temporary, filter="data")
+        missing = [name for name in (*DIGITS, *SPEECH_COMMANDS_TEXTS[:2]) if not (temporary / name).exists()]
+        if missing:
+            raise InputError(f"{archive} does not hold {', '.join(missing)}: remove it and run the same command again.")
+        temporary.replace(ready)
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{archive} is damaged ({error}): remove it and run the same command again.") from None
+    except OSError as error:
+        raise InputError(f"{ready} cannot be written ({error.strerror or error}): make room and run again.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    clips, published = sum(1 for _ in ready.glob("*/*.wav")), sum(SC09_CLIPS.values())
+    if clips != published:
+        note(f"{ready} has {clips:,} clips of digits; the published task has {published:,}")
+
+
+def _of_protocol(protocol: SpeciesProtocol) -> DataSet:
+    parts = {
+        assembly.species: tuple(
+            SetFile(
+                RemoteFile(file.name, file.urls, file.size, file.checksum, file.checksum_list), folder=assembly.name
+            )
+            for file in assembly.files
+        )
+        for assembly in protocol.assemblies
+    }
+    return DataSet(protocol.name, f"{protocol.title} ({protocol.source})", parts)
+
+
+HG38: Final = DataSet(
+    "hg38",
+    "the human genome and the windows that HyenaDNA, Caduceus and the Mamba paper pretrain on",
+    {
+        "genome": (
+            SetFile(RemoteFile("hg38.ml.fa.gz", (f"{BASENJI}/hg38.ml.fa.gz",)), ready="hg38.ml.fa", prepare=decompress),
+        ),
+        "intervals": (SetFile(RemoteFile("human-sequences.bed", (f"{BASENJI}/sequences_human.bed",))),),
+    },
+)
+"""Both lie where the public code of HyenaDNA (arXiv 2306.15794) takes them from; the storage states their checksums."""
+
+SC09: Final = DataSet(
+    "sc09",
+    "the spoken digits of Speech Commands v0.02 (Warden, arXiv 1804.03209), 16 kHz",
+    {
+        "digits": (
+            SetFile(
+                # The checksum is the one in torchaudio's source.
+                RemoteFile(
+                    SPEECH_COMMANDS,
+                    (
+                        f"http://download.tensorflow.org/data/{SPEECH_COMMANDS}",
+                        f"https://storage.googleapis.com/download.tensorflow.org/data/{SPEECH_COMMANDS}",
+                    ),
+                    checksum="sha256:af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+                ),
+                ready="sc09",
+                prepare=extract_digits,
+            ),
+        )
+    },
+)
+
+DNA_SETS: Final = {data.name: data for data in (*map(_of_protocol, SPECIES_PROTOCOLS.values()), HG38)}
+AUDIO_SETS: Final = {SC09.name: SC09}
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Report]:
+    """Bytes, speed and time left on standard error: a bar on a terminal, a line now and then elsewhere."""
+    if sys.stderr.isatty():
+        columns = (TextColumn(title), BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), expand=True, transient=True) as bar:
+            task = bar.add_task(title, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    start = last = time.monotonic()
+    first: int | None = None
+
+    def line(done: int, total: int | None) -> None:
+        nonlocal last, first
+        first = done if first is None else first
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            speed = (done - first) / (now - start)
+            left = f", {(total - done) / speed:,.0f} s left" if total is not None and speed > 0 else ""
+            note(f"{title}: {done / 1e6:,.0f} MB, {speed / 1e6:,.1f} MB/s{left}")
+
+    yield line

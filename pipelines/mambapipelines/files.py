@@ -1,0 +1,63 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from mambacore.errors import InputError
+
+
+def check_writable_place(path: Path, option: str) -> None:
+    """Refuse a place for a file before hours of work go into it.
+
+    Raises:
+        InputError: the folder is missing or not writable, or `path` is itself a folder.
+    """
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder: give the name of a file.")
+    direct = path.exists() and not path.is_file()
+    folder = path.parent if direct else path.resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder} for {option} {path.name}: make it first.")
+    if not os.access(path if direct else folder, os.W_OK):
+        raise InputError(f"{option} {path} cannot be written, permission denied: choose another place.")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears under its name only when the block ends without an error.
+
+    What is no regular file (`/dev/stdout`, a named pipe) is written to directly. A link is followed, not replaced.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    direct = path.exists() and not path.is_file()
+    path = path if direct else path.resolve()
+    target = path if direct else path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with target.open("wb") as stream:
+            yield stream
+        if not direct:
+            os.replace(target, path)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}): choose another place.") from error
+    finally:
+        if not direct:
+            target.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file at once, or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with written_whole(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)

@@ -1,0 +1,163 @@
+"""`genomamba predict`: what a sequence model says of FASTA records or of the rows of a table, in their order."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import numpy as np
+
+from genomamba.data.targets import TargetDescription
+from genomamba.io.fasta import STANDARD_INPUT, is_gzipped, read_records
+from genomamba.io.tables import read_sequence_table
+from genomamba.models.sequence_model import SequenceModel, load_sequence_model
+from genomamba.prediction.metrics import Predictions
+from genomamba.prediction.predict import model_outputs, predictions_from
+from genomamba.tokenizer import Tokens
+from mambacore.errors import InputError
+from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.files import check_writable_place, written_whole
+
+NOT_AVAILABLE: Final = "NA"
+# Records wait for others of about their length, which go through the model together; the waiting is bounded.
+MOST_WAITING_RECORDS: Final = 256
+MOST_WAITING_BASES: Final = 1 << 20
+
+Named = tuple[str, Tokens]
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """What `genomamba predict` is asked to do.
+
+    Attributes:
+        model_folder: folder written by `genomamba finetune`, or `hf://...`.
+        sources: FASTA files or tables, plain or gzipped, told apart by their first character; "-" is standard input.
+        fasta, reference: where the records or the intervals of tables are.
+        output: where the table goes; `None` is standard output.
+        threads: number of CPU threads; `None` keeps PyTorch's choice.
+    """
+
+    model_folder: str
+    sources: Sequence[str]
+    fasta: str | None = None
+    reference: str | None = None
+    output: Path | None = None
+    threads: int | None = None
+
+
+def predict_files(options: PredictionOptions) -> int:
+    """Write one row for each record, in the order of the input; returns how many.
+
+    Raises:
+        InputError: anything wrong with the options, the model folder or the files. No output file is left then.
+    """
+    if list(options.sources).count(STANDARD_INPUT) > 1:
+        raise InputError("standard input ('-') is named twice: it can be read only once.")
+    if options.output is not None:
+        check_writable_place(options.output, "--output")
+        for source in options.sources:
+            if source != STANDARD_INPUT and options.output.is_file() and os.path.samefile(options.output, source):
+                raise InputError(f"--output {options.output} is also an input: choose another name.")
+    use_threads(options.threads)
+    model, _ = load_sequence_model(options.model_folder)
+    description, count = model.config.targets, 0
+    with ExitStack() as opened:
+        stream = opened.enter_context(written_whole(options.output)) if options.output else sys.stdout.buffer
+        bar = options.output is not None or not sys.stdout.isatty()
+        progress = opened.enter_context(BaseProgress("predict", None, lines_elsewhere=False, bar=bar))
+        stream.write(_header(description).encode() + b"\n")
+        for source in options.sources:
+            for waiting in _groups(_read(source, options)):
+                stream.write(_predicted(model, waiting, progress).encode())
+                stream.flush()
+                count += len(waiting)
+    note(f"{count:,} records")
+    return count
+
+
+def predictions_table(
+    description: TargetDescription, names: Sequence[str], lengths: Sequence[int], predictions: Predictions
+) -> str:
+    """The table of predictions: `record`, `length` (bp), and what the model says, six significant digits.
+
+    For classes `call`, `probability` and `p_CLASS` for each; for labels `p_COLUMN` for each; for numbers the columns. A
+    record without bases has NA.
+    """
+    lines = [_header(description)]
+    lines += [_row(description, *row) for row in zip(names, lengths, predictions, strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _header(description: TargetDescription) -> str:
+    if description.kind == "classes":
+        columns = ["call", "probability", *(f"p_{name}" for name in description.class_names)]
+    elif description.kind == "labels":
+        columns = [f"p_{name}" for name in description.columns]
+    else:
+        columns = list(description.columns)
+    return "\t".join(["record", "length", *columns])
+
+
+def _row(description: TargetDescription, name: str, length: int, values: np.ndarray) -> str:
+    shown = [NOT_AVAILABLE if np.isnan(value) else f"{value:.6g}" for value in values]
+    if description.kind == "classes":
+        best = NOT_AVAILABLE if np.isnan(values).any() else description.class_names[int(values.argmax())]
+        shown = [best, shown[int(values.argmax())], *shown]
+    return "\t".join([name, str(length), *shown])
+
+
+def _predicted(model: SequenceModel, waiting: Sequence[Named], progress: BaseProgress) -> str:
+    """The rows of some records."""
+    description = model.config.targets
+    predictions = np.full((len(waiting), description.outputs), np.nan)
+    present = [place for place, (_, tokens) in enumerate(waiting) if len(tokens)]
+    if present:
+        outputs = model_outputs(model, [waiting[place][1] for place in present], progress.advance)
+        predictions[present] = predictions_from(description, outputs)
+    rows = [
+        _row(description, name, len(tokens), values)
+        for (name, tokens), values in zip(waiting, predictions, strict=True)
+    ]
+    return "".join(f"{row}\n" for row in rows)
+
+
+def _groups(records: Iterator[Named]) -> Iterator[list[Named]]:
+    """Records that follow each other, a bounded number of them at a time."""
+    waiting: list[Named] = []
+    bases = 0
+    for record in records:
+        waiting.append(record)
+        bases += len(record[1])
+        if len(waiting) >= MOST_WAITING_RECORDS or bases >= MOST_WAITING_BASES:
+            yield waiting
+            waiting, bases = [], 0
+    if waiting:
+        yield waiting
+
+
+def _read(source: str, options: PredictionOptions) -> Iterator[Named]:
+    """The records of a FASTA file, or the rows of a table."""
+    stream: str | BinaryIO = source
+    if source == STANDARD_INPUT:
+        raw = sys.stdin.buffer.read()
+        stream = io.BytesIO(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
+        start = stream.getvalue()[:1024]
+    else:
+        try:
+            with gzip.open(source, "rb") if is_gzipped(source) else open(source, "rb") as file:
+                start = file.read(1024)
+        except (OSError, EOFError) as error:
+            raise InputError(f"{source} cannot be read ({error}): copy it again.") from error
+    if start.lstrip()[:1] in (b">", b""):
+        yield from ((record.name, record.tokens) for record in read_records(stream))
+        return
+    table = read_sequence_table(stream, [], options.fasta, options.reference)
+    yield from zip(table.names, table.tokens, strict=True)

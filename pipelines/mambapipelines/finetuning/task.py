@@ -1,0 +1,176 @@
+"""Training a sequence model, as tasks of the training road: on the rows of a table, or on windows of genomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genomamba.data.genomes import GenomeCollection
+from genomamba.data.pretraining_windows import shuffled_position
+from genomamba.data.targets import Targets
+from genomamba.data.windows import WindowSampler
+from genomamba.models.sequence_model import SequenceModel
+from genomamba.prediction.loss import SequenceLoss
+from genomamba.prediction.predict import model_outputs, padded_batch, predictions_from
+from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
+from mambacore.longsequence.losses import PooledLoss
+from mambapipelines.training.recipe import BatchRecipe
+from mambapipelines.training.schedules import LengthWarmup
+from mambapipelines.training.task import Batch, Pieces, TrainingTask
+
+Material = tuple[Sequence[Tokens], Targets]
+"""Sequences, and their targets (rows, columns)."""
+
+
+class SequenceModelTask(TrainingTask):
+    """What both tasks share; a batch is tokens (rows, length), lengths (rows,) and targets (rows, columns).
+
+    A single row that is longer than a micro-batch goes through a causal stack in pieces: exactly, in bounded memory.
+
+    Args:
+        model: trained in place.
+        loss: of its outputs.
+        sizes: how much goes through the model at once.
+        validation: held-out sequences and their targets; empty for none.
+    """
+
+    validation_figures: ClassVar[dict[str, str]] = {"validation_loss": ".6f", "validation_score": ".4f"}
+    deciding_figure = "validation_loss"
+    unit = "bases"
+
+    def __init__(self, model: SequenceModel, loss: SequenceLoss, sizes: BatchRecipe, validation: Material) -> None:
+        self.model: SequenceModel = model
+        self.sequence_loss = loss
+        self.sizes = sizes
+        self.validation = validation
+
+    def rows_per_micro_batch(self, length: int) -> int:
+        """Rows of `length` bases that go through the model at once."""
+        return max(1, self.sizes.bases_per_micro_batch // length)
+
+    def weight(self, micro_batch: Batch) -> float:
+        """What the labels that are there count."""
+        return float(self.sequence_loss.element_weights(micro_batch[2]).sum())
+
+    def loss(self, replica: nn.Module, micro_batch: Batch) -> dict[str, Tensor]:
+        """The mean loss of the rows."""
+        tokens, lengths, targets = micro_batch
+        outputs = cast(SequenceModel, replica).padded(tokens[:, : int(lengths.max())], lengths)
+        return {"loss": self.sequence_loss.mean(outputs, targets)}
+
+    def pieces(self, micro_batch: Batch) -> Pieces | None:
+        """A single long row in pieces, through a model that pools by itself."""
+        tokens, lengths, targets = micro_batch
+        piece_length = self.sizes.bases_per_micro_batch
+        if len(tokens) > 1 or int(lengths[0]) <= piece_length or not self.model.is_causal:
+            return None
+        loss = PooledLoss(lambda outputs: self.sequence_loss.mean(outputs, targets), pooling=None)
+        return Pieces(tokens[:, : int(lengths[0])], loss, piece_length)
+
+    def can_validate(self) -> bool:
+        """Whether there are held-out sequences."""
+        return len(self.validation[0]) > 0
+
+    def validate(self) -> dict[str, float]:
+        """Loss of the held-out sequences, and a score: accuracy of classes or labels, R2 of numbers."""
+        sequences, targets = self.validation
+        outputs = model_outputs(self.model, sequences)
+        loss = float(self.sequence_loss.mean(outputs, torch.from_numpy(targets)))
+        return {"validation_loss": loss, "validation_score": self._score(outputs, targets)}
+
+    def _score(self, outputs: Tensor, targets: Targets) -> float:
+        description = self.sequence_loss.description
+        predictions, known = predictions_from(description, outputs), ~np.isnan(targets)
+        if not known.any():
+            return float("nan")
+        if description.kind == "classes":
+            return float((predictions.argmax(axis=1)[known[:, 0]] == targets[known[:, 0], 0]).mean())
+        if description.kind == "labels":
+            return float(((predictions >= 0.5) == (targets == 1))[known].mean())
+        errors = ((predictions - targets)[known] ** 2).sum()
+        spread = ((targets - np.nanmean(targets, axis=0))[known] ** 2).sum()
+        return float(1 - errors / spread) if spread > 0 else float("nan")
+
+
+class TableTask(SequenceModelTask):
+    """Rows of a table, all of them once in an epoch, in an order that is a function of the seed and the epoch.
+
+    Args:
+        model, loss, sizes, validation: see `SequenceModelTask`.
+        training: sequences and targets.
+        rows_per_step: of one optimiser step.
+        seed: of the order and of the strands; of a model of both strands, each row comes on a random one.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        loss: SequenceLoss,
+        sizes: BatchRecipe,
+        validation: Material,
+        training: Material,
+        rows_per_step: int,
+        seed: int,
+    ) -> None:
+        super().__init__(model, loss, sizes, validation)
+        self.training = training
+        self.rows_per_step = rows_per_step
+        self.seed = seed
+
+    def batch(self, step: int) -> Batch:
+        """The rows of a step, sorted by length so that little is padded."""
+        sequences, targets = self.training
+        drawn: list[tuple[Tokens, int]] = []
+        for index in range(step * self.rows_per_step, (step + 1) * self.rows_per_step):
+            epoch, position = divmod(index, len(sequences))
+            row = shuffled_position(position, len(sequences), self.seed, epoch)
+            tokens = sequences[row]
+            random = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64)))
+            if self.model.config.both_strands and random.random() < 0.5:
+                tokens = COMPLEMENT_IDS[tokens[::-1]]
+            drawn.append((tokens, row))
+        drawn.sort(key=lambda pair: len(pair[0]))
+        tokens_of_step, lengths = padded_batch([tokens for tokens, _ in drawn])
+        return tokens_of_step, lengths, torch.from_numpy(targets[[row for _, row in drawn]])
+
+
+class GenomeWindowTask(SequenceModelTask):
+    """Windows of genomes to be told apart: uniform class, uniform chromosome, uniform start, either strand.
+
+    Args:
+        model, loss, sizes, validation: see `SequenceModelTask`; the model's classes are those of the genomes.
+        genomes: to draw windows from.
+        lengths: of the windows, by step.
+        windows_per_step: at every length.
+        seed: of the windows.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        loss: SequenceLoss,
+        sizes: BatchRecipe,
+        validation: Material,
+        genomes: GenomeCollection,
+        lengths: LengthWarmup,
+        windows_per_step: int,
+        seed: int,
+    ) -> None:
+        super().__init__(model, loss, sizes, validation)
+        self.lengths = lengths
+        self.windows_per_step = windows_per_step
+        self._genomes, self._seed = genomes, seed
+        self._samplers: dict[int, WindowSampler] = {}
+
+    def batch(self, step: int) -> Batch:
+        """The windows of a step."""
+        length = self.lengths.length_at(step)
+        if length not in self._samplers:
+            self._samplers[length] = WindowSampler(self._genomes, length, self._seed)
+        count = self.windows_per_step
+        tokens, labels = self._samplers[length].sample_batch(step * count, count)
+        return torch.from_numpy(tokens), torch.full((count,), length), torch.from_numpy(labels).double().unsqueeze(1)

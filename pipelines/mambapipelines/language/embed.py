@@ -1,0 +1,195 @@
+"""Embeddings of records and windows: the run behind `genomamba embed`, to Parquet, .npz and AnnData."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from genomamba.data.bed import read_bed
+from genomamba.io.fasta import read_records
+from genomamba.io.reference import Reference
+from genomamba.models.language_model import LanguageModel, load_language_model
+from genomamba.scoring.embeddings import Embedder, Piece, as_the_model_reads, embed_pieces, require_windows, windows_of
+from genomamba.tokenizer import CharacterTokenizer
+from mambacore.errors import InputError
+from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.files import check_writable_place, written_whole
+
+ENDINGS = {".parquet": "pyarrow", ".npz": None, ".h5ad": "anndata"}
+"""What the name of the output ends in, and the library that writes it beyond those that are always there."""
+
+
+@dataclass(frozen=True)
+class EmbeddingOptions:
+    """What `genomamba embed` was asked for; its help says what each means."""
+
+    model: str
+    fasta: list[str]
+    bed: str | None
+    reference: str | None
+    output: Path
+    pooling: str
+    layer: int | None
+    both_strands: bool
+    window: int | None
+    stride: int | None
+    threads: int | None
+
+
+def run_embedding(options: EmbeddingOptions) -> None:
+    """Write one vector per record, region or window.
+
+    Raises:
+        InputError: files or options that make no sense together.
+    """
+    ending = options.output.suffix.lower()
+    if ending not in ENDINGS:
+        raise InputError(f"--output {options.output} has no known ending: name a file .parquet, .npz or .h5ad.")
+    library = ENDINGS[ending]
+    if library is not None and importlib.util.find_spec(library) is None:
+        raise InputError(
+            f"writing {ending} needs {library}, which is not installed: `pip install 'genomamba[tables]'`, or name a "
+            "file that ends in .npz."
+        )
+    check_writable_place(options.output, "--output")
+    require_windows(options.window, options.stride)
+    if (options.bed is None) != (options.reference is None):
+        raise InputError("--bed and --reference belong together: give both, or FASTA files.")
+    if bool(options.fasta) == (options.bed is not None):
+        raise InputError("give FASTA files, or --bed with --reference, and not both.")
+    use_threads(options.threads)
+    language_model = load_language_model(options.model)
+    embedder = Embedder(language_model, options.pooling, options.layer, options.both_strands)
+    count = bases = empty = 0
+    with (
+        _WRITERS[ending](options.output, embedder.width) as writer,
+        BaseProgress("embedding", None, lines_elsewhere=True) as progress,
+    ):
+        for pieces, vectors in embed_pieces(embedder, _pieces(options, language_model)):
+            writer.write(pieces, vectors)
+            count += len(pieces)
+            bases += sum(len(piece.tokens) for piece in pieces)
+            empty += sum(not len(piece.tokens) for piece in pieces)
+            progress.advance(sum(len(piece.tokens) for piece in pieces), f"{count} vectors")
+    without = f", {empty} of them NaN because their record has no bases" if empty else ""
+    note(f"{count} vectors of {embedder.width} channels from {bases} bases{without}")
+
+
+def _pieces(options: EmbeddingOptions, language_model: LanguageModel) -> Iterator[Piece]:
+    if options.bed is None:
+        for path in options.fasta:
+            for record in read_records(path):
+                tokens = as_the_model_reads(language_model, record.tokens)
+                yield from windows_of(record.name, tokens, 0, options.window, options.stride)
+        return
+    assert options.reference is not None  # the options have been checked
+    tokenizer = CharacterTokenizer()
+    with Reference(options.reference) as genome:
+        for region in read_bed(options.bed, genome.lengths, options.reference):
+            tokens = genome.tokens(region.contig, region.start, region.end)
+            # Windows are cut first: their positions are those of the contig, whatever the strand.
+            for piece in windows_of(region.contig, tokens, region.start, options.window, options.stride):
+                read = tokenizer.reverse_complement(piece.tokens) if region.strand == "-" else piece.tokens
+                yield Piece(piece.name, piece.start, piece.end, as_the_model_reads(language_model, read))
+
+
+class _Writer(Protocol):
+    def write(self, pieces: Sequence[Piece], vectors: npt.NDArray[np.float32]) -> None: ...
+
+
+class _Parquet:
+    """Row groups as they come, so that memory does not grow with the number of vectors."""
+
+    def __init__(self, opened: Any, schema: Any) -> None:
+        self._opened = opened
+        self._schema = schema
+
+    def write(self, pieces: Sequence[Piece], vectors: npt.NDArray[np.float32]) -> None:
+        import pyarrow  # noqa: PLC0415 - an extra
+
+        flat = pyarrow.array(vectors.ravel())
+        columns = [
+            pyarrow.array([piece.name for piece in pieces], pyarrow.string()),
+            pyarrow.array([piece.start for piece in pieces], pyarrow.int64()),
+            pyarrow.array([piece.end for piece in pieces], pyarrow.int64()),
+            pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        ]
+        self._opened.write_table(pyarrow.Table.from_arrays(columns, schema=self._schema))
+
+
+class _Held:
+    """Everything, until it is written at once: the other formats have no other way."""
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[str, int, int]] = []
+        self.vectors: list[npt.NDArray[np.float32]] = []
+
+    def write(self, pieces: Sequence[Piece], vectors: npt.NDArray[np.float32]) -> None:
+        self.pieces += [(piece.name, piece.start, piece.end) for piece in pieces]
+        self.vectors.append(vectors)
+
+    def columns(self, width: int) -> tuple[list[str], list[int], list[int], npt.NDArray[np.float32]]:
+        vectors = np.concatenate([np.empty((0, width), dtype=np.float32), *self.vectors])
+        return (
+            [name for name, _, _ in self.pieces],
+            [start for _, start, _ in self.pieces],
+            [end for _, _, end in self.pieces],
+            vectors,
+        )
+
+
+@contextmanager
+def _parquet(path: Path, width: int) -> Iterator[_Writer]:
+    import pyarrow  # noqa: PLC0415 - an extra
+    import pyarrow.parquet  # noqa: PLC0415
+
+    schema = pyarrow.schema(
+        [
+            ("name", pyarrow.string()),
+            ("start", pyarrow.int64()),
+            ("end", pyarrow.int64()),
+            ("embedding", pyarrow.list_(pyarrow.float32(), width)),
+        ]
+    )
+    with written_whole(path) as stream, pyarrow.parquet.ParquetWriter(stream, schema) as opened:
+        yield _Parquet(opened, schema)
+
+
+@contextmanager
+def _npz(path: Path, width: int) -> Iterator[_Writer]:
+    held = _Held()
+    yield held
+    names, starts, ends, vectors = held.columns(width)
+    with written_whole(path) as stream:
+        np.savez(
+            stream,
+            name=np.array(names, dtype=np.str_),
+            start=np.array(starts, dtype=np.int64),
+            end=np.array(ends, dtype=np.int64),
+            embedding=vectors,
+        )
+
+
+@contextmanager
+def _anndata(path: Path, width: int) -> Iterator[_Writer]:
+    import anndata  # noqa: PLC0415 - an extra
+    import pandas  # noqa: PLC0415 - comes with anndata
+
+    held = _Held()
+    yield held
+    names, starts, ends, vectors = held.columns(width)
+    rows = pandas.DataFrame(
+        {"name": names, "start": starts, "end": ends}, index=[str(row) for row in range(len(names))]
+    )
+    with written_whole(path) as stream:
+        anndata.AnnData(vectors, obs=rows).write_h5ad(stream.name)
+
+
+_WRITERS = {".parquet": _parquet, ".npz": _npz, ".h5ad": _anndata}

@@ -1,0 +1,352 @@
+"""Perplexity per base of a language model on held-out sequence, beside Markov models trained on the same bases.
+
+Every scorer sees the same windows and is scored on the same bases: A, C, G and T of each window after its first base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import stats
+
+from genomamba.baselines.interpolated_markov import FittedMarkovModels, fit_markov_models
+from genomamba.data.intervals import Split
+from genomamba.data.pretraining_windows import PretrainingWindow, PretrainingWindows
+from genomamba.data.reference_set import SEPARATOR
+from genomamba.letter_policy import LetterPolicy
+from genomamba.models.language_model import LanguageModel, load_language_model
+from genomamba.tokenizer import Tokens
+from mambacore.errors import InputError
+from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.files import check_writable_place, write_whole
+from mambapipelines.language.task import causal_losses, is_base, masked_losses
+from mambapipelines.language.train import Corpus, PretrainingOptions, read_corpus, training_tokens
+
+COLUMNS = (
+    "length",
+    "scorer",
+    "best_on_valid",
+    "windows",
+    "bases",
+    "nats_per_base",
+    "perplexity",
+    "perplexity_low",
+    "perplexity_high",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+)
+CONFIDENCE = 0.95
+# Bases nearer than this to each other, and homologous ones of other assemblies, are not independent evidence. Where
+# that gives hardly any blocks they are halved, down to the length of a window.
+BLOCK_BP = 65_536
+FEWEST_BLOCKS = 16
+# Each base is hidden once from a masked model, in as many passes over the window: about the 15 % of its training.
+MASKING_PASSES = 7
+# Memory of a pass through the model.
+BASES_AT_A_TIME = 65_536
+PIECE_LENGTH = 16_384
+# What strengths and the order of Markov models are chosen on.
+MARKOV_VALIDATION_BASES = 1_000_000
+MODEL_NAME = "model"
+
+
+@dataclass(frozen=True)
+class PerplexityOptions:
+    """What `genomamba perplexity` is asked to do.
+
+    Attributes:
+        model: folder, or `hf://owner/name@revision`.
+        references: FASTA files.
+        lengths: window lengths in bases.
+        intervals, rule: rows and how they become windows; `None` takes what the model was trained with.
+        valid_chromosomes, test_chromosomes, exclude_chromosomes: splits without intervals; those of the model's
+            training where none is given.
+        split: what is measured on.
+        bases: at most so many of each length, spread over the split.
+        markov_order: of the longest Markov model; `None` for no Markov models.
+        output: file for the table; `None` is standard output.
+        threads: number of CPU threads; `None` keeps PyTorch's choice.
+    """
+
+    model: str
+    references: Sequence[str]
+    lengths: Sequence[int]
+    intervals: str | None = None
+    rule: str | None = None
+    valid_chromosomes: Sequence[str] = ()
+    test_chromosomes: Sequence[str] = ()
+    exclude_chromosomes: Sequence[str] = ()
+    split: Split = "test"
+    bases: int = 4_000_000
+    markov_order: int | None = 12
+    output: Path | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one scorer says of all windows of a length: nats summed per window, and the bases counted."""
+
+    nats: npt.NDArray[np.float64]
+    bases: npt.NDArray[np.int64]
+    blocks: Sequence[tuple[str, int]]
+
+    @property
+    def nats_per_base(self) -> float:
+        """The cross entropy."""
+        return float(self.nats.sum() / self.bases.sum())
+
+    def interval(self, other: Scores | None = None) -> tuple[float, float]:
+        """95 % interval of the nats per base, or of how many more they are than the other scorer's.
+
+        Blocks of the genome are the independent observations: the ratio of their sums, its linearised variance (Cochran
+        1977, "Sampling techniques", equation 6.13, no finite population) and Student's t. Not a number for one block.
+        """
+        nats = self.nats if other is None else self.nats - other.nats
+        names, numbers = np.unique([f"{name} {number}" for name, number in self.blocks], return_inverse=True)
+        count = len(names)
+        if count < 2:
+            return math.nan, math.nan
+        mean = float(nats.sum() / self.bases.sum())
+        residuals = np.bincount(numbers, nats - mean * self.bases, count)
+        deviation = math.sqrt(float((residuals**2).sum()) * count / (count - 1)) / float(self.bases.sum())
+        reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * deviation
+        return mean - reach, mean + reach
+
+
+@dataclass(frozen=True)
+class PerplexityRow:
+    """One scorer at one length; `ratio` is its perplexity divided by the model's, above 1 where the model is better."""
+
+    length: int
+    scorer: str
+    best_on_valid: bool
+    windows: int
+    bases: int
+    nats_per_base: float
+    perplexity: float
+    perplexity_low: float
+    perplexity_high: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+    def text(self) -> str:
+        """The row of the table."""
+        figures = [f"{value:.5f}" if math.isfinite(value) else "NA" for value in self._figures()]
+        best = "yes" if self.best_on_valid else "no"
+        return "\t".join([str(self.length), self.scorer, best, str(self.windows), str(self.bases), *figures])
+
+    def _figures(self) -> tuple[float, ...]:
+        return (
+            self.nats_per_base,
+            self.perplexity,
+            self.perplexity_low,
+            self.perplexity_high,
+            self.ratio,
+            self.ratio_low,
+            self.ratio_high,
+        )
+
+
+def measure_perplexity(options: PerplexityOptions) -> list[PerplexityRow]:
+    """Print or write the table of perplexities; progress goes to standard error.
+
+    Raises:
+        InputError: a mistake in the options or the files, or a split without windows of a length.
+    """
+    _check(options)
+    use_threads(options.threads)
+    language_model = load_language_model(options.model)
+    corpus = _corpus(options, language_model)
+    lengths = list(dict.fromkeys(options.lengths))
+    parts = {length: _held_out(options, corpus, length) for length in lengths}
+    markov = None
+    if options.markov_order is not None:
+        markov = _fit_markov(corpus, min(lengths), options.markov_order)
+    rows: list[PerplexityRow] = []
+    lines = ["\t".join(COLUMNS)]
+    if options.output is None:
+        print(lines[0], flush=True)
+    for length, part in parts.items():
+        for row in _rows_of_length(options, language_model, part, length, markov):
+            rows.append(row)
+            lines.append(row.text())
+            if options.output is None:
+                print(lines[-1], flush=True)
+    if options.output is not None:
+        write_whole(options.output, "\n".join(lines) + "\n")
+    return rows
+
+
+def _check(options: PerplexityOptions) -> None:
+    for length in options.lengths:
+        if length < 2:
+            raise InputError(
+                f"--lengths has {length}: use windows of 2 bases or more, the first of which is not scored."
+            )
+    if options.bases < 1:
+        raise InputError(f"--bases is {options.bases}: use 1 or more.")
+    if options.output is not None:
+        check_writable_place(options.output, "--output")
+
+
+def _corpus(options: PerplexityOptions, language_model: LanguageModel) -> Corpus:
+    """The splits asked for, or those that the model was trained with: the same training bases if it says which."""
+    details = language_model.details
+    chromosomes: dict[str, Any] = {
+        name: list(getattr(options, name)) for name in ("valid_chromosomes", "test_chromosomes", "exclude_chromosomes")
+    }
+    intervals = options.intervals
+    if intervals is None and not any(chromosomes.values()):
+        intervals = details.get("intervals")
+        chromosomes = {name: details.get(name, []) for name in chromosomes}
+    if intervals is None and not chromosomes[f"{options.split}_chromosomes"]:
+        raise InputError(
+            f"{options.model} does not say what was held out for {options.split}: "
+            f"give --{options.split}-chromosomes, or --intervals."
+        )
+    length = details.get("length") or min(options.lengths)
+    rule = options.rule or details.get("recipe", {}).get("pretraining", {}).get("rule", "mamba")
+    return read_corpus(PretrainingOptions(options.references, length, Path(), intervals=intervals, **chromosomes), rule)
+
+
+def _held_out(options: PerplexityOptions, corpus: Corpus, length: int) -> Corpus:
+    """The rows to measure on; of whole chromosomes those that hold a window."""
+    rows = [row for row in corpus.rows if row.split == options.split]
+    if corpus.by_chromosome:
+        rows = [row for row in rows if row.length >= length]
+    if not rows:
+        raise InputError(
+            f"there is no {options.split} row for windows of {length} bp to measure on: use a shorter length, name "
+            "another split, or give it rows."
+        )
+    return dataclasses.replace(corpus, rows=rows)
+
+
+def _fit_markov(corpus: Corpus, length: int, order: int) -> FittedMarkovModels:
+    """Markov models from all training rows; strengths from validation windows."""
+    for split in ("train", "valid"):
+        if not any(row.split == split for row in corpus.rows):
+            raise InputError(
+                f"Markov models need {split} bases: give --valid-chromosomes or rows for {split}, or --no-markov."
+            )
+    valid = _windows(corpus, "valid", length, LetterPolicy())
+    validation = [window.tokens for window in valid.evaluation(max(1, MARKOV_VALIDATION_BASES // length))]
+    bases = sum(row.length for row in corpus.rows if row.split == "train")
+    with BaseProgress("counting for Markov models", bases, lines_elsewhere=True) as progress:
+        return fit_markov_models(_reported(training_tokens(corpus), progress), validation, order)
+
+
+def _reported(sequences: Iterable[Tokens], progress: BaseProgress) -> Iterator[Tokens]:
+    for tokens in sequences:
+        yield tokens
+        progress.advance(len(tokens))
+
+
+def _windows(corpus: Corpus, split: Split, length: int, policy: LetterPolicy) -> PretrainingWindows:
+    return PretrainingWindows(corpus.references, corpus.rows, split, corpus.rule, length, policy=policy)
+
+
+def _rows_of_length(
+    options: PerplexityOptions,
+    language_model: LanguageModel,
+    corpus: Corpus,
+    length: int,
+    markov: FittedMarkovModels | None,
+) -> Iterator[PerplexityRow]:
+    windows = _windows(corpus, options.split, length, language_model.policy)
+    wanted = min(len(windows), max(1, options.bases // length))
+    plain = LetterPolicy()
+    names = [] if markov is None else [f"markov-{model.order}" for model in markov.models]
+    nats: dict[str, list[float]] = {name: [] for name in (MODEL_NAME, *names)}
+    counts: list[int] = []
+    places: list[tuple[str, int]] = []
+    rows_at_a_time = max(1, BASES_AT_A_TIME // length)
+    with BaseProgress(f"windows of {length:,} bp", wanted * length, lines_elsewhere=True) as progress:
+        for batch in _batches(windows.evaluation(wanted), rows_at_a_time):
+            tokens = torch.from_numpy(np.stack([window.tokens for window in batch]))
+            losses = _model_losses(language_model, tokens)
+            scored = is_base(tokens)[:, 1:]
+            nats[MODEL_NAME] += losses.sum(dim=1).tolist()
+            counts += scored.sum(dim=1).tolist()
+            for row, window in enumerate(batch):
+                place = window.place
+                places.append((place.chromosome.rpartition(SEPARATOR)[2], max(place.start, 0)))
+                if markov is not None:
+                    letters = corpus.references.letters(place.chromosome, place.start, place.end, pad=True)
+                    counted = scored[row].numpy()
+                    by_order = markov.log_probabilities_by_order(plain.tokens(letters))
+                    for name, log_probabilities in zip(names, by_order, strict=True):
+                        nats[name].append(float(-(log_probabilities[1:] * counted).sum()))
+            progress.advance(len(batch) * length)
+    if not sum(counts):
+        raise InputError(f"no {options.split} window of {length} bp has a base to score: use another length or split.")
+    blocks = blocks_of(places, length)
+    scores = {name: Scores(np.array(values), np.array(counts), blocks) for name, values in nats.items()}
+    best = None if markov is None else f"markov-{markov.best.order}"
+    for name, score in scores.items():
+        low, high = score.interval()
+        more = score.nats_per_base - scores[MODEL_NAME].nats_per_base
+        less_more = (0.0, 0.0) if name == MODEL_NAME else score.interval(scores[MODEL_NAME])
+        yield PerplexityRow(
+            length,
+            name,
+            name == best,
+            len(counts),
+            sum(counts),
+            score.nats_per_base,
+            *(math.exp(value) for value in (score.nats_per_base, low, high, more, *less_more)),
+        )
+    if best is not None:
+        _summarise(length, scores[MODEL_NAME], scores[best], best)
+
+
+def blocks_of(places: Sequence[tuple[str, int]], length: int) -> list[tuple[str, int]]:
+    """The block of the genome that each window (chromosome, start) of `length` bp is evidence from."""
+    size = BLOCK_BP
+    while size // 2 >= length and len({(name, start // size) for name, start in places}) < FEWEST_BLOCKS:
+        size //= 2
+    return [(name, start // size) for name, start in places]
+
+
+def _summarise(length: int, model: Scores, markov: Scores, name: str) -> None:
+    low, high = markov.interval(model)
+    verdict = "lower" if low > 0 else "higher" if high < 0 else "not clearly different"
+    note(
+        f"{length:,} bp: perplexity {math.exp(model.nats_per_base):.4f}, {name} (the best on the validation split) "
+        f"{math.exp(markov.nats_per_base):.4f}: the model's is {verdict}"
+    )
+
+
+def _model_losses(language_model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Nats of each base after the first, (rows, length - 1), 0 where there is none."""
+    if language_model.objective == "causal":
+        return causal_losses(language_model, tokens, PIECE_LENGTH)
+    # Every base belongs to one of the passes, neighbours to different ones, whatever the window's place.
+    passes = torch.from_numpy(np.random.default_rng(0).permuted(np.arange(tokens.shape[1]) % MASKING_PASSES))
+    losses = torch.zeros(tokens.shape, dtype=torch.float64)
+    for number in range(MASKING_PASSES):
+        hidden = is_base(tokens) & (passes == number)
+        losses += masked_losses(language_model, tokens, hidden)
+    return losses[:, 1:]
+
+
+def _batches(items: Iterable[PretrainingWindow], size: int) -> Iterator[list[PretrainingWindow]]:
+    batch: list[PretrainingWindow] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,227 @@
+"""Pretraining a language model of DNA as tasks of the training road: the next base, and hidden bases.
+
+What a step learns from is a function of the seed and the step. Positions that the letter policy does not score never
+count; a micro-batch weighs as much as it has targets, so a step's loss is the mean over all its targets however they
+are spread, and a batch without any gives 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genomamba.data.pretraining_windows import PretrainingWindow, PretrainingWindows
+from genomamba.models.language_model import BASE_COUNT, FIRST_BASE_TOKEN, MASK_TOKEN, CoreModel, LanguageModel
+from mambacore.longsequence import TokenCrossEntropy
+from mambapipelines.language.recipe import MaskingRecipe, PretrainingRecipe
+from mambapipelines.training.task import Batch, Pieces, TrainingTask
+
+IGNORED = -100
+# A window's tokens and its masking draw from generators of their own.
+MASKING_STREAM = 0x6D61736B
+VALIDATION_STREAM = 0x76616C69
+
+
+class LanguageTask(TrainingTask):
+    """What both objectives share: windows in, perplexity out.
+
+    Args:
+        model: trained in place.
+        recipe: how many windows, and of which lengths.
+        training: windows of the full length.
+        validation: held-out windows of the full length; may be empty.
+    """
+
+    validation_figures: ClassVar[dict[str, str]] = {"perplexity": ".4f"}
+    deciding_figure = "perplexity"
+    higher_is_better = False
+    unit = "bases"
+
+    def __init__(
+        self,
+        model: CoreModel,
+        recipe: PretrainingRecipe,
+        training: PretrainingWindows,
+        validation: Sequence[PretrainingWindow],
+    ) -> None:
+        self.model: CoreModel = model
+        self.recipe = recipe
+        self.validation = validation
+        self.lengths = recipe.length.warmup(training.length)
+        self._windows = {training.length: training}
+        self._full = training
+
+    def batch(self, step: int) -> Batch:
+        """Windows `step * count` to `(step + 1) * count - 1` of the step's length, as `_examples` makes of them."""
+        windows = self.windows(self.lengths.length_at(step))
+        count = self.recipe.batch.windows_per_step(windows.length)
+        tokens, scored = windows.sample_batch(step * count, count)
+        return self._examples(tokens, scored, step * count)
+
+    def windows(self, length: int) -> PretrainingWindows:
+        """The training windows at a length of the warm-up."""
+        if length not in self._windows:
+            self._windows[length] = self._full.at_length(length)
+        return self._windows[length]
+
+    def _examples(self, tokens: np.ndarray, scored: np.ndarray, first_index: int) -> Batch:
+        """(windows, length) inputs, and targets with `IGNORED` where nothing is to be foretold."""
+        raise TypeError(f"{type(self).__name__} does not say what is to be foretold")
+
+    def rows_per_micro_batch(self, length: int) -> int:
+        """Windows of `length` bases that go through the model at once."""
+        return self.recipe.batch.windows_per_micro_batch(length)
+
+    def weight(self, micro_batch: Batch) -> float:
+        """Its targets."""
+        return float((micro_batch[1] != IGNORED).sum())
+
+    def loss(self, replica: nn.Module, micro_batch: Batch) -> dict[str, Tensor]:
+        """The mean cross entropy of the targets, nats; 0 where there are none."""
+        inputs, targets = micro_batch
+        outputs = replica(inputs.long())
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        return {"loss": TokenCrossEntropy(targets.long(), ignored=IGNORED)(logits, slice(0, inputs.shape[1]))}
+
+    def can_validate(self) -> bool:
+        """Whether there are held-out windows."""
+        return bool(self.validation)
+
+    def validate(self) -> dict[str, float]:
+        """Perplexity per base on the held-out windows."""
+        self.model.eval()
+        language_model = LanguageModel(self.model, self._full.policy)
+        rows = self.rows_per_micro_batch(self._full.length)
+        total, count = 0.0, 0
+        for first in range(0, len(self.validation), rows):
+            part = self.validation[first : first + rows]
+            tokens = torch.from_numpy(np.stack([window.tokens for window in part]))
+            losses, counted = self._held_out_losses(language_model, tokens, first)
+            total += float(losses)
+            count += counted
+        self.model.train()
+        return {"perplexity": math.exp(total / count) if count else math.nan}
+
+    def _held_out_losses(self, language_model: LanguageModel, tokens: Tensor, first: int) -> tuple[float, int]:
+        """Cross entropy of held-out bases, summed, and how many bases these were."""
+        raise TypeError(f"{type(self).__name__} has no validation")
+
+    def describe_validation(self, figures: dict[str, float]) -> str:
+        """The perplexity."""
+        return f"held-out perplexity {figures['perplexity']:.4f}"
+
+    def bases_seen(self, total_steps: int) -> int:
+        """Bases in the windows of the first `total_steps` steps."""
+        lengths = [self.lengths.length_at(step) for step in range(total_steps)]
+        return sum(length * self.recipe.batch.windows_per_step(length) for length in lengths)
+
+
+class CausalTask(LanguageTask):
+    """Foretell each base from those before it in its window; long windows go through the model in pieces, exactly.
+
+    A window may lie on several processes (`mambacore.parallel`): then each reads its stretch at once, and only states
+    travel between them.
+    """
+
+    splits_over_context = True
+
+    def _examples(self, tokens: np.ndarray, scored: np.ndarray, first_index: int) -> Batch:
+        return torch.from_numpy(tokens), torch.from_numpy(next_token_targets(tokens, scored))
+
+    def pieces(self, micro_batch: Batch) -> Pieces | None:
+        """In pieces where a window is longer than one (`pretraining.piece_length` of the recipe)."""
+        inputs, targets = micro_batch
+        piece_length = self.recipe.pretraining.piece_length
+        if inputs.shape[1] <= piece_length:
+            return None
+        return Pieces(inputs.long(), TokenCrossEntropy(targets.long(), ignored=IGNORED), piece_length)
+
+    def _held_out_losses(self, language_model: LanguageModel, tokens: Tensor, first: int) -> tuple[float, int]:
+        losses = causal_losses(language_model, tokens, self.recipe.pretraining.piece_length)
+        return float(losses.sum()), int(is_base(tokens)[:, 1:].sum())
+
+
+class MaskedTask(LanguageTask):
+    """Foretell hidden bases from both sides (BERT, Devlin et al., arXiv 1810.04805, section 3.1; Caduceus)."""
+
+    def _examples(self, tokens: np.ndarray, scored: np.ndarray, first_index: int) -> Batch:
+        inputs = tokens.copy()
+        targets = np.full(tokens.shape, IGNORED, dtype=np.int16)
+        for row in range(len(tokens)):
+            random = np.random.Generator(
+                np.random.Philox(key=np.array([self._full.seed ^ MASKING_STREAM, first_index + row], dtype=np.uint64))
+            )
+            inputs[row], targets[row] = masked_example(tokens[row], scored[row], self.recipe.masking, random)
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    def _held_out_losses(self, language_model: LanguageModel, tokens: Tensor, first: int) -> tuple[float, int]:
+        random = np.random.Generator(np.random.Philox(key=np.array([VALIDATION_STREAM, first], dtype=np.uint64)))
+        hidden = torch.from_numpy(random.random(tokens.shape) < self.recipe.masking.fraction) & is_base(tokens)
+        losses = masked_losses(language_model, tokens, hidden)
+        return float(losses.sum()), int(hidden.sum())
+
+
+def next_token_targets(tokens: np.ndarray, scored: np.ndarray) -> np.ndarray:
+    """For each position the token after it if that is scored, else `IGNORED`; int16 of the shape of `tokens`."""
+    targets = np.full(tokens.shape, IGNORED, dtype=np.int16)
+    targets[:, :-1] = np.where(scored[:, 1:], tokens[:, 1:].astype(np.int16), IGNORED)
+    return targets
+
+
+def masked_example(
+    tokens: np.ndarray, scored: np.ndarray, masking: MaskingRecipe, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of one window: each scored position is a target with probability `masking.fraction`.
+
+    Of the targets, a part becomes [MASK], a part a base drawn uniformly, and the rest stays as it is, so that the model
+    cannot tell what it is asked for.
+    """
+    drawn = random.random((2, len(tokens)))
+    is_target = scored & (drawn[0] < masking.fraction)
+    hide = is_target & (drawn[1] < masking.mask_share)
+    replace = is_target & ~hide & (drawn[1] < masking.mask_share + masking.random_share)
+    bases = random.integers(FIRST_BASE_TOKEN, FIRST_BASE_TOKEN + BASE_COUNT, len(tokens), dtype=np.uint8)
+    inputs = np.where(hide, np.uint8(MASK_TOKEN), np.where(replace, bases, tokens))
+    return inputs, np.where(is_target, tokens.astype(np.int16), IGNORED)
+
+
+def is_base(tokens: Tensor) -> Tensor:
+    """Where a token is A, C, G or T."""
+    return (tokens >= FIRST_BASE_TOKEN) & (tokens < FIRST_BASE_TOKEN + BASE_COUNT)
+
+
+def causal_losses(language_model: LanguageModel, tokens: Tensor, piece_length: int) -> Tensor:
+    """-log P of each base given those before it in its row, nats; (rows, length - 1), float64, 0 where there is none.
+
+    The first position has nothing before it and is not scored. Memory is that of a piece, whatever the length.
+    """
+    losses = torch.zeros(tokens.shape[0], tokens.shape[1] - 1, dtype=torch.float64)
+    for positions, log_probabilities in _foretold(language_model, tokens[:, :-1], piece_length):
+        following = tokens[:, positions.start + 1 : positions.stop + 1]
+        losses[:, positions] = _losses_of(log_probabilities, following)
+    return losses
+
+
+def masked_losses(language_model: LanguageModel, tokens: Tensor, hidden: Tensor) -> Tensor:
+    """-log P of each hidden base given the rest of its row, nats, (rows, length), float64; 0 elsewhere."""
+    log_probabilities = language_model.masked_base_log_probabilities(tokens, hidden)
+    return _losses_of(log_probabilities, tokens) * hidden
+
+
+def _foretold(language_model: LanguageModel, tokens: Tensor, piece_length: int) -> Iterator[tuple[slice, Tensor]]:
+    state = None
+    for begin in range(0, tokens.shape[1], piece_length):
+        positions = slice(begin, min(begin + piece_length, tokens.shape[1]))
+        log_probabilities, state = language_model.next_base_log_probabilities(tokens[:, positions], state)
+        yield positions, log_probabilities
+
+
+def _losses_of(log_probabilities: Tensor, tokens: Tensor) -> Tensor:
+    known = is_base(tokens)
+    bases = torch.where(known, tokens.long() - FIRST_BASE_TOKEN, 0)
+    return torch.where(known, -log_probabilities.gather(-1, bases.unsqueeze(-1)).squeeze(-1), 0.0).double()

@@ -1,0 +1,159 @@
+"""Tracks of log-likelihood over a genome: the run behind `genomamba track`, to bedGraph and bigWig."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from genomamba.data.bed import Region, merged, parse_region, read_bed
+from genomamba.io.reference import Reference
+from genomamba.models.language_model import load_language_model
+from genomamba.scoring.tracks import TrackMaker, TrackPiece, runs
+from mambacore.errors import InputError
+from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.files import check_writable_place, written_whole
+
+BIGWIG_ENDINGS = (".bw", ".bigwig")
+
+
+@dataclass(frozen=True)
+class TrackOptions:
+    """What `genomamba track` was asked for; its help says what each means."""
+
+    model: str
+    reference: str
+    output: Path | None
+    regions: list[str]
+    bed: str | None
+    both_strands: bool
+    context: int
+    window: int
+    threads: int | None
+
+
+def run_track(options: TrackOptions) -> None:
+    """Write the value of every base of the regions, and a summary of each contig.
+
+    Raises:
+        InputError: files or options that make no sense together.
+    """
+    if options.output is not None:
+        check_writable_place(options.output, "--output")
+        if _is_bigwig(options.output) and importlib.util.find_spec("pyBigWig") is None:
+            raise InputError(
+                "writing bigWig needs pyBigWig, which is not installed: `pip install 'genomamba[tables]'`, or name a "
+                "file that ends in .bedgraph."
+            )
+    use_threads(options.threads)
+    with Reference(options.reference) as genome:
+        regions = _regions(options, genome)
+        language_model = load_language_model(options.model)
+        maker = TrackMaker(language_model, genome, options.both_strands, options.context, options.window)
+        sums: dict[str, tuple[float, int, int]] = {}
+        total = sum(region.end - region.start for region in regions) * maker.readings
+        with (
+            _writer(options.output, genome.lengths) as writer,
+            BaseProgress("reading", total, lines_elsewhere=True) as progress,
+        ):
+            for region in regions:
+                for piece in maker.pieces(region):
+                    if isinstance(piece, int):
+                        progress.advance(piece)
+                        continue
+                    writer.write(piece)
+                    scored = piece.values[~np.isnan(piece.values)].astype(np.float64)
+                    log_likelihood, bases, positions = sums.get(region.contig, (0.0, 0, 0))
+                    sums[region.contig] = (
+                        log_likelihood + float(scored.sum()),
+                        bases + len(scored),
+                        positions + len(piece.values),
+                    )
+    _summarise(sums)
+
+
+def _regions(options: TrackOptions, genome: Reference) -> list[Region]:
+    if options.bed is not None and options.regions:
+        raise InputError("--bed and --region both say where: give one of them.")
+    if options.bed is not None:
+        regions = read_bed(options.bed, genome.lengths, options.reference)
+    elif options.regions:
+        regions = [parse_region(text, genome.lengths, options.reference) for text in options.regions]
+    else:
+        regions = [Region(name, 0, length) for name, length in genome.lengths.items() if length]
+    return merged(regions, genome.lengths)
+
+
+class _Writer(Protocol):
+    def write(self, piece: TrackPiece) -> None: ...
+
+
+class _BedGraph:
+    """Lines of contig, start, end and value; bases without a value have none."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, piece: TrackPiece) -> None:
+        for begin, end in runs(piece.values):
+            values = piece.values[begin:end].tolist()
+            self._stream.write(
+                "".join(
+                    f"{piece.contig}\t{place}\t{place + 1}\t{value:.5g}\n"
+                    for place, value in enumerate(values, piece.start + begin)
+                ).encode()
+            )
+
+
+class _BigWig:
+    """One value a base, in stretches without a gap."""
+
+    def __init__(self, opened: Any) -> None:
+        self._opened = opened
+
+    def write(self, piece: TrackPiece) -> None:
+        for begin, end in runs(piece.values):
+            values = piece.values[begin:end].tolist()
+            self._opened.addEntries(piece.contig, piece.start + begin, values=values, span=1, step=1)
+
+
+@contextmanager
+def _writer(path: Path | None, contig_lengths: Mapping[str, int]) -> Iterator[_Writer]:
+    if path is None:
+        yield _BedGraph(sys.stdout.buffer)
+        return
+    with written_whole(path) as stream:
+        if not _is_bigwig(path):
+            yield _BedGraph(stream)
+            return
+        import pyBigWig  # noqa: PLC0415 - an extra
+
+        opened = pyBigWig.open(stream.name, "w")
+        try:
+            opened.addHeader(list(contig_lengths.items()))
+            yield _BigWig(opened)
+        finally:
+            opened.close()
+
+
+def _is_bigwig(path: Path) -> bool:
+    return path.name.lower().endswith(BIGWIG_ENDINGS)
+
+
+def _summarise(sums: Mapping[str, tuple[float, int, int]]) -> None:
+    """Bases, how many have a value, and the perplexity of those: of each contig, and of all when there are several."""
+    note("contig\tbases\tscored\tlog_likelihood_per_base\tperplexity")
+    rows = list(sums.items())
+    if len(rows) > 1:
+        log_likelihoods, scored, bases = zip(*sums.values(), strict=True)
+        rows.append(("all", (math.fsum(log_likelihoods), sum(scored), sum(bases))))
+    for name, (log_likelihood, scored_bases, positions) in rows:
+        mean = log_likelihood / scored_bases if scored_bases else math.nan
+        note(f"{name}\t{positions}\t{scored_bases}\t{mean:.5f}\t{math.exp(-mean):.4f}")

@@ -1,0 +1,380 @@
+"""Pretrain a language model of DNA: from FASTA files and intervals to a model folder, resumable to the same numbers.
+
+Layout of an output folder: the model (`config.json`, `model.safetensors`, `README.md`) and `training/`, the state and
+the metrics of the run (`mambapipelines.training.state`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genomamba.data.intervals import Interval, Split, WindowRule, read_intervals, window_rule
+from genomamba.data.pretraining_windows import PretrainingWindow, PretrainingWindows
+from genomamba.data.reference_set import ReferenceSet, rows_by_chromosome
+from genomamba.letter_policy import LetterPolicy, letter_policy
+from genomamba.models.interpolation import CountedFit, join_counts
+from genomamba.models.language_model import CoreModel, load_language_model, save_language_model
+from genomamba.tokenizer import Tokens
+from mambacore.errors import InputError
+from mambacore.model_folder import CONFIG_NAME
+from mambacore.models import CausalLanguageModel
+from mambapipelines.console import format_duration
+from mambapipelines.language.recipe import PretrainingRecipe
+from mambapipelines.language.task import CausalTask, LanguageTask, MaskedTask
+from mambapipelines.training.options import CHECKSUM_BASES, check_options, planned_minutes
+from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, RunPlan
+from mambapipelines.training.progress import TrainingProgress
+from mambapipelines.training.provenance import provenance
+from mambapipelines.training.recipe import load_task_recipe
+from mambapipelines.training.run import (
+    TrainingRun,
+    introduce_state,
+    published_model,
+    recorded_state,
+    run_folder,
+    thread_count,
+)
+from mambapipelines.training.state import RunFolder, RunState
+
+TASKS: dict[str, type[LanguageTask]] = {"causal": CausalTask, "masked": MaskedTask}
+TILES = "mamba"
+"""The window rule of whole chromosomes: tiles without overlap."""
+
+
+JOINING_BASES = 500_000
+"""Validation bases on which a model is joined with counts."""
+
+
+@dataclass(frozen=True)
+class PretrainingOptions:
+    """What `genomamba pretrain` is asked to do.
+
+    Attributes:
+        references: FASTA files.
+        length: length of a training window in bases.
+        output: the folder that becomes the model folder; its subfolder `training` holds the state of the run.
+        intervals: file of intervals and splits of a single reference; without it, whole chromosomes are the splits.
+        valid_chromosomes, test_chromosomes: never trained on; validation is on the former.
+        exclude_chromosomes: not used at all.
+        minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
+        steps: number of optimiser steps instead of a wall time.
+        recipe: name of a recipe of the package, or path of a YAML file.
+        changes: values that replace the recipe's, each written `section.key=value`.
+        seed: everything random is a function of this seed and an index.
+        resume: continue the run recorded in `output`; where there is none, one is started.
+        threads: number of CPU threads; `None` keeps PyTorch's choice.
+        strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
+        context_ranks: how many processes share each window; causal models only.
+    """
+
+    references: Sequence[str]
+    length: int
+    output: Path
+    intervals: str | None = None
+    valid_chromosomes: Sequence[str] = ()
+    test_chromosomes: Sequence[str] = ()
+    exclude_chromosomes: Sequence[str] = ()
+    minutes: float | None = None
+    steps: int | None = None
+    recipe: str = "small"
+    changes: Sequence[str] = ()
+    seed: int = 0
+    resume: bool = False
+    threads: int | None = None
+    strategy: str = "single"
+    context_ranks: int = 1
+
+
+@dataclass(frozen=True)
+class PretrainingResult:
+    """What a finished run left behind.
+
+    Attributes:
+        folder: the model folder.
+        steps: optimiser steps taken in all.
+        perplexity: per base, on held-out windows of the training length; `None` when there are none.
+        metrics_path: CSV with one row per step.
+        seconds: wall time of this call.
+        already_finished: true when `resume` found nothing left to do.
+    """
+
+    folder: Path
+    steps: int
+    perplexity: float | None
+    metrics_path: Path
+    seconds: float
+    already_finished: bool = False
+
+
+@dataclass(frozen=True)
+class LanguagePlan(RunPlan):
+    """The work of pretraining: `validation_bases` are those of one validation."""
+
+    recipe: PretrainingRecipe
+    length: int
+    validation_bases: int
+
+    def step_positions(self, step: int) -> float:
+        """Its bases."""
+        length = self.recipe.length.warmup(self.length).length_at(step)
+        return self.recipe.batch.windows_per_step(length) * length
+
+    @property
+    def validation_steps(self) -> float:
+        """What one validation costs, in optimiser steps."""
+        bases_per_step = self.length * self.recipe.batch.windows_per_step(self.length)
+        return self.validation_bases / (FORWARD_PASSES_PER_STEP * bases_per_step)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The bases of a run: where they are, in rows with their split, and how rows become windows.
+
+    `short` names the contigs that are left out because they are shorter than a window; `by_chromosome` says that rows
+    are whole chromosomes.
+    """
+
+    references: ReferenceSet
+    rows: list[Interval]
+    rule: WindowRule
+    short: list[str]
+    by_chromosome: bool
+
+
+def read_corpus(options: PretrainingOptions, rule_name: str) -> Corpus:
+    """The rows of the intervals, or whole chromosomes by split.
+
+    Raises:
+        InputError: files that cannot be read, intervals beside chromosomes or several references, chromosomes that are
+            not there, or no row left to train on.
+    """
+    by_chromosome = (options.valid_chromosomes, options.test_chromosomes, options.exclude_chromosomes)
+    if options.intervals is not None and any(by_chromosome):
+        raise InputError("--intervals and splits by chromosome are both given: leave one of them out.")
+    if options.intervals is not None and len(options.references) > 1:
+        raise InputError(
+            f"--intervals are of one genome and {len(options.references)} references are given: give one, or splits by "
+            "chromosome (--valid-chromosomes, --test-chromosomes)."
+        )
+    references = ReferenceSet(options.references)
+    if options.intervals is not None:
+        rows = read_intervals(options.intervals, references.lengths, references.path)
+        return Corpus(references, rows, window_rule(rule_name), [], False)
+    rows, short = rows_by_chromosome(references, options.length, *by_chromosome)
+    for split, names in (("train", ["the chromosomes left"]), ("valid", by_chromosome[0]), ("test", by_chromosome[1])):
+        if names and not any(row.split == split for row in rows):
+            raise InputError(
+                f"no chromosome of {options.length} bp or more is left for {split} ({', '.join(names)}): "
+                "use a shorter --length or other chromosomes."
+            )
+    return Corpus(references, rows, window_rule(TILES), short, True)
+
+
+def pretrain(options: PretrainingOptions) -> PretrainingResult:
+    """Pretrain and save a language model; everything it has to say goes to standard error.
+
+    What survives what, and when a state is written, is that of `mambapipelines.training.run.TrainingRun`.
+
+    Raises:
+        InputError: a mistake in the options, the recipe or the files, or a loss that stopped being finite.
+        KeyboardInterrupt: stopped by Ctrl-C, state saved.
+        SystemExit: stopped by SIGTERM, state saved, status 143.
+    """
+    start_seconds = time.monotonic()
+    check_options(options)
+    recipe = load_task_recipe(PretrainingRecipe, options.recipe, options.changes)
+    recipe.check()
+    folder = run_folder(options, TASKS[recipe.objective], recipe)
+    corpus = read_corpus(options, recipe.pretraining.rule)
+    training, validation = _windows(options, recipe, corpus)
+    fingerprint = _fingerprint(options, recipe, corpus)
+    state = recorded_state(options, folder, fingerprint)
+    if state is not None and state.step >= state.schedule.total_steps and (options.output / CONFIG_NAME).is_file():
+        return _finished_result(options, folder, state, start_seconds)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model = recipe.build_model()
+    with thread_count(options.threads), TrainingProgress() as progress:
+        task = TASKS[recipe.objective](model, recipe, training, validation)
+        plan = LanguagePlan(recipe, options.length, len(validation) * options.length)
+        _introduce(progress, options, recipe, corpus, task)
+        introduce_state(progress, options, state)
+        run = TrainingRun(
+            options=options,
+            recipe=recipe,
+            folder=folder,
+            task=task,
+            plan=plan,
+            fingerprint=fingerprint,
+            progress=progress,
+            start_seconds=start_seconds,
+        )
+        outcome = run.train(state)
+        model.eval()
+        joined = None
+        if recipe.pretraining.counted_order and task.can_validate():
+            joined = _join_counts(options, recipe, corpus, task)
+            progress.note(joined.summary())
+        recounted = joined is not None or outcome.validation is None
+        figures = (task.validate() if recounted and task.can_validate() else outcome.validation) or {}
+        task.model.eval()
+        perplexity = figures.get("perplexity")
+        details = {
+            "references": list(options.references),
+            "intervals": options.intervals,
+            "held_out": sorted({*options.valid_chromosomes, *options.test_chromosomes}),
+            "valid_chromosomes": list(options.valid_chromosomes),
+            "test_chromosomes": list(options.test_chromosomes),
+            "exclude_chromosomes": list(options.exclude_chromosomes),
+            "length": options.length,
+            "recipe": recipe.to_dict(),
+            "recipe_name": options.recipe,
+            "provenance": provenance(),
+            "seed": options.seed,
+            "steps": outcome.steps,
+            "bases_seen": task.bases_seen(outcome.steps),
+            "valid_perplexity": perplexity,
+            "joined_with_counts": None if joined is None else asdict(joined),
+        }
+        with published_model(options.output, folder) as temporary:
+            save_language_model(temporary, task.model, details, letter_policy(recipe.pretraining.letters))
+        seconds = time.monotonic() - start_seconds
+        progress.note(f"wrote {options.output} after {format_duration(seconds)}")
+    return PretrainingResult(options.output, outcome.steps, perplexity, folder.metrics_path, seconds)
+
+
+def _join_counts(
+    options: PretrainingOptions, recipe: PretrainingRecipe, corpus: Corpus, task: LanguageTask
+) -> CountedFit:
+    """Replace the task's model by the one that is joined with counts of the training bases."""
+    assert isinstance(task.model, CausalLanguageModel)  # the recipe has made sure
+    settings = recipe.pretraining
+    windows = _windows_of(options, recipe, corpus, "valid").evaluation(max(1, JOINING_BASES // options.length))
+    task.model, fit = join_counts(
+        task.model,
+        settings.counted_order,
+        training_tokens(corpus),
+        [window.tokens for window in windows],
+    )
+    return fit
+
+
+def training_tokens(corpus: Corpus) -> Iterator[Tokens]:
+    """The tokens of every training row, either case the same base."""
+    policy = LetterPolicy()
+    for row in corpus.rows:
+        if row.split == "train":
+            yield policy.tokens(corpus.references.letters(row.chromosome, row.start, row.end))
+
+
+def parameter_count(model: CoreModel) -> int:
+    """Numbers that are trained; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _windows(
+    options: PretrainingOptions, recipe: PretrainingRecipe, corpus: Corpus
+) -> tuple[PretrainingWindows, list[PretrainingWindow]]:
+    """Windows to train on, and those of a validation: spread over all of the split, never longer than the work allows.
+
+    Raises:
+        InputError: a length, also one of the warm-up, that the rule cannot use, or no rows to train on.
+    """
+    training = _windows_of(options, recipe, corpus, "train")
+    if recipe.length.warmup_steps_per_stage:
+        length = recipe.length.warmup_first_length
+        while length < options.length:
+            corpus.rule.require_length(length)
+            length *= 2
+    if not any(row.split == "valid" for row in corpus.rows):
+        return training, []
+    return training, list(_windows_of(options, recipe, corpus, "valid").evaluation(recipe.validation.windows_per_class))
+
+
+def _windows_of(
+    options: PretrainingOptions, recipe: PretrainingRecipe, corpus: Corpus, split: Split
+) -> PretrainingWindows:
+    settings = recipe.pretraining
+    return PretrainingWindows(
+        corpus.references,
+        corpus.rows,
+        split,
+        corpus.rule,
+        options.length,
+        options.seed,
+        letter_policy(settings.letters),
+        settings.reverse_complement_probability,
+        settings.minimum_scored_fraction,
+    )
+
+
+def _fingerprint(options: PretrainingOptions, recipe: PretrainingRecipe, corpus: Corpus) -> dict[str, Any]:
+    """What the numbers of a run depend on, JSON-able; the keys are what the user would call them."""
+    rows = "\n".join(f"{row.chromosome} {row.start} {row.end} {row.split}" for row in corpus.rows)
+    content = {
+        "--length": options.length,
+        "--seed": options.seed,
+        "--steps": options.steps,
+        "--minutes": planned_minutes(options, recipe),
+        "--valid-chromosomes": sorted(set(options.valid_chromosomes)),
+        "--test-chromosomes": sorted(set(options.test_chromosomes)),
+        "--exclude-chromosomes": sorted(set(options.exclude_chromosomes)),
+        "--intervals": None if options.intervals is None else f"{zlib.crc32(rows.encode()):08x}",
+        "reference": [[name, *_identity(corpus.references, name)] for name in corpus.references.lengths],
+        "recipe": recipe.to_dict(),
+    }
+    return json.loads(json.dumps(content))
+
+
+def _identity(references: ReferenceSet, contig: str) -> tuple[int, int]:
+    """What tells a contig from another: its length and the checksum of both ends."""
+    length = references.lengths[contig]
+    head = references.letters(contig, 0, min(CHECKSUM_BASES, length))
+    tail = references.letters(contig, max(0, length - CHECKSUM_BASES), length)
+    return length, zlib.crc32(tail, zlib.crc32(head))
+
+
+def _introduce(
+    progress: TrainingProgress,
+    options: PretrainingOptions,
+    recipe: PretrainingRecipe,
+    corpus: Corpus,
+    task: LanguageTask,
+) -> None:
+    """Say what is about to be trained, and what of the input will not be used."""
+    bases = {split: sum(row.length for row in corpus.rows if row.split == split) for split in ("train", "valid")}
+    windows = task.windows(options.length)
+    progress.note(
+        f"{recipe.objective} model of {parameter_count(task.model):,} parameters, {bases['train']:,} bp to train on, "
+        f"{len(windows):,} windows of {options.length:,} bp in an epoch, "
+        f"{recipe.batch.windows_per_step(options.length)} per step"
+    )
+    if corpus.short:
+        shown = ", ".join(corpus.short[:3]) + (", ..." if len(corpus.short) > 3 else "")
+        progress.note(f"{len(corpus.short)} contigs are shorter than {options.length:,} bp and are not used: {shown}")
+    if not task.can_validate():
+        progress.note("nothing to validate on: give --valid-chromosomes, or intervals with valid rows")
+
+
+def _finished_result(
+    options: PretrainingOptions, folder: RunFolder, state: RunState, start_seconds: float
+) -> PretrainingResult:
+    """The result of a run that needs nothing more, read back from its model folder."""
+    details = load_language_model(options.output).details
+    TrainingProgress().note(f"the run in {options.output} is finished: {state.step} steps, nothing left to do")
+    return PretrainingResult(
+        options.output,
+        state.step,
+        details.get("valid_perplexity"),
+        folder.metrics_path,
+        time.monotonic() - start_seconds,
+        already_finished=True,
+    )

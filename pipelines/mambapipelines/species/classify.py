@@ -1,0 +1,305 @@
+"""Which species is each record from? Records of any length, streamed through the model's state in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from genomamba.classification.calibration import PIECE_LENGTH_BP
+from genomamba.classification.evidence import RecordEvidence
+from genomamba.classification.novelty import LikelihoodQuantiles
+from genomamba.io.fasta import STANDARD_INPUT, is_gzipped
+from genomamba.models.species_classifier import load_classifier
+from mambacore.errors import InputError
+from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.files import check_writable_place, written_whole
+from mambapipelines.species.outputs import CallSinks, Groups, group_rule, multiqc_text
+from mambapipelines.species.processes import (
+    Share,
+    evidence_by_processes,
+    evidence_by_torchrun,
+    rereadable_sources,
+    torchrun_share,
+    write_part,
+)
+from mambapipelines.species.record_classifier import RecordClassifier
+from mambapipelines.species.rows import (
+    HISTOGRAM_BINS,
+    MOST_LISTED_RECORDS,
+    MOST_PLOTTED_RECORDS,
+    NOT_AVAILABLE,
+    Classification,
+    ClassificationSummary,
+    table_header,
+    table_row,
+)
+
+# What other modules need of a classification is found here, wherever it is defined.
+__all__ = [
+    "HISTOGRAM_BINS",
+    "MOST_LISTED_RECORDS",
+    "MOST_PLOTTED_RECORDS",
+    "NOT_AVAILABLE",
+    "Classification",
+    "ClassificationOptions",
+    "ClassificationSummary",
+    "RecordClassifier",
+    "classify_files",
+    "table_header",
+    "table_row",
+]
+
+# A FASTA file of 80 bases a line has 81 bytes for them; this is only for the estimate of the time left.
+BASES_PER_BYTE: Final = 80 / 81
+
+
+@dataclass(frozen=True)
+class ClassificationOptions:
+    """What `genomamba classify` is asked to do.
+
+    Attributes:
+        model_folder: folder written by `genomamba train`.
+        sources: FASTA or FASTQ files, plain or gzipped; "-" is standard input.
+        output: where the table goes; `None` is standard output.
+        threads: number of CPU threads; `None` keeps PyTorch's choice.
+        minimum_length: records of fewer bases are `unclassified`.
+        unknown_below: records whose best class has a smaller probability are `unknown`.
+        report: HTML page to write.
+        piece_length: bases that go through the model at once; the result does not depend on it.
+        unknown_rate: records that fewer than this share of held-out windows are as unlikely as are `unknown`.
+        group_by: which records belong together (`classification_outputs.group_rule`).
+        groups_output: where the table of groups goes.
+        multiqc: summary for MultiQC to write, named `..._mqc.tsv`.
+        classified_output: folder, or name with {call}, for the sequences of each class.
+        unclassified_output: file for the sequences of records called `unknown` or `unclassified`.
+        processes: how many share the work, each with `threads` threads.
+    """
+
+    model_folder: Path
+    sources: Sequence[str]
+    output: Path | None = None
+    threads: int | None = None
+    minimum_length: int = 1
+    unknown_below: float = 0.0
+    report: Path | None = None
+    piece_length: int = PIECE_LENGTH_BP
+    unknown_rate: float = 0.0
+    group_by: str | None = None
+    groups_output: Path | None = None
+    multiqc: Path | None = None
+    classified_output: str | None = None
+    unclassified_output: Path | None = None
+    processes: int = 1
+
+
+def classify_files(options: ClassificationOptions) -> ClassificationSummary:
+    """Classify the records of FASTA and FASTQ files; the table goes to a file or standard output, row after row.
+
+    Columns are tab-separated: `record`, `length` (bp), `call`, `probability` (of the best class), then `p_NAME` for
+    every class, and `typicality` with `unknown_rate`. Probabilities have six decimals, and are NA where the call is
+    `unclassified`. Under `torchrun` only the first process writes; the others return an empty summary.
+
+    Raises:
+        InputError: anything wrong with the options, the model folder or the files. No output file is left then.
+    """
+    _check_places(options)
+    launched = torchrun_share()
+    if options.processes < 1:
+        raise InputError(f"--processes is {options.processes}: give 1 or more.")
+    if launched is not None:
+        _refuse_under_torchrun(options)
+    use_threads(options.threads)
+    classifier = _make_classifier(options)
+    start_seconds = time.monotonic()
+    with ExitStack() as opened:
+        sources: Sequence[str] = options.sources
+        sinks = None
+        if options.classified_output is not None or options.unclassified_output is not None:
+            sinks = CallSinks(options.classified_output, options.unclassified_output, classifier.class_names)
+            opened.callback(sinks.remove_empty_folder)
+            _refuse_inputs(sinks.paths, options.sources, "--classified-out or --unclassified-out")
+        if sinks is not None or options.processes > 1:
+            sources = opened.enter_context(rereadable_sources(options.sources))
+        # Rows on the same terminal would be drawn over by a bar, and show the progress themselves.
+        bar = (options.output is not None or not sys.stdout.isatty()) and (launched is None or launched.rank == 0)
+        progress = BaseProgress("classify", _estimate_bases(sources), lines_elsewhere=False, bar=bar)
+        opened.enter_context(progress)
+        records: Iterator[RecordEvidence] | None
+        if launched is not None:
+            records = opened.enter_context(
+                evidence_by_torchrun(lambda share: classifier.evidence(sources, share), launched)
+            )
+        elif options.processes > 1:
+            settings = replace(options, sources=tuple(sources))
+            records = opened.enter_context(
+                evidence_by_processes(
+                    _work_on_share, (settings,), options.processes, lambda: progress.advance(0, "working")
+                )
+            )
+        else:
+            records = (record for _, record in classifier.evidence(sources, Share(), progress))
+        if records is None:
+            return ClassificationSummary(classifier.class_names)
+        summary = _write_answers(options, classifier, records, sinks, sources, progress)
+    seconds = time.monotonic() - start_seconds
+    calls = ", ".join(f"{count:,} {call}" for call, count in sorted(summary.records.items()))
+    note(f"{summary.record_count:,} records of {summary.base_count:,} bp in {seconds:.1f} s: {calls}")
+    return summary
+
+
+def _make_classifier(options: ClassificationOptions) -> RecordClassifier:
+    model, details = load_classifier(options.model_folder)
+    quantiles = None
+    if 0 < options.unknown_rate < 1:
+        quantiles = LikelihoodQuantiles.from_details(details, options.unknown_rate)
+    return RecordClassifier(
+        model,
+        options.minimum_length,
+        options.unknown_below,
+        options.piece_length,
+        options.unknown_rate,
+        quantiles,
+    )
+
+
+def _work_on_share(share: Share, folder: str, options: ClassificationOptions) -> None:
+    """What one of several processes does; a sentence for the user is left in the folder."""
+    use_threads(options.threads)
+    classifier = _make_classifier(options)
+    try:
+        write_part(lambda own: classifier.evidence(options.sources, own), share, Path(folder))
+    except InputError:
+        sys.exit(2)
+
+
+def _write_answers(
+    options: ClassificationOptions,
+    classifier: RecordClassifier,
+    records: Iterator[RecordEvidence],
+    sinks: CallSinks | None,
+    sources: Sequence[str],
+    progress: BaseProgress,
+) -> ClassificationSummary:
+    """Write the table and everything beside it: files appear when all are whole, the table last."""
+    summary = ClassificationSummary(classifier.class_names)
+    groups = Groups(group_rule(options.group_by)) if options.group_by is not None else None
+    counts_by_source: dict[str, dict[str, int]] = {source: {} for source in options.sources}
+    with ExitStack() as written:
+        stream = written.enter_context(written_whole(options.output)) if options.output else sys.stdout.buffer
+        stream.write(table_header(classifier.class_names, classifier.rates_typicality))
+        stream.flush()
+        for record in records:
+            row = classifier.answer(record)
+            stream.write(table_row(row, len(classifier.class_names), classifier.rates_typicality))
+            if options.output is None:
+                stream.flush()  # whoever reads along sees every row at once
+            summary.add(row)
+            counts = counts_by_source[options.sources[record.source]]
+            counts[row.call] = counts.get(row.call, 0) + 1
+            if groups is not None:
+                groups.add(record.name, record.length, record.evidence, row.typicality)
+            if sinks is not None:
+                sinks.add(row.call)
+            progress.advance(0, f"{summary.record_count:,} records")
+        stream.flush()
+        if groups is not None and options.groups_output is not None:
+            _write_beside(written, options.groups_output, _group_table(classifier, groups))
+        if groups is not None and groups.without:
+            note(f"{groups.without:,} records belong to no group of --group-by and are in none of its rows")
+        if options.multiqc is not None:
+            text = multiqc_text(counts_by_source, classifier.class_names)
+            _write_beside(written, options.multiqc, text.encode())
+        if options.report is not None:
+            from mambapipelines.species.report import classification_page  # noqa: PLC0415 - matplotlib, only when asked for
+
+            page = classification_page(summary, options.model_folder, options.sources)
+            _write_beside(written, options.report, page.encode())
+        if sinks is not None:
+            sinks.write(sources, written)
+    return summary
+
+
+def _write_beside(written: ExitStack, path: Path, content: bytes) -> None:
+    """Write a file that appears when `written` is left, before those that were opened earlier."""
+    stream: BinaryIO = written.enter_context(written_whole(path))
+    stream.write(content)
+    stream.flush()  # a full disk is noticed before any file has got its name
+
+
+def _group_table(classifier: RecordClassifier, groups: Groups) -> bytes:
+    """One row per group: group, records, length (classified bp), then as in the table of records."""
+    header = table_header(classifier.class_names, classifier.rates_typicality).split(b"\t")
+    lines = [b"\t".join([b"group", b"records", *header[1:]])]
+    for name, group in groups.by_name.items():
+        row = table_row(classifier.answer_group(name, group), len(classifier.class_names), classifier.rates_typicality)
+        cells = row.split(b"\t")
+        lines.append(b"\t".join([cells[0], str(group.records).encode(), *cells[1:]]))
+    return b"".join(lines)
+
+
+def _check_places(options: ClassificationOptions) -> None:
+    """Refuse inputs that cannot be read, and outputs that would overwrite something, before any work is done."""
+    if not options.sources:
+        raise InputError("there is nothing to classify: name a FASTA file, or '-' for standard input.")
+    if list(options.sources).count(STANDARD_INPUT) > 1:
+        raise InputError("standard input ('-') is named twice: it can be read only once.")
+    for source in options.sources:
+        # A pipe must not be looked into, because what is read from it is gone.
+        if source != STANDARD_INPUT and (not os.path.exists(source) or os.path.isdir(source) or os.path.isfile(source)):
+            is_gzipped(source)
+    places = {
+        "--output": options.output,
+        "--report": options.report,
+        "--groups-output": options.groups_output,
+        "--multiqc": options.multiqc,
+        "--unclassified-out": options.unclassified_output,
+    }
+    if (options.group_by is None) != (options.groups_output is None):
+        raise InputError("--group-by and --groups-output belong together: give both or neither.")
+    if options.group_by is not None:
+        group_rule(options.group_by)
+    if options.multiqc is not None and not options.multiqc.name.endswith("_mqc.tsv"):
+        raise InputError(f"--multiqc {options.multiqc}: MultiQC finds only names that end in _mqc.tsv.")
+    taken: dict[Path, str] = {}
+    for option, path in places.items():
+        if path is None:
+            continue
+        check_writable_place(path, option)
+        _refuse_inputs([path], options.sources, option)
+        other = taken.setdefault(path.resolve(), option)
+        if other != option:
+            raise InputError(f"{other} and {option} are both {path}: choose two names.")
+
+
+def _refuse_inputs(paths: Sequence[Path], sources: Sequence[str], option: str) -> None:
+    for path in paths:
+        for source in sources:
+            if source != STANDARD_INPUT and path.is_file() and os.path.samefile(path, source):
+                raise InputError(f"{option} {path} is also an input: choose another name.")
+
+
+def _refuse_under_torchrun(options: ClassificationOptions) -> None:
+    if options.processes > 1:
+        raise InputError("--processes is given under torchrun, which starts processes itself: leave it out.")
+    for source in options.sources:
+        if source == STANDARD_INPUT or (os.path.exists(source) and not os.path.isfile(source)):
+            raise InputError(
+                f"{'standard input' if source == STANDARD_INPUT else source} can be read only once, and every process "
+                "of torchrun reads all input: write it to a file, or use --processes."
+            )
+
+
+def _estimate_bases(sources: Sequence[str]) -> int | None:
+    """About how many bases there are, for the time left; `None` when a source is compressed or not a file."""
+    total_bytes = 0
+    for source in sources:
+        if source == STANDARD_INPUT or not os.path.isfile(source) or is_gzipped(source):
+            return None
+        total_bytes += os.path.getsize(source)
+    return round(total_bytes * BASES_PER_BYTE)

@@ -1,0 +1,139 @@
+"""Which sequences a model may be tested on, and which ones its baselines must be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from genomamba.data.genomes import GenomeCollection, GenomeSequence, GenomeSpecification, load_genomes
+from mambacore.errors import InputError
+from mambapipelines.console import note
+
+
+def in_class_order(genomes: GenomeCollection, class_names: Sequence[str]) -> GenomeCollection:
+    """The same genomes with the model's labels.
+
+    Raises:
+        InputError: a class of theirs that the model does not have, or the other way round.
+    """
+    unknown = [name for name in genomes.class_names if name not in class_names]
+    absent = [name for name in class_names if name not in genomes.class_names]
+    if unknown:
+        raise InputError(f"the model has no class '{unknown[0]}': its classes are {', '.join(class_names)}.")
+    if absent:
+        raise InputError(f"no genome is given for the model's class '{absent[0]}': add --genome {absent[0]}=PATH.")
+    return GenomeCollection(tuple(class_names), genomes.sequences)
+
+
+def select_test_sequences(genomes: GenomeCollection, details: Mapping[str, Any]) -> GenomeCollection:
+    """The sequences that a model may be tested on.
+
+    Raises:
+        InputError: a class has none.
+    """
+    holdout = set(details.get("holdout", ()))
+    seen = {key for key in _manifest_sequences(details) if key[1] not in holdout}
+    test: list[GenomeSequence] = []
+    for path in dict.fromkeys((sequence.class_name, sequence.path) for sequence in genomes.sequences):
+        sequences = [sequence for sequence in genomes.sequences if (sequence.class_name, sequence.path) == path]
+        held_out = [sequence for sequence in sequences if sequence.name in holdout]
+        if held_out:
+            test += held_out
+        elif not any(_key(sequence) in seen for sequence in sequences):
+            note(f"{path[1]} has no held-out sequence and was not trained on: all of it is used for testing")
+            test += sequences
+    for class_name in genomes.class_names:
+        if all(sequence.class_name != class_name for sequence in test):
+            raise InputError(
+                f"the model was trained on all sequences given for class '{class_name}': give --genome {class_name}="
+                + (f"PATH with {' or '.join(sorted(holdout))}" if holdout else "PATH of a genome it has not seen")
+                + "."
+            )
+    return GenomeCollection(genomes.class_names, tuple(test))
+
+
+def find_training_sequences(
+    genomes: GenomeCollection, training_genomes: Sequence[GenomeSpecification], details: Mapping[str, Any]
+) -> GenomeCollection:
+    """The sequences that the model was trained on, from wherever they can be found now.
+
+    They are looked for in `training_genomes`, then in `genomes`, then at the paths that the model folder names, and
+    recognised by class, name and length.
+
+    Raises:
+        InputError: some are nowhere.
+    """
+    holdout = set(details.get("holdout", ()))
+    wanted = [key for key in _manifest_sequences(details) if key[1] not in holdout]
+    if not wanted:
+        raise InputError(
+            "the model folder does not say what the model was trained on, so baselines cannot be: use --baseline none."
+        )
+    given = load_genomes(training_genomes)
+    found: dict[tuple[str, str, int], list[GenomeSequence]] = {}
+    for sequence in (*given.sequences, *genomes.sequences):
+        found.setdefault(_key(sequence), []).append(sequence)
+    missing = _missing(wanted, found)
+    for entry in details["manifest"]:
+        keys = {(entry["class"], record["name"], record["length"]) for record in entry["sequences"]}
+        if keys & missing and Path(entry["path"]).is_file():
+            for sequence in load_genomes([GenomeSpecification(entry["class"], (entry["path"],))]).sequences:
+                found.setdefault(_key(sequence), []).append(sequence)
+    missing = _missing(wanted, found)
+    if missing:
+        class_name, name, _ = min(missing)
+        path = next(
+            entry["path"]
+            for entry in details["manifest"]
+            if entry["class"] == class_name and any(record["name"] == name for record in entry["sequences"])
+        )
+        raise InputError(
+            f"sequence '{name}' of class '{class_name}', which the baselines must be trained on, is not in {path} nor "
+            f"in the files given: add --training-genome {class_name}=PATH[,PATH...], or use --baseline none."
+        )
+    taken: list[GenomeSequence] = []
+    for key in wanted:
+        # Two files may hold records of one name and length; each stands for one entry of the manifest.
+        taken.append(found[key].pop(0) if len(found[key]) > 1 else found[key][0])
+    return GenomeCollection(genomes.class_names, tuple(taken))
+
+
+def check_lengths(test: GenomeCollection, lengths: Sequence[int]) -> None:
+    """Refuse lengths that no class can fill.
+
+    Raises:
+        InputError: the test sequences of some class are all shorter than the shortest length.
+    """
+    for class_name in test.class_names:
+        longest = max(sequence.length for sequence in test.sequences_of(class_name))
+        if longest < min(lengths):
+            raise InputError(
+                f"the longest test sequence of class '{class_name}' has {longest} bp: give --lengths of {longest} or "
+                "less."
+            )
+
+
+def describe_sequences(collection: GenomeCollection) -> str:
+    """How much there is, in words."""
+    bases = sum(sequence.length for sequence in collection.sequences)
+    return f"{len(collection.sequences)} sequences of {bases:,} bp"
+
+
+def _manifest_sequences(details: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """(class, name, length in bp) of every sequence that the training was given."""
+    return [
+        (entry["class"], record["name"], record["length"])
+        for entry in details.get("manifest", ())
+        for record in entry["sequences"]
+    ]
+
+
+def _key(sequence: GenomeSequence) -> tuple[str, str, int]:
+    return sequence.class_name, sequence.name, sequence.length
+
+
+def _missing(
+    wanted: Sequence[tuple[str, str, int]], found: Mapping[tuple[str, str, int], object]
+) -> set[tuple[str, str, int]]:
+    return {key for key in wanted if key not in found}

@@ -1,0 +1,236 @@
+"""What `genomamba classify` writes beside the table: groups of records, their sequences by call, and a summary."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final, cast
+
+import numpy as np
+
+from genomamba.classification.held_out import FloatArray
+from genomamba.data.genomes import UNCLASSIFIED
+from genomamba.io.fastq import read_record_texts
+from mambacore.errors import InputError
+from mambapipelines.files import check_writable_place, written_whole
+
+UNKNOWN: Final = "unknown"
+CALL_PLACE: Final = "{call}"
+GZIP_LEVEL: Final = 6
+
+
+def group_rule(rule: str) -> Callable[[str], str | None]:
+    """What `--group-by` says: record name -> group, `None` for a record of no group.
+
+    Args:
+        rule: a file of two tab-separated columns, record and group; or a regular expression with one group in brackets
+            that is searched for in the names; or else a separator, before whose first place in a name the group stands.
+
+    Raises:
+        InputError: an expression that is none or has more than one group, or a file with other columns.
+    """
+    if os.path.isfile(rule):
+        mapping = _read_mapping(Path(rule))
+        return mapping.get
+    if not rule:
+        raise InputError("--group-by is empty: give a separator, a regular expression with one group, or a TSV file.")
+    if "(" not in rule:
+        return lambda name: name.split(rule, 1)[0] if rule in name else None
+    try:
+        expression = re.compile(rule)
+    except re.error as error:
+        raise InputError(f"--group-by '{rule}' is no regular expression ({error}): correct it.") from error
+    if expression.groups != 1:
+        raise InputError(f"--group-by '{rule}' has {expression.groups} groups in brackets: give exactly one.")
+
+    def search(name: str) -> str | None:
+        match = expression.search(name)
+        return match.group(1) if match else None
+
+    return search
+
+
+def _read_mapping(path: Path) -> Mapping[str, str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--group-by {path} cannot be read as text ({error}): give a TSV file.") from error
+    mapping: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        fields = line.split("\t")
+        if len(fields) != 2 or not all(fields):
+            raise InputError(f"--group-by {path} has {len(fields)} columns on line {number}: write record, tab, group.")
+        if mapping.setdefault(fields[0], fields[1]) != fields[1]:
+            raise InputError(f"--group-by {path} puts record '{fields[0]}' into two groups (line {number}).")
+    return mapping
+
+
+@dataclass
+class Group:
+    """Records whose evidence is added up.
+
+    Attributes:
+        total: (classes,) in nats.
+        records: how many there are.
+        classified_records, bases: of those with evidence.
+        weighted_typicality: sum of typicality times bases, where typicality was asked for.
+    """
+
+    total: FloatArray
+    records: int = 0
+    classified_records: int = 0
+    bases: int = 0
+    weighted_typicality: float = 0.0
+
+
+@dataclass
+class Groups:
+    """Groups in the order in which they first appear."""
+
+    rule: Callable[[str], str | None]
+    by_name: dict[str, Group] = field(default_factory=dict)
+    without: int = 0
+
+    def add(self, name: str, length: int, evidence: FloatArray | None, typicality: float | None = None) -> None:
+        """Add a record; one without evidence counts among the group's records and adds no bases."""
+        group_name = self.rule(name)
+        if group_name is None:
+            self.without += 1
+            return
+        group = self.by_name.setdefault(group_name, Group(np.zeros(())))
+        group.records += 1
+        if evidence is not None:
+            group.total = group.total + evidence * length
+            group.classified_records += 1
+            group.bases += length
+            group.weighted_typicality += length * (typicality or 0.0)
+
+
+class CallSinks:
+    """Where the sequences of records go by their call."""
+
+    def __init__(self, classified: str | None, unclassified: Path | None, class_names: Sequence[str]) -> None:
+        """Get ready.
+
+        Args:
+            classified: a folder, which gets CLASS.fa for each class, or a name with {call} in it.
+            unclassified: file for the records that are called unknown or unclassified.
+            class_names: of the model.
+
+        Raises:
+            InputError: a place that cannot be written.
+        """
+        self.calls = [*class_names, UNKNOWN, UNCLASSIFIED]
+        self._numbers = {name: number for number, name in enumerate(self.calls)}
+        self._records = array("H")
+        self._paths: list[Path | None] = [*(None for _ in class_names), unclassified, unclassified]
+        self._new_folder: str | None = None
+        if classified is not None:
+            pattern = classified if CALL_PLACE in classified else os.path.join(classified, CALL_PLACE + ".fa")
+            if CALL_PLACE not in classified and not os.path.isdir(classified):
+                try:
+                    os.makedirs(classified)
+                    self._new_folder = classified
+                except OSError as error:
+                    raise InputError(f"--classified-out {classified} cannot be made ({error.strerror}).") from error
+            for number, name in enumerate(class_names):
+                self._paths[number] = Path(pattern.replace(CALL_PLACE, name))
+        for path in self.paths:
+            check_writable_place(path, "--unclassified-out" if path == unclassified else "--classified-out")
+        if len(self.paths) != len(set(self._paths) - {None}):
+            raise InputError("--classified-out and --unclassified-out name the same file: choose two names.")
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in the order of the classes."""
+        return list(dict.fromkeys(path for path in self._paths if path is not None))
+
+    def add(self, call: str) -> None:
+        """Note the call of the next record, two bytes each."""
+        self._records.append(self._numbers[call])
+
+    def remove_empty_folder(self) -> None:
+        """Remove the folder that was made for the files if, after a failure, there are none."""
+        if self._new_folder is not None and not os.listdir(self._new_folder):
+            os.rmdir(self._new_folder)
+
+    def write(self, sources: Sequence[str], written: ExitStack) -> None:
+        """Read the sources once more and copy each record to its file.
+
+        Args:
+            sources: the files that the calls are of.
+            written: the files appear under their names when it is left without an error.
+
+        Raises:
+            InputError: a source has changed meanwhile, or a file cannot be written.
+        """
+        files: list[IO[bytes]] = []
+        with ExitStack() as packed:
+            streams: dict[Path, IO[bytes]] = {}
+            for path in self.paths:
+                streams[path] = written.enter_context(written_whole(path))
+                files.append(streams[path])
+                if path.suffix == ".gz":
+                    # Without a time the same records give the same bytes.
+                    streams[path] = cast(
+                        IO[bytes],
+                        packed.enter_context(
+                            gzip.GzipFile("", "wb", compresslevel=GZIP_LEVEL, fileobj=streams[path], mtime=0)
+                        ),
+                    )
+            self._copy(sources, streams)
+        for file in files:
+            file.flush()  # a full disk is noticed before any file has got its name
+
+    def _copy(self, sources: Sequence[str], streams: Mapping[Path, IO[bytes]]) -> None:
+        first = 0
+        for source in sources:
+            number = -1
+            for number, text in read_record_texts(source):
+                if first + number >= len(self._records):
+                    raise InputError(f"{source} has changed while it was classified: classify it again.")
+                path_of_call = self._paths[self._records[first + number]]
+                if path_of_call is not None:
+                    streams[path_of_call].write(text)
+            first += number + 1
+        if first != len(self._records):
+            raise InputError("the input has changed while it was classified: classify it again.")
+
+
+def multiqc_text(counts_by_source: Mapping[str, Mapping[str, int]], class_names: Sequence[str]) -> str:
+    """The records of each source by call as custom content of MultiQC: a bar for each source.
+
+    The format is MultiQC's "custom content" as one file with its configuration in comments on top
+    (docs.seqera.io/multiqc/custom_content).
+    """
+    calls = [*class_names, *(call for call in (UNKNOWN, UNCLASSIFIED) if call not in class_names)]
+    lines = [
+        "# id: 'genomamba_classify'",
+        "# section_name: 'genomamba classify'",
+        "# description: 'Records of each input by the class they are called.'",
+        "# plot_type: 'bargraph'",
+        "# pconfig:",
+        "#     id: 'genomamba_classify_calls'",
+        "#     title: 'genomamba classify: calls'",
+        "#     ylab: 'records'",
+        "\t".join(["Sample", *calls]),
+    ]
+    names = _sample_names(counts_by_source)
+    for name, counts in zip(names, counts_by_source.values(), strict=True):
+        lines.append("\t".join([name, *(str(counts.get(call, 0)) for call in calls)]))
+    return "\n".join(lines) + "\n"
+
+
+def _sample_names(sources: Iterable[str]) -> list[str]:
+    """File names without folders where these differ, else whole paths; standard input is called stdin."""
+    paths = ["stdin" if source == "-" else re.sub(r"[\t\r\n]", " ", source) for source in sources]
+    short = [os.path.basename(path) for path in paths]
+    return short if len(set(short)) == len(short) else paths

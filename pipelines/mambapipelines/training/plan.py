@@ -1,0 +1,148 @@
+"""How a run divides its time between steps, validation and calibration, without a clock except for one measured step.
+
+All work is counted in optimiser steps, so everything but the total number of steps is a pure function of it and a
+resumed run does the same.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from dataclasses import dataclass
+
+from mambapipelines.training.recipe import Recipe, TrainingRecipe
+from mambapipelines.training.schedules import Schedule
+
+# Forward and backward cost about three forward passes.
+FORWARD_PASSES_PER_STEP = 3
+# Held-out windows go through the model on both strands.
+STRANDS = 2
+MAXIMUM_VALIDATION_FRACTION = 0.05
+MAXIMUM_CALIBRATION_FRACTION = 0.1
+MINIMUM_CALIBRATION_BASES = 16_384
+
+
+class RunPlan:
+    """The work of a run: its steps, its validations, and what a task does in the end.
+
+    Attributes:
+        recipe: what is wanted.
+    """
+
+    recipe: TrainingRecipe
+
+    @property
+    def validation_steps(self) -> float:
+        """What one validation costs, in optimiser steps."""
+        raise TypeError(f"{type(self).__name__} does not say what a validation costs")
+
+    def final_steps(self, total_steps: int) -> float:
+        """What a task does after the last of the steps, in optimiser steps."""
+        return 0.0
+
+    def step_positions(self, step: int) -> float:
+        """Positions that step `step` (0-based) reads, in any unit; a task with a length warm-up says how many."""
+        return 1.0
+
+    @property
+    def longest_warmup(self) -> int:
+        """Steps after which windows have their full length: it doubles from stage to stage and is below 2^63."""
+        return 63 * self.recipe.length.warmup_steps_per_stage
+
+    def step_cost(self, step: int) -> float:
+        """What step `step` (0-based) costs beside one of the full length: less where short windows come first."""
+        return self.step_positions(step) / self.step_positions(self.longest_warmup)
+
+    def steps_cost(self, steps: int) -> float:
+        """What the first `steps` steps cost, in steps of the full length."""
+        warming = min(steps, self.longest_warmup)
+        return sum(map(self.step_cost, range(warming))) + steps - warming
+
+    def validation_interval(self, total_steps: int) -> int:
+        """Steps between validations: as the recipe says, and never more than 5 % of the work."""
+        wanted = math.ceil(self.recipe.validation.every_fraction * total_steps)
+        return max(1, wanted, math.ceil(self.validation_steps / MAXIMUM_VALIDATION_FRACTION))
+
+    def work(self, total_steps: int) -> float:
+        """What a whole run costs, in optimiser steps: steps, validations (one is the last thing), what follows."""
+        validations = math.ceil(total_steps / self.validation_interval(total_steps))
+        return self.steps_cost(total_steps) + validations * self.validation_steps + self.final_steps(total_steps)
+
+    def schedule(self, total_steps: int, measured_steps: int = 0) -> Schedule:
+        """The schedule of a run of `total_steps` steps, the first `measured_steps` of which have been taken."""
+        settings = self.recipe.optimizer
+        return Schedule(
+            peak_learning_rate=settings.learning_rate,
+            warmup_steps=max(measured_steps, math.ceil(settings.warmup_fraction * total_steps)),
+            total_steps=total_steps,
+            final_fraction=settings.final_fraction,
+            measured_steps=measured_steps,
+            kind=settings.schedule,
+            plateau_factor=settings.plateau_factor,
+        )
+
+    def schedule_for_time(self, measured_steps: int, seconds_per_step: float, seconds_left: float) -> Schedule:
+        """The schedule with the most steps that fit into `seconds_left` after the first `measured_steps`."""
+        measured_cost = self.steps_cost(measured_steps)
+        # The steps that were timed may have had shorter windows than those to come.
+        seconds_per_full_step = seconds_per_step * (max(1, measured_steps) / (measured_cost or 1.0))
+        affordable = measured_cost + seconds_left / seconds_per_full_step
+        most = max(measured_steps + 1, math.ceil(affordable)) + self.longest_warmup
+        candidates = range(measured_steps + 1, most + 1)
+        fitting = bisect.bisect_right(candidates, affordable, key=self.work)
+        return self.schedule(candidates[max(0, fitting - 1)], measured_steps)
+
+
+@dataclass(frozen=True)
+class TrainingPlan(RunPlan):
+    """The work of training a species classifier.
+
+    Attributes:
+        recipe: what is wanted.
+        length: length of a training window in bases.
+        classes: number of classes.
+        validation_windows: held-out windows of one validation; 0 when there is none.
+        calibration_lengths: number of window lengths of the calibration; 0 when there is none.
+    """
+
+    recipe: Recipe
+    length: int
+    classes: int
+    validation_windows: int
+    calibration_lengths: int
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows in one optimiser step."""
+        return self.recipe.batch.windows_per_step(self.length)
+
+    def step_positions(self, step: int) -> float:
+        """Its bases."""
+        length = self.recipe.length.warmup(self.length).length_at(step)
+        return self.recipe.batch.windows_per_step(length) * length
+
+    @property
+    def validation_steps(self) -> float:
+        """What one validation costs, in optimiser steps."""
+        return STRANDS * self.validation_windows / (FORWARD_PASSES_PER_STEP * self.windows_per_step)
+
+    @property
+    def calibration_steps_per_base(self) -> float:
+        """What one base of the calibration budget costs, in optimiser steps."""
+        bases = STRANDS * self.classes * self.calibration_lengths
+        return bases / (FORWARD_PASSES_PER_STEP * self.windows_per_step * self.length)
+
+    def calibration_bases_per_class(self, total_steps: int) -> int:
+        """Budget of each calibration length: as the recipe says, and not more than 10 % of the work.
+
+        Very short runs take more than that, because a calibration with hardly any windows is worth nothing.
+        """
+        wanted = self.recipe.calibration.bases_per_class
+        if self.calibration_lengths == 0:
+            return wanted
+        affordable = int(MAXIMUM_CALIBRATION_FRACTION * total_steps / self.calibration_steps_per_base)
+        return min(wanted, max(MINIMUM_CALIBRATION_BASES, affordable))
+
+    def final_steps(self, total_steps: int) -> float:
+        """What the calibration costs, in optimiser steps."""
+        return self.calibration_bases_per_class(total_steps) * self.calibration_steps_per_base

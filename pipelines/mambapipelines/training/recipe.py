@@ -1,0 +1,375 @@
+"""Recipes: everything of a training run that is not data, read from YAML and checked key by key.
+
+The package brings `tiny` (seconds; tests), `demo` (the three-minute demo) and `small` (the default). A recipe holds
+sizes in bases rather than in windows, so that one recipe serves every `--length`.
+
+A task declares its own recipe as a subclass of `TrainingRecipe` with further values and sections (frozen dataclasses).
+What a value may be follows from its default: a number, a whole number, true or false, a word, or a list (a tuple here).
+The field's metadata says the rest: `choices` of a word or of a list's entries, `entries` the kind of a list's entries
+where the default is empty.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+import yaml
+
+from genomamba.models.species_classifier import SpeciesClassifierConfig
+from mambacore.errors import InputError
+from mambapipelines.training.schedules import SCHEDULES, LengthWarmup
+
+Section = TypeVar("Section")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """AdamW (Loshchilov & Hutter 2019) with a linear warm-up and one of the `SCHEDULES` after it.
+
+    `cosine` comes down to `final_fraction` of the peak; `plateau` multiplies the rate by `plateau_factor` whenever
+    `plateau_patience` validations in a row were no better than the best, and not below `final_fraction` of the peak.
+    With an `average_decay` above 0, validation and the finished model have the moving average of the weights.
+    """
+
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    gradient_clip: float = 1.0
+    warmup_fraction: float = 0.1
+    final_fraction: float = 0.02
+    schedule: str = field(default="cosine", metadata={"choices": SCHEDULES})
+    plateau_factor: float = 0.5
+    plateau_patience: int = 3
+    average_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class BatchRecipe:
+    """How much one step sees, in bases.
+
+    A step takes `bases_per_step / length` windows, at least `minimum_windows_per_step`; gradients are accumulated over
+    micro-batches of about `bases_per_micro_batch`, because activations that stay in the cache are faster on a CPU.
+    """
+
+    bases_per_step: int = 131_072
+    minimum_windows_per_step: int = 8
+    bases_per_micro_batch: int = 16_384
+
+    def windows_per_step(self, length: int) -> int:
+        """Windows of `length` bases in one optimiser step."""
+        return max(self.minimum_windows_per_step, self.bases_per_step // length)
+
+    def windows_per_micro_batch(self, length: int) -> int:
+        """Windows of `length` bases that go through the model at once."""
+        return min(self.windows_per_step(length), max(1, self.bases_per_micro_batch // length))
+
+
+@dataclass(frozen=True)
+class ValidationRecipe:
+    """Held-out windows during training: every `every_fraction` of the run, and never more than 5 % of the work."""
+
+    every_fraction: float = 0.05
+    windows_per_class: int = 32
+
+
+@dataclass(frozen=True)
+class CalibrationRecipe:
+    """Held-out windows after training: at each length about `bases_per_class` of every class."""
+
+    bases_per_class: int = 524_288
+    maximum_windows_per_class: int = 128
+
+
+@dataclass(frozen=True)
+class CheckpointRecipe:
+    """Which states of the run are kept: the last ones, and the one of the best validation (0 or 1 of it)."""
+
+    keep_last: int = 1
+    keep_best: int = 0
+
+
+@dataclass(frozen=True)
+class LengthRecipe:
+    """Short windows first: `warmup_first_length`, doubled after each `warmup_steps_per_stage` steps (0: no warm-up)."""
+
+    warmup_first_length: int = 1024
+    warmup_steps_per_stage: int = 0
+
+    def warmup(self, length: int) -> LengthWarmup:
+        """The lengths of a run whose windows have `length` positions in the end."""
+        return LengthWarmup(self.warmup_first_length, self.warmup_steps_per_stage, length)
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """What every training run has; a task's recipe adds sections to it.
+
+    `minutes` is the wall time used when the command line gives neither minutes nor steps. `precision` is that of the
+    linear layers in training: `bfloat16` (states, norms, heads and the optimiser stay in float32) where the processor
+    multiplies in it, else `float32`; `auto` in a recipe file chooses.
+    """
+
+    # Where the package's recipes for the task lie, and what may be said of its model, with defaults.
+    folder: ClassVar[str] = ""
+    model_defaults: ClassVar[dict[str, Any]] = {}
+
+    minutes: float = 40.0
+    precision: str = field(default="float32", metadata={"choices": PRECISIONS})
+    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    batch: BatchRecipe = field(default_factory=BatchRecipe)
+    length: LengthRecipe = field(default_factory=LengthRecipe)
+    validation: ValidationRecipe = field(default_factory=ValidationRecipe)
+    checkpoints: CheckpointRecipe = field(default_factory=CheckpointRecipe)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved recipe, every default filled in, as it is stored with a run."""
+        return asdict(self)
+
+    def positive_values(self) -> dict[str, float]:
+        """Values of the task's own sections that must be greater than 0, by key."""
+        return {}
+
+    @classmethod
+    def from_dict(cls, content: object, source: str = "the recipe") -> Self:
+        """Check and fill in a recipe.
+
+        Raises:
+            InputError: unknown key (names the nearest valid one), a value of the wrong kind, or one out of range.
+        """
+        content = _mapping(content, source)
+        _refuse_unknown_keys(content, [item.name for item in fields(cls)], source)
+        model = _mapping(content.get("model"), f"model in {source}")
+        _refuse_unknown_keys(model, list(cls.model_defaults), f"model in {source}")
+        values: dict[str, Any] = {"model": dict(model)}
+        for item in fields(cls):
+            kind = item.default_factory
+            if isinstance(kind, type) and is_dataclass(kind):
+                values[item.name] = _section(kind, content.get(item.name), f"{item.name} in {source}")
+            elif item.name in content and item.name not in values:
+                values[item.name] = _value(item, content[item.name], f"{item.name} in {source}")
+        recipe = cls(**values)
+        recipe = replace(recipe, precision=_resolved_precision(recipe.precision))
+        _check_ranges(recipe, source)
+        return recipe
+
+
+@dataclass(frozen=True)
+class Recipe(TrainingRecipe):
+    """A recipe of species classification."""
+
+    # The classes come from the genomes given, never from a recipe.
+    model_defaults: ClassVar[dict[str, Any]] = {
+        item.name: item.default for item in fields(SpeciesClassifierConfig) if item.name != "class_names"
+    }
+
+    calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+
+    def positive_values(self) -> dict[str, float]:
+        """Values of the task's own sections that must be greater than 0, by key."""
+        return {f"calibration.{key}": value for key, value in asdict(self.calibration).items()}
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=TrainingRecipe)
+
+
+def recipe_names(folder: str = Recipe.folder) -> list[str]:
+    """Names of the recipes the package brings for a task."""
+    entries = (files("mambapipelines") / "recipes" / folder).iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe of species classification of that name, or the one in that YAML file; see `load_task_recipe`."""
+    return load_task_recipe(Recipe, name_or_path, changes)
+
+
+def load_task_recipe(kind: type[AnyRecipe], name_or_path: str, changes: Sequence[str] = ()) -> AnyRecipe:
+    """The recipe of that name, or the one in that YAML file.
+
+    Args:
+        kind: the task's class of recipes.
+        name_or_path: a name of `recipe_names` or a file.
+        changes: values that replace the recipe's, each written `section.key=value` with the value in YAML.
+
+    Raises:
+        InputError: neither a recipe's name nor a readable file, not YAML, a change that is none, or content that
+            `TrainingRecipe.from_dict` refuses.
+    """
+    content, source = _recipe_content(name_or_path, kind.folder)
+    if not changes:
+        return kind.from_dict(content, source)
+    changed = copy.deepcopy(dict(_mapping(content, source)))
+    for change in changes:
+        _apply(change, changed)
+    return kind.from_dict(changed, f"{source} with --set {' --set '.join(changes)}")
+
+
+def recipe_text(recipe: TrainingRecipe) -> str:
+    """A recipe as YAML with every value filled in, those of the model too; `load_task_recipe` reads it back."""
+    content = recipe.to_dict() | {"model": recipe.model_defaults | recipe.model}
+    return yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False)
+
+
+def _apply(change: str, content: dict[str, Any]) -> None:
+    """Put one `section.key=value` into a recipe's content; whether the key exists is checked with all others."""
+    path, equals, text = change.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise InputError(f"--set {change!r} is not of the form key=value: write for example --set model.layers=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"the value of --set {change!r} is not valid YAML: put it in quotes") from error
+    place = content
+    for depth, key in enumerate(keys[:-1]):
+        inner = place.get(key)
+        if inner is not None and not isinstance(inner, dict):
+            raise InputError(f"--set {change!r}: {'.'.join(keys[: depth + 1])} is a value, not a section of the recipe")
+        place[key] = {} if inner is None else inner
+        place = place[key]
+    place[keys[-1]] = value
+
+
+def _recipe_content(name_or_path: str, folder: str) -> tuple[object, str]:
+    """What a recipe's YAML says, unchecked, and how to call it in messages."""
+    if name_or_path in recipe_names(folder):
+        text = (files("mambapipelines") / "recipes" / folder / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        return yaml.safe_load(text), f"recipe {name_or_path}"
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InputError(
+            f"there is no recipe and no file named {name_or_path!r}: "
+            f"give a YAML file or one of {', '.join(recipe_names(folder))}"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe {path} cannot be read ({error}): give a readable YAML file") from error
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place is not None else ""
+        raise InputError(f"the recipe {path} is not valid YAML{line}: correct the file") from error
+    return content, f"recipe {path}"
+
+
+def _mapping(content: object, source: str) -> Mapping[str, Any]:
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{source} must be a mapping of keys to values, not {type(content).__name__}: indent its keys")
+    return content
+
+
+def _refuse_unknown_keys(content: Mapping[str, Any], valid_keys: list[str] | tuple[str, ...], source: str) -> None:
+    for key in content:
+        if key in valid_keys:
+            continue
+        nearest = difflib.get_close_matches(str(key), valid_keys, n=1, cutoff=0.5)
+        remedy = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys are {', '.join(valid_keys)}"
+        raise InputError(f"unknown key {key!r} in {source}: {remedy}")
+
+
+def _number(value: object, kind: type, source: str) -> Any:
+    """`value` as `kind`; YAML 1.1 reads `3e-3`, without a dot, as text, which is a number to everybody else."""
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        wanted = "a whole number" if kind is int else "a number"
+        raise InputError(f"{source} must be {wanted}, not {value!r}: correct the recipe")
+    return kind(number)
+
+
+def _resolved_precision(precision: str) -> str:
+    """The precision to train in, `auto` resolved for this processor."""
+    if precision != "auto":
+        return precision
+    capabilities = torch.cpu.get_capabilities()
+    return "bfloat16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
+
+
+def _section(section: type[Section], content: object, source: str) -> Section:
+    """One nested part of a recipe, every value of the kind of its default."""
+    values = _mapping(content, source)
+    items = {item.name: item for item in fields(section)}  # type: ignore[arg-type]
+    _refuse_unknown_keys(values, list(items), source)
+    return section(**{key: _value(items[key], value, f"{key} of {source}") for key, value in values.items()})
+
+
+def _value(item: Field[Any], value: object, source: str) -> Any:
+    """A value of the kind of its field's default; see the module."""
+    default, choices = item.default, tuple(item.metadata.get("choices", ()))
+    if not isinstance(default, tuple):
+        return _entry(value, type(default), choices, source)
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{source} must be a list, not {value!r}: write [a, b] in the recipe")
+    kind = item.metadata.get("entries") or type(default[0])
+    return tuple(_entry(entry, kind, choices, f"entry {number} of {source}") for number, entry in enumerate(value, 1))
+
+
+def _entry(value: object, kind: type, choices: tuple[str, ...], source: str) -> Any:
+    """A number, a word, or true or false."""
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{source} must be true or false, not {value!r}: correct the recipe")
+        return value
+    if kind is not str:
+        return _number(value, kind, source)
+    if choices and value not in choices:
+        raise InputError(f"{source} must be one of {', '.join(choices)}, not {value!r}: correct the recipe")
+    if not isinstance(value, str):
+        raise InputError(f"{source} must be a word, not {value!r}: put it in quotes")
+    return value
+
+
+def _check_ranges(recipe: TrainingRecipe, source: str) -> None:
+    """Refuse values that no run can work with, naming the key and what it may be."""
+    optimizer = recipe.optimizer
+    positive: dict[str, float] = {
+        "minutes": recipe.minutes,
+        "optimizer.learning_rate": optimizer.learning_rate,
+        "optimizer.gradient_clip": optimizer.gradient_clip,
+    }
+    positive |= {f"batch.{key}": value for key, value in asdict(recipe.batch).items()}
+    positive |= {f"validation.{key}": value for key, value in asdict(recipe.validation).items()}
+    positive |= recipe.positive_values()
+    positive["optimizer.plateau_factor"] = optimizer.plateau_factor
+    positive["optimizer.plateau_patience"] = optimizer.plateau_patience
+    positive["length.warmup_first_length"] = recipe.length.warmup_first_length
+    positive["checkpoints.keep_last"] = recipe.checkpoints.keep_last
+    for key, value in positive.items():
+        if value <= 0:
+            raise InputError(f"{key} in {source} must be greater than 0, not {value}: correct the recipe")
+    fractions = {
+        "optimizer.beta1": optimizer.beta1,
+        "optimizer.beta2": optimizer.beta2,
+        "optimizer.warmup_fraction": optimizer.warmup_fraction,
+        "optimizer.final_fraction": optimizer.final_fraction,
+        "optimizer.plateau_factor": optimizer.plateau_factor,
+        "optimizer.average_decay": optimizer.average_decay,
+    }
+    for key, value in fractions.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{key} in {source} must be at least 0 and below 1, not {value}: correct the recipe")
+    not_negative = {
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "length.warmup_steps_per_stage": recipe.length.warmup_steps_per_stage,
+    }
+    for key, value in not_negative.items():
+        if value < 0:
+            raise InputError(f"{key} in {source} must not be negative, but is {value}: correct the recipe")
+    if recipe.checkpoints.keep_best not in (0, 1):
+        raise InputError(f"checkpoints.keep_best in {source} must be 0 or 1: correct the recipe")

@@ -1,0 +1,217 @@
+"""Score waveform models and generated clips: the run behind `audiomamba evaluate`."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audiomamba.data.clips import read_in_parallel
+from audiomamba.data.labelled_clips import LabelledFiles, labelled_splits
+from audiomamba.data.waveforms import find_audio_files
+from audiomamba.metrics.likelihood import ClipLikelihood, clip_samples, file_likelihoods
+from audiomamba.metrics.scores import half_sample_interval
+from audiomamba.models import WaveformModel, load_waveform_model
+from audiomamba.models.clip_classifier import ClipClassifier, load_clip_classifier
+from mambacore.errors import InputError
+from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.files import write_whole
+from mambapipelines.training.options import RUN_FOLDER_NAME
+from mambapipelines.training.state import METRICS_NAME
+from mambapipelines.waveforms.evaluation_output import (
+    ModelFacts,
+    ScoredSet,
+    likelihoods_table,
+    scores_picture,
+    scores_table,
+)
+from mambapipelines.waveforms.evaluation_sets import FEWEST_CLIPS, ROW_NAMES, TEST, BadFiles, SetScorer
+
+
+@dataclass(frozen=True)
+class AudioEvaluationOptions:
+    """What `audiomamba evaluate` is asked to do; its help says what each means."""
+
+    data: Path
+    models: Sequence[str] = ()
+    classifier: str | None = None
+    clips: Sequence[str] = ()
+    generate: int | None = None
+    label_pattern: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    words: Sequence[str] | None = None
+    skip_bad: bool = False
+    inception_over_all: bool = False
+    resamples: int = 200
+    output: Path | None = None
+    seed: int = 0
+    threads: int | None = None
+
+
+def evaluate_audio(options: AudioEvaluationOptions) -> list[ScoredSet]:
+    """Write the tables and the plot; the table of scores goes to standard output too.
+
+    Raises:
+        InputError: options or files that make no sense together.
+    """
+    _check(options)
+    models = _named_folders(options.models, "MODEL")
+    clips = _named_folders(options.clips, "--clips")
+    for name in ROW_NAMES:
+        if name in models or name in clips:
+            raise InputError(f"{name!r} is the name of a row of its own: choose another name.")
+    use_threads(options.threads)
+    classifier = None if options.classifier is None else load_clip_classifier(options.classifier)[0]
+    loaded = {name: load_waveform_model(folder) for name, folder in models.items()}
+    found_clips = {name: find_audio_files(folder) for name, folder in clips.items()}
+    splits = labelled_splits(
+        options.data,
+        label_pattern=options.label_pattern,
+        valid=options.valid,
+        test=options.test,
+        words=options.words,
+        labelled=classifier is not None,
+    )
+    _check_splits(splits, classifier, options)
+    if options.output is not None:
+        try:
+            options.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"the folder {options.output} cannot be made ({error.strerror}): choose another"
+            ) from error
+    bad = BadFiles(options.skip_bad)
+    likelihoods, facts = {}, {}
+    for name, (model, details) in loaded.items():
+        likelihoods[name] = _likelihoods(name, model, splits["test"], bad)
+        facts[name] = _facts(models[name], model, details, likelihoods[name], options)
+    if classifier is None:
+        rows = [ScoredSet(name, model=found) for name, found in facts.items()]
+    else:
+        scorer = SetScorer(
+            classifier, splits["train"], bad, options.seed, options.resamples, options.inception_over_all
+        )
+        rows = scorer.real_rows(splits["test"])
+        for name in [*facts, *(name for name in found_clips if name not in facts)]:
+            row = ScoredSet(name, model=facts.get(name))
+            if name in found_clips:
+                row = scorer.folder_row(row, found_clips[name])
+            elif options.generate is not None:
+                row = scorer.generated_row(row, loaded[name][0], options.generate)
+            rows.append(row)
+        rows += scorer.control_rows(splits["test"])
+    table = scores_table(rows)
+    if options.output is not None:
+        write_whole(options.output / "metrics.tsv", table)
+        write_whole(options.output / "metrics.png", scores_picture(rows))
+        if likelihoods:
+            write_whole(options.output / "likelihoods.tsv", likelihoods_table(likelihoods, options.data))
+    note(f"seed {options.seed}; 95 % intervals from {options.resamples} random halves of the clips")
+    sys.stdout.write(table)
+    return rows
+
+
+def _check(options: AudioEvaluationOptions) -> None:
+    if options.generate is not None and not options.models:
+        raise InputError("--generate needs a MODEL: name its folder first.")
+    if options.classifier is None and (options.clips or options.generate is not None):
+        raise InputError("generated clips are scored by a classifier: give its folder as --classifier.")
+    if options.classifier is None and not options.models:
+        raise InputError("there is nothing to score: give a MODEL, or --classifier and --clips.")
+    if options.classifier is None and options.inception_over_all:
+        raise InputError("--inception-over-all is about a score of the classifier: give its folder as --classifier.")
+    if options.generate is not None and options.generate < FEWEST_CLIPS:
+        raise InputError(f"--generate is {options.generate}: use {FEWEST_CLIPS} or more.")
+
+
+def _named_folders(texts: Sequence[str], option: str) -> dict[str, str]:
+    """What ``NAME=DIR`` and ``DIR`` say; a folder without a name has its own."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not equals or "/" in name:
+            name, folder = Path(text).resolve().name, text
+        name = name.strip()
+        if not name or not folder:
+            raise InputError(f"{option} {text!r} lacks a name or a folder: write NAME=DIR.")
+        if "\t" in name or "\n" in name:
+            raise InputError(f"the name {name!r} cannot stand in a table: choose one without tabs and line breaks.")
+        if name in found:
+            raise InputError(f"two of {option} are called {name!r}: give them names, {name}-2={folder}.")
+        found[name] = folder
+    return found
+
+
+def _check_splits(
+    splits: dict[str, LabelledFiles], classifier: ClipClassifier | None, options: AudioEvaluationOptions
+) -> None:
+    if not splits["test"].paths:
+        raise InputError(f"{options.data} has no test clips: say which they are with --test '*_[5-9].wav'.")
+    if classifier is None:
+        return
+    known = classifier.config.class_names
+    for files in splits.values():
+        for path, label in zip(files.paths, files.labels, strict=True):
+            if label not in known:
+                raise InputError(
+                    f"{path} is labelled {label!r}, which the classifier does not know ({', '.join(known)}): name the "
+                    "--words it knows, or correct --label-pattern."
+                )
+
+
+def _likelihoods(name: str, model: WaveformModel, test: LabelledFiles, bad: BadFiles) -> dict[Path, ClipLikelihood]:
+    """Of the test clips that can be read."""
+    quantiser = model.config.quantiser
+    total = 0
+    for length in read_in_parallel(lambda number: clip_samples(test.paths[number], quantiser), len(test.paths)):
+        if isinstance(length, InputError):
+            bad.leave_out(length)
+        else:
+            total += length
+    with BaseProgress(f"likelihood under {name}", total, lines_elsewhere=True, unit="samples") as progress:
+        found = file_likelihoods(model, test.paths, progress=progress.advance)
+    scored: dict[Path, ClipLikelihood] = {}
+    for path, one in zip(test.paths, found, strict=True):
+        if isinstance(one, InputError):
+            bad.leave_out(one)
+        else:
+            scored[path] = one
+    if len(scored) < FEWEST_CLIPS:
+        raise InputError(f"{TEST} has {len(scored)} clips that can be read: give at least {FEWEST_CLIPS}.")
+    return scored
+
+
+def _facts(
+    folder: str,
+    model: WaveformModel,
+    details: dict[str, Any],
+    likelihoods: dict[Path, ClipLikelihood],
+    options: AudioEvaluationOptions,
+) -> ModelFacts:
+    samples = np.array([one.samples for one in likelihoods.values()])
+    nats = np.array([one.nats for one in likelihoods.values()])
+    interval = half_sample_interval(
+        lambda chosen: float(nats[chosen].sum() / samples[chosen].sum()), len(nats), options.seed, options.resamples
+    )
+    return ModelFacts(
+        sum(parameter.numel() for parameter in model.parameters()),
+        details.get("seed"),
+        details.get("steps"),
+        _training_minutes(Path(folder)),
+        interval,
+    )
+
+
+def _training_minutes(folder: Path) -> float | None:
+    """What the optimiser steps of a model took, where its run lies beside it."""
+    try:
+        with (folder / RUN_FOLDER_NAME / METRICS_NAME).open(encoding="utf-8", newline="") as stream:
+            return sum(float(row["seconds"]) for row in csv.DictReader(stream)) / 60
+    except (OSError, KeyError, TypeError, ValueError):
+        return None

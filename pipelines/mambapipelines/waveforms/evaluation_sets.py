@@ -1,0 +1,189 @@
+"""What a classifier says of sets of clips: real ones, generated ones, and controls that must come out badly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audiomamba.data.clips import read_in_parallel
+from audiomamba.data.labelled_clips import LabelledFiles
+from audiomamba.data.waveforms import Waveform
+from audiomamba.generation import WaveformGenerator
+from audiomamba.metrics.scores import (
+    FrechetDistanceTo,
+    Interval,
+    am_score,
+    feature_summary,
+    frechet_distance,
+    half_sample_interval,
+    inception_score,
+    modified_inception_score,
+)
+from audiomamba.models import WaveformModel
+from audiomamba.models.clip_classifier import ClipClassifier, Opinions, fitted_clip, opinions
+from mambacore.errors import InputError
+from mambapipelines.console import BaseProgress, note
+from mambapipelines.waveforms.evaluation_output import ScoredSet
+
+FEWEST_CLIPS: Final = 10
+GENERATED_AT_ONCE: Final = 64
+TRAIN, TEST, NOISE, SILENCE = ROW_NAMES = ("train data", "test data", "shuffled noise", "silence")
+
+
+class BadFiles:
+    """Files that cannot be read: the first ends the run, or each is left out and named once.
+
+    Args:
+        skip_bad: leave them out.
+    """
+
+    def __init__(self, skip_bad: bool) -> None:
+        self._skip_bad = skip_bad
+        self._named: set[str] = set()
+
+    def leave_out(self, error: InputError) -> None:
+        """Name a bad file.
+
+        Raises:
+            InputError: bad files are not to be left out.
+        """
+        if not self._skip_bad:
+            raise error
+        if str(error) not in self._named:
+            self._named.add(str(error))
+            note(f"left out: {error}")
+
+
+class SetScorer:
+    """Scores sets of clips beside those that the models learned from.
+
+    Args:
+        classifier: in evaluation mode.
+        train: the clips that Fréchet distances and AM scores are taken to.
+        bad: what becomes of files that cannot be read.
+        seed: of the halves, of what is generated and of the noise.
+        resamples: halves of each interval.
+        inception_over_all: see `audiomamba.metrics.scores.inception_score`.
+
+    Raises:
+        InputError: a file that cannot be read, or too few clips.
+    """
+
+    def __init__(
+        self,
+        classifier: ClipClassifier,
+        train: LabelledFiles,
+        bad: BadFiles,
+        seed: int,
+        resamples: int,
+        inception_over_all: bool,
+    ) -> None:
+        self.classifier = classifier
+        self.log_mel = classifier.config.log_mel
+        self.bad = bad
+        self.seed = seed
+        self.resamples = resamples
+        self.inception_over_all = inception_over_all
+        self._training, self._training_accuracy = self._read(TRAIN, train)
+        self._summary = feature_summary(self._training.features)
+
+    def real_rows(self, test: LabelledFiles) -> list[ScoredSet]:
+        """Those of the train and the test data."""
+        found, accuracy = self._read(TEST, test)
+        return [
+            self._scored(ScoredSet(TRAIN, accuracy=self._training_accuracy), self._training),
+            self._scored(ScoredSet(TEST, accuracy=accuracy), found),
+        ]
+
+    def folder_row(self, row: ScoredSet, paths: Sequence[Path]) -> ScoredSet:
+        """A row with the scores of files."""
+        return self._scored(row, self._read(row.name, LabelledFiles(tuple(paths), ("",) * len(paths)))[0])
+
+    def generated_row(self, row: ScoredSet, model: WaveformModel, count: int) -> ScoredSet:
+        """A row with the scores of clips that a model generates: the first ones of the seed."""
+        generator = WaveformGenerator(model)
+        rate = generator.quantiser.sample_rate_hz
+        total = count * round(self.log_mel.seconds * rate)
+
+        def clips(advance: Callable[[int], object]) -> Iterator[Tensor]:
+            for first in range(0, count, GENERATED_AT_ONCE):
+                here = min(GENERATED_AT_ONCE, count - first)
+                drawn = generator.generate(here, self.log_mel.seconds, self.seed, first_clip=first, progress=advance)
+                for samples in drawn.samples:
+                    yield self.classifier.fitted(Waveform(samples, rate))
+
+        with BaseProgress(f"generating with {row.name}", total, lines_elsewhere=True, unit="samples") as progress:
+            found = opinions(self.classifier, clips(progress.advance))
+        return self._scored(row, found)
+
+    def control_rows(self, test: LabelledFiles) -> list[ScoredSet]:
+        """What must come out far worse than the test data: their samples in random order, and silence."""
+        random = np.random.default_rng(self.seed)
+        noise = opinions(self.classifier, (shuffled(clip, random) for clip, _ in self._fitted(NOISE, test)))
+        nothing = opinions(self.classifier, [torch.zeros(self.log_mel.clip_length)])
+        count = len(noise.features)
+        silence = Opinions(np.repeat(nothing.probabilities, count, 0), np.repeat(nothing.features, count, 0))
+        return [self._scored(ScoredSet(NOISE), noise), self._scored(ScoredSet(SILENCE), silence)]
+
+    def _fitted(self, name: str, files: LabelledFiles) -> Iterator[tuple[Tensor, str]]:
+        """The clips that can be read, as the classifier wants them, and their labels."""
+        found = read_in_parallel(lambda number: fitted_clip(files.paths[number], self.log_mel), len(files.paths))
+        with BaseProgress(f"classifying {name}", len(files.paths), lines_elsewhere=True, unit="clips") as progress:
+            for clip, label in zip(found, files.labels, strict=True):
+                progress.advance(1)
+                if isinstance(clip, InputError):
+                    self.bad.leave_out(clip)
+                else:
+                    yield clip, label
+
+    def _read(self, name: str, files: LabelledFiles) -> tuple[Opinions, float | None]:
+        """What the classifier says of files, and how often it is right where they have labels."""
+        labels: list[str] = []
+
+        def clips() -> Iterator[Tensor]:
+            for clip, label in self._fitted(name, files):
+                labels.append(label)
+                yield clip
+
+        found = opinions(self.classifier, clips())
+        if not any(labels):
+            return found, None
+        called = [self.classifier.config.class_names[number] for number in found.probabilities.argmax(axis=1)]
+        return found, float(np.mean([one == label for one, label in zip(called, labels, strict=True)]))
+
+    def _scored(self, row: ScoredSet, found: Opinions) -> ScoredSet:
+        """The row with its scores and their intervals."""
+        count = len(found.features)
+        if count < FEWEST_CLIPS:
+            raise InputError(f"{row.name} has {count} clips that can be read: give at least {FEWEST_CLIPS}.")
+        note(f"scoring {row.name}: {count} clips")
+
+        def inception(chosen: np.ndarray) -> float:
+            return inception_score(found.probabilities[chosen], self.seed, held_out=not self.inception_over_all)
+
+        def interval(statistic: Callable[[np.ndarray], float], value: float | None, smallest: float) -> Interval:
+            return half_sample_interval(statistic, count, self.seed, self.resamples, value=value, smallest=smallest)
+
+        distance = frechet_distance(self._summary, found.features)
+        frechet = FrechetDistanceTo(self._summary, found.features)
+        scores = {
+            # The training clips are at no distance from themselves, whichever others might have been drawn.
+            "FID": Interval(0.0, 0.0, 0.0) if found is self._training else interval(frechet, distance, 0.0),
+            "IS": interval(inception, None, 1.0),
+            "mIS": interval(lambda chosen: modified_inception_score(found.probabilities[chosen]), None, 1.0),
+            "AM": interval(
+                lambda chosen: am_score(self._training.probabilities, found.probabilities[chosen]), None, 0.0
+            ),
+        }
+        return replace(row, clips=count, scores=scores)
+
+
+def shuffled(clip: Tensor, random: np.random.Generator) -> Tensor:
+    """The samples of a clip in random order: noise of the same amplitudes."""
+    return clip[torch.from_numpy(random.permutation(clip.shape[0]))]

@@ -1,0 +1,250 @@
+"""Generate clips: sound files, a table with their likelihoods and flaws, and a page to hear and see them on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from audiomamba.data.clips import PADDING_TARGET, ClipCollection, clip_example, read_clips
+from audiomamba.data.waveforms import find_audio_files
+from audiomamba.data.writing import check_format, write_waveform
+from audiomamba.generation import LONGEST_SECONDS, GeneratedClips, WaveformGenerator, load
+from audiomamba.metrics.scores import likelihood_rejection
+from audiomamba.metrics.selection import flags_of, likelihoods_of_real_clips
+from audiomamba.models import WaveformModel
+from mambacore.errors import InputError
+from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.files import write_whole
+from mambapipelines.pages.clips import clip_page
+from mambapipelines.pages.html import Table
+
+TABLE_NAME: Final = "clips.tsv"
+PAGE_NAME: Final = "clips.html"
+COLUMNS: Final = ("clip", "seed", "number", "seconds", "bits_per_sample", "flags", "kept")
+# More players make a page slow to open.
+MOST_PLAYERS: Final = 48
+REJECTIONS: Final = ("paper", "search")
+# Sound on the page, which holds it as text; longer clips lie beside it as files.
+MOST_PLAYED_SECONDS: Final = 600.0
+# Held in memory, for clips side by side; each takes 16 bytes until its file is written.
+MOST_SAMPLES_AT_ONCE: Final = 1 << 26
+
+
+@dataclass(frozen=True)
+class WaveformGenerationOptions:
+    """What `audiomamba generate` is asked to do.
+
+    Attributes:
+        model: the model folder.
+        output: the folder for everything; it must be new or empty.
+        clips, seconds, seed, temperature, top_p: see `audiomamba.generation.WaveformGenerator.generate`.
+        continued: a clip that every clip begins with.
+        batch: clips that are generated side by side; no clip depends on it.
+        audio_format: of the sound files.
+        reject: `paper` leaves out the least likely 40 % and the most likely 5 %, `search` what is less or more likely
+            than the middle 90 % of the clips in `real`; `None` keeps all.
+        real: a folder of real clips that the model was not trained on.
+        threads: number of CPU threads; `None` keeps PyTorch's choice.
+    """
+
+    model: Path
+    output: Path
+    clips: int = 16
+    seconds: float = 1.0
+    seed: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    continued: Path | None = None
+    batch: int = 16
+    audio_format: str = "wav"
+    reject: str | None = None
+    real: Path | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """A row of the table."""
+
+    clip: str
+    number: int
+    seconds: float
+    bits_per_sample: float
+    flags: tuple[str, ...]
+    kept: bool = True
+
+
+def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
+    """Write the clips, `clips.tsv` and `clips.html`; speed and flaws go to standard error.
+
+    Raises:
+        InputError: a mistake in the options, a model or prompt that cannot be read, or a disk that is full.
+    """
+    _check(options)
+    use_threads(options.threads)
+    generator = load(options.model)
+    real = None if options.real is None else real_bits_per_sample(generator.model, options.real)
+    prompt = None if options.continued is None else generator.prompt(options.continued)
+    for flag in () if prompt is None else flags_of(generator.quantiser.decode(prompt)):
+        note(f"{options.continued} is {flag}: what goes on from it may be too")
+    if not generator.is_native:
+        note("layers of this model have no native steps: it generates through PyTorch, many times slower")
+    rows: list[ClipRow] = []
+    generated, seconds_taken = 0, 0.0
+    shown: list[Tensor] = []
+    batch = _clips_at_once(options, generator.quantiser.sample_rate_hz, prompt)
+    total = options.clips * max(1, round(options.seconds * generator.quantiser.sample_rate_hz))
+    with BaseProgress("generating", total, lines_elsewhere=True, unit="samples") as progress:
+        for found in _batches(generator, options, batch, prompt, progress):
+            generated += found.log_likelihoods.numel()
+            seconds_taken += found.seconds_taken
+            rows += _write(found, options, prompt)
+            room = min(MOST_PLAYERS, int(MOST_PLAYED_SECONDS // rows[0].seconds)) - len(shown)
+            shown += list(found.samples[: max(0, room)])
+    speed = generated / max(seconds_taken, 1e-9)
+    note(
+        f"{speed:,.0f} samples/s, real-time factor {speed / generator.quantiser.sample_rate_hz:.2f} "
+        f"({min(batch, options.clips)} clips side by side)"
+    )
+    rows = _rejected(rows, options, real)
+    for row in rows:
+        if row.flags:
+            note(f"{row.clip} is {' and '.join(row.flags)}")
+        if not row.kept:
+            (options.output / row.clip).unlink(missing_ok=True)
+    if options.reject is not None:
+        note(f"{sum(row.kept for row in rows)} of {len(rows)} clips kept by their likelihood")
+    write_whole(options.output / TABLE_NAME, _table_text(rows, options.seed))
+    pairs = [(clip, row) for clip, row in zip(shown, rows, strict=False) if row.kept]
+    write_whole(options.output / PAGE_NAME, _page(options, pairs, rows, generator.quantiser.sample_rate_hz))
+    return rows
+
+
+@torch.inference_mode()
+def real_bits_per_sample(model: WaveformModel, folder: Path) -> Tensor:
+    """(clips,): how surprising every real clip of a folder is to the model."""
+    clips: ClipCollection = read_clips(find_audio_files(folder), model.config.quantiser, folder=folder)
+    found = []
+    for clip in clips.clips:
+        example = clip_example(clip.classes, clips.quantiser, clip.classes.shape[0])
+        nats, count, _ = model.loss(example.inputs.unsqueeze(0), example.targets.unsqueeze(0))
+        assert PADDING_TARGET not in example.targets
+        found.append(float(nats) / (int(count) * math.log(2)))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _check(options: WaveformGenerationOptions) -> None:
+    """Refuse what cannot work before the model is read."""
+    check_format(options.audio_format)
+    if options.batch < 1:
+        raise InputError(f"--batch is {options.batch}: use a number of 1 or more")
+    if options.clips < 1:
+        raise InputError(f"--clips is {options.clips}: use a number of 1 or more")
+    if not 0 < options.seconds <= LONGEST_SECONDS:
+        raise InputError(
+            f"--seconds is {options.seconds:g}: ask for more than 0 and at most an hour ({LONGEST_SECONDS})"
+        )
+    if options.reject is not None and options.reject not in REJECTIONS:
+        raise InputError(f"--reject is {options.reject!r}: use {' or '.join(REJECTIONS)}")
+    if (options.reject == "search") != (options.real is not None):
+        raise InputError("--reject search and --real DIR belong together: give both or neither")
+    if options.output.is_file() or (options.output.is_dir() and any(options.output.iterdir())):
+        raise InputError(f"the output {options.output} is there already: choose a new or empty folder")
+    parent = options.output.resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{parent} cannot be made ({error.strerror}): choose another --output") from error
+
+
+def _clips_at_once(options: WaveformGenerationOptions, rate: int, prompt: Tensor | None) -> int:
+    """As many clips side by side as asked for, or as fit into the memory of `MOST_SAMPLES_AT_ONCE`."""
+    samples = max(1, round(options.seconds * rate)) + (0 if prompt is None else prompt.shape[0])
+    fitting = max(1, MOST_SAMPLES_AT_ONCE // samples)
+    if fitting < min(options.batch, options.clips):
+        note(f"clips of this length are generated {fitting} side by side, not {options.batch}, to spare memory")
+    return min(options.batch, fitting)
+
+
+def _batches(
+    generator: WaveformGenerator,
+    options: WaveformGenerationOptions,
+    batch: int,
+    prompt: Tensor | None,
+    progress: BaseProgress,
+) -> Iterator[GeneratedClips]:
+    for first in range(0, options.clips, batch):
+        yield generator.generate(
+            min(batch, options.clips - first),
+            options.seconds,
+            options.seed,
+            options.temperature,
+            options.top_p,
+            prompt=prompt,
+            first_clip=first,
+            progress=progress.advance,
+        )
+
+
+def _write(found: GeneratedClips, options: WaveformGenerationOptions, prompt: Tensor | None) -> list[ClipRow]:
+    rate, rows = found.quantiser.sample_rate_hz, []
+    options.output.mkdir(exist_ok=True)  # only now, when there is something to put into it
+    before = 0 if prompt is None else prompt.shape[0]
+    for number, samples, bits in zip(found.numbers, found.samples, found.bits_per_sample, strict=True):
+        name = f"clip-{number:05d}.{options.audio_format}"
+        write_waveform(options.output / name, samples, rate)
+        rows.append(ClipRow(name, number, samples.shape[0] / rate, float(bits), flags_of(samples[before:])))
+    return rows
+
+
+def _rejected(rows: Sequence[ClipRow], options: WaveformGenerationOptions, real: Tensor | None) -> list[ClipRow]:
+    """The rows with what is not to be kept marked."""
+    if options.reject == "paper":
+        kept = set(likelihood_rejection([-row.bits_per_sample for row in rows]).kept.tolist())
+        return [replace(row, kept=number in kept) for number, row in enumerate(rows)]
+    if real is not None:
+        low, high = likelihoods_of_real_clips(real)
+        note(f"the middle of the real clips lies between {low:.4f} and {high:.4f} bits per sample")
+        return [replace(row, kept=low <= row.bits_per_sample <= high) for row in rows]
+    return list(rows)
+
+
+def _table_text(rows: Sequence[ClipRow], seed: int) -> str:
+    lines = ["\t".join(COLUMNS)]
+    lines += ["\t".join(_cells(row, seed)) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: ClipRow, seed: int) -> list[str]:
+    return [
+        row.clip,
+        str(seed),
+        str(row.number),
+        f"{row.seconds:.4f}",
+        f"{row.bits_per_sample:.6f}",
+        ",".join(row.flags) or "none",
+        "yes" if row.kept else "no",
+    ]
+
+
+def _page(
+    options: WaveformGenerationOptions, pairs: Sequence[tuple[Tensor, ClipRow]], rows: Sequence[ClipRow], rate: int
+) -> str:
+    settings = f"temperature {options.temperature:g}, top-p {options.top_p:g}, seed {options.seed}"
+    introduction = [f"{len(rows)} clips of {options.model.name}, {settings}; {sum(row.kept for row in rows)} kept."]
+    if len(pairs) < sum(row.kept for row in rows):
+        introduction.append(f"{len(pairs) or 'None'} can be heard here; the others are in files beside this page.")
+    if options.continued is not None:
+        introduction.append(f"Each goes on from {options.continued.name}.")
+    captions = [
+        f"{row.clip}, {row.bits_per_sample:.3f} bits/sample" + (f" ({', '.join(row.flags)})" if row.flags else "")
+        for _, row in pairs
+    ]
+    table = Table(COLUMNS, [_cells(row, options.seed) for row in rows])
+    return clip_page("Generated clips", [clip for clip, _ in pairs], rate, captions, table, introduction)

@@ -1,0 +1,127 @@
+"""Recipes of training on waveforms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+from audiomamba.data.quantisers import SCHEMES, Quantiser
+from audiomamba.models import StageConfig, WaveformModelConfig, architecture
+from mambacore.errors import InputError
+from mambapipelines.training.recipe import TrainingRecipe
+
+# What a recipe says of the model beside `architecture`: all of the configuration but the quantiser, which is a section.
+_MODEL_KEYS = tuple(item.name for item in fields(WaveformModelConfig) if item.name != "quantiser")
+
+
+@dataclass(frozen=True)
+class ClipBatchRecipe:
+    """How much one step sees, in samples.
+
+    A step takes `samples_per_step / clip_length` clips, at least `minimum_clips_per_step`; shorter clips are padded,
+    longer ones cut at a random place. Gradients are accumulated over micro-batches of about `samples_per_micro_batch`.
+    Clips longer than `piece_length` go through the model in pieces of this length, with exact gradients.
+    """
+
+    clip_length: int = 16_000
+    samples_per_step: int = 256_000
+    minimum_clips_per_step: int = 1
+    samples_per_micro_batch: int = 32_000
+    piece_length: int = 65_536
+
+    def clips_per_step(self, length: int) -> int:
+        """Clips of `length` samples in one optimiser step."""
+        return max(self.minimum_clips_per_step, self.samples_per_step // length)
+
+    def clips_per_micro_batch(self, length: int) -> int:
+        """Clips of `length` samples that go through the model at once."""
+        return min(self.clips_per_step(length), max(1, self.samples_per_micro_batch // length))
+
+
+@dataclass(frozen=True)
+class QuantiserRecipe:
+    """How samples become classes: see `audiomamba.data.quantisers.Quantiser`."""
+
+    scheme: str = field(default="mu-law", metadata={"choices": SCHEMES})
+    bits: int = 8
+    sample_rate_hz: int = 16_000
+    full_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class ClipValidationRecipe:
+    """Validation clips during training: every `every_fraction` of the run; about `samples` of them, spread evenly."""
+
+    every_fraction: float = 0.05
+    samples: int = 500_000
+
+
+@dataclass(frozen=True)
+class DrawnRecipe:
+    """Clips that are generated at every validation, to be listened to and looked at; none when `clips` is 0."""
+
+    clips: int = 4
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class AudioRecipe(TrainingRecipe):
+    """A recipe of a waveform model.
+
+    `model.architecture` is the name of a published one (`audiomamba.models.RECIPES`); other keys of `model` replace its
+    parts, or make up the whole where there is no name. A stage is `layers`, `mixer` and `feed_forward_expansion`.
+    """
+
+    folder: ClassVar[str] = "audio"
+    model_defaults: ClassVar[dict[str, Any]] = {"architecture": None, **dict.fromkeys(_MODEL_KEYS)}
+
+    batch: ClipBatchRecipe = field(default_factory=ClipBatchRecipe)  # type: ignore[assignment]
+    validation: ClipValidationRecipe = field(default_factory=ClipValidationRecipe)  # type: ignore[assignment]
+    quantiser: QuantiserRecipe = field(default_factory=QuantiserRecipe)
+    drawn: DrawnRecipe = field(default_factory=DrawnRecipe)
+
+    def positive_values(self) -> dict[str, float]:
+        """Values of the task's own sections that must be greater than 0, by key."""
+        return {"drawn.seconds": self.drawn.seconds}
+
+    def build_quantiser(self) -> Quantiser:
+        """The quantiser.
+
+        Raises:
+            InputError: values outside of what it takes.
+        """
+        return Quantiser(**asdict(self.quantiser))
+
+    def model_config(self) -> WaveformModelConfig:
+        """The model that the recipe describes.
+
+        Raises:
+            InputError: no architecture and no stages, an unknown name or key, or values that do not fit together.
+        """
+        given = {name: value for name, value in self.model.items() if value is not None}
+        name = given.pop("architecture", None)
+        if name is None and "stages" not in given:
+            raise InputError("the recipe's model has neither an architecture nor stages; give one of them")
+        if "stages" in given:
+            given["stages"] = _stages(given["stages"])
+        quantiser = self.build_quantiser()
+        if name is None:
+            return WaveformModelConfig(**given, quantiser=quantiser)
+        base = architecture(str(name))
+        return WaveformModelConfig(**{key: getattr(base, key) for key in _MODEL_KEYS} | given, quantiser=quantiser)
+
+
+def _stages(stages: object) -> tuple[StageConfig, ...]:
+    if not isinstance(stages, list) or not all(isinstance(stage, Mapping) for stage in stages):
+        raise InputError("model.stages of the recipe is no list of tables; give one for each depth, with its layers")
+    known = [item.name for item in fields(StageConfig)]
+    for stage in stages:
+        for key in stage:
+            if key not in known:
+                raise InputError(
+                    f"a stage of the recipe's model has the unknown key {key!r}; known are {', '.join(known)}"
+                )
+        if "layers" not in stage:
+            raise InputError("a stage of the recipe's model states no layers; say how many it has")
+    return tuple(StageConfig(**stage) for stage in stages)

@@ -1,0 +1,35 @@
+"""Clips that a model generates while it is trained: sounds and pictures, step by step, to be listened to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from audiomamba.data.writing import write_waveform
+from audiomamba.generation import WaveformGenerator
+from audiomamba.models import WaveformModel
+from mambacore.errors import InputError
+from mambapipelines.files import write_whole
+from mambapipelines.pages.clips import clip_picture
+
+# Between clips on one strip of sound.
+PAUSE_SECONDS = 0.1
+
+
+def draw_clips(model: WaveformModel, folder: Path, step: int, clips: int, seconds: float, seed: int) -> None:
+    """Write `step-000120.wav` and `.png`: clips one after the other. The same seed at every step shows what changed.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be made ({error.strerror}): choose another --output.") from error
+    rate = model.config.quantiser.sample_rate_hz
+    found = WaveformGenerator(model).generate(clips, seconds, seed)
+    pause = torch.zeros(round(PAUSE_SECONDS * rate))
+    strip = torch.cat([part for clip in found.samples for part in (clip, pause)])
+    write_waveform(folder / f"step-{step:06d}.wav", strip, rate)
+    write_whole(folder / f"step-{step:06d}.png", clip_picture(strip, rate))

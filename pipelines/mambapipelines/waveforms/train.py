@@ -1,0 +1,325 @@
+"""Train a waveform model: from a folder of clips or a recording to a model folder, resumable to the same numbers.
+
+Layout of an output folder: the model (`config.json`, `model.safetensors`, `README.md`) and `training/`, the state and
+the metrics of the run (`mambapipelines.training.state`), with clips generated on the way in `training/drawn`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiomamba.data.clips import Clip, ClipCollection
+from audiomamba.data.quantisers import Quantiser
+from audiomamba.data.splits import SplitClips, read_split_clips
+from audiomamba.models import WaveformModel, load_waveform_model, save_waveform_model
+from mambacore.model_folder import CONFIG_NAME
+from mambapipelines.console import format_duration
+from mambapipelines.training.options import check_options, planned_minutes
+from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, RunPlan
+from mambapipelines.training.progress import TrainingProgress
+from mambapipelines.training.provenance import provenance
+from mambapipelines.training.recipe import load_task_recipe
+from mambapipelines.training.run import (
+    TrainingRun,
+    introduce_state,
+    published_model,
+    recorded_state,
+    run_folder,
+    thread_count,
+)
+from mambapipelines.training.state import RunFolder, RunState
+from mambapipelines.waveforms.recipe import AudioRecipe
+from mambapipelines.waveforms.samples import draw_clips
+from mambapipelines.waveforms.task import WaveformTask, bits_per_sample
+
+# A generated sample costs about as much as this many that are read at once.
+FORWARD_PASSES_PER_GENERATED_SAMPLE = 4
+DRAWN_FOLDER_NAME = "drawn"
+CLIPPED_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class WaveformTrainingOptions:
+    """What `audiomamba train` is asked to do.
+
+    Attributes:
+        data: a folder of clips, or a recording.
+        output: the folder that becomes the model folder; its subfolder `training` holds the state of the run.
+        recipe: name of a recipe of the package, or path of a YAML file.
+        changes: values that replace the recipe's, each written `section.key=value`.
+        valid, test: shell patterns of the files for validation and for the test, which are left out.
+        words: only clips in folders of these names.
+        skip_bad: leave out files that cannot be read, and name them.
+        minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
+        steps: number of optimiser steps instead of a wall time.
+        seed: everything random is a function of this seed and an index.
+        resume: continue the run recorded in `output`; where there is none, one is started.
+        threads: number of CPU threads; `None` keeps PyTorch's choice.
+        strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
+    """
+
+    data: Path
+    output: Path
+    recipe: str
+    changes: Sequence[str] = ()
+    valid: str | None = None
+    test: str | None = None
+    words: Sequence[str] | None = None
+    skip_bad: bool = False
+    minutes: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    resume: bool = False
+    threads: int | None = None
+    strategy: str = "single"
+
+    @property
+    def length(self) -> int:
+        """Samples in an example."""
+        return load_task_recipe(AudioRecipe, self.recipe, self.changes).batch.clip_length
+
+
+@dataclass(frozen=True)
+class WaveformTrainingResult:
+    """What a finished run left behind.
+
+    Attributes:
+        folder: the model folder.
+        steps: optimiser steps taken in all.
+        valid_bits_per_sample: of the held-out clips; `None` when there are none.
+        metrics_path: CSV with one row per step.
+        seconds: wall time of this call.
+        already_finished: true when `resume` found nothing left to do.
+    """
+
+    folder: Path
+    steps: int
+    valid_bits_per_sample: float | None
+    metrics_path: Path
+    seconds: float
+    already_finished: bool = False
+
+
+@dataclass(frozen=True)
+class WaveformPlan(RunPlan):
+    """The work of training a waveform model.
+
+    Attributes:
+        recipe: what is wanted.
+        validation_samples: of one validation; 0 when there is none.
+        drawn_samples: generated at one validation.
+    """
+
+    recipe: AudioRecipe
+    validation_samples: int
+    drawn_samples: int
+
+    def step_positions(self, step: int) -> float:
+        """Its samples."""
+        length = self.recipe.length.warmup(self.recipe.batch.clip_length).length_at(step)
+        return self.recipe.batch.clips_per_step(length) * length
+
+    @property
+    def validation_steps(self) -> float:
+        """What one validation costs, in optimiser steps."""
+        batch = self.recipe.batch
+        forward = self.validation_samples + FORWARD_PASSES_PER_GENERATED_SAMPLE * self.drawn_samples
+        return forward / (FORWARD_PASSES_PER_STEP * batch.clips_per_step(batch.clip_length) * batch.clip_length)
+
+
+def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingResult:
+    """Train and save a waveform model; everything it has to say goes to standard error.
+
+    What survives what, and when a state is written, is that of `mambapipelines.training.run.TrainingRun`.
+
+    Raises:
+        InputError: a mistake in the options, the recipe or the files, or a loss that stopped being finite.
+        KeyboardInterrupt: stopped by Ctrl-C, state saved.
+        SystemExit: stopped by SIGTERM, state saved, status 143.
+    """
+    start_seconds = time.monotonic()
+    recipe = load_task_recipe(AudioRecipe, options.recipe, options.changes)
+    check_options(options, WaveformTask.unit)
+    config = recipe.model_config()
+    folder = run_folder(options, WaveformTask, recipe)
+    with thread_count(options.threads), TrainingProgress(unit="samples") as progress:
+        clips = read_split_clips(
+            options.data,
+            config.quantiser,
+            valid=options.valid,
+            test=options.test,
+            words=options.words,
+            skip_bad=options.skip_bad,
+        )
+        fingerprint = _fingerprint(options, recipe, clips)
+        state = recorded_state(options, folder, fingerprint)
+        if state is not None and state.step >= state.schedule.total_steps and (options.output / CONFIG_NAME).is_file():
+            return _finished_result(options, folder, state, start_seconds)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            model = WaveformModel(config)
+        _introduce(progress, options, recipe, model, clips)
+        introduce_state(progress, options, state)
+
+        def draw(drawn_from: WaveformModel, step: int) -> None:
+            drawn = recipe.drawn
+            draw_clips(drawn_from, folder.path / DRAWN_FOLDER_NAME, step, drawn.clips, drawn.seconds, options.seed)
+
+        task = WaveformTask(
+            model,
+            recipe,
+            clips.train,
+            clips.valid,
+            options.seed,
+            clips.are_recordings,
+            draw if recipe.drawn.clips > 0 else None,
+        )
+        held_out = 0 if clips.valid is None else sum(clip.classes.shape[0] for clip in clips.valid.clips)
+        plan = WaveformPlan(
+            recipe,
+            min(held_out, recipe.validation.samples),
+            round(recipe.drawn.clips * recipe.drawn.seconds * config.quantiser.sample_rate_hz),
+        )
+        run = TrainingRun(
+            options=options,
+            recipe=recipe,
+            folder=folder,
+            task=task,
+            plan=plan,
+            fingerprint=fingerprint,
+            progress=progress,
+            start_seconds=start_seconds,
+        )
+        outcome = run.train(state)
+        return _finish(run, task, clips, outcome.steps)
+
+
+def _finish(run: TrainingRun, task: WaveformTask, clips: SplitClips, steps: int) -> WaveformTrainingResult:
+    """Score all held-out clips and write the model folder."""
+    options, model = run.options, task.model.eval()
+    assert isinstance(options, WaveformTrainingOptions)
+    bits = None if clips.valid is None else bits_per_sample(model, clips.valid, task.recipe.batch.clip_length)
+    seconds = time.monotonic() - run.start_seconds
+    details = {
+        "recipe": task.recipe.to_dict(),
+        "recipe_name": options.recipe,
+        "provenance": provenance(),
+        "seed": options.seed,
+        "steps": steps,
+        "samples_seen": task.samples_seen(steps),
+        "training_clips": len(clips.train.clips),
+        "training_seconds": round(clips.train.seconds, 1),
+        "split": _split_details(options, clips),
+        "valid_bits_per_sample": bits,
+    }
+    with published_model(options.output, run.folder) as temporary:
+        save_waveform_model(temporary, model, details=details)
+    scored = "" if bits is None else f", {bits:.4f} bits/sample on all held-out clips"
+    run.progress.note(f"wrote {options.output} after {format_duration(seconds)}{scored}")
+    return WaveformTrainingResult(options.output, steps, bits, run.folder.metrics_path, seconds)
+
+
+def _split_details(options: WaveformTrainingOptions, clips: SplitClips) -> dict[str, Any]:
+    """How the clips were told apart, and which they were: what an evaluation on the same test clips has to know.
+
+    Names stand as a number and a checksum (SHA-256 of the sorted names, each with a line break), not as lists of tens
+    of thousands. Of recordings that were cut by time, the parts have the names.
+    """
+    details: dict[str, Any] = {
+        "rule": clips.rule,
+        "valid_pattern": options.valid,
+        "test_pattern": options.test,
+        "words": None if options.words is None else list(options.words),
+    }
+    for split, names in clips.names().items():
+        lines = "".join(f"{name}\n" for name in sorted(names))
+        details[split] = {"clips": len(names), "names_sha256": hashlib.sha256(lines.encode()).hexdigest()}
+    return details
+
+
+def _fingerprint(options: WaveformTrainingOptions, recipe: AudioRecipe, clips: SplitClips) -> dict[str, Any]:
+    """What the numbers of a run depend on, JSON-able; the keys are what the user would call them."""
+    content = {
+        "--seed": options.seed,
+        "--steps": options.steps,
+        "--minutes": planned_minutes(options, recipe),
+        "recipe": recipe.to_dict(),
+        "training clips": _identity(clips.train),
+        "validation clips": None if clips.valid is None else _identity(clips.valid),
+    }
+    return json.loads(json.dumps(content))
+
+
+def _identity(collection: ClipCollection) -> list[int]:
+    """What tells clips from others: how many, how many samples, and a checksum of names and samples."""
+    checksum, samples = 0, 0
+    for clip in collection.clips:
+        checksum = zlib.crc32(clip.classes.numpy().tobytes(), zlib.crc32(clip.name.encode(), checksum))
+        samples += clip.classes.shape[0]
+    return [len(collection.clips), samples, checksum]
+
+
+def _finished_result(
+    options: WaveformTrainingOptions, run: RunFolder, state: RunState, start_seconds: float
+) -> WaveformTrainingResult:
+    """The result of a run that needs nothing more, read back from its model folder."""
+    details = load_waveform_model(options.output)[1]
+    TrainingProgress().note(f"the run in {options.output} is finished: {state.step} steps, nothing left to do")
+    return WaveformTrainingResult(
+        folder=options.output,
+        steps=state.step,
+        valid_bits_per_sample=details.get("valid_bits_per_sample"),
+        metrics_path=run.metrics_path,
+        seconds=time.monotonic() - start_seconds,
+        already_finished=True,
+    )
+
+
+def _introduce(
+    progress: TrainingProgress,
+    options: WaveformTrainingOptions,
+    recipe: AudioRecipe,
+    model: WaveformModel,
+    clips: SplitClips,
+) -> None:
+    """Say what is about to be trained, and what of the input is odd or left out."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    length = recipe.batch.clip_length
+    held_out = "no clips held out"
+    if clips.valid is not None:
+        held_out = f"{len(clips.valid.clips)} clips ({format_duration(clips.valid.seconds)}) held out"
+    progress.note(
+        f"{len(clips.train.clips)} clips ({format_duration(clips.train.seconds)}) to train on, {held_out}: {clips.rule}"
+    )
+    progress.note(
+        f"{parameters:,} parameters, {recipe.batch.clips_per_step(length)} clips of up to {length:,} samples per step"
+    )
+    bad = [*clips.train.bad, *(clips.valid.bad if clips.valid is not None else ())]
+    for sentence in bad:
+        progress.note(f"left out: {sentence}")
+    if bad:
+        progress.note(f"{len(bad)} files in all are left out")
+    for what, is_so in (("silent", _is_silent), ("clipped", _is_clipped)):
+        odd = [clip.name for clip in clips.train.clips if is_so(clip, clips.train.quantiser)]
+        if odd:
+            progress.note(f"{len(odd)} clips to train on are {what}, the first is {odd[0]}: the model learns that too")
+
+
+def _is_silent(clip: Clip, quantiser: Quantiser) -> bool:
+    """Whether it never leaves the classes around the middle."""
+    return bool(((clip.classes.int() - quantiser.middle_class).abs() <= 1).all())
+
+
+def _is_clipped(clip: Clip, quantiser: Quantiser) -> bool:
+    """Whether more than a hundredth of it lies in the outermost classes."""
+    outermost = (clip.classes == 0) | (clip.classes == quantiser.classes - 1)
+    return float(outermost.float().mean()) > CLIPPED_SHARE

@@ -1,0 +1,239 @@
+"""The command line audiomamba: train, resume, generate, and bad input in one sentence."""
+
+import csv
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from audiomamba.data.writing import write_waveform
+from audiomamba.models import WaveformModel, load_waveform_model
+from mambapipelines.cli.audiomamba.main import main
+from mambapipelines.training.recipe import load_task_recipe, recipe_names
+from mambapipelines.waveforms.recipe import AudioRecipe
+from mambapipelines.waveforms.task import WaveformTask
+
+RATE = 8000
+FEW_STEPS = ("--steps", "4", "--recipe", "tiny", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    random = np.random.default_rng(0)
+    for number in range(24):
+        time = np.arange(600 + 40 * number) / RATE
+        tone = 0.4 * np.sin(2 * np.pi * random.uniform(200, 900) * time)
+        write_waveform(folder / f"{number % 3}_voice_{number:02d}.wav", torch.from_numpy(tone).float(), RATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(clips, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "model"
+    assert main(["train", str(clips), "--valid", "*_0[0-4].wav", "--output", str(folder), *FEW_STEPS]) == 0
+    return folder
+
+
+def test_training_leaves_a_model_metrics_and_clips(trained):
+    model, details = load_waveform_model(trained)
+    assert isinstance(model, WaveformModel) and details["steps"] == 4
+    with (trained / "training" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[0]["loss"]) == pytest.approx(8, abs=1)  # bits of 256 classes
+    assert float(rows[-1]["valid_bits_per_sample"]) == pytest.approx(details["valid_bits_per_sample"], abs=1e-4)
+    drawn = trained / "training" / "drawn"
+    assert {path.name for path in drawn.iterdir()} >= {"step-000004.wav", "step-000004.png"}
+    assert soundfile.info(drawn / "step-000004.wav").samplerate == RATE
+
+
+def test_a_run_that_was_cut_off_resumes_to_the_same_weights(clips, trained, tmp_path, monkeypatch):
+    command = ["train", str(clips), "--valid", "*_0[0-4].wav", "--output", str(tmp_path / "model"), *FEW_STEPS]
+    whole = WaveformTask.loss
+    calls = []
+
+    def interrupted(task, replica, micro_batch):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(task, replica, micro_batch)
+
+    monkeypatch.setattr(WaveformTask, "loss", interrupted)
+    assert main(command) == 143 and not (tmp_path / "model" / "config.json").exists()
+    monkeypatch.setattr(WaveformTask, "loss", whole)
+    assert main([*command, "--resume"]) == 0
+    expected, found = (load_waveform_model(folder)[0].state_dict() for folder in (trained, tmp_path / "model"))
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def test_long_clips_in_pieces_give_the_same_losses(clips, tmp_path):
+    losses = []
+    for piece_length in (4096, 256):
+        output = tmp_path / str(piece_length)
+        command = ["train", str(clips), "--output", str(output), *FEW_STEPS]
+        assert main([*command, "--set", f"batch.piece_length={piece_length}", "--set", "drawn.clips=0"]) == 0
+        with (output / "training" / "metrics.csv").open() as file:
+            losses.append([float(row["loss"]) for row in csv.DictReader(file)])
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+    assert losses[0][0] != losses[0][-1]
+
+
+def test_generate_writes_sounds_a_table_and_a_page(trained, tmp_path, capsys):
+    output = tmp_path / "clips"
+    assert main(["generate", str(trained), "--clips", "5", "--seconds", "0.05", "--batch", "2", "--reject", "paper",
+                 "--output", str(output)]) == 0  # fmt: skip
+    assert re.search(r"[\d,]+ samples/s, real-time factor \d+\.\d\d", capsys.readouterr().err)
+    rows = list(csv.DictReader((output / "clips.tsv").open(), delimiter="\t"))
+    assert [row["number"] for row in rows] == ["0", "1", "2", "3", "4"]
+    kept = [row["clip"] for row in rows if row["kept"] == "yes"]
+    assert len(kept) == 3 and sorted(path.name for path in output.glob("*.wav")) == kept
+    bits = {row["clip"]: float(row["bits_per_sample"]) for row in rows}
+    assert max(bits[name] for name in kept) < max(bits.values())  # the least likely are left out
+    samples, rate = soundfile.read(output / kept[0])
+    assert rate == RATE and len(samples) == 400
+    page = (output / "clips.html").read_text()
+    assert (
+        page.count("<audio") == 3 and "data:audio/wav;base64" in page and "http" not in page.replace("http-equiv", "")
+    )
+
+
+def test_continuing_keeps_the_clip_and_any_batch_gives_the_same(trained, clips, tmp_path):
+    prompt = clips / "0_voice_09.wav"
+    for batch in ("1", "3"):
+        command = ["generate", str(trained), "--clips", "3", "--seconds", "0.02", "--continue", str(prompt)]
+        assert main([*command, "--batch", batch, "--format", "flac", "--output", str(tmp_path / batch)]) == 0
+    before = soundfile.read(prompt)[0]
+    for number in range(3):
+        one, other = (soundfile.read(tmp_path / batch / f"clip-{number:05d}.flac")[0] for batch in ("1", "3"))
+        assert np.array_equal(one, other) and len(one) == len(before) + 160
+        assert np.abs(one[: len(before)] - before).max() < 0.02  # mu-law steps
+
+
+def test_search_keeps_what_is_as_likely_as_real_clips(trained, clips, tmp_path, capsys):
+    command = ["generate", str(trained), "--clips", "4", "--seconds", "0.05", "--reject", "search"]
+    assert main([*command, "--real", str(clips), "--output", str(tmp_path / "one")]) == 0
+    assert "the middle of the real clips lies between" in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path / "two")]) == 2
+    assert "belong together" in capsys.readouterr().err
+
+
+def damage(folder, name, content):
+    path = folder / name
+    path.write_bytes(content)
+    return str(path)
+
+
+BAD_FILES = {
+    "empty": b"",
+    "text": b"this is no sound\n" * 10,
+    "cut off": b"RIFF\x24\x10\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00\x40\x1f\x00\x00\x80\x3e\x00\x00\x02\x00"
+    b"\x10\x00data\x00\x10\x00\x00\x00\x00",
+}
+
+
+@pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_a_bad_file_is_named_or_skipped(clips, tmp_path, capsys, content):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for path in clips.iterdir():
+        (folder / path.name).symlink_to(path)
+    damage(folder, "bad.wav", content)
+    command = ["train", str(folder), "--output", str(tmp_path / "model"), *FEW_STEPS, "--set", "drawn.clips=0"]
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert "bad.wav" in message and message.count("\n") == 1 and not (tmp_path / "model").exists()
+    assert main([*command, "--skip-bad"]) == 0
+    message = capsys.readouterr().err
+    assert "left out: " in message and "bad.wav" in message and "1 files in all are left out" in message
+
+
+MISTAKES = {
+    "no such folder": (["train", "NOWHERE", "--output", "OUT", "--recipe", "tiny"], "there is no folder"),
+    "no such recipe": (["train", "CLIPS", "--output", "OUT", "--recipe", "wavenet"], "give a YAML file or one of"),
+    "no output": (["train", "CLIPS", "--recipe", "tiny"], "--output is missing"),
+    "unknown key": (
+        ["train", "CLIPS", "--output", "OUT", "--recipe", "tiny", "--set", "batch.clip=3"],
+        "unknown key 'clip'",
+    ),
+    "unknown architecture": (
+        ["train", "CLIPS", "--output", "OUT", "--recipe", "mamba-sc09-6m", "--set", "model.architecture=wavenet"],
+        "there is no model 'wavenet'",
+    ),
+    "stages of a number": (
+        ["train", "CLIPS", "--output", "OUT", "--recipe", "tiny", "--set", "model.stages=3"],
+        "no list of tables",
+    ),
+    "no model": (["generate", "NOWHERE", "--output", "OUT"], "there is no model folder"),
+    "output in use": (["generate", "MODEL", "--output", "CLIPS"], "choose a new or empty folder"),
+    "no such format": (["generate", "MODEL", "--output", "OUT", "--format", "m4a"], "there is no audio format 'm4a'"),
+    "no such rejection": (["generate", "MODEL", "--output", "OUT", "--reject", "all"], "use paper or search"),
+    "no seconds": (["generate", "MODEL", "--output", "OUT", "--seconds", "0"], "ask for more than 0"),
+    "no clips": (["generate", "MODEL", "--output", "OUT", "--clips", "0"], "use a number of 1 or more"),
+    "no prompt": (["generate", "MODEL", "--output", "OUT", "--continue", "NOWHERE"], "there is no file"),
+}
+
+
+@pytest.mark.parametrize(("command", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes_end_in_one_sentence_and_status_2(clips, trained, tmp_path, capsys, command, message):
+    places = {"NOWHERE": tmp_path / "nowhere", "OUT": tmp_path / "out", "CLIPS": clips, "MODEL": trained}
+    assert main([str(places.get(word, word)) for word in command]) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith("audiomamba: error: ") and message in captured and captured.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_of_another_rate_and_a_missing_encoder_are_refused(trained, tmp_path, capsys, monkeypatch):
+    write_waveform(tmp_path / "other.wav", torch.zeros(100), 44_100)
+    command = ["generate", str(trained), "--output", str(tmp_path / "out")]
+    assert main([*command, "--continue", str(tmp_path / "other.wav")]) == 2
+    assert "has 44100 Hz but the model 8000 Hz" in capsys.readouterr().err
+    monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "WAV"})
+    assert main([*command, "--format", "flac"]) == 2
+    assert "no encoder for flac" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_part_of_a_file(trained, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(["generate", str(trained), "--seconds", "0.01", "--output", str(tmp_path / "out")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_odd_clips_are_said(tmp_path, capsys):
+    (tmp_path / "clips").mkdir()
+    write_waveform(tmp_path / "clips" / "silent.wav", torch.zeros(900), RATE)
+    write_waveform(tmp_path / "clips" / "loud.wav", torch.ones(900), RATE)
+    output = str(tmp_path / "model")
+    assert main(["train", str(tmp_path / "clips"), "--output", output, *FEW_STEPS, "--set", "drawn.clips=0"]) == 0
+    message = capsys.readouterr().err
+    assert "1 clips to train on are silent" in message and "1 clips to train on are clipped" in message
+
+
+@pytest.mark.parametrize("name", recipe_names("audio"))
+def test_every_recipe_describes_a_model(name):
+    recipe = load_task_recipe(AudioRecipe, name)
+    with torch.device("meta"):
+        model = WaveformModel(recipe.model_config())
+    assert model.config.quantiser.sample_rate_hz in (8000, 16000)
+    assert json.dumps(recipe.to_dict())
+
+
+def test_the_recipes_of_the_digits_have_equal_numbers_of_parameters():
+    counts = {}
+    for name in recipe_names("audio"):
+        if name.startswith("digits-"):
+            with torch.device("meta"):
+                model = WaveformModel(load_task_recipe(AudioRecipe, name).model_config())
+            counts[name] = sum(parameter.numel() for parameter in model.parameters())
+    assert len(counts) == 4 and max(counts.values()) < 1.01 * min(counts.values())

@@ -1,0 +1,231 @@
+"""What `genomamba classify` writes beside the table, FASTQ, and unlikely records."""
+
+import gzip
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genomamba.classification.evidence import RecordEvidence, batches_by_length
+from genomamba.classification.held_out import HeldOutEvidence
+from genomamba.classification.novelty import LikelihoodQuantiles, own_likelihood, pair_counts
+from genomamba.io.fastq import read_record_texts
+from genomamba.tokenizer import COMPLEMENT_IDS, TOKEN_OF_BYTE
+from mambacore.errors import InputError
+from mambapipelines.species.classify import ClassificationOptions, RecordClassifier, classify_files
+from mambapipelines.species.outputs import CallSinks, Groups
+from mambapipelines.species.processes import Share
+from tiny_species import CLASS_NAMES, bases, fasta, tiny_model, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "model")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.fa"
+    lengths = [number * 37 % 90 for number in range(60)] + [400, 5]
+    path.write_bytes(fasta({f"bin{n % 3}_{n} words": bases(length, n) for n, length in enumerate(lengths)}))
+    return path
+
+
+def test_groups_add_up_by_expression_separator_or_file(model_folder: Path, tmp_path: Path) -> None:
+    source, mapping = tmp_path / "in.fa", tmp_path / "groups.tsv"
+    records = {f"bin{n % 2}_{n}": bases(30 + n, n) for n in range(6)} | {"alone": bases(40, 9), "bin1_empty": b""}
+    source.write_bytes(fasta(records))
+    mapping.write_text("".join(f"{name}\t{name.split('_')[0]}\n" for name in records if "_" in name))
+    tables = []
+    for rule in ("^(bin[0-9])_", "_", str(mapping)):
+        groups = tmp_path / "out.tsv"
+        classify_files(
+            ClassificationOptions(
+                model_folder, [str(source)], output=Path("/dev/null"), group_by=rule, groups_output=groups
+            )
+        )
+        tables.append(groups.read_text().splitlines())
+    assert tables[0] == tables[1] == tables[2]
+    assert tables[0][0].split("\t") == [
+        "group",
+        "records",
+        "length",
+        "call",
+        "probability",
+        "p_alba",
+        "p_nigra",
+        "p_rubra",
+    ]
+    rows = [line.split("\t") for line in tables[0][1:]]
+    assert [row[:3] for row in rows] == [["bin0", "3", "96"], ["bin1", "4", "99"]]
+    classifier = RecordClassifier(tiny_model())
+    evidence = [record for _, record in classifier.evidence([io.BytesIO(fasta(records))], Share())]
+    total = sum(record.evidence * record.length for record in evidence[0:6:2])  # type: ignore[operator,misc]
+    joint = RecordEvidence("bin0", 96, 96, total / 96)  # type: ignore[operator]
+    assert float(rows[0][4]) == pytest.approx(classifier.answer(joint).probability, abs=2e-6)
+
+
+def test_a_group_is_as_typical_as_its_records_on_average() -> None:
+    quantiles = LikelihoodQuantiles(np.array([64.0]), np.array([100.0]), np.linspace(-0.2, 0.2, 101)[None])
+    classifier = RecordClassifier(tiny_model(), unknown_rate=0.3, quantiles=quantiles)
+    records = [RecordEvidence(f"r{n}", 64, 64, np.array([value, -9.0, -9.0])) for n, value in enumerate([-0.18, 0.0])]
+    rows = [classifier.answer(record) for record in records]
+    assert [row.call for row in rows] == ["unknown", "alba"]
+    for chosen, call, factor in (([0], "unknown", 1), ([0, 0], "unknown", 2), ([0, 1], "alba", 2)):
+        groups = Groups(lambda name: "all")
+        for place in chosen:
+            groups.add(rows[place].name, 64, records[place].evidence, rows[place].typicality)
+        answer = classifier.answer_group("all", groups.by_name["all"])
+        mean = np.mean([rows[place].typicality for place in chosen])
+        assert (answer.call, answer.typicality) == (call, pytest.approx(factor * mean))
+
+
+def test_repeats_and_reverse_complements_have_the_own_likelihood_of_their_pairs() -> None:
+    tokens = np.frombuffer(b"ACGT" * 50 + b"NNCAGGTTTACN", dtype=np.uint8)
+    ids = np.array([TOKEN_OF_BYTE[byte] for byte in tokens], dtype=np.uint8)
+    counts = pair_counts(ids)
+    assert counts.sum() == 199 + 8
+    pieces = pair_counts(ids[:77]) + pair_counts(ids[77:], int(ids[76]))
+    assert np.array_equal(pieces, counts)
+    other = pair_counts(COMPLEMENT_IDS[ids[::-1]])
+    assert own_likelihood(other) == pytest.approx(own_likelihood(counts))
+    # A fixed successor leaves nothing to foretell; independent uniform letters leave log 4 nats.
+    assert own_likelihood(pair_counts(ids[:200])) == pytest.approx(0.0, abs=2e-3)
+    assert own_likelihood(np.ones((4, 4), dtype=int)) == pytest.approx(-np.log(4))
+    assert own_likelihood(np.zeros((4, 4), dtype=int)) == pytest.approx(-np.log(4))
+
+
+def test_no_file_appears_when_the_last_one_cannot_be_written(
+    model_folder: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise InputError("the input has changed")
+
+    monkeypatch.setattr(CallSinks, "_copy", fail)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match="has changed"):
+        classify_files(
+            ClassificationOptions(
+                model_folder,
+                [str(source)],
+                output=tmp_path / "out.tsv",
+                multiqc=tmp_path / "calls_mqc.tsv",
+                group_by="_",
+                groups_output=tmp_path / "groups.tsv",
+                classified_output=str(tmp_path / "by"),
+            )
+        )
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_sequences_go_to_a_file_for_each_call_unchanged(model_folder: Path, source: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others.fa.gz"
+    summary = classify_files(
+        ClassificationOptions(
+            model_folder,
+            [str(source)],
+            output=tmp_path / "out.tsv",
+            minimum_length=20,
+            classified_output=str(tmp_path / "by"),
+            unclassified_output=others,
+            multiqc=tmp_path / "calls_mqc.tsv",
+        )
+    )
+    texts: dict[str, bytes] = {name: (tmp_path / "by" / f"{name}.fa").read_bytes() for name in CLASS_NAMES}
+    texts["unclassified"] = gzip.decompress(others.read_bytes())
+    assert {call: text.count(b">") for call, text in texts.items() if text} == summary.records
+    assert (
+        sorted(b"".join(texts.values()).split(b">"))
+        == sorted(source.read_bytes().split(b">") + [b""] * 3)[-len(b"".join(texts.values()).split(b">")) :]
+    )
+    last = (tmp_path / "calls_mqc.tsv").read_text().splitlines()[-1].split("\t")
+    assert last[0] == "in.fa"
+    assert sum(map(int, last[1:])) == summary.record_count
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_fastq_gives_the_answers_of_the_same_fasta(line_end: bytes) -> None:
+    records = {"a": bases(60), "empty": b"", "b": bases(90, 1)}
+    lines = [[b"@" + name.encode(), text, b"+", b"@" * len(text)] for name, text in records.items()]
+    fastq = line_end.join(line for record in lines for line in record) + line_end
+    classifier = RecordClassifier(tiny_model())
+    rows = list(classifier.classify(io.BytesIO(fastq)))
+    expected = list(classifier.classify(io.BytesIO(fasta(records))))
+    assert rows == expected
+    assert np.array_equal(rows[2].probabilities, expected[2].probabilities)  # type: ignore[arg-type]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([b">a\n", b"@a\n", b"+\n", b"ACGTN", b"\r\n", b"\r", b"\n", b"II", b"\x00", b" "])))
+def test_any_bytes_give_rows_for_all_records_or_one_sentence(pieces: list[bytes]) -> None:
+    text = b"".join(pieces)
+    try:
+        rows = list(RecordClassifier(tiny_model()).classify(io.BytesIO(text)))
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    numbers = [number for number, _ in read_record_texts(io.BytesIO(text))]
+    assert sorted(set(numbers)) == list(range(len(rows)))
+
+
+def test_batches_hold_every_record_once_and_stay_small() -> None:
+    lengths = np.random.default_rng(0).integers(1, 3000, 500).tolist()
+    batches = batches_by_length(lengths)
+    assert sorted(place for batch in batches for place in batch) == list(range(500))
+    assert len(batches) < 60
+    assert all(2 * len(batch) * max(lengths[place] for place in batch) <= 32_768 for batch in batches)
+
+
+def test_typicality_is_the_share_of_windows_that_are_as_unlikely() -> None:
+    random = np.random.default_rng(0)
+    scores = np.concatenate([random.normal(-1.3, 0.02, 999), random.normal(-1.3, 0.01, 999)])
+    evidence = HeldOutEvidence(
+        np.stack([scores, scores - 1], axis=1), np.repeat([1024, 4096], 999), np.zeros(1998, int), np.zeros(1998, int)
+    )
+    quantiles = LikelihoodQuantiles.of_windows(evidence)
+    for length, deviation in ((1024, 0.02), (4096, 0.01), (256, 0.04)):
+        fresh = random.normal(-1.3, deviation, 2000)
+        share = np.mean([quantiles.typicality(score, length) < 0.05 for score in fresh])
+        assert 0.02 < share < 0.08
+        assert quantiles.typicality(-2.0, length) < 0.002
+
+
+def test_unknown_rate_needs_a_calibrated_model_and_adds_a_column(
+    model_folder: Path, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="train it again with --holdout"):
+        classify_files(ClassificationOptions(model_folder, [str(source)], output=Path("/dev/null"), unknown_rate=0.05))
+    details = {
+        "calibration": {
+            "typicality_quantiles": {
+                "lengths_bp": [64],
+                "windows": [100],
+                "quantiles": [np.linspace(5.0, 6.0, 101).tolist()],
+            }
+        }
+    }
+    folder, output = write_tiny_model(tmp_path / "calibrated", details), tmp_path / "out.tsv"
+    summary = classify_files(ClassificationOptions(folder, [str(source)], output=output, unknown_rate=0.05))
+    assert set(summary.records) == {"unknown", "unclassified"}
+    assert output.read_text().splitlines()[0].endswith("\ttypicality")
+    with pytest.raises(InputError, match="too small"):
+        classify_files(ClassificationOptions(folder, [str(source)], output=output, unknown_rate=0.001))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_by": "_"}, "belong together"),
+        ({"group_by": "(a)(b)", "groups_output": Path("/dev/null")}, "exactly one"),
+        ({"multiqc": Path("calls.tsv")}, "_mqc.tsv"),
+        ({"processes": 0}, "processes"),
+    ],
+)
+def test_options_that_cannot_be_met_are_refused(
+    options: dict[str, object], message: str, model_folder: Path, source: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        classify_files(ClassificationOptions(model_folder, [str(source)], **options))  # type: ignore[arg-type]
