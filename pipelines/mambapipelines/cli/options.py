@@ -1,143 +1,143 @@
-"""What the commands of `genomamba` and `audiomamba` share: exit codes, one-line errors, quiet ends, common options.
+"""Options that several commands share, and the parsing of their values.
 
-Heavy modules are imported inside the commands, so that `--help` answers at once.
+Heavy modules are imported inside the functions, so that `--help` answers at once.
 """
 
-import os
-import sys
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from genomamba.data.genomes import GenomeSpecification
 
-EXIT_INPUT_ERROR = 2
-EXIT_INTERRUPTED = 130
-
-EXIT_CODES = (
-    "Exit codes: 0 done; 2 wrong input or options, one line on standard error says what; 130 interrupted; "
-    "143 ended by SIGTERM, training saved."
-)
-CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
-
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")]
-SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same result.")]
+
+# Training runs.
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe: model.layers=8. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: model.layers=8. Repeatable."),
 ]
 PrintRecipeOption = Annotated[
-    bool, typer.Option("--print-recipe", help="Print the recipe, every value filled in, and leave.")
+    bool, typer.Option("--print-recipe", help="Print the complete recipe, defaults included, and exit.")
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR, to the same numbers.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume the run in DIR; the numbers are the same.")]
 MinutesOption = Annotated[
-    float | None, typer.Option(help="Time for the whole run, instead of --steps.", show_default="the recipe's")
+    float | None, typer.Option(help="Time limit of the whole run, instead of --steps.", show_default="the recipe's")
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Number of optimiser steps, instead of --minutes.")]
 StrategyOption = Annotated[
     str,
     typer.Option(
         metavar="single|ddp|fsdp",
-        help="How the processes that torchrun or SLURM started share the work: ddp divides the rows of a step, fsdp "
-        "the parameters and the optimiser's state as well.",
+        help="How processes started by torchrun or SLURM share the work: ddp splits each batch, fsdp also shards the "
+        "parameters and the optimiser state.",
     ),
 ]
-ContextRanksOption = Annotated[int, typer.Option(min=1, help="Processes that share each sequence, with ddp or fsdp.")]
+ContextRanksOption = Annotated[
+    int, typer.Option(min=1, help="Processes that share each sequence (context parallelism), with ddp or fsdp.")
+]
 RunFolderOption = Annotated[
     Path, typer.Option("--output", metavar="DIR", help="Folder for the model and the state of the run.")
 ]
 
+# Models and genomes.
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder written by `genomamba train`, or hf://owner/name@revision.")
+]
+LanguageModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Folder of a language model, or hf://owner/name@revision.")
+]
+PretrainedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="MODEL",
+        help="Start from a pretrained language model: a folder or hf://owner/name@revision.",
+        show_default="from scratch",
+    ),
+]
 GenomeOption = Annotated[
     list[str],
     typer.Option(
         "--genome", metavar="NAME=PATH[,PATH...]", help="A class and its FASTA files, plain or gzipped; once per class."
     ),
 ]
-ModelArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Folder written by `genomamba train`, or hf://owner/name@revision.")
+GenomesOption = Annotated[
+    list[str],
+    typer.Option(
+        "--reference", metavar="FASTA", help="A genome, plain or compressed with bgzip; indexed once. Repeatable."
+    ),
+]
+IntervalsOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Rows of chromosome, start, end and split without a header; - is stdin."),
+]
+ValidChromosomesOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CHR[,CHR...]", help="Without --intervals: validation chromosomes, of every reference."),
+]
+TestChromosomesOption = Annotated[list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Test chromosomes.")]
+RecordsOption = Annotated[
+    str | None, typer.Option(metavar="FASTA", help="File with the records that the table's column `record` names.")
+]
+IntervalReferenceOption = Annotated[
+    str | None, typer.Option(metavar="FASTA", help="Genome of the table's intervals chrom, start, end (0-based).")
+]
+BaselineOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="kmer (canonical k-mers and logistic regression), markov (likelihoods), composition (GC and N counts "
+        "only) or none. Repeatable.",
+        show_default="all three",
+    ),
 ]
 
+# Clips.
+LabelPatternOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX",
+        help="Its first group is the label in a file's name: '^([0-9])_'.",
+        show_default="the name of the clip's folder",
+    ),
+]
+ValidPatternOption = Annotated[
+    str | None, typer.Option(metavar="PATTERN", help="Clips for validation: '*_1[0-4].wav'.")
+]
+TestPatternOption = Annotated[
+    str | None,
+    typer.Option("--test", "--test-pattern", metavar="PATTERN", help="Clips to test on only: '*_[5-9].wav'."),
+]
+WordsOption = Annotated[
+    str | None, typer.Option(metavar="WORD[,WORD...]", help="Only clips of these labels.", show_default="all")
+]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Report files that cannot be read, and continue.")]
 
-class Commands(TyperGroup):
-    """The commands, ending quietly when whoever reads their output has gone, and in one line on Ctrl-C."""
+# Downloads.
+FetchOutputOption = Annotated[
+    Path | None, typer.Option("--output", metavar="DIR", help="Folder for the data.", show_default="the set's name")
+]
+MirrorOption = Annotated[
+    list[str] | None,
+    typer.Option("--mirror", metavar="URL", help="A folder with the same files, tried first. Repeatable."),
+]
+ListOption = Annotated[bool, typer.Option("--list", help="Only list what would be fetched, and from where.")]
+KeepArchivesOption = Annotated[
+    bool, typer.Option("--keep-archives", help="Keep downloaded archives after unpacking them.")
+]
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Python would flush standard output once more at the end and complain about the closed pipe.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
-        except KeyboardInterrupt:
-            print(f"{ctx.info_name}: interrupted", file=sys.stderr)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        return result
-
-
-def command_group(name: str, help_text: str) -> typer.Typer:
-    """A program with the habits of this project, or a part of one.
-
-    Args:
-        name: of the program. A part has the name "" where its commands stand among the program's own once it is added
-            with `add_typer`, and else the name that stands before its commands.
-        help_text: what it is for.
-    """
-    return typer.Typer(
-        name=name,
-        cls=Commands,
-        help=help_text,
-        epilog=EXIT_CODES,
-        no_args_is_help=False,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="markdown",
-        context_settings=CONTEXT_SETTINGS,
-    )
-
-
-def version_option(program: str) -> Any:
-    """The option `--version` of a program."""
-
-    def print_version(wanted: bool) -> None:
-        if not wanted:
-            return
-        try:
-            print(f"{program} {version('genomamba')}")
-        except PackageNotFoundError:
-            print(f"{program}, not installed and therefore of unknown version")
-        raise typer.Exit
-
-    return typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and leave.")
-
-
-def run_program(application: Callable[..., Any], program: str, arguments: Sequence[str] | None) -> int:
-    """Run a command line; returns the exit code.
-
-    Args:
-        application: the program's commands.
-        program: its name, which begins its messages.
-        arguments: without the program's name; `None` takes those of the process.
-    """
-    try:
-        application(args=None if arguments is None else list(arguments), prog_name=program)
-    except ValueError as error:
-        from mambacore.errors import InputError  # noqa: PLC0415
-
-        if not isinstance(error, InputError):
-            raise
-        sentence = " ".join(str(error).split())
-        print(f"{program}: error: {sentence}", file=sys.stderr)
-        return EXIT_INPUT_ERROR
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 0
-    return 0
+# Local pages.
+HostOption = Annotated[
+    str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on; 127.0.0.1 is this machine only.")
+]
+PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes any free one.")]
+LargestUploadOption = Annotated[
+    float, typer.Option("--largest-upload", metavar="MB", help="Refuse larger files, in megabytes.")
+]
 
 
 def input_error(sentence: str) -> ValueError:
@@ -148,23 +148,44 @@ def input_error(sentence: str) -> ValueError:
 
 
 def entries(text: str, option: str) -> list[str]:
-    """The entries of an option's value, separated by commas."""
+    """The comma-separated entries of an option's value."""
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise input_error(f"{option} '{text}' has an empty entry: separate entries by single commas.")
     return parts
 
 
-def whole_number(text: str, option: str, unit: str = "bases") -> int:
-    """A number in an option's value."""
+def names(values: Sequence[str] | None, option: str) -> list[str]:
+    """The distinct names of a repeatable option whose values are comma-separated."""
+    return list(dict.fromkeys(name for value in values or () for name in entries(value, option)))
+
+
+def integer(text: str, option: str, unit: str = "bases") -> int:
+    """An integer in an option's value."""
     try:
         return int(text)
     except ValueError:
-        raise input_error(f"{option} has '{text}', which is no whole number: write numbers of {unit}.") from None
+        raise input_error(f"{option} has '{text}', which is not an integer: write numbers of {unit}.") from None
 
 
-def genome_specifications(options: Sequence[str]) -> "list[GenomeSpecification]":
-    """What `--genome` options say."""
+def genome_specifications(options: Sequence[str] | None) -> "list[GenomeSpecification]":
+    """The classes and files of `--genome` options."""
     from genomamba.data.genomes import parse_genome_option  # noqa: PLC0415
 
-    return [parse_genome_option(option) for option in options]
+    return [parse_genome_option(option) for option in options or ()]
+
+
+def baseline_names(chosen: Sequence[str] | None) -> list[str]:
+    """The baselines of `--baseline` options: all without one, and none for `none`."""
+    from genomamba.baselines import BASELINE_NAMES  # noqa: PLC0415
+
+    distinct = list(dict.fromkeys(chosen or BASELINE_NAMES))
+    if "none" in distinct and len(distinct) > 1:
+        raise input_error("--baseline none is given beside other baselines: leave one of them out.")
+    return [name for name in distinct if name != "none"]
+
+
+def check_largest_upload(megabytes: float) -> None:
+    """Refuse an upload limit that is not positive."""
+    if not megabytes > 0:
+        raise input_error(f"--largest-upload is {megabytes}: give megabytes greater than 0.")

@@ -5,12 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import EXIT_CODES, command_group
 
-application = command_group("", "The page of a training run.")
-
-
-@application.command(epilog=EXIT_CODES)
 def report(
     run: Annotated[Path, typer.Argument(metavar="DIR", help="The --output folder of a training command.")],
     material: Annotated[

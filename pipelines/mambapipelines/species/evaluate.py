@@ -40,7 +40,6 @@ from mambapipelines.species.evaluation_sequences import (
 )
 
 MODEL_NAME: Final = "genomamba"
-NO_BASELINE: Final = "none"
 DEFAULT_LENGTHS_BP: Final = (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576)
 DEFAULT_WINDOWS_PER_CLASS: Final = 200
 WINDOWS_PER_INDEPENDENT_WINDOW: Final = 4
@@ -336,7 +335,7 @@ def _check_options(options: EvaluationOptions) -> None:
         raise InputError(f"--seed is {options.seed}: give 0 or more.")
     for name in options.baselines:
         if name not in BASELINE_NAMES:
-            raise InputError(f"there is no baseline '{name}': give {', '.join(BASELINE_NAMES)} or {NO_BASELINE}.")
+            raise InputError(f"there is no baseline '{name}': give {', '.join(BASELINE_NAMES)} or none.")
     if options.output is not None and not _is_folder(options.output):
         check_writable_place(options.output, "--output")
     if options.output is not None and _is_folder(options.output) and options.output.is_file():

@@ -134,7 +134,7 @@ def test_a_fix_that_leaves_nothing_writes_nothing(folder: Path, capsys: pytest.C
     [
         ((), {"test": "3"}, "no contig '3' (--test): did you mean 'chr3'"),
         ((), {"test": "chr2"}, "is given to --valid and to --test"),
-        ((), {"test": "chr3,,chr1"}, "has an empty name"),
+        ((), {"test": "chr3,,chr1"}, "has an empty entry"),
         ((), {"test": "chrM"}, "no contig of 500 bp is left for test"),
         (("--max-unknown", "2"), {}, "--max-unknown is 2.0"),
         (("--exclude", "chr1"), {}, "left for train"),

@@ -1,4 +1,4 @@
-"""The commands `audiomamba train-classifier` and `audiomamba evaluate`: how good generated clips are."""
+"""The command `audiomamba evaluate`: likelihoods of test clips, and generated clips beside real ones."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,97 +6,17 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
-    EXIT_CODES,
-    MinutesOption,
-    ResumeOption,
-    RunFolderOption,
+    LabelPatternOption,
     SeedOption,
-    SetOption,
-    StepsOption,
+    SkipBadOption,
+    TestPatternOption,
     ThreadsOption,
-    command_group,
+    ValidPatternOption,
+    WordsOption,
     entries,
 )
 
-application = command_group("", "How good generated clips are.")
 
-LabelPatternOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="REGEX", help="Its first group is the label in a file's name: '^([0-9])_'.", show_default="the folder"
-    ),
-]
-ValidOption = Annotated[str | None, typer.Option(metavar="PATTERN", help="Clips for validation: '*_1[0-4].wav'.")]
-TestOption = Annotated[
-    str | None,
-    typer.Option("--test", "--test-pattern", metavar="PATTERN", help="Clips to test on only: '*_[5-9].wav'."),
-]
-WordsOption = Annotated[
-    str | None, typer.Option(metavar="WORD[,WORD...]", help="Only clips of these labels.", show_default="all")
-]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Name files that cannot be read, and go on.")]
-
-
-@application.command(name="train-classifier", epilog=EXIT_CODES)
-def train_classifier(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of labelled clips.")],
-    output: RunFolderOption,
-    size: Annotated[
-        str,
-        typer.Option("--size", metavar="NAME|FILE", help="small, paper (ResNeXt-29 8x64d), tiny, or a recipe file."),
-    ] = "small",
-    sample_rate: Annotated[int, typer.Option(metavar="HZ", help="What clips are resampled to.")] = 16_000,
-    clip_seconds: Annotated[float, typer.Option(metavar="S", help="What clips are cut or padded to.")] = 1.0,
-    label_pattern: LabelPatternOption = None,
-    valid: ValidOption = None,
-    test: TestOption = None,
-    words: WordsOption = None,
-    skip_bad: SkipBadOption = False,
-    minutes: MinutesOption = None,
-    steps: StepsOption = None,
-    changes: SetOption = None,
-    seed: SeedOption = 0,
-    resume: ResumeOption = False,
-    threads: ThreadsOption = None,
-) -> None:
-    """Train the classifier whose opinions score generated clips (`audiomamba evaluate`).
-
-    Labels are the names of the folders that clips lie in, or part of their own names. The lists of Speech Commands in
-    DATA say which clips are for validation and for the test, or --valid and --test do. A run that was interrupted
-    goes on with --resume to the same numbers.
-
-    **Examples**
-
-    `audiomamba train-classifier speech_commands_v0.02 --words zero,one,two,three --output classifier`
-
-    `audiomamba train-classifier digits --label-pattern '^([0-9])_' --valid '*_1[0-4].wav' --test '*_[5-9].wav'
-    --sample-rate 8000 --output classifier`
-    """
-    from mambapipelines.waveforms.train_classifier import ClassifierTrainingOptions, train_clip_classifier  # noqa: PLC0415
-
-    train_clip_classifier(
-        ClassifierTrainingOptions(
-            data=data,
-            output=output,
-            recipe=size,
-            changes=changes or (),
-            sample_rate_hz=sample_rate,
-            clip_seconds=clip_seconds,
-            label_pattern=label_pattern,
-            valid=valid,
-            test=test,
-            words=None if words is None else entries(words, "--words"),
-            skip_bad=skip_bad,
-            minutes=minutes,
-            steps=steps,
-            seed=seed,
-            resume=resume,
-            threads=threads,
-        )
-    )
-
-
-@application.command(epilog=EXIT_CODES)
 def evaluate(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Real clips, split as the models' were.")],
     models: Annotated[
@@ -117,8 +37,8 @@ def evaluate(
         int | None, typer.Option(metavar="N", help="Generate so many clips with each MODEL without --clips.")
     ] = None,
     label_pattern: LabelPatternOption = None,
-    valid: ValidOption = None,
-    test: TestOption = None,
+    valid: ValidPatternOption = None,
+    test: TestPatternOption = None,
     words: WordsOption = None,
     skip_bad: SkipBadOption = False,
     inception_over_all: Annotated[

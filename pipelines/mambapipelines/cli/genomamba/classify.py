@@ -1,21 +1,13 @@
-"""The command `genomamba classify`: which species is each record from?"""
+"""The command `genomamba classify`: the species of each record."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import (
-    EXIT_CODES,
-    ModelArgument,
-    ThreadsOption,
-    command_group,
-)
-
-application = command_group("", "Which species is each record from?")
+from mambapipelines.cli.options import ModelArgument, ThreadsOption
 
 
-@application.command(epilog=EXIT_CODES)
 def classify(
     model: ModelArgument,
     fasta: Annotated[

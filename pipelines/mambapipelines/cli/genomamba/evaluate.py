@@ -1,4 +1,4 @@
-"""The command `genomamba evaluate`: accuracy by length on sequences that training held out."""
+"""The command `genomamba evaluate`: accuracy by length on held-out sequences."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,22 +6,18 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
-    EXIT_CODES,
+    BaselineOption,
     GenomeOption,
     ModelArgument,
     SeedOption,
     ThreadsOption,
-    command_group,
+    baseline_names,
     entries,
     genome_specifications,
-    input_error,
-    whole_number,
+    integer,
 )
 
-application = command_group("", "How well does a model do on sequences it has not seen?")
 
-
-@application.command(epilog=EXIT_CODES)
 def evaluate(
     model: ModelArgument,
     genome: GenomeOption,
@@ -29,15 +25,7 @@ def evaluate(
         str, typer.Option(metavar="BP[,BP...]", help="Window lengths.")
     ] = "1024,4096,16384,65536,262144,1048576",
     per_class: Annotated[int, typer.Option(help="Windows of each class and length, if there are so many.")] = 200,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="kmer (canonical k-mers and logistic regression), markov (likelihoods), composition (a control that "
-            "sees only GC and N counts) or none; may be repeated.",
-            show_default="all three",
-        ),
-    ] = None,
+    baseline: BaselineOption = None,
     training_genome: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,23 +71,18 @@ def evaluate(
 
     `genomamba evaluate model --genome cow=cow.fa.gz --genome dog=dog.fa --outsider hen=hen.fa --output evaluation`
     """
-    from genomamba.baselines import BASELINE_NAMES  # noqa: PLC0415
     from mambapipelines.species.evaluate import (  # noqa: PLC0415
-        NO_BASELINE,
         EvaluationOptions,
         evaluate_species_classifier,
     )
 
-    names = list(dict.fromkeys(baseline)) if baseline else list(BASELINE_NAMES)
-    if NO_BASELINE in names and len(names) > 1:
-        raise input_error("--baseline none is given beside other baselines: leave one of them out.")
     evaluate_species_classifier(
         EvaluationOptions(
             model_folder=model,
             genomes=genome_specifications(genome),
-            lengths=[whole_number(length, "--lengths") for length in entries(lengths, "--lengths")],
+            lengths=[integer(length, "--lengths") for length in entries(lengths, "--lengths")],
             per_class=per_class,
-            baselines=[name for name in names if name != NO_BASELINE],
+            baselines=baseline_names(baseline),
             training_genomes=genome_specifications(training_genome or []),
             output=output,
             plot=plot,

@@ -1,14 +1,15 @@
-"""The commands `genomamba finetune` and `genomamba predict`: a model for the labels of a table, and its use."""
+"""The command `genomamba finetune`: a model for the labels of a table of sequences."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mambapipelines.cli.options import (
-    EXIT_CODES,
+    IntervalReferenceOption,
     MinutesOption,
+    PretrainedOption,
     PrintRecipeOption,
+    RecordsOption,
     ResumeOption,
     RunFolderOption,
     SeedOption,
@@ -16,36 +17,17 @@ from mambapipelines.cli.options import (
     StepsOption,
     StrategyOption,
     ThreadsOption,
-    command_group,
     entries,
 )
 
-application = command_group("", "Fine-tune a model on a table of sequences, and let it predict.")
 
-FastaOption = Annotated[
-    str | None, typer.Option(metavar="FASTA", help="Where the records named in the table's column `record` are.")
-]
-ReferenceOption = Annotated[
-    str | None, typer.Option(metavar="FASTA", help="Where the table's intervals chrom, start, end (0-based) lie.")
-]
-
-
-@application.command(epilog=EXIT_CODES)
 def finetune(
     table: Annotated[
         str,
         typer.Option(metavar="FILE|DIR", help="TSV or CSV with a header, plain or gzipped; or train|test/CLASS/*.txt."),
     ],
     output: RunFolderOption,
-    start_from: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="MODEL",
-            help="A pretrained language model: a folder or hf://owner/name@revision.",
-            show_default="from scratch",
-        ),
-    ] = None,
+    start_from: PretrainedOption = None,
     label: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME[,NAME...]", help="Columns of labels.", show_default="all without another meaning"),
@@ -57,8 +39,8 @@ def finetune(
             help="classes (one column), labels (columns of 0 and 1), numbers, or auto: by what the columns hold.",
         ),
     ] = "auto",
-    fasta: FastaOption = None,
-    reference: ReferenceOption = None,
+    fasta: RecordsOption = None,
+    reference: IntervalReferenceOption = None,
     pooling: Annotated[str, typer.Option(metavar="mean|last", help="What the head reads of the positions.")] = "mean",
     both_strands: Annotated[
         bool,
@@ -133,44 +115,3 @@ def finetune(
     metrics = output / METRICS_TABLE_NAME
     if metrics.is_file():
         print(metrics.read_text(encoding="utf-8"), end="")
-
-
-@application.command(epilog=EXIT_CODES)
-def predict(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="Folder written by `genomamba finetune`, or hf://owner/name@revision."),
-    ],
-    sources: Annotated[
-        list[str], typer.Argument(metavar="FASTA|TABLE...", help="Sequences, plain or gzipped; - is standard input.")
-    ],
-    fasta: FastaOption = None,
-    reference: ReferenceOption = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the table goes.", show_default="standard output")
-    ] = None,
-    threads: ThreadsOption = None,
-) -> None:
-    """Say what a fine-tuned model says of each sequence.
-
-    The table has one row for each record in the order of the input: record, length, and for classes call, probability
-    and p_CLASS for each; for labels p_COLUMN for each; for numbers their columns. A record without bases has NA.
-
-    **Examples**
-
-    `genomamba predict enhancer-model candidates.fa.gz > predictions.tsv`
-
-    `genomamba predict signal-model peaks.tsv --reference hg38.fa --output predictions.tsv`
-    """
-    from mambapipelines.finetuning.predict import PredictionOptions, predict_files  # noqa: PLC0415
-
-    predict_files(
-        PredictionOptions(
-            model_folder=model,
-            sources=sources,
-            fasta=fasta,
-            reference=reference,
-            output=output,
-            threads=threads,
-        )
-    )

@@ -1,21 +1,18 @@
 """The commands `genomamba intervals`: audit the splits of a genome for shared bases, repair them, make new ones."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
-from mambapipelines.cli.options import CONTEXT_SETTINGS, EXIT_CODES, input_error
+from mambapipelines.cli.options import input_error, names
+from mambapipelines.cli.program import EXIT_CODES, command_group
 
-application = typer.Typer(
-    name="intervals",
-    help="Intervals of a genome to train, validate and test on: find bases that splits share, repair, make new ones.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    context_settings=CONTEXT_SETTINGS,
+application = command_group(
+    "intervals",
+    "Audit splits of a genome for shared bases, repair them, or make new ones, to train, validate and test on.",
+    no_arguments_is_help=True,
 )
 
 ReferenceOption = Annotated[
@@ -130,9 +127,9 @@ def make(
         raise input_error(f"--max-unknown is {max_unknown}: use a share from 0 to 1.")
     if output is not None:
         check_writable_place(output, "--output")
-    excluded = _names(exclude or [], "--exclude")
+    excluded = names(exclude or [], "--exclude")
     with Reference(reference) as genome:
-        rows = list(tile_contigs(genome.lengths, length, _names(valid, "--valid"), _names(test, "--test"), excluded))
+        rows = list(tile_contigs(genome.lengths, length, names(valid, "--valid"), names(test, "--test"), excluded))
         kept = [
             row
             for row in rows
@@ -161,10 +158,3 @@ def make(
 def _unknown_share(letters: bytes) -> float:
     known = sum(letters.count(base) for base in (b"A", b"C", b"G", b"T", b"U", b"a", b"c", b"g", b"t", b"u"))
     return 1 - known / len(letters)
-
-
-def _names(options: Sequence[str], option: str) -> list[str]:
-    names = [name.strip() for value in options for name in value.split(",")]
-    if not all(names):
-        raise input_error(f"{option} has an empty name: separate names by single commas.")
-    return names

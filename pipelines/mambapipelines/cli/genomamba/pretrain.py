@@ -1,13 +1,13 @@
-"""The commands `genomamba pretrain` and `genomamba perplexity`: language models of DNA, and how good they are."""
+"""The command `genomamba pretrain`: a language model of one or several genomes."""
 
-from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from mambapipelines.cli.options import (
-    EXIT_CODES,
     ContextRanksOption,
+    GenomesOption,
+    IntervalsOption,
     MinutesOption,
     PrintRecipeOption,
     ResumeOption,
@@ -16,42 +16,21 @@ from mambapipelines.cli.options import (
     SetOption,
     StepsOption,
     StrategyOption,
+    TestChromosomesOption,
     ThreadsOption,
-    command_group,
-    entries,
+    ValidChromosomesOption,
     input_error,
-    whole_number,
+    names,
 )
 
-application = command_group("", "Language models of DNA: pretrain them, measure their perplexity.")
 
-ReferenceOption = Annotated[
-    list[str],
-    typer.Option(
-        "--reference", metavar="FASTA", help="A genome, plain or compressed with bgzip; indexed once. Repeatable."
-    ),
-]
-IntervalsOption = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="Rows of chromosome, start, end, split, no header; - is stdin."),
-]
-ValidOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="CHR[,CHR...]", help="Without --intervals: chromosomes, of every reference, to validate on."),
-]
-TestOption = Annotated[
-    list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Chromosomes to leave for the test.")
-]
-
-
-@application.command(epilog=EXIT_CODES)
 def pretrain(
-    reference: ReferenceOption,
+    reference: GenomesOption,
     length: Annotated[int, typer.Option(metavar="BP", help="Length of a training window in bases.")],
     output: RunFolderOption,
     intervals: IntervalsOption = None,
-    valid_chromosomes: ValidOption = None,
-    test_chromosomes: TestOption = None,
+    valid_chromosomes: ValidChromosomesOption = None,
+    test_chromosomes: TestChromosomesOption = None,
     exclude_chromosomes: Annotated[
         list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Chromosomes not to use at all.")
     ] = None,
@@ -135,9 +114,9 @@ def pretrain(
             length=length,
             output=output,
             intervals=intervals,
-            valid_chromosomes=_names(valid_chromosomes, "--valid-chromosomes"),
-            test_chromosomes=_names(test_chromosomes, "--test-chromosomes"),
-            exclude_chromosomes=_names(exclude_chromosomes, "--exclude-chromosomes"),
+            valid_chromosomes=names(valid_chromosomes, "--valid-chromosomes"),
+            test_chromosomes=names(test_chromosomes, "--test-chromosomes"),
+            exclude_chromosomes=names(exclude_chromosomes, "--exclude-chromosomes"),
             minutes=minutes,
             steps=steps,
             recipe=recipe,
@@ -149,74 +128,3 @@ def pretrain(
             context_ranks=context_ranks,
         )
     )
-
-
-@application.command(epilog=EXIT_CODES)
-def perplexity(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder of a language model, or hf://owner/name@revision.")
-    ],
-    reference: ReferenceOption,
-    lengths: Annotated[
-        str, typer.Option(metavar="BP[,BP...]", help="Window lengths: how much a base is foretold from.")
-    ] = "1024,8192,65536",
-    intervals: IntervalsOption = None,
-    rule: Annotated[
-        str | None, typer.Option(metavar="NAME", help="How rows become windows.", show_default="the model's")
-    ] = None,
-    valid_chromosomes: ValidOption = None,
-    test_chromosomes: TestOption = None,
-    exclude_chromosomes: Annotated[
-        list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Chromosomes not to use at all.")
-    ] = None,
-    split: Annotated[str, typer.Option(metavar="train|valid|test", help="What is measured on.")] = "test",
-    bases: Annotated[
-        int, typer.Option(metavar="BP", help="At most so many of each length, spread over the split.")
-    ] = 4_000_000,
-    markov: Annotated[bool, typer.Option("--markov/--no-markov", help="Markov models beside the model.")] = True,
-    markov_order: Annotated[int, typer.Option(metavar="K", help="Order of the longest, up to 12.")] = 12,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE.tsv", help="Where the table goes.", show_default="standard output")
-    ] = None,
-    threads: ThreadsOption = None,
-) -> None:
-    """Measure the perplexity per base of a language model, beside Markov models of all orders.
-
-    Markov models are trained on all training bases of the references, on both strands; how strongly their orders are
-    interpolated, and which order is called the best, is chosen on the validation split. All are scored on the same
-    bases: A, C, G and T of each window after its first. Intervals are at 95 %, over blocks of up to 65,536 bp;
-    `ratio` is a scorer's perplexity divided by the model's. Splits are those of the model's training unless they are
-    given.
-
-    **Examples**
-
-    `genomamba perplexity yeast-model --reference S288C.fa --reference CBS432.fa --lengths 1024,8192,65536`
-
-    `genomamba perplexity caduceus --reference hg38.fa --intervals human-sequences.bed --lengths 1024 --no-markov`
-    """
-    from genomamba.data.intervals import SPLITS, Split  # noqa: PLC0415
-    from mambapipelines.language.evaluate import PerplexityOptions, measure_perplexity  # noqa: PLC0415
-
-    if split not in SPLITS:
-        raise input_error(f"--split is '{split}': use train, valid or test.")
-    measure_perplexity(
-        PerplexityOptions(
-            model=model,
-            references=reference,
-            lengths=[whole_number(length, "--lengths") for length in entries(lengths, "--lengths")],
-            intervals=intervals,
-            rule=rule,
-            valid_chromosomes=_names(valid_chromosomes, "--valid-chromosomes"),
-            test_chromosomes=_names(test_chromosomes, "--test-chromosomes"),
-            exclude_chromosomes=_names(exclude_chromosomes, "--exclude-chromosomes"),
-            split=cast(Split, split),
-            bases=bases,
-            markov_order=markov_order if markov else None,
-            output=output,
-            threads=threads,
-        )
-    )
-
-
-def _names(options: list[str] | None, option: str) -> list[str]:
-    return list(dict.fromkeys(name for value in options or () for name in entries(value, option)))

@@ -1,16 +1,13 @@
-"""The command `genomamba score-variants`: what a language model of DNA says of the variants of a VCF file."""
+"""The command `genomamba score-variants`: the variants of a VCF file."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import EXIT_CODES, ThreadsOption, command_group
-
-application = command_group("", "What a language model of DNA says of variants.")
+from mambapipelines.cli.options import ThreadsOption
 
 
-@application.command(name="score-variants", epilog=EXIT_CODES)
 def score_variants(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Folder of a language model, or hf://owner/name@revision.")

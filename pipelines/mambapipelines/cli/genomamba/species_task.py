@@ -6,23 +6,20 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
-    EXIT_CODES,
+    BaselineOption,
+    PretrainedOption,
     PrintRecipeOption,
     ResumeOption,
     RunFolderOption,
     SeedOption,
     SetOption,
     ThreadsOption,
-    command_group,
+    baseline_names,
     entries,
-    input_error,
-    whole_number,
+    integer,
 )
 
-application = command_group("", "The published species tasks.")
 
-
-@application.command(name="species-task", epilog=EXIT_CODES)
 def species_task(
     task: Annotated[str, typer.Argument(metavar="TASK", help="great-apes or hyena-species.")],
     data: Annotated[
@@ -30,15 +27,7 @@ def species_task(
     ],
     length: Annotated[int, typer.Option(metavar="BP", help="Length of a training window in bases.")],
     output: RunFolderOption,
-    start_from: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="MODEL",
-            help="A pretrained language model: a folder or hf://owner/name@revision.",
-            show_default="from scratch",
-        ),
-    ] = None,
+    start_from: PretrainedOption = None,
     scale: Annotated[
         float, typer.Option(metavar="SHARE", help="Take this share of the published steps; the table's note says so.")
     ] = 1.0,
@@ -51,15 +40,7 @@ def species_task(
     per_class: Annotated[
         int, typer.Option(help="Test windows of each species and length, if there are so many.")
     ] = 200,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="kmer (canonical k-mers and logistic regression), markov (likelihoods), composition (GC and N counts "
-            "only) or none; may be repeated.",
-            show_default="all three",
-        ),
-    ] = None,
+    baseline: BaselineOption = None,
     recipe: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Name or YAML file.", show_default="the task's")
     ] = None,
@@ -90,13 +71,8 @@ def species_task(
         name = recipe or species_protocol(task).name
         print(recipe_text(load_task_recipe(SpeciesProtocolRecipe, name, changes or ())), end="")
         return
-    from genomamba.baselines import BASELINE_NAMES  # noqa: PLC0415
     from mambapipelines.protocols.train import SpeciesProtocolOptions, run_species_task  # noqa: PLC0415
-    from mambapipelines.species.evaluate import NO_BASELINE  # noqa: PLC0415
 
-    names = list(dict.fromkeys(baseline)) if baseline else list(BASELINE_NAMES)
-    if NO_BASELINE in names and len(names) > 1:
-        raise input_error("--baseline none is given beside other baselines: leave one of them out.")
     text = run_species_task(
         SpeciesProtocolOptions(
             task=task,
@@ -105,9 +81,9 @@ def species_task(
             output=output,
             start_from=start_from,
             scale=scale,
-            lengths=[whole_number(part, "--lengths") for part in entries(lengths, "--lengths")] if lengths else (),
+            lengths=[integer(part, "--lengths") for part in entries(lengths, "--lengths")] if lengths else (),
             per_class=per_class,
-            baselines=[name for name in names if name != NO_BASELINE],
+            baselines=baseline_names(baseline),
             recipe=recipe,
             changes=changes or (),
             seed=seed,

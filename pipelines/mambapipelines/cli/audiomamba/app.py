@@ -1,0 +1,44 @@
+"""The command `audiomamba app`: a local page to generate clips with."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambapipelines.cli.options import (
+    HostOption,
+    LargestUploadOption,
+    PortOption,
+    ThreadsOption,
+    check_largest_upload,
+    input_error,
+)
+
+
+def app(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Folder written by `audiomamba train`, or hf://owner/name@revision.")
+    ],
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 7860,
+    largest_upload: LargestUploadOption = 64.0,
+    longest_seconds: Annotated[float, typer.Option(help="Longer clips are refused.")] = 30.0,
+    threads: ThreadsOption = None,
+) -> None:
+    """Open a page on this machine: draw clips, go on with an uploaded one, see and hear them.
+
+    The page is served until Ctrl-C. It needs the extra `app`: pip install 'genomamba[app]'.
+
+    **Examples**
+
+    `audiomamba app digits`
+
+    `audiomamba app digits --port 8000 --longest-seconds 5`
+    """
+    from mambapipelines.apps import clips as page  # noqa: PLC0415
+    from mambapipelines.apps.server import serve  # noqa: PLC0415
+
+    check_largest_upload(largest_upload)
+    if not longest_seconds > 0:
+        raise input_error(f"--longest-seconds is {longest_seconds}: give seconds greater than 0.")
+    serve(page.clip_app(model, longest_seconds, threads), host, port, largest_upload)

@@ -1,0 +1,50 @@
+"""What the commands `genomamba fetch` and `audiomamba fetch` share."""
+
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mambapipelines.cli.options import input_error
+
+if TYPE_CHECKING:
+    from mambapipelines.datasets.fetch import DataSet
+
+
+def run_fetch(
+    known: "Mapping[str, DataSet]",
+    name: str,
+    output: Path | None,
+    parts: Sequence[str],
+    mirrors: Sequence[str],
+    listed: bool,
+    keep_archives: bool,
+) -> None:
+    """Fetch a data set, or list its files; rows go to standard output.
+
+    Args:
+        known: name -> data set, those of the program.
+        name: which one.
+        output: folder for the data; `None` is one of the set's name.
+        parts: parts of the set; all of it where there are none.
+        mirrors: addresses of folders with the same files, tried first.
+        listed: only list the files and their addresses.
+        keep_archives: keep downloaded archives after unpacking them.
+
+    Raises:
+        InputError: there is no such set or part, or a file cannot be fetched.
+    """
+    from mambapipelines.datasets.fetch import checksum_row, fetch, listing  # noqa: PLC0415
+
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}."
+        raise input_error(f"there is no data set '{name}': {hint}")
+    if listed:
+        rows = list(listing(known[name], parts))
+    else:
+        results = fetch(known[name], output or Path(name), parts=parts, mirrors=mirrors, keep_archives=keep_archives)
+        rows = [["path", "bytes", "checksum"], *map(checksum_row, results)]
+    for row in rows:
+        sys.stdout.write("\t".join(row) + "\n")

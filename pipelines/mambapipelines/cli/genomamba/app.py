@@ -1,0 +1,35 @@
+"""The command `genomamba app`: a local page to classify with."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambapipelines.cli.options import HostOption, LargestUploadOption, PortOption, ThreadsOption, check_largest_upload
+
+
+def app(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Folder written by `genomamba train`, or hf://owner/name@revision.")
+    ],
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 7860,
+    largest_upload: LargestUploadOption = 64.0,
+    most_bases: Annotated[int, typer.Option(metavar="BP", min=1, help="Longer inputs are refused.")] = 20_000_000,
+    threads: ThreadsOption = None,
+) -> None:
+    """Open a page on this machine: paste or upload FASTA, see the calls and which class speaks where along a record.
+
+    The page is served until Ctrl-C. It needs the extra `app`: pip install 'genomamba[app]'.
+
+    **Examples**
+
+    `genomamba app yeasts`
+
+    `genomamba app hf://me/yeasts@main --port 8000 --largest-upload 10`
+    """
+    from mambapipelines.apps.server import serve  # noqa: PLC0415
+    from mambapipelines.apps.species import species_page  # noqa: PLC0415
+
+    check_largest_upload(largest_upload)
+    serve(species_page(model, most_bases, threads), host, port, largest_upload)

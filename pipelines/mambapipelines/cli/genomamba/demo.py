@@ -1,0 +1,34 @@
+"""The command `genomamba demo`: everything on simulated genomes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambapipelines.cli.options import SeedOption, SetOption, ThreadsOption
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for everything; an earlier demo there is replaced.")
+    ] = Path("genomamba-demo"),
+    minutes: Annotated[float, typer.Option(help="Time for training, at most.")] = 3.0,
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="tiny, demo, small, or a YAML file.")] = "demo",
+    changes: SetOption = None,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+) -> None:
+    """Show everything on simulated genomes of five species; no data needed.
+
+    Simulates a clade, trains a model on it, measures accuracy by length beside the baselines and the best accuracy
+    that is possible, classifies contigs and writes report.html.
+
+    **Example**
+
+    `genomamba demo --output my-demo`
+    """
+    from mambapipelines.species.demo import DemoOptions, run_demo  # noqa: PLC0415
+
+    run_demo(
+        DemoOptions(output=output, minutes=minutes, recipe=recipe, changes=changes or (), seed=seed, threads=threads)
+    )

@@ -1,0 +1,39 @@
+"""The command `genomamba fetch`: public genomes, resumed and checked."""
+
+from typing import Annotated
+
+import typer
+
+from mambapipelines.cli.options import FetchOutputOption, KeepArchivesOption, ListOption, MirrorOption
+
+
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="SET", help="great-apes, hyena-species or hg38.")],
+    output: FetchOutputOption = None,
+    species: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this part of the set (--list shows them all); may be repeated."),
+    ] = None,
+    mirror: MirrorOption = None,
+    listed: ListOption = False,
+    keep_archives: KeepArchivesOption = False,
+) -> None:
+    """Fetch public genomes: the assemblies of a published species task, or the human genome to pretrain on.
+
+    A download that was cut goes on where it ended when the same command is run again. Files are checked against the
+    checksums of the archives and appear under their names only when they are whole. What is there already is checked
+    and not fetched again. A row for each file goes to standard output: path, bytes, checksum.
+
+    **Examples**
+
+    `genomamba fetch great-apes --list`
+
+    `genomamba fetch great-apes --species human --species bonobo --output apes`
+
+    `genomamba fetch hg38 --output hg38`
+    """
+
+    from mambapipelines.cli.fetching import run_fetch  # noqa: PLC0415
+    from mambapipelines.datasets.fetch import DNA_SETS  # noqa: PLC0415
+
+    run_fetch(DNA_SETS, name, output, species or [], mirror or [], listed, keep_archives)

@@ -1,0 +1,40 @@
+"""The command `genomamba share`: put a model on the Hugging Face Hub."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mambapipelines.cli.options import ModelArgument
+
+
+def share(
+    model: ModelArgument,
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Where the model goes on the Hugging Face Hub.")
+    ],
+    push: Annotated[bool, typer.Option("--push", help="Upload; without it, only say what would be uploaded.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository that is made can be seen by everybody.")
+    ] = False,
+) -> None:
+    """Put a model on the Hugging Face Hub, where any MODEL argument finds it as hf://OWNER/NAME.
+
+    **Examples**
+
+    `genomamba share model me/yeasts`
+
+    `genomamba share model me/yeasts --push`
+
+    `genomamba classify hf://me/yeasts@main contigs.fa`
+    """
+    from genomamba.models.species_classifier import load_classifier  # noqa: PLC0415
+    from mambacore.hub import MODEL_FILES, push_model_folder  # noqa: PLC0415
+
+    load_classifier(model)
+    if push:
+        print(push_model_folder(model, repository, private=not public))
+        return
+    for name in MODEL_FILES:
+        print(f"{model / name}\t{(model / name).stat().st_size} bytes\thf://{repository}/{name}")
+    print("nothing was uploaded: add --push", file=sys.stderr)

@@ -1,0 +1,60 @@
+"""The command `genomamba track`: the log-likelihood of every base of a genome."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambapipelines.cli.options import LanguageModelArgument, ThreadsOption
+
+
+def track(
+    model: LanguageModelArgument,
+    reference: Annotated[str, typer.Option(metavar="FASTA", help="The genome, plain or compressed with bgzip.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="bigWig when it ends in .bw, else bedGraph.",
+            show_default="bedGraph to standard output",
+        ),
+    ] = None,
+    region: Annotated[
+        list[str] | None, typer.Option(metavar="CHR[:START-END]", help="Where, 1-based, end included. Repeatable.")
+    ] = None,
+    bed: Annotated[str | None, typer.Option(metavar="FILE", help="Where, as BED; what overlaps is read once.")] = None,
+    both_strands: Annotated[
+        bool, typer.Option("--both-strands/--one-strand", help="Average both strands, or read the given one only.")
+    ] = True,
+    context: Annotated[
+        int, typer.Option(min=0, metavar="BP", help="Causal models: bases read in front of a region, not scored.")
+    ] = 4096,
+    window: Annotated[int, typer.Option(metavar="BP", help="Masked models: bases seen around each.")] = 1024,
+    threads: ThreadsOption = None,
+) -> None:
+    """Write the log-likelihood (natural) of every base of a genome, or of regions of it.
+
+    Bases that are not A, C, G or T have no value. A table of the perplexity of each contig goes to standard error; a
+    model that knows nothing has 4. Memory does not grow with the length of a contig.
+
+    **Examples**
+
+    `genomamba track model --reference genome.fa --output genome.bw`
+
+    `genomamba track model --reference genome.fa --region chr20:1,000,001-1,100,000 > piece.bedgraph`
+    """
+    from mambapipelines.language.track import TrackOptions, run_track  # noqa: PLC0415
+
+    run_track(
+        TrackOptions(
+            model=model,
+            reference=reference,
+            output=output,
+            regions=region or [],
+            bed=bed,
+            both_strands=both_strands,
+            context=context,
+            window=window,
+            threads=threads,
+        )
+    )

@@ -1,0 +1,87 @@
+"""The command `genomamba train`: a species classifier from genomes."""
+
+from typing import Annotated
+
+import typer
+
+from mambapipelines.cli.options import (
+    GenomeOption,
+    MinutesOption,
+    PrintRecipeOption,
+    ResumeOption,
+    RunFolderOption,
+    SeedOption,
+    SetOption,
+    StepsOption,
+    StrategyOption,
+    ThreadsOption,
+    entries,
+    genome_specifications,
+)
+
+
+def train(
+    genome: GenomeOption,
+    length: Annotated[int, typer.Option(metavar="BP", help="Length of a training window in bases.")],
+    output: RunFolderOption,
+    holdout: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[,NAME...]", help="Sequences never trained on, for accuracy and calibration."),
+    ] = None,
+    minutes: MinutesOption = None,
+    steps: StepsOption = None,
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="tiny, demo, small, or a YAML file.")] = "small",
+    changes: SetOption = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="MODEL", help="A pretrained causal language model to start from; it decides the shape."
+        ),
+    ] = None,
+    print_recipe: PrintRecipeOption = False,
+    seed: SeedOption = 0,
+    resume: ResumeOption = False,
+    threads: ThreadsOption = None,
+    strategy: StrategyOption = "single",
+) -> None:
+    """Train a model to tell species apart.
+
+    Windows are drawn uniformly over classes, then sequences, then starts, from both strands. A run that was
+    interrupted, by Ctrl-C or otherwise, goes on with --resume to the same numbers.
+
+    What is not data comes from a recipe: --print-recipe shows it, --set changes it, `model.mixer` chooses what the
+    layers mix with.
+
+    **Examples**
+
+    `genomamba train --genome cow=cow.fa.gz --genome dog=dog.fa --holdout chr7 --length 8192 --output model`
+
+    `genomamba train --genome cow=cow.fa.gz --genome dog=dog.fa --holdout chr7 --length 8192 --output model --resume`
+
+    `genomamba train --genome cow=cow.fa.gz --genome dog=dog.fa --length 8192 --output model --set model.layers=8
+    --set model.mixer=s4d`
+    """
+    if print_recipe:
+        from mambapipelines.training.recipe import load_recipe, recipe_text  # noqa: PLC0415
+
+        print(recipe_text(load_recipe(recipe, changes or ())), end="")
+        return
+    from mambapipelines.species.train import TrainingOptions, train_species_classifier  # noqa: PLC0415
+
+    train_species_classifier(
+        TrainingOptions(
+            genomes=genome_specifications(genome),
+            length=length,
+            output=output,
+            holdout=[name for option in holdout or () for name in entries(option, "--holdout")],
+            minutes=minutes,
+            steps=steps,
+            recipe=recipe,
+            changes=changes or (),
+            seed=seed,
+            resume=resume,
+            threads=threads,
+            start_from=start_from,
+            strategy=strategy,
+        )
+    )
