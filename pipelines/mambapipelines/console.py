@@ -1,4 +1,4 @@
-"""What the commands share on standard error: lines, progress, durations; and the number of CPU threads."""
+"""Messages and progress on standard error, durations, and the number of CPU threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def note(text: str) -> None:
-    """Print one line on standard error."""
+    """Print a line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -27,7 +27,7 @@ def format_duration(seconds: float) -> str:
 
 
 def use_threads(count: int | None) -> None:
-    """Let PyTorch use `count` CPU threads; `None` keeps its own choice.
+    """Set the number of CPU threads of PyTorch; `None` keeps its default.
 
     Raises:
         InputError: `count` is below 1.

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mambacore.errors import InputError
 
 
 def check_writable_place(path: Path, option: str) -> None:
-    """Refuse a place for a file before hours of work go into it.
+    """Refuse an output file that could not be written, before the work begins.
 
     Raises:
         InputError: the folder is missing or not writable, or `path` is itself a folder.
@@ -22,7 +22,7 @@ def check_writable_place(path: Path, option: str) -> None:
     direct = path.exists() and not path.is_file()
     folder = path.parent if direct else path.resolve().parent
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder} for {option} {path.name}: make it first.")
+        raise InputError(f"there is no folder {folder} for {option} {path.name}: create it first.")
     if not os.access(path if direct else folder, os.W_OK):
         raise InputError(f"{option} {path} cannot be written, permission denied: choose another place.")
 
@@ -31,7 +31,7 @@ def check_writable_place(path: Path, option: str) -> None:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Open a file that appears under its name only when the block ends without an error.
 
-    What is no regular file (`/dev/stdout`, a named pipe) is written to directly. A link is followed, not replaced.
+    Special files (`/dev/stdout`, named pipes) are written directly. A link is followed, not replaced.
 
     Raises:
         InputError: it cannot be written.
@@ -54,7 +54,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file at once, or not at all.
+    """Write a file completely, or not at all.
 
     Raises:
         InputError: it cannot be written.

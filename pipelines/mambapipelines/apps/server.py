@@ -1,7 +1,7 @@
-"""What the local pages of `genomamba app` and `audiomamba app` share: how they are served, and how they speak.
+"""Server of the local pages of `genomamba app` and `audiomamba app`.
 
-Pages are built with Gradio. They are served on this machine only unless a user asks for more, load nothing from
-elsewhere, and send nothing anywhere.
+Pages are built with Gradio. They are served on this machine only unless the user chooses another address, and make no
+requests to other hosts.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from mambapipelines.console import note
 
 LOCAL_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
-# Runs that are computed at once; others wait in line.
+# Requests computed at once; others are queued.
 SIMULTANEOUS_RUNS = 1
 
 
 def load_gradio() -> ModuleType:
-    """Gradio, which the pages are built with.
+    """Import Gradio.
 
     Raises:
         InputError: it is not installed.
@@ -36,7 +36,7 @@ def load_gradio() -> ModuleType:
 
 
 def paragraph(sentence: str, mistake: bool = False) -> str:
-    """A sentence as HTML; one about a mistake stands out and is read aloud at once."""
+    """A sentence as HTML; a mistake is highlighted, and announced by screen readers."""
     text = html.escape(" ".join(sentence.split()))
     return f'<p role="alert" style="color: #b3261e"><b>{text}</b></p>' if mistake else f"<p>{text}</p>"
 
@@ -47,9 +47,9 @@ def serve(page: Any, host: str, port: int, largest_upload_megabytes: float, wait
     Args:
         page: a `gradio.Blocks`.
         host: address to listen on.
-        port: of the address; 0 for any that is free.
-        largest_upload_megabytes: larger files are refused by the server.
-        wait: stay until interrupted; without it the page is served by a thread while the caller goes on.
+        port: to listen on; 0 for any free one.
+        largest_upload_megabytes: limit for uploads.
+        wait: return only when interrupted; else the page is served by a thread while the caller continues.
 
     Returns:
         The address of the page.
@@ -59,8 +59,8 @@ def serve(page: Any, host: str, port: int, largest_upload_megabytes: float, wait
     """
     gradio = load_gradio()
     if not _is_loopback(host):
-        note(f"everybody who reaches {host} can use this page: there is no password on it")
-    # The fonts of the reader's system: Gradio's own come from elsewhere.
+        note(f"anyone who can reach {host} can use this page: it has no password")
+    # System fonts: Gradio's own would be fetched from another host.
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.queue(default_concurrency_limit=SIMULTANEOUS_RUNS)
     try:

@@ -1,4 +1,4 @@
-"""The local page of `genomamba app`: paste or upload FASTA, see the calls and where along a record they come from."""
+"""The local page of `genomamba app`: paste or upload FASTA, see the calls and the classes along each record."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ PASTED = "the pasted text"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page shows for one input.
+    """Results for one input.
 
     Attributes:
         rows: one per record, in order.
-        tokens: of the records that have a track to show, by name.
-        table: path of the whole table, to be downloaded.
+        tokens: of the records whose track can be shown, by name.
+        table: path of the complete table, for download.
     """
 
     rows: list[Classification]
@@ -44,7 +44,7 @@ class Answer:
     def summary(self) -> str:
         """In words."""
         calls = ", ".join(f"{sum(row.call == call for row in self.rows):,} {call}" for call in self._calls())
-        shown = f" The first {MOST_SHOWN_RECORDS} are shown; the table to download has all."
+        shown = f" The first {MOST_SHOWN_RECORDS} are shown; the table for download has all."
         return f"{len(self.rows):,} records: {calls}." + (shown if len(self.rows) > MOST_SHOWN_RECORDS else "")
 
     def _calls(self) -> list[str]:
@@ -52,7 +52,7 @@ class Answer:
 
 
 class SpeciesPage:
-    """What happens on the page, apart from how it looks.
+    """Logic of the page, without its layout.
 
     Args:
         model: a species classifier.
@@ -66,14 +66,14 @@ class SpeciesPage:
         self._folder = tempfile.TemporaryDirectory(prefix="genomamba-app-")
 
     def answer(self, text: str | None, upload: str | None) -> Answer:
-        """Classify what was pasted or uploaded.
+        """Classify pasted or uploaded sequences.
 
         Raises:
-            InputError: nothing or both were given, it is not FASTA, or it is too long.
+            InputError: nothing or both were given, the input is not FASTA, or it is too long.
         """
         text = (text or "").strip()
         if bool(text) == bool(upload):
-            raise InputError("paste FASTA or upload a file, and not both: clear the one that is not meant.")
+            raise InputError("paste FASTA or upload a file, but not both: clear one of them.")
         records = list(read_records(_source(text, upload)))
         bases = sum(len(record.tokens) for record in records)
         if bases > self.most_bases:
@@ -89,23 +89,23 @@ class SpeciesPage:
         return Answer(rows, tracked, table)
 
     def track(self, name: str, tokens: Tokens) -> bytes:
-        """The picture of a record's track, PNG."""
+        """Plot a record's track, PNG."""
         track = class_track(self.model, tokens)
         return plot_class_track(track.borders, track.probabilities, self.class_names, name)
 
 
 def _source(text: str, upload: str | None) -> str | BinaryIO:
-    """What is read: the upload's path, or the pasted text; bare bases without a header are taken as a record."""
+    """The upload's path, or the pasted text as a stream; bare bases without a header become one record."""
     if upload is not None:
         return upload
     stream = io.BytesIO(f"{text if text.startswith('>') else f'>pasted{chr(10)}{text}'}\n".encode("utf-8", "replace"))
-    # What messages call it.
+    # The name used in messages.
     stream.name = PASTED  # type: ignore[attr-defined]
     return stream
 
 
 def species_page(folder: Path | str, most_bases: int, threads: int | None) -> Any:
-    """The page for the model in a folder, a `gradio.Blocks`.
+    """Build the page for the model in a folder, a `gradio.Blocks`.
 
     Raises:
         InputError: the folder holds no species classifier, or Gradio is not installed.
@@ -120,7 +120,7 @@ def species_page(folder: Path | str, most_bases: int, threads: int | None) -> An
             with torch.inference_mode():
                 answer = page.answer(text, upload)
         except InputError as error:
-            # The place where the server keeps an upload says nothing to the reader.
+            # Show the name of the upload, not its path on the server.
             sentence = str(error) if upload is None else str(error).replace(upload, Path(upload).name)
             hidden = (gradio.Dataframe(visible=False), gradio.Dropdown(choices=[], value=None, visible=False))
             return paragraph(sentence, mistake=True), *hidden, gradio.DownloadButton(visible=False), {}
@@ -142,7 +142,7 @@ def species_page(folder: Path | str, most_bases: int, threads: int | None) -> An
 
     names = ", ".join(page.class_names)
     with gradio.Blocks(title="genomamba", analytics_enabled=False) as blocks:
-        gradio.Markdown(f"# Which species is this piece of DNA from?\nThis model tells apart: {names}.")
+        gradio.Markdown(f"# Species of DNA sequences\nClasses of this model: {names}.")
         kept = gradio.State({})
         text = gradio.Textbox(label="FASTA, or bare bases", lines=8, max_lines=16, elem_id="fasta")
         upload = gradio.File(label="or a FASTA file, plain or gzipped", type="filepath", elem_id="upload")

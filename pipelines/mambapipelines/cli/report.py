@@ -1,4 +1,4 @@
-"""The command `report`, of both programs: the page of a training run."""
+"""The command `report` of both programs: the page of a training run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,20 +7,19 @@ import typer
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="DIR", help="The --output folder of a training command.")],
+    run: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a training command.")],
     material: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PATH]...", help="Folders or files with tables, plots and sounds to show too."),
+        typer.Argument(metavar="[PATH]...", help="Further folders or files with tables, plots and sounds to show."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Where the page goes.", show_default="report.html in DIR")
+        Path | None, typer.Option(metavar="FILE.html", help="File for the page.", show_default="report.html in DIR")
     ] = None,
 ) -> None:
-    """Write one page about a training run that opens offline: curves, recipe, hardware, evaluations, players.
+    """Write the HTML report of a training run: curves, recipe, hardware, evaluations and players, readable offline.
 
-    Training writes such a page by itself; this command writes it again, with what has been evaluated or generated
-    since. Tables (.tsv), plots (.png) and sounds in DIR and in each further PATH are shown; a run that is still going
-    on may be looked at.
+    Training writes this page itself; the command updates it with what has been evaluated or generated since. Tables
+    (.tsv), plots (.png) and sounds in DIR and in each further PATH are shown. The run may still be in progress.
 
     **Examples**
 

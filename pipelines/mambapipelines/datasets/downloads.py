@@ -1,8 +1,7 @@
-"""Files from public archives: resumed where they were cut, checked, taken from the next mirror when one fails.
+"""Downloads from public archives: resumed, verified, and taken from the next mirror if one fails.
 
-A file grows under a hidden name beside its place and is renamed when its size and checksum are right, so what carries
-the final name is whole. What is known of the partial file (where it comes from, the version the server gave it) lies
-beside it: a resumed download never joins parts of two versions.
+A file is written under a hidden name and renamed when its size and checksum are right, so a file under its final name
+is complete. The source and version of a partial file are recorded beside it: a resumed download never joins two versions.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ class RemoteFile:
     """A file in a public archive.
 
     Attributes:
-        name: what it is called here.
-        urls: where it is, the preferred place first.
-        size: in bytes; `None` when the archive does not state it for certain.
+        name: of the local file.
+        urls: its addresses, the preferred one first.
+        size: in bytes; `None` if the archive does not state it.
         checksum: `md5:...` or `sha256:...`; `None` when it is to be read from `checksum_list`, or when only the server
             may state it.
         checksum_list: address of a text of the archive with a line `CHECKSUM  FILE` for each of its files (md5).
@@ -61,11 +60,11 @@ class RemoteFile:
 
 
 class _CutOffError(Exception):
-    """The connection ended before the file did, or could not be made: worth another attempt."""
+    """The connection failed or was cut: worth another attempt."""
 
 
 class _RefusedError(Exception):
-    """The server does not give the file: ask another mirror."""
+    """The server refuses the file: try another mirror."""
 
 
 def download(
@@ -76,12 +75,12 @@ def download(
     pause_seconds: float = FIRST_PAUSE_SECONDS,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> Path:
-    """Bring a file into a folder; one that is there and right is left as it is.
+    """Download a file into a folder; a correct file already there is left alone.
 
     Args:
-        file: what and from where.
-        folder: made if missing.
-        report: called with the bytes that are there and the bytes there will be (`None`: unknown).
+        file: name, addresses and checksum.
+        folder: created if missing.
+        report: called with the bytes so far and in total (`None`: unknown).
         pause_seconds: before the second attempt; doubled before each further one.
         timeout_seconds: silence after which a connection counts as cut.
 
@@ -89,8 +88,8 @@ def download(
         The file's path.
 
     Raises:
-        InputError: no mirror gave the file whole, its checksum is wrong everywhere, or it cannot be written. What has
-            come so far stays, and the next call goes on from there.
+        InputError: no mirror provided the complete file, its checksum is wrong everywhere, or it cannot be written.
+            The partial file is kept, and the next call continues it.
     """
     path = folder / file.name
     try:
@@ -109,12 +108,12 @@ def download(
     except OSError as error:
         remedy = "make room" if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} else "choose another folder"
         raise InputError(
-            f"{path} cannot be written ({error.strerror or error}): {remedy} and run the same command again; what has "
-            "come so far is kept."
+            f"{path} cannot be written ({error.strerror or error}): {remedy} and run the same command again; the "
+            "partial file is kept."
         ) from error
     raise InputError(
         f"{file.name} could not be fetched ({'; '.join(reasons)}): connect to the internet and run the same command "
-        f"again, which goes on where it stopped, or put the file from {file.urls[0]} into {folder} by hand."
+        f"again, which resumes the download, or put the file from {file.urls[0]} into {folder} yourself."
     )
 
 
@@ -140,7 +139,7 @@ def stated_checksum(file: RemoteFile, timeout_seconds: float = TIMEOUT_SECONDS) 
         if len(words) == 2 and words[1].lstrip("*").rsplit("/", 1)[-1] in wanted:
             return f"md5:{words[0].lower()}"
     raise InputError(
-        f"{file.checksum_list} names no checksum of {file.name}: the archive has changed; fetch the file by hand."
+        f"{file.checksum_list} names no checksum of {file.name}: the archive has changed; fetch the file yourself."
     )
 
 
@@ -156,7 +155,7 @@ def file_checksum(path: Path, kind: str) -> str:
 
 
 def _check_present(file: RemoteFile, path: Path) -> None:
-    """Refuse a file under the final name that is not the one wanted, rather than replace it unasked."""
+    """Refuse to replace a file under the final name that is not the wanted one."""
     if not path.is_file():
         raise InputError(f"{path} is in the way: move it or choose another folder.")
     if file.size is not None and path.stat().st_size != file.size:
@@ -165,13 +164,13 @@ def _check_present(file: RemoteFile, path: Path) -> None:
         )
     checksum = stated_checksum(file)
     if checksum is not None and file_checksum(path, checksum.partition(":")[0]) != checksum:
-        raise InputError(f"{path} has not the checksum {checksum}: remove it and run the same command again.")
+        raise InputError(f"{path} does not have the checksum {checksum}: remove it and run the same command again.")
 
 
 def _from_mirror(
     file: RemoteFile, url: str, path: Path, report: Report, pause_seconds: float, timeout_seconds: float
 ) -> None:
-    """Fetch the file from one mirror, in as many attempts as bring something new."""
+    """Fetch the file from one mirror, with further attempts as long as the file grows."""
     partial = path.with_name(f".{path.name}.part")
     fruitless, damaged = 0, False
     while True:
@@ -193,12 +192,12 @@ def _from_mirror(
         _forget(partial)
         if damaged:
             raise _RefusedError(f"the file came twice with another checksum than {checksum}")
-        # A part may have been damaged on the way or by a proxy: once more, from the start.
+        # The transfer or a proxy may have damaged a part: start over once.
         damaged = True
 
 
 def _attempt(file: RemoteFile, url: str, partial: Path, report: Report, timeout_seconds: float) -> None:
-    """One connection: append what is missing, or start over where the server cannot or must not go on."""
+    """One connection: append the missing part, or start over if the server cannot or must not resume."""
     present = partial.stat().st_size if partial.exists() else 0
     headers = _range_headers(file, url, partial, present)
     if "Range" not in headers:
@@ -233,20 +232,20 @@ def _attempt(file: RemoteFile, url: str, partial: Path, report: Report, timeout_
 
 
 def _range_headers(file: RemoteFile, url: str, partial: Path, present: int) -> dict[str, str]:
-    """What asks for the rest of a partial file; nothing where it must be fetched from the start."""
+    """Headers that request the rest of a partial file; none if it must be fetched from the start."""
     if not present:
         return {}
     rest = {"Range": f"bytes={present}-"}
     origin = _origin(partial)
     if origin.get("url") == url and "version" in origin:
-        # The server gives the rest if the file is still of this version, else the whole.
+        # The server sends the rest if the file is still of this version, else the whole file.
         return rest | {"If-Range": origin["version"]}
     # Another mirror may hold another build of the file under the same name; a checksum would tell.
     return rest if file.checksum is not None or file.checksum_list is not None else {}
 
 
 def _copy(answer: Any, stream: Any, present: int, total: int | None, report: Report) -> int:
-    """Append what comes; the bytes that are there then. A reading error leaves what has come in the file."""
+    """Append the answer; returns the size of the file then. After an error the file keeps what was read."""
     while True:
         try:
             block = answer.read(BYTES_PER_READ)
@@ -294,14 +293,14 @@ def _origin(partial: Path) -> dict[str, str]:
 
 
 def _write_origin(partial: Path, url: str, answer: Any) -> None:
-    """Note where the partial file comes from and which version the server says it is."""
+    """Record the source of the partial file and the version stated by the server."""
     content = {"url": url}
     tag, date = answer.headers.get("ETag"), answer.headers.get("Last-Modified")
     if tag is not None and not tag.startswith("W/"):
         content["version"] = tag
     elif date is not None and email.utils.parsedate_tz(date) is not None:
         content["version"] = date
-    # Google's storage states a checksum of what it serves.
+    # Google's storage states a checksum of its files.
     hashes = dict(item.strip().partition("=")[::2] for item in (answer.headers.get("x-goog-hash") or "").split(","))
     if "md5" in hashes:
         content["checksum"] = f"md5:{base64.b64decode(hashes['md5']).hex()}"

@@ -1,4 +1,4 @@
-"""Public data sets by name: what they consist of, where it lies, and what makes them ready for use once it is here."""
+"""Public data sets by name: their files, where these are hosted, and how they are prepared for use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mambapipelines.files import written_whole
 
 BASENJI: Final = "https://storage.googleapis.com/basenji_barnyard2"
 SPEECH_COMMANDS: Final = "speech_commands_v0.02.tar.gz"
-# Of the archive, besides the folders of the digits.
+# Members of the archive beside the folders of the digits.
 SPEECH_COMMANDS_TEXTS: Final = ("validation_list.txt", "testing_list.txt", "LICENSE", "README.md")
 COPIED_BYTES: Final = 1 << 22
 
@@ -37,10 +37,10 @@ class SetFile:
     """A file of a data set.
 
     Attributes:
-        remote: where it comes from.
-        folder: within the folder of the data, "" for that itself.
-        ready: what is made of it, a file or folder within the folder of the data; `None` where it is used as it is.
-        prepare: makes it, from the archive's path and the path of `ready`.
+        remote: its addresses, size and checksum.
+        folder: subfolder of the data folder; "" is the data folder itself.
+        ready: file or folder that is prepared from it, relative to the data folder; `None` if it is used as it is.
+        prepare: called with the paths of the archive and of `ready`.
     """
 
     remote: RemoteFile
@@ -51,14 +51,14 @@ class SetFile:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """A named data set: `title` in words, `parts` by name (species, say), each of some files."""
+    """A named data set; `parts` maps names (of species, for example) to files."""
 
     name: str
     title: str
     parts: dict[str, tuple[SetFile, ...]]
 
     def chosen(self, names: Sequence[str]) -> list[SetFile]:
-        """Files of some parts, or of all when none is named.
+        """Files of the named parts, or of all.
 
         Raises:
             InputError: there is no such part.
@@ -72,20 +72,20 @@ class DataSet:
 def fetch(
     data: DataSet, output: Path, *, parts: Sequence[str] = (), mirrors: Sequence[str] = (), keep_archives: bool = False
 ) -> list[Path]:
-    """Bring a data set into a folder, one file after the other; what is there is not fetched again.
+    """Fetch a data set into a folder, file by file; files already there are not fetched again.
 
     Args:
-        data: what.
-        output: folder of the data, made if missing.
-        parts: names of the parts wanted; none for all.
-        mirrors: addresses of folders that hold the files under their names, asked before the archives.
-        keep_archives: keep what was downloaded after it has been unpacked.
+        data: the data set.
+        output: folder of the data, created if missing.
+        parts: names of the wanted parts; none for all.
+        mirrors: addresses of folders with the same files, tried first.
+        keep_archives: keep archives after unpacking them.
 
     Returns:
-        What is ready for use, in the order of the set.
+        Files and folders ready for use, in the order of the set.
 
     Raises:
-        InputError: see `mambapipelines.datasets.downloads.download`; or an archive does not hold what it should.
+        InputError: see `mambapipelines.datasets.downloads.download`; or an archive is incomplete.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"the output {output} is a file: give a folder as --output.")
@@ -109,21 +109,21 @@ def fetch(
 
 
 def mirrored(file: RemoteFile, folder: str, mirrors: Sequence[str]) -> RemoteFile:
-    """The file with further places where it may be, asked first.
+    """The file with further addresses, tried first.
 
     Raises:
-        InputError: a mirror is no address of the web.
+        InputError: a mirror is not a web address.
     """
     for mirror in mirrors:
         if urllib.parse.urlsplit(mirror).scheme not in {"http", "https", "ftp"}:
-            raise InputError(f"--mirror {mirror} is no address: write https://, http:// or ftp:// in front.")
+            raise InputError(f"--mirror {mirror} is not a web address: begin it with https://, http:// or ftp://.")
     path = f"{folder}/{file.name}" if folder else file.name
     urls = tuple(f"{mirror.rstrip('/')}/{path}" for mirror in mirrors)
     return dataclasses.replace(file, urls=urls + file.urls)
 
 
 def listing(data: DataSet, parts: Sequence[str] = ()) -> Iterator[list[str]]:
-    """Header and rows that say what would be fetched: file, bytes, checksum, address."""
+    """Header and rows of the files to fetch: file, bytes, checksum, address."""
     yield ["file", "bytes", "checksum", "address"]
     for file in data.chosen(parts):
         remote = file.remote
@@ -133,7 +133,7 @@ def listing(data: DataSet, parts: Sequence[str] = ()) -> Iterator[list[str]]:
 
 
 def checksum_row(path: Path) -> list[str]:
-    """Path, bytes and checksum of something fetched, as text; of a folder, how many files it holds."""
+    """Path, bytes and checksum of a fetched file; of a folder, its number of files."""
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file()]
         return [str(path), str(sum(file.stat().st_size for file in files)), f"{len(files)} files"]
@@ -175,7 +175,9 @@ def extract_digits(archive: Path, ready: Path) -> None:
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{archive} is damaged ({error}): remove it and run the same command again.") from None
     except OSError as error:
-        raise InputError(f"{ready} cannot be written ({error.strerror or error}): make room and run again.") from error
+        raise InputError(
+            f"{ready} cannot be written ({error.strerror or error}): free some disk space and rerun."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     clips, published = sum(1 for _ in ready.glob("*/*.wav")), sum(SC09_CLIPS.values())
@@ -206,7 +208,7 @@ HG38: Final = DataSet(
         "intervals": (SetFile(RemoteFile("human-sequences.bed", (f"{BASENJI}/sequences_human.bed",))),),
     },
 )
-"""Both lie where the public code of HyenaDNA (arXiv 2306.15794) takes them from; the storage states their checksums."""
+"""Hosted where the public code of HyenaDNA (arXiv 2306.15794) fetches them; the server states their checksums."""
 
 SC09: Final = DataSet(
     "sc09",
@@ -214,7 +216,7 @@ SC09: Final = DataSet(
     {
         "digits": (
             SetFile(
-                # The checksum is the one in torchaudio's source.
+                # Checksum from torchaudio's source.
                 RemoteFile(
                     SPEECH_COMMANDS,
                     (
@@ -236,7 +238,7 @@ AUDIO_SETS: Final = {SC09.name: SC09}
 
 @contextmanager
 def _progress(title: str) -> Iterator[Report]:
-    """Bytes, speed and time left on standard error: a bar on a terminal, a line now and then elsewhere."""
+    """Show bytes, speed and time left on standard error: a bar on a terminal, lines at intervals elsewhere."""
     if sys.stderr.isatty():
         columns = (TextColumn(title), BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), expand=True, transient=True) as bar:

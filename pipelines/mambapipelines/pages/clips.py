@@ -1,4 +1,4 @@
-"""Pictures of clips, and a page on which they can be seen and heard."""
+"""Plots of clips, and a page with players for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DOTS_PER_INCH = 80
 # Samples in a frame of the spectrogram, about 32 ms at 16 kHz, and the quietest level shown under the loudest.
 FRAME_SECONDS = 0.032
 DYNAMIC_RANGE_DB = 80.0
-# More points than this in a picture are not seen.
+# More points than this are not visible in a plot.
 MOST_POINTS = 4000
 
 
@@ -52,7 +52,7 @@ def spectrogram_db(samples: npt.NDArray[np.float64], frame: int) -> npt.NDArray[
     """(frequencies, frames): power of half-overlapping Hann frames in dB under a full-scale sine."""
     hop = frame // 2
     padded = np.pad(samples, (0, max(0, frame - len(samples))))
-    # So many frames that all of them are seen, however long the clip is.
+    # However long the clip is, no more frames than a plot can show.
     count = min(1 + (len(padded) - frame) // hop, MOST_POINTS)
     starts = np.linspace(0, len(padded) - frame, count).astype(int)
     window = np.hanning(frame)
@@ -81,7 +81,7 @@ def clip_page(
 
 
 def _draw_envelope(axes, values: npt.NDArray[np.float64], seconds: float) -> None:
-    """The waveform; of many samples the lowest and highest of each stretch."""
+    """Plot the waveform, or the minimum and maximum of each interval of a long one."""
     if len(values) <= MOST_POINTS:
         axes.plot(np.arange(len(values)) / max(1, len(values)) * seconds, values, linewidth=0.5, color="#0072b2")
         return

@@ -1,4 +1,4 @@
-"""HTML pages that are single files with everything inside: they open without a network and without scripts."""
+"""Self-contained HTML pages, which need neither a network nor scripts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ img { max-width: 100%; height: auto; }
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with what it shows in words: `caption` below it, also for those who cannot see it."""
+    """A PNG with a caption, which is also its alternative text."""
 
     png: bytes
     caption: str
@@ -39,7 +39,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Player:
-    """A sound that can be played on the page, with its caption and, above it, a picture of it if there is one."""
+    """A sound to play on the page, with its caption and, optionally, a picture above it."""
 
     sound: bytes
     caption: str
@@ -49,7 +49,7 @@ class Player:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as plain text, first column to the left."""
+    """A table of plain-text cells; the first column is left-aligned."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -60,9 +60,9 @@ Item = str | Picture | Player | Table
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, pictures, players and tables; text in them is plain, never read as HTML.
+    """A heading with paragraphs, pictures, players and tables; all text is plain and escaped.
 
-    Players that follow each other stand side by side where the page is wide enough.
+    Consecutive players are placed side by side where the page is wide enough.
     """
 
     heading: str
@@ -70,7 +70,7 @@ class Section:
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
-    """A whole HTML page, with all text escaped and all pictures embedded."""
+    """A complete HTML page, with all text escaped and all media embedded."""
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -87,12 +87,12 @@ def page(title: str, sections: Sequence[Section]) -> str:
 
 
 def embedded_players(players: Sequence[Player]) -> str:
-    """Players as a part of somebody else's page, with everything inside."""
+    """Players as self-contained HTML, to be part of another page."""
     return "\n".join([f"<style>{PLAYER_STYLE}</style>", *_rendered(players)])
 
 
 def embedded_picture(png: bytes, caption: str) -> str:
-    """A picture as HTML with everything inside; the caption is also for those who cannot see it."""
+    """A picture as self-contained HTML; the caption is also its alternative text."""
     text = html.escape(caption)
     source = _embedded("image/png", png)
     return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'

@@ -1,4 +1,4 @@
-"""The pictures of evaluations and reports, as PNG files in memory."""
+"""Plots of evaluations and reports, as PNG files in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 FloatArray = npt.NDArray[np.float64]
 DOTS_PER_INCH: Final = 120
-# Okabe & Ito's colours, which colour-blind readers can tell apart.
+# Okabe & Ito's palette, distinguishable with colour blindness.
 COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS: Final = "osD^vPX"
 SMALLEST_LOSS_SMOOTHING: Final = 5
@@ -29,7 +29,7 @@ class AccuracyPoint(Protocol):
 
     @property
     def classifier(self) -> str:
-        """Which classifier."""
+        """Name of the classifier."""
 
     @property
     def accuracy(self) -> float:
@@ -49,15 +49,15 @@ class TreeBranch(Protocol):
 
     @property
     def name(self) -> str:
-        """The node at its end."""
+        """Child node."""
 
     @property
     def parent(self) -> str:
-        """The node at its beginning."""
+        """Parent node."""
 
     @property
     def substitutions_per_site(self) -> float:
-        """Its length."""
+        """Length of the branch."""
 
 
 def plot_accuracy_by_length(rows: Sequence[AccuracyPoint], class_count: int) -> bytes:
@@ -69,7 +69,7 @@ def plot_accuracy_by_length(rows: Sequence[AccuracyPoint], class_count: int) -> 
         accuracy = np.array([row.accuracy for row in points])
         below = np.maximum(accuracy - [row.low for row in points], 0)
         above = np.maximum([row.high for row in points] - accuracy, 0)
-        # Intervals at one length stand side by side.
+        # Intervals at the same length are placed side by side.
         shift = 1.05 ** (index - (len(classifiers) - 1) / 2)
         axes.errorbar(
             [row.length * shift for row in points],
@@ -131,12 +131,12 @@ def plot_training_curve(steps: FloatArray, loss: FloatArray, held_out: Sequence[
 
 
 def plot_run_curve(steps: FloatArray, values: FloatArray, name: str) -> bytes:
-    """One figure of a training run over its steps; many noisy values get a smooth line.
+    """One metric of a training run over its steps; many noisy values are smoothed.
 
     Args:
         steps: (values,) step numbers.
-        values: (values,) the figure at each.
-        name: what it is, for the axis.
+        values: (values,) the metric at each.
+        name: label of the axis.
     """
     figure, axes = _new_figure(7.0, 3.2)
     width = max(SMALLEST_LOSS_SMOOTHING, len(values) // 50)
@@ -166,7 +166,7 @@ def plot_run_pace(steps: FloatArray, learning_rates: FloatArray, speeds: FloatAr
         steps: (steps,) step numbers.
         learning_rates: (steps,) rate of each.
         speeds: (steps,) `unit` per second of each; empty for none.
-        unit: what is counted.
+        unit: of the speed.
     """
     figure, axes = _new_figure(7.0, 2.6)
     axes.plot(steps, learning_rates, color=COLORS[0], linewidth=1.5)
@@ -182,7 +182,7 @@ def plot_run_pace(steps: FloatArray, learning_rates: FloatArray, speeds: FloatAr
 
 
 def plot_probability_histogram(counts: npt.NDArray[np.int64]) -> bytes:
-    """How many records (bins,) have a best class of which probability; bins of equal width from 0 to 1."""
+    """Histogram of records (bins,) by probability of the best class; bins of equal width from 0 to 1."""
     figure, axes = _new_figure(5.0, 3.0)
     width = 1 / len(counts)
     axes.bar(np.arange(len(counts)) * width, counts, width=width * 0.95, align="edge", color=COLORS[0])
@@ -194,7 +194,7 @@ def plot_probability_histogram(counts: npt.NDArray[np.int64]) -> bytes:
 
 
 def plot_probability_by_length(lengths: Sequence[int], probabilities: Sequence[float], calls: Sequence[str]) -> bytes:
-    """One dot per record: length against probability of the call, coloured by call."""
+    """Scatter plot of record length against probability of the call, coloured by call."""
     figure, axes = _new_figure(6.0, 3.4)
     for index, call in enumerate(sorted(set(calls))):
         chosen = [place for place, other in enumerate(calls) if other == call]
@@ -222,7 +222,7 @@ def plot_probability_by_length(lengths: Sequence[int], probabilities: Sequence[f
 def plot_class_track(
     borders_bp: npt.NDArray[np.int64], probabilities: FloatArray, class_names: Sequence[str], record: str
 ) -> bytes:
-    """Probabilities of the classes along a record, stacked.
+    """Stacked probabilities of the classes along a record.
 
     Args:
         borders_bp: (windows + 1,) of the windows.
@@ -281,7 +281,7 @@ def plot_tree(branches: Sequence[TreeBranch], root: str) -> bytes:
 
 
 def format_length(length_bp: float) -> str:
-    """A length as people write it: 512 bp, 16 kb, 1 Mb (powers of two count as thousands)."""
+    """A readable length: 512 bp, 16 kb, 1 Mb (multiples of 1,024 are treated as thousands)."""
     for unit_bp, binary_unit_bp, unit in ((1_000_000, 1 << 20, "Mb"), (1_000, 1 << 10, "kb")):
         if length_bp >= unit_bp:
             divisor = binary_unit_bp if length_bp % binary_unit_bp == 0 else unit_bp
@@ -302,6 +302,6 @@ def _new_figure(width_inches: float, height_inches: float) -> tuple[Figure, Axes
 
 def _to_png(figure: Figure) -> bytes:
     stream = io.BytesIO()
-    # Without the version of the library in it, the same figures give the same file.
+    # Without the library's version the same data give the same file.
     figure.savefig(stream, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Which species is each record from? Records of any length, streamed through the model's state in bounded memory."""
+"""Species classification of files: records of any length, streamed through the model's state in bounded memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from mambapipelines.species.rows import (
     table_row,
 )
 
-# What other modules need of a classification is found here, wherever it is defined.
+# Re-exported for modules that use a classification.
 __all__ = [
     "HISTOGRAM_BINS",
     "MOST_LISTED_RECORDS",
@@ -55,30 +55,30 @@ __all__ = [
     "table_row",
 ]
 
-# A FASTA file of 80 bases a line has 81 bytes for them; this is only for the estimate of the time left.
+# A line of 80 bases has 81 bytes; only for the estimate of the time left.
 BASES_PER_BYTE: Final = 80 / 81
 
 
 @dataclass(frozen=True)
 class ClassificationOptions:
-    """What `genomamba classify` is asked to do.
+    """Options of `genomamba classify`.
 
     Attributes:
         model_folder: folder written by `genomamba train`.
         sources: FASTA or FASTQ files, plain or gzipped; "-" is standard input.
-        output: where the table goes; `None` is standard output.
+        output: file for the table; `None` is standard output.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
         minimum_length: records of fewer bases are `unclassified`.
         unknown_below: records whose best class has a smaller probability are `unknown`.
         report: HTML page to write.
-        piece_length: bases that go through the model at once; the result does not depend on it.
-        unknown_rate: records that fewer than this share of held-out windows are as unlikely as are `unknown`.
-        group_by: which records belong together (`classification_outputs.group_rule`).
-        groups_output: where the table of groups goes.
-        multiqc: summary for MultiQC to write, named `..._mqc.tsv`.
-        classified_output: folder, or name with {call}, for the sequences of each class.
-        unclassified_output: file for the sequences of records called `unknown` or `unclassified`.
-        processes: how many share the work, each with `threads` threads.
+        piece_length: bases processed at once; the result does not depend on it.
+        unknown_rate: records whose p-value against held-out windows is below this are `unknown`.
+        group_by: which records belong together (see `outputs.group_rule`).
+        groups_output: file for the table of groups.
+        multiqc: summary for MultiQC, named `..._mqc.tsv`.
+        classified_output: folder, or file name with {call}, for the sequences of each class.
+        unclassified_output: file for the sequences of `unknown` and `unclassified` records.
+        processes: number of processes, each with `threads` threads.
     """
 
     model_folder: Path
@@ -106,7 +106,7 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
     `unclassified`. Under `torchrun` only the first process writes; the others return an empty summary.
 
     Raises:
-        InputError: anything wrong with the options, the model folder or the files. No output file is left then.
+        InputError: anything wrong with the options, the model folder or the files. No output file is left behind.
     """
     _check_places(options)
     launched = torchrun_share()
@@ -126,7 +126,7 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
             _refuse_inputs(sinks.paths, options.sources, "--classified-out or --unclassified-out")
         if sinks is not None or options.processes > 1:
             sources = opened.enter_context(rereadable_sources(options.sources))
-        # Rows on the same terminal would be drawn over by a bar, and show the progress themselves.
+        # On a terminal the rows themselves show the progress, and a bar would overwrite them.
         bar = (options.output is not None or not sys.stdout.isatty()) and (launched is None or launched.rank == 0)
         progress = BaseProgress("classify", _estimate_bases(sources), lines_elsewhere=False, bar=bar)
         opened.enter_context(progress)
@@ -169,7 +169,7 @@ def _make_classifier(options: ClassificationOptions) -> RecordClassifier:
 
 
 def _work_on_share(share: Share, folder: str, options: ClassificationOptions) -> None:
-    """What one of several processes does; a sentence for the user is left in the folder."""
+    """Work of one of several processes; the message of an `InputError` is left in the folder."""
     use_threads(options.threads)
     classifier = _make_classifier(options)
     try:
@@ -186,7 +186,7 @@ def _write_answers(
     sources: Sequence[str],
     progress: BaseProgress,
 ) -> ClassificationSummary:
-    """Write the table and everything beside it: files appear when all are whole, the table last."""
+    """Write the table and all other outputs; files appear when all are complete, the table last."""
     summary = ClassificationSummary(classifier.class_names)
     groups = Groups(group_rule(options.group_by)) if options.group_by is not None else None
     counts_by_source: dict[str, dict[str, int]] = {source: {} for source in options.sources}
@@ -198,7 +198,7 @@ def _write_answers(
             row = classifier.answer(record)
             stream.write(table_row(row, len(classifier.class_names), classifier.rates_typicality))
             if options.output is None:
-                stream.flush()  # whoever reads along sees every row at once
+                stream.flush()  # a reader at the other end of a pipe sees every row immediately
             summary.add(row)
             counts = counts_by_source[options.sources[record.source]]
             counts[row.call] = counts.get(row.call, 0) + 1
@@ -226,14 +226,14 @@ def _write_answers(
 
 
 def _write_beside(written: ExitStack, path: Path, content: bytes) -> None:
-    """Write a file that appears when `written` is left, before those that were opened earlier."""
+    """Write a file that appears when `written` is left, before those opened earlier."""
     stream: BinaryIO = written.enter_context(written_whole(path))
     stream.write(content)
     stream.flush()  # a full disk is noticed before any file has got its name
 
 
 def _group_table(classifier: RecordClassifier, groups: Groups) -> bytes:
-    """One row per group: group, records, length (classified bp), then as in the table of records."""
+    """One row per group: group, records, length (classified bp), then the columns of the table of records."""
     header = table_header(classifier.class_names, classifier.rates_typicality).split(b"\t")
     lines = [b"\t".join([b"group", b"records", *header[1:]])]
     for name, group in groups.by_name.items():
@@ -244,13 +244,13 @@ def _group_table(classifier: RecordClassifier, groups: Groups) -> bytes:
 
 
 def _check_places(options: ClassificationOptions) -> None:
-    """Refuse inputs that cannot be read, and outputs that would overwrite something, before any work is done."""
+    """Refuse unreadable inputs and outputs that would overwrite an input, before any work is done."""
     if not options.sources:
-        raise InputError("there is nothing to classify: name a FASTA file, or '-' for standard input.")
+        raise InputError("there is nothing to classify: name a FASTA or FASTQ file, or '-' for standard input.")
     if list(options.sources).count(STANDARD_INPUT) > 1:
         raise InputError("standard input ('-') is named twice: it can be read only once.")
     for source in options.sources:
-        # A pipe must not be looked into, because what is read from it is gone.
+        # Reading ahead from a pipe would lose data.
         if source != STANDARD_INPUT and (not os.path.exists(source) or os.path.isdir(source) or os.path.isfile(source)):
             is_gzipped(source)
     places = {
@@ -296,7 +296,7 @@ def _refuse_under_torchrun(options: ClassificationOptions) -> None:
 
 
 def _estimate_bases(sources: Sequence[str]) -> int | None:
-    """About how many bases there are, for the time left; `None` when a source is compressed or not a file."""
+    """Approximate number of bases, for the time left; `None` if a source is compressed or not a file."""
     total_bytes = 0
     for source in sources:
         if source == STANDARD_INPUT or not os.path.isfile(source) or is_gzipped(source):

@@ -1,4 +1,4 @@
-"""The demo: a simulated clade from FASTA files to a report, without any data."""
+"""The demo: simulated genomes, from FASTA files to a report."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ TRAINING_LENGTH_BP: Final = 4_096
 EVALUATION_LENGTHS_BP: Final = (256, 1_024, 4_096, 16_384, 65_536)
 WINDOWS_PER_CLASS: Final = 200
 BAYES_NAME: Final = "bayes_optimum"
-# Made contigs: three of each of these lengths from different species, and three special ones.
+# Contigs: three of each of these lengths from different species, and three special ones.
 CONTIG_LENGTHS_BP: Final = (1_000, 5_000, 20_000, 80_000)
 CONTIGS_PER_LENGTH: Final = 3
 SHORT_CONTIG_BP: Final = 60
 SHORTEST_CLASSIFIED_BP: Final = 100
 GAPPED_CONTIG_BP: Final = 30_000
 GAP_FRACTION: Final = 0.5
-# Of random numbers, apart from those of the simulation.
+# Random stream of the contigs, independent of the simulation's.
 CONTIG_STREAM: Final = 1_000
 
 MARKER_NAME: Final = "demo.json"
@@ -69,11 +69,11 @@ COLUMN_TITLES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What `genomamba demo` is asked to do.
+    """Options of `genomamba demo`.
 
     Attributes:
-        output: folder for everything; what an earlier demo put there is replaced.
-        minutes: wall time of the training, at most.
+        output: folder for all results; those of an earlier demo there are replaced.
+        minutes: time limit of the training.
         recipe: name or file of the training recipe.
         changes: values that replace the recipe's, each written `section.key=value`.
         seed: of the simulation, the training and the windows.
@@ -91,10 +91,10 @@ class DemoOptions:
 def run_demo(options: DemoOptions) -> list[AccuracyRow]:
     """Simulate, train, evaluate, classify, report, and print a summary on standard output.
 
-    `report.html` is written last: where there is one, the demo was finished.
+    `report.html` is written last, so its presence means that the demo has finished.
 
     Raises:
-        InputError: the folder holds something else than an earlier demo, or cannot be written to.
+        InputError: the folder holds something other than an earlier demo, or cannot be written to.
     """
     start_seconds = time.monotonic()
     use_threads(options.threads)
@@ -142,9 +142,10 @@ def run_demo(options: DemoOptions) -> list[AccuracyRow]:
 
 
 def contigs_text(clade: SimulatedClade, seed: int) -> str:
-    """FASTA of contigs from the held-out chromosomes; each name begins with the species it is truly from.
+    """FASTA of contigs from the held-out chromosomes; each name begins with the true species.
 
-    Besides contigs of several lengths: the reverse complement of one of them, one too short, one half N.
+    Besides contigs of several lengths there are the reverse complement of one of them, one that is too short, and one
+    that is half N.
     """
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(CONTIG_STREAM,))))
     tokenizer = CharacterTokenizer()
@@ -176,7 +177,7 @@ def contigs_text(clade: SimulatedClade, seed: int) -> str:
 
 
 def _prepare_folder(folder: Path, options: DemoOptions) -> None:
-    """Make the folder and mark it as a demo's; only what a demo makes is ever removed from it."""
+    """Create the folder and mark it as a demo's; only what a demo writes is ever removed from it."""
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--output {folder} is a file: give a folder.")
@@ -189,13 +190,15 @@ def _prepare_folder(folder: Path, options: DemoOptions) -> None:
             if (folder / name).exists():
                 shutil.rmtree(folder / name)
     except OSError as error:
-        raise InputError(f"--output {folder} cannot be made or cleared ({error.strerror}): give another.") from error
+        raise InputError(
+            f"--output {folder} cannot be created or cleared ({error.strerror}): give another folder."
+        ) from error
     marker = {"made_by": "genomamba demo", "seed": options.seed, "minutes": options.minutes}
     write_whole(folder / MARKER_NAME, json.dumps(marker, indent=2) + "\n")
 
 
 def _evaluate(clade: SimulatedClade, model_folder: Path, seed: int) -> list[AccuracyRow]:
-    """Model, baselines and Bayes optimum on the same held-out windows."""
+    """Evaluate the model, the baselines and the Bayes-optimal classifier on the same held-out windows."""
 
     def collection(names: Sequence[str]) -> GenomeCollection:
         return GenomeCollection.from_tokens(
@@ -223,8 +226,8 @@ def _evaluate(clade: SimulatedClade, model_folder: Path, seed: int) -> list[Accu
 
 def _introduction(clade: SimulatedClade, training: TrainingResult) -> Section:
     text = (
-        f"A model was trained in {format_duration(training.seconds)} to tell {len(clade.species_names)} simulated "
-        f"species apart, on {', '.join(clade.training_names)}. Everything below is measured on "
+        f"A classifier of {len(clade.species_names)} simulated species was trained in "
+        f"{format_duration(training.seconds)} on {', '.join(clade.training_names)}. All results are measured on "
         f"{' and '.join(clade.holdout_names)}, which share no ancestor with them."
     )
     return Section("", [text])
@@ -232,7 +235,7 @@ def _introduction(clade: SimulatedClade, training: TrainingResult) -> Section:
 
 def _simulation_section(clade: SimulatedClade) -> Section:
     branches = Table(
-        ["branch", "from", "substitutions per site", "GC it drifts towards", "transition/transversion ratio"],
+        ["branch", "from", "substitutions per site", "equilibrium GC", "transition/transversion ratio"],
         [
             [
                 branch.name,
@@ -249,11 +252,13 @@ def _simulation_section(clade: SimulatedClade) -> Section:
     order = round(np.log2(len(clade.chain.stationary)) / 2)
     text = (
         f"Ancestral chromosomes ({chromosomes}) come from a strand-symmetric Markov chain of order {order} (seed "
-        f"{clade.seed}). Along each branch every site changes independently, at the branch's own rates (Tamura "
-        "1992). Given the species, a window is a hidden Markov chain, so the best possible classification is known "
-        "exactly."
+        f"{clade.seed}). Sites evolve independently along each branch, at the branch's own rates (Tamura 1992). "
+        "Given the species, a window is a hidden Markov chain, so the Bayes-optimal classification is known exactly."
     )
-    return Section("Simulated clade", [text, Picture(plot_tree(DEFAULT_TREE, ROOT), "The tree."), branches])
+    return Section(
+        "Simulated clade",
+        [text, Picture(plot_tree(DEFAULT_TREE, ROOT), "Phylogeny of the simulated species."), branches],
+    )
 
 
 def _training_section(training: TrainingResult) -> Section:
@@ -266,9 +271,7 @@ def _training_section(training: TrainingResult) -> Section:
     content: list[str | Picture | Table] = [Picture(plot_training_curve(steps, loss, held_out), caption)]
     if training.calibration is not None:
         before, after = (training.calibration[f"expected_calibration_error_{when}"] for when in ("before", "after"))
-        content.append(
-            f"Calibration error of the probabilities: {before:.1%} as trained, {after:.1%} after calibration."
-        )
+        content.append(f"Expected calibration error: {before:.1%} before, {after:.1%} after calibration.")
     return Section("Training", content)
 
 
@@ -282,20 +285,19 @@ def _accuracy_section(rows: Sequence[AccuracyRow], picture: bytes) -> Section:
         table_rows.append([f"{length:,}", *shown, f"{cells[0].windows} ({cells[0].independent_windows})"])
     text = (
         f"Windows of {describe_lengths(lengths)}, the same for all classifiers. k-mers: logistic regression on "
-        "canonical k-mer spectra. Markov: likelihood under one Markov model per species. Both saw the model's training "
-        "sequences, and their settings were chosen there. GC and N only: a control. Best possible: the simulation's "
-        "own likelihood. In brackets: intervals of 95 %, and windows that do not overlap."
+        "canonical k-mer spectra. Markov: likelihood under one Markov model per species. Both were fitted, and their "
+        "hyperparameters chosen, on the model's training sequences. GC and N only: a negative control. Best possible: "
+        "the likelihood under the simulation itself. In parentheses: 95 % intervals, and non-overlapping windows."
     )
     header = ["window (bp)", *COLUMN_TITLES.values(), "windows"]
-    caption = "Accuracy by length with intervals of 95 %."
+    caption = "Accuracy by window length with 95 % intervals."
     return Section("Accuracy by length", [text, Picture(picture, caption), Table(header, table_rows)])
 
 
 def _classification_section(summary: ClassificationSummary) -> Section:
     text = (
-        f"{CONTIGS_NAME}: contigs of the held-out chromosomes; each name begins with the species it is truly from. The "
-        f"reverse complement gets the same answer as its contig. Records below {SHORTEST_CLASSIFIED_BP} bp are "
-        "unclassified."
+        f"{CONTIGS_NAME}: contigs of the held-out chromosomes; each name begins with the true species. The reverse "
+        f"complement gets the same call as its contig. Records below {SHORTEST_CLASSIFIED_BP} bp are unclassified."
     )
     return Section("Classified contigs", [text, classification_table(summary.class_names, summary.listed)])
 
@@ -314,7 +316,7 @@ def _summary(folder: Path, rows: Sequence[AccuracyRow], training: TrainingResult
         lines.append(f"{length:>7,} bp{shares}")
     lines += [
         "",
-        f"{folder / REPORT_NAME}: the whole story, with plots",
+        f"{folder / REPORT_NAME}: report with plots",
         f"{folder / MODEL_FOLDER_NAME}: the model; try `genomamba classify {folder / MODEL_FOLDER_NAME} "
         f"{folder / CONTIGS_NAME}`",
         f"{folder / GENOMES_NAME}: the genomes it was trained on",

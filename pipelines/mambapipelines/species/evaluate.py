@@ -1,4 +1,4 @@
-"""Accuracy by window length on sequences the model has not seen, beside baselines that saw the same training data."""
+"""Accuracy by window length on held-out sequences, beside baselines fitted to the same training data."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from mambacore.errors import InputError
 from mambapipelines.console import BaseProgress, note, use_threads
 from mambapipelines.files import check_writable_place, write_whole
 from mambapipelines.species.evaluate_novelty import (
-    OutsiderRow,
+    DetectionRow,
     ScoringModel,
-    detect_outsiders,
-    load_outsiders,
-    outsider_columns,
-    outsider_quantiles,
-    plot_outsiders,
+    detect_ood,
+    detection_quantiles,
+    load_ood_genomes,
+    ood_columns,
+    plot_ood,
 )
 from mambapipelines.species.evaluation_sequences import (
     check_lengths,
@@ -43,37 +43,37 @@ MODEL_NAME: Final = "genomamba"
 DEFAULT_LENGTHS_BP: Final = (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576)
 DEFAULT_WINDOWS_PER_CLASS: Final = 200
 WINDOWS_PER_INDEPENDENT_WINDOW: Final = 4
-"""Overlapping windows repeat each other: beyond so many for each that does not overlap they cost time for nothing."""
+"""Overlapping windows are redundant; more of them per non-overlapping one would only cost time."""
 NORMAL_QUANTILE: Final = 1.959964
 """Of the standard normal distribution at 0.975, for intervals of 95 %."""
 RELAXED_UNKNOWN_FRACTION: Final = 0.05
 BASES_PER_GROUP: Final = 1 << 21
 TABLE_NAME: Final = "accuracy.tsv"
 PLOT_NAME: Final = "accuracy_by_length.png"
-OUTSIDER_PLOT_PREFIX: Final = "outsiders_"
+OOD_PLOT_PREFIX: Final = "ood_"
 CHOICES_NAME: Final = "baselines.json"
 
 Labels = npt.NDArray[np.int64]
 Scores = Callable[[Sequence[Tokens], int], tuple[Labels, FloatArray | None]]
-"""(windows, length in bp) -> predicted labels (windows,) and, from those that have them, probabilities."""
+"""(windows, length in bp) -> predicted labels (windows,) and, if the classifier has them, probabilities."""
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What `genomamba evaluate` is asked to do.
+    """Options of `genomamba evaluate`.
 
     Attributes:
         model_folder: folder written by `genomamba train`.
         genomes: genomes to test on, classes named as in the model.
         lengths: window lengths in bases.
-        per_class: windows of each class at each length, as far as the material goes.
-        baselines: which baselines to fit and evaluate on the same windows.
-        training_genomes: where the training genomes are now, when they are not where the model folder says.
+        per_class: windows of each class at each length, at most.
+        baselines: names of the baselines to evaluate on the same windows.
+        training_genomes: where the training genomes are now, if they have moved.
         output: folder for table, plot and choices, or a `.tsv` file; `None` prints the table.
-        plot: PNG to write, whatever `output` is.
-        seed: chooses the windows.
+        plot: PNG to write in any case.
+        seed: of the choice of windows.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
-        outsiders: genomes of none of the classes, which should be detected as such.
+        ood_genomes: out-of-distribution genomes, of none of the classes.
     """
 
     model_folder: Path
@@ -86,7 +86,7 @@ class EvaluationOptions:
     plot: Path | None = None
     seed: int = 0
     threads: int | None = None
-    outsiders: Sequence[GenomeSpecification] = ()
+    ood_genomes: Sequence[GenomeSpecification] = ()
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class AccuracyRow:
         length: of the windows, bp.
         classifier: `genomamba` or the name of a baseline.
         accuracy: mean over the classes, 0 to 1.
-        low, high: Wilson's interval of 95 % for `min(windows, independent_windows)` trials.
+        low, high: Wilson's 95 % interval for `min(windows, independent_windows)` trials.
         windows: how many were classified.
-        independent_windows: how many windows that do not overlap the material holds.
+        independent_windows: number of non-overlapping windows in the test sequences.
         expected_calibration_error: of the top probability; `None` for classifiers without calibrated probabilities.
     """
 
@@ -116,8 +116,8 @@ class AccuracyRow:
 def evaluate_species_classifier(options: EvaluationOptions) -> list[AccuracyRow]:
     """Evaluate a model and baselines, and write the table and the plot.
 
-    Test windows come from the sequences that the model's training held out. A file that has none of those names and
-    was not trained on is new to the model, so all of its sequences are test sequences.
+    Test windows come from the sequences that training held out. All sequences of a file that has none of them and was
+    not trained on are test sequences.
 
     Raises:
         InputError: anything wrong with options, model folder or genomes.
@@ -128,8 +128,8 @@ def evaluate_species_classifier(options: EvaluationOptions) -> list[AccuracyRow]
     genomes = in_class_order(load_genomes(options.genomes), model.config.class_names)
     test = select_test_sequences(genomes, details)
     check_lengths(test, options.lengths)
-    outsiders = load_outsiders(options.outsiders, model.config.class_names)
-    quantiles = outsider_quantiles(details) if options.outsiders else None
+    ood_genomes = load_ood_genomes(options.ood_genomes, model.config.class_names)
+    quantiles = detection_quantiles(details) if options.ood_genomes else None
     fitted = None
     if options.baselines:
         training = find_training_sequences(genomes, options.training_genomes, details)
@@ -141,7 +141,7 @@ def evaluate_species_classifier(options: EvaluationOptions) -> list[AccuracyRow]
     )
     detected = []
     if quantiles is not None:
-        detected = detect_outsiders(scoring, quantiles, outsiders, per_outsider=options.per_class, seed=options.seed)
+        detected = detect_ood(scoring, quantiles, ood_genomes, per_genome=options.per_class, seed=options.seed)
     _write(options, rows, detected, fitted, len(model.config.class_names))
     return rows
 
@@ -149,7 +149,7 @@ def evaluate_species_classifier(options: EvaluationOptions) -> list[AccuracyRow]
 def fit_named_baselines(
     training: GenomeCollection, lengths: Sequence[int], seed: int, names: Sequence[str]
 ) -> FittedBaselines:
-    """Fit baselines to whole genomes; chromosomes of one name are set aside together for the choices."""
+    """Fit baselines to whole genomes; chromosomes of one name are held out together to choose hyperparameters."""
     by_class = [training.sequences_of(class_name) for class_name in training.class_names]
     return fit_baselines(
         [[sequence.tokens(0, sequence.length) for sequence in sequences] for sequences in by_class],
@@ -161,7 +161,7 @@ def fit_named_baselines(
 
 
 def classifiers_of(model: SpeciesClassifier | ScoringModel, fitted: FittedBaselines | None) -> dict[str, Scores]:
-    """The model and the baselines under the names that the table gives them."""
+    """The model and the baselines by their names in the table."""
     classifiers: dict[str, Scores] = {
         MODEL_NAME: model if isinstance(model, ScoringModel) else ScoringModel(model),
     }
@@ -174,11 +174,6 @@ def classifiers_of(model: SpeciesClassifier | ScoringModel, fitted: FittedBaseli
     return classifiers
 
 
-def predict_with_model(model: SpeciesClassifier, windows: Sequence[Tokens], length: int) -> tuple[Labels, FloatArray]:
-    """Labels (windows,) and probabilities (windows, classes) of windows of one length, both strands averaged."""
-    return ScoringModel(model)(windows, length)
-
-
 def accuracy_by_length(
     classifiers: Mapping[str, Scores],
     test: GenomeCollection,
@@ -188,19 +183,19 @@ def accuracy_by_length(
     seed: int,
     windows_per_independent: int = WINDOWS_PER_INDEPENDENT_WINDOW,
 ) -> list[AccuracyRow]:
-    """Evaluate classifiers on the same windows, as many of each class.
+    """Evaluate classifiers on the same windows, equally many of each class.
 
-    Lengths at which a class has no window are left out with a note, because fewer classes are easier to tell apart.
-    Windows have at most 1 % of unknown bases; where some class has none of these, up to 5 % are let through in all
-    classes, with a note. The control `composition` shows whether that gives a class away.
+    Lengths at which a class has no window are left out with a note, because fewer classes are easier to classify.
+    Windows have at most 1 % of unknown bases, or up to 5 % in all classes, with a note, where some class has no such
+    window. The baseline `composition` shows whether that gives a class away.
 
     Args:
-        classifiers: by the name that the table gives them.
+        classifiers: name in the table -> classifier.
         test: sequences to take windows from.
         lengths: of the windows, bp.
         per_class: windows of each class at each length, at most.
-        seed: chooses the windows.
-        windows_per_independent: at most so many windows for each that does not overlap.
+        seed: of the choice of windows.
+        windows_per_independent: windows per non-overlapping one, at most.
 
     Raises:
         InputError: there are no windows of any length.
@@ -217,7 +212,7 @@ def accuracy_by_length(
         if material.missing_classes:
             note(
                 f"{length:,} bp: {', '.join(material.missing_classes)} has no window with at most "
-                f"{MAXIMUM_UNKNOWN_FRACTION:.0%} unknown bases, so up to {RELAXED_UNKNOWN_FRACTION:.0%} are let through"
+                f"{MAXIMUM_UNKNOWN_FRACTION:.0%} unknown bases, so up to {RELAXED_UNKNOWN_FRACTION:.0%} are allowed"
             )
             material = evaluation_windows(test, length, count, seed, RELAXED_UNKNOWN_FRACTION)
         if material.missing_classes:
@@ -250,7 +245,7 @@ def accuracy_by_length(
 def _classify_windows(
     classifiers: Mapping[str, Scores], material: EvaluationWindows, progress: BaseProgress
 ) -> dict[str, tuple[Labels, FloatArray | None]]:
-    """Let every classifier see the windows, a few megabases at a time."""
+    """Run every classifier on the windows, a few megabases at a time."""
     per_group = max(1, BASES_PER_GROUP // material.length)
     parts: dict[str, list[tuple[Labels, FloatArray | None]]] = {name: [] for name in classifiers}
     for start in range(0, len(material.windows), per_group):
@@ -267,7 +262,7 @@ def _classify_windows(
 
 
 def wilson_interval(accuracy: float, trials: float) -> tuple[float, float]:
-    """Wilson's score interval of 95 % (Wilson 1927, J. Am. Stat. Assoc. 22:209) for a share seen in `trials` trials."""
+    """Wilson's 95 % score interval (Wilson 1927, J. Am. Stat. Assoc. 22:209) of a proportion in `trials` trials."""
     square = NORMAL_QUANTILE**2
     center = (accuracy + square / (2 * trials)) / (1 + square / trials)
     half = NORMAL_QUANTILE * math.sqrt(accuracy * (1 - accuracy) / trials + square / (4 * trials**2))
@@ -275,14 +270,16 @@ def wilson_interval(accuracy: float, trials: float) -> tuple[float, float]:
     return max(0.0, min(accuracy, center - half)), min(1.0, max(accuracy, center + half))
 
 
-def table_text(rows: Sequence[AccuracyRow], detected: Sequence[OutsiderRow] = (), outsiders: Sequence[str] = ()) -> str:
-    """The table as tab-separated text; shares have four decimals, and NA stands for no calibration error.
+def table_text(
+    rows: Sequence[AccuracyRow], detected: Sequence[DetectionRow] = (), ood_genomes: Sequence[str] = ()
+) -> str:
+    """The table as tab-separated text; shares have four decimals, and a missing calibration error is NA.
 
-    With outsiders the model's rows say in further columns how well these are detected; they are NA for baselines.
+    With OOD genomes, further columns hold the model's detection figures; they are NA for baselines.
     """
     columns = ("accuracy", "low", "high")
     header = ("length", "classifier", *columns, "windows", "independent_windows", "expected_calibration_error")
-    columns_beside, cells_by_length = outsider_columns(detected, outsiders) if outsiders else ([], {})
+    columns_beside, cells_by_length = ood_columns(detected, ood_genomes) if ood_genomes else ([], {})
     lines = ["\t".join([*header, *columns_beside])]
     for row in rows:
         error = row.expected_calibration_error
@@ -307,7 +304,8 @@ def _accuracy_row(
     counts = np.bincount(labels, minlength=len(independent))
     correct = np.bincount(labels, weights=predicted == labels, minlength=len(independent))
     accuracy = float((correct / counts).mean())
-    # The mean of class shares varies as one share of so many trials would: the classes' harmonic mean, times classes.
+    # The mean of the class accuracies has the variance of one proportion of this many trials: the number of classes
+    # times the harmonic mean of their trials.
     trials = len(counts) ** 2 / float((1 / np.minimum(counts, independent)).sum())
     low, high = wilson_interval(accuracy, trials)
     weights = (1 / counts)[labels] / len(counts)
@@ -316,7 +314,7 @@ def _accuracy_row(
 
 
 def _independent_by_name(test: GenomeCollection, length: int) -> dict[str, int]:
-    """Windows without overlap for each class; records of one name (a chromosome in several strains) count once."""
+    """Non-overlapping windows per class; records of one name (a chromosome in several strains) count once."""
     counts: dict[str, int] = {}
     for class_name in test.class_names:
         longest: dict[str, int] = {}
@@ -351,7 +349,7 @@ def _is_folder(output: Path) -> bool:
 def _write(
     options: EvaluationOptions,
     rows: Sequence[AccuracyRow],
-    detected: Sequence[OutsiderRow],
+    detected: Sequence[DetectionRow],
     fitted: FittedBaselines | None,
     class_count: int,
 ) -> None:
@@ -366,11 +364,11 @@ def _write(
         table, plot = options.output / TABLE_NAME, options.plot or options.output / PLOT_NAME
         if fitted is not None:
             write_whole(options.output / CHOICES_NAME, json.dumps(fitted.describe(), indent=2) + "\n")
-    text = table_text(rows, detected, [specification.name for specification in options.outsiders])
+    text = table_text(rows, detected, [specification.name for specification in options.ood_genomes])
     if plot is not None:
         write_whole(plot, plot_accuracy_by_length(rows, class_count))
         if detected:
-            write_whole(plot.with_name(OUTSIDER_PLOT_PREFIX + plot.name), plot_outsiders(detected))
+            write_whole(plot.with_name(OOD_PLOT_PREFIX + plot.name), plot_ood(detected))
     if table is None:
         print(text, end="", flush=True)
     else:

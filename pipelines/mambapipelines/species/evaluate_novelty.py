@@ -1,11 +1,11 @@
-"""How well are genomes that belong to none of the classes told from the classes, at each window length?
+"""Out-of-distribution (OOD) detection: how well are genomes of none of the classes recognised, at each window length?
 
-A window is detected when its typicality (`classification_unknown`) is below 5 %. That threshold comes from the held-out
-windows that the model was calibrated on, never from windows that are tested here, so the share of in-clade test windows
-that are taken for foreign is measured, not set. The area under the receiver operating characteristic (AUROC) needs no
-threshold: the chance that a foreign window looks more foreign than one of the classes (Hendrycks & Gimpel 2017, "A
-baseline for detecting misclassified and out-of-distribution examples", section 2). It is given for the score of
-`--unknown-rate`, for the evidence alone, and, as a control, for the probability of the best class.
+A window is detected when its p-value (`genomamba.classification.novelty`) is below 5 %. That threshold comes from the
+held-out windows that the model was calibrated on, never from the test windows, so the false alarms on test windows of
+the classes are measured, not set. The area under the receiver operating characteristic (AUROC) needs no threshold: it
+is the probability that an OOD window has a lower score than one of the classes (Hendrycks & Gimpel 2017, "A baseline
+for detecting misclassified and out-of-distribution examples", section 2). It is given for the score of
+`--unknown-rate`, for the likelihood alone, and for the probability of the best class as a baseline.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ BASES_PER_GROUP: Final = 1 << 21
 
 @dataclass(frozen=True)
 class WindowScores:
-    """Of windows of one length, (windows,) each; the lower, the more foreign.
+    """Scores of windows of one length, (windows,) each; lower is more likely out of distribution.
 
     Attributes:
-        score: of `--unknown-rate`: log-likelihood per base under the best class beyond that of its own composition.
-        likelihood: log-likelihood per base under the best class alone.
+        score: of `--unknown-rate`: log-likelihood per base under the best class minus that under the window's own
+            composition, nats.
+        likelihood: log-likelihood per base under the best class, nats.
         probability: of the best class.
     """
 
@@ -49,13 +50,13 @@ class WindowScores:
 
     @classmethod
     def joined(cls, parts: Sequence[WindowScores]) -> WindowScores:
-        """The windows of several."""
+        """Concatenate the scores of several groups of windows."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
 
 @dataclass
 class ScoringModel:
-    """The model as a classifier of windows, which keeps the scores of what it has classified by length."""
+    """The model as a classifier of windows that keeps, by length, the scores of what it has classified."""
 
     model: SpeciesClassifier
     parts: dict[int, list[WindowScores]] = field(default_factory=dict)
@@ -73,21 +74,21 @@ class ScoringModel:
         return probabilities.argmax(axis=1), probabilities
 
     def scores(self, length: int) -> WindowScores:
-        """Of all windows of this length that were classified."""
+        """Scores of all classified windows of this length."""
         return WindowScores.joined(self.parts[length])
 
 
 @dataclass(frozen=True)
-class OutsiderRow:
-    """How well the windows of one outsider are detected at one length.
+class DetectionRow:
+    """OOD detection of one genome at one window length.
 
     Attributes:
         length: of the windows, bp.
-        name: of the outsider.
+        name: of the genome.
         windows: how many were scored.
-        detected: share of them whose typicality is below 5 %.
-        false_alarms: share of the classes' test windows whose typicality is.
-        auroc, likelihood_auroc, probability_auroc: of the score, the evidence alone, and the control.
+        detected: share of them whose p-value is below 5 %.
+        false_alarms: share of the classes' test windows whose p-value is below 5 %.
+        auroc, likelihood_auroc, probability_auroc: of score, likelihood and probability.
     """
 
     length: int
@@ -100,8 +101,8 @@ class OutsiderRow:
     probability_auroc: float
 
 
-def load_outsiders(specifications: Sequence[GenomeSpecification], class_names: Sequence[str]) -> GenomeCollection:
-    """The genomes of `--outsider`.
+def load_ood_genomes(specifications: Sequence[GenomeSpecification], class_names: Sequence[str]) -> GenomeCollection:
+    """Load the genomes of `--ood`.
 
     Raises:
         InputError: one has the name of a class, or a file cannot be read.
@@ -109,47 +110,47 @@ def load_outsiders(specifications: Sequence[GenomeSpecification], class_names: S
     for specification in specifications:
         if specification.name in class_names:
             raise InputError(
-                f"--outsider {specification.name} has the name of a class of the model: an outsider belongs to none, "
+                f"--ood {specification.name} has the name of a class of the model, but an OOD genome belongs to none: "
                 "choose another name."
             )
     return load_genomes(specifications)
 
 
-def outsider_quantiles(details: Mapping[str, Any]) -> LikelihoodQuantiles:
-    """What is known of held-out windows.
+def detection_quantiles(details: Mapping[str, Any]) -> LikelihoodQuantiles:
+    """Likelihood quantiles of the held-out windows.
 
     Raises:
-        InputError: the model folder does not say, or of too few for a rate of 5 %.
+        InputError: the model folder has none, or too few windows for a rate of 5 %.
     """
     return LikelihoodQuantiles.from_details(details, FALSE_ALARM_RATE)
 
 
-def detect_outsiders(
+def detect_ood(
     scoring: ScoringModel,
     quantiles: LikelihoodQuantiles,
-    outsiders: GenomeCollection,
+    ood_genomes: GenomeCollection,
     *,
-    per_outsider: int,
+    per_genome: int,
     seed: int,
-) -> list[OutsiderRow]:
-    """Score windows of the outsiders and hold them against those of the classes, at every length that these have.
+) -> list[DetectionRow]:
+    """Score windows of OOD genomes and compare them with those of the classes, at every length of the latter.
 
     Args:
-        scoring: has classified the classes' test windows.
-        quantiles: of the windows that the model was calibrated on.
-        outsiders: genomes of none of the classes.
-        per_outsider: windows of each at each length, at most.
-        seed: chooses the windows.
+        scoring: the model, after it has classified the test windows of the classes.
+        quantiles: of the windows the model was calibrated on.
+        ood_genomes: genomes of none of the classes.
+        per_genome: windows of each genome at each length, at most.
+        seed: of the choice of windows.
     """
-    rows: list[OutsiderRow] = []
+    rows: list[DetectionRow] = []
     inside = {length: scoring.scores(length) for length in sorted(scoring.parts)}
-    materials = {length: evaluation_windows(outsiders, length, per_outsider, seed) for length in inside}
+    materials = {length: evaluation_windows(ood_genomes, length, per_genome, seed) for length in inside}
     total_bases = sum(length * len(material.windows) for length, material in materials.items())
-    with BaseProgress("outsiders", total_bases, lines_elsewhere=True) as progress:
+    with BaseProgress("OOD", total_bases, lines_elsewhere=True) as progress:
         for length, material in materials.items():
             if material.missing_classes:
                 note(f"{length:,} bp: {', '.join(material.missing_classes)} has no window of known bases")
-            for label, name in enumerate(outsiders.class_names):
+            for label, name in enumerate(ood_genomes.class_names):
                 windows = [window for window in material.windows if window.label == label]
                 if not windows:
                     continue
@@ -165,18 +166,18 @@ def detect_outsiders(
 
 def _row(
     length: int, name: str, quantiles: LikelihoodQuantiles, inside: WindowScores, outside: WindowScores
-) -> OutsiderRow:
+) -> DetectionRow:
     from sklearn.metrics import roc_auc_score  # noqa: PLC0415 - a second to import
 
-    foreign = np.repeat([0, 1], [len(inside.score), len(outside.score)])
+    is_ood = np.repeat([0, 1], [len(inside.score), len(outside.score)])
 
     def share_below(scores: FloatArray) -> float:
         return float(np.mean([quantiles.typicality(float(score), length) < FALSE_ALARM_RATE for score in scores]))
 
     def auroc(kind: str) -> float:
-        return float(roc_auc_score(foreign, -np.concatenate([getattr(inside, kind), getattr(outside, kind)])))
+        return float(roc_auc_score(is_ood, -np.concatenate([getattr(inside, kind), getattr(outside, kind)])))
 
-    return OutsiderRow(
+    return DetectionRow(
         length=length,
         name=name,
         windows=len(outside.score),
@@ -188,8 +189,8 @@ def _row(
     )
 
 
-def outsider_columns(rows: Sequence[OutsiderRow], names: Sequence[str]) -> tuple[list[str], dict[int, list[str]]]:
-    """Columns that the table of accuracy gets, and their cells by length; NA where an outsider has no window."""
+def ood_columns(rows: Sequence[DetectionRow], names: Sequence[str]) -> tuple[list[str], dict[int, list[str]]]:
+    """Columns for the table of accuracy, and their cells by length; NA where a genome has no window."""
     figures = ("windows", "detected", "auroc", "likelihood_auroc", "probability_auroc")
     header = ["false_alarms", *(f"{figure}_{name}" for name in names for figure in figures)]
     cells: dict[int, list[str]] = {}
@@ -203,8 +204,8 @@ def outsider_columns(rows: Sequence[OutsiderRow], names: Sequence[str]) -> tuple
     return header, cells
 
 
-def plot_outsiders(rows: Sequence[OutsiderRow]) -> bytes:
-    """Two panels over the window length: detection rates with the false alarms, and AUROC with its controls; PNG."""
+def plot_ood(rows: Sequence[DetectionRow]) -> bytes:
+    """Plot detection rates and false alarms, and AUROC with its baselines, by window length; PNG."""
     import io  # noqa: PLC0415
 
     from matplotlib.figure import Figure  # noqa: PLC0415
@@ -228,7 +229,7 @@ def plot_outsiders(rows: Sequence[OutsiderRow]) -> bytes:
     detection.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     detection.set_ylabel("windows called unknown at a rate of 5 %")
     area.axhline(0.5, color="#777777", linestyle=":", linewidth=1)
-    area.set_ylabel("AUROC: score (line), evidence (dashed), probability (dotted)")
+    area.set_ylabel("AUROC: score (solid), likelihood (dashed), probability (dotted)")
     for axes in (detection, area):
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths)

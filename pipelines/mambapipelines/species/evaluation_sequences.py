@@ -1,4 +1,4 @@
-"""Which sequences a model may be tested on, and which ones its baselines must be trained on."""
+"""The sequences a model may be tested on, and those its baselines are fitted to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def in_class_order(genomes: GenomeCollection, class_names: Sequence[str]) -> Gen
     """The same genomes with the model's labels.
 
     Raises:
-        InputError: a class of theirs that the model does not have, or the other way round.
+        InputError: the genomes and the model do not have the same classes.
     """
     unknown = [name for name in genomes.class_names if name not in class_names]
     absent = [name for name in class_names if name not in genomes.class_names]
@@ -27,7 +27,7 @@ def in_class_order(genomes: GenomeCollection, class_names: Sequence[str]) -> Gen
 
 
 def select_test_sequences(genomes: GenomeCollection, details: Mapping[str, Any]) -> GenomeCollection:
-    """The sequences that a model may be tested on.
+    """Select the sequences that a model may be tested on: held out from its training, or new to it.
 
     Raises:
         InputError: a class has none.
@@ -56,19 +56,19 @@ def select_test_sequences(genomes: GenomeCollection, details: Mapping[str, Any])
 def find_training_sequences(
     genomes: GenomeCollection, training_genomes: Sequence[GenomeSpecification], details: Mapping[str, Any]
 ) -> GenomeCollection:
-    """The sequences that the model was trained on, from wherever they can be found now.
+    """Find the sequences that the model was trained on.
 
-    They are looked for in `training_genomes`, then in `genomes`, then at the paths that the model folder names, and
+    They are searched for in `training_genomes`, then in `genomes`, then at the paths in the model folder, and
     recognised by class, name and length.
 
     Raises:
-        InputError: some are nowhere.
+        InputError: some are missing.
     """
     holdout = set(details.get("holdout", ()))
     wanted = [key for key in _manifest_sequences(details) if key[1] not in holdout]
     if not wanted:
         raise InputError(
-            "the model folder does not say what the model was trained on, so baselines cannot be: use --baseline none."
+            "the model folder does not list its training sequences, which the baselines need: use --baseline none."
         )
     given = load_genomes(training_genomes)
     found: dict[tuple[str, str, int], list[GenomeSequence]] = {}
@@ -89,8 +89,8 @@ def find_training_sequences(
             if entry["class"] == class_name and any(record["name"] == name for record in entry["sequences"])
         )
         raise InputError(
-            f"sequence '{name}' of class '{class_name}', which the baselines must be trained on, is not in {path} nor "
-            f"in the files given: add --training-genome {class_name}=PATH[,PATH...], or use --baseline none."
+            f"training sequence '{name}' of class '{class_name}', which the baselines need, is neither in {path} "
+            f"nor in the files given: add --training-genome {class_name}=PATH[,PATH...], or use --baseline none."
         )
     taken: list[GenomeSequence] = []
     for key in wanted:
@@ -100,7 +100,7 @@ def find_training_sequences(
 
 
 def check_lengths(test: GenomeCollection, lengths: Sequence[int]) -> None:
-    """Refuse lengths that no class can fill.
+    """Refuse lengths that exceed all test sequences of a class.
 
     Raises:
         InputError: the test sequences of some class are all shorter than the shortest length.
@@ -115,13 +115,13 @@ def check_lengths(test: GenomeCollection, lengths: Sequence[int]) -> None:
 
 
 def describe_sequences(collection: GenomeCollection) -> str:
-    """How much there is, in words."""
+    """Numbers of sequences and bases, in words."""
     bases = sum(sequence.length for sequence in collection.sequences)
     return f"{len(collection.sequences)} sequences of {bases:,} bp"
 
 
 def _manifest_sequences(details: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    """(class, name, length in bp) of every sequence that the training was given."""
+    """(class, name, length in bp) of every sequence given to the training."""
     return [
         (entry["class"], record["name"], record["length"])
         for entry in details.get("manifest", ())

@@ -1,4 +1,4 @@
-"""What `genomamba classify` writes beside the table: groups of records, their sequences by call, and a summary."""
+"""Outputs of `genomamba classify` beside the table: groups of records, sequences by call, and the MultiQC summary."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ GZIP_LEVEL: Final = 6
 
 
 def group_rule(rule: str) -> Callable[[str], str | None]:
-    """What `--group-by` says: record name -> group, `None` for a record of no group.
+    """Parse `--group-by` into a function from record name to group, `None` for a record of no group.
 
     Args:
-        rule: a file of two tab-separated columns, record and group; or a regular expression with one group in brackets
-            that is searched for in the names; or else a separator, before whose first place in a name the group stands.
+        rule: a file of two tab-separated columns, record and group; or a regular expression with one capturing
+            group, searched for in the names; or a separator, before whose first occurrence the group stands.
 
     Raises:
-        InputError: an expression that is none or has more than one group, or a file with other columns.
+        InputError: the expression is invalid or does not have one group, or the file has other columns.
     """
     if os.path.isfile(rule):
         mapping = _read_mapping(Path(rule))
@@ -45,9 +45,9 @@ def group_rule(rule: str) -> Callable[[str], str | None]:
     try:
         expression = re.compile(rule)
     except re.error as error:
-        raise InputError(f"--group-by '{rule}' is no regular expression ({error}): correct it.") from error
+        raise InputError(f"--group-by '{rule}' is not a regular expression ({error}): correct it.") from error
     if expression.groups != 1:
-        raise InputError(f"--group-by '{rule}' has {expression.groups} groups in brackets: give exactly one.")
+        raise InputError(f"--group-by '{rule}' has {expression.groups} capturing groups: give exactly one.")
 
     def search(name: str) -> str | None:
         match = expression.search(name)
@@ -75,11 +75,11 @@ def _read_mapping(path: Path) -> Mapping[str, str]:
 
 @dataclass
 class Group:
-    """Records whose evidence is added up.
+    """Summed evidence of a group of records.
 
     Attributes:
         total: (classes,) in nats.
-        records: how many there are.
+        records: number of records.
         classified_records, bases: of those with evidence.
         weighted_typicality: sum of typicality times bases, where typicality was asked for.
     """
@@ -93,14 +93,14 @@ class Group:
 
 @dataclass
 class Groups:
-    """Groups in the order in which they first appear."""
+    """Groups in order of first appearance."""
 
     rule: Callable[[str], str | None]
     by_name: dict[str, Group] = field(default_factory=dict)
     without: int = 0
 
     def add(self, name: str, length: int, evidence: FloatArray | None, typicality: float | None = None) -> None:
-        """Add a record; one without evidence counts among the group's records and adds no bases."""
+        """Add a record; one without evidence counts as a record of the group but adds no bases."""
         group_name = self.rule(name)
         if group_name is None:
             self.without += 1
@@ -115,18 +115,18 @@ class Groups:
 
 
 class CallSinks:
-    """Where the sequences of records go by their call."""
+    """Files for the sequences of records, by call."""
 
     def __init__(self, classified: str | None, unclassified: Path | None, class_names: Sequence[str]) -> None:
-        """Get ready.
+        """Choose the files.
 
         Args:
-            classified: a folder, which gets CLASS.fa for each class, or a name with {call} in it.
-            unclassified: file for the records that are called unknown or unclassified.
+            classified: a folder, which receives CLASS.fa for each class, or a file name that contains {call}.
+            unclassified: file for unknown and unclassified records.
             class_names: of the model.
 
         Raises:
-            InputError: a place that cannot be written.
+            InputError: a file cannot be written.
         """
         self.calls = [*class_names, UNKNOWN, UNCLASSIFIED]
         self._numbers = {name: number for number, name in enumerate(self.calls)}
@@ -140,7 +140,9 @@ class CallSinks:
                     os.makedirs(classified)
                     self._new_folder = classified
                 except OSError as error:
-                    raise InputError(f"--classified-out {classified} cannot be made ({error.strerror}).") from error
+                    raise InputError(
+                        f"--classified-out {classified} cannot be created ({error.strerror}): choose another."
+                    ) from error
             for number, name in enumerate(class_names):
                 self._paths[number] = Path(pattern.replace(CALL_PLACE, name))
         for path in self.paths:
@@ -154,23 +156,23 @@ class CallSinks:
         return list(dict.fromkeys(path for path in self._paths if path is not None))
 
     def add(self, call: str) -> None:
-        """Note the call of the next record, two bytes each."""
+        """Store the call of the next record, in two bytes."""
         self._records.append(self._numbers[call])
 
     def remove_empty_folder(self) -> None:
-        """Remove the folder that was made for the files if, after a failure, there are none."""
+        """Remove the new folder if, after a failure, it is empty."""
         if self._new_folder is not None and not os.listdir(self._new_folder):
             os.rmdir(self._new_folder)
 
     def write(self, sources: Sequence[str], written: ExitStack) -> None:
-        """Read the sources once more and copy each record to its file.
+        """Read the sources again and copy each record to its file.
 
         Args:
-            sources: the files that the calls are of.
-            written: the files appear under their names when it is left without an error.
+            sources: the classified files.
+            written: the files appear under their names when this stack is left without an error.
 
         Raises:
-            InputError: a source has changed meanwhile, or a file cannot be written.
+            InputError: a source has changed, or a file cannot be written.
         """
         files: list[IO[bytes]] = []
         with ExitStack() as packed:
@@ -179,7 +181,7 @@ class CallSinks:
                 streams[path] = written.enter_context(written_whole(path))
                 files.append(streams[path])
                 if path.suffix == ".gz":
-                    # Without a time the same records give the same bytes.
+                    # Without a time stamp the same records give the same bytes.
                     streams[path] = cast(
                         IO[bytes],
                         packed.enter_context(
@@ -196,26 +198,25 @@ class CallSinks:
             number = -1
             for number, text in read_record_texts(source):
                 if first + number >= len(self._records):
-                    raise InputError(f"{source} has changed while it was classified: classify it again.")
+                    raise InputError(f"{source} changed while it was being classified: classify it again.")
                 path_of_call = self._paths[self._records[first + number]]
                 if path_of_call is not None:
                     streams[path_of_call].write(text)
             first += number + 1
         if first != len(self._records):
-            raise InputError("the input has changed while it was classified: classify it again.")
+            raise InputError("the input changed while it was being classified: classify it again.")
 
 
 def multiqc_text(counts_by_source: Mapping[str, Mapping[str, int]], class_names: Sequence[str]) -> str:
-    """The records of each source by call as custom content of MultiQC: a bar for each source.
+    """Records of each source by call, as custom content for MultiQC: a bar per source.
 
-    The format is MultiQC's "custom content" as one file with its configuration in comments on top
-    (docs.seqera.io/multiqc/custom_content).
+    One file with its configuration in leading comments (docs.seqera.io/multiqc/custom_content).
     """
     calls = [*class_names, *(call for call in (UNKNOWN, UNCLASSIFIED) if call not in class_names)]
     lines = [
         "# id: 'genomamba_classify'",
         "# section_name: 'genomamba classify'",
-        "# description: 'Records of each input by the class they are called.'",
+        "# description: 'Records of each input by called class.'",
         "# plot_type: 'bargraph'",
         "# pconfig:",
         "#     id: 'genomamba_classify_calls'",
@@ -230,7 +231,7 @@ def multiqc_text(counts_by_source: Mapping[str, Mapping[str, int]], class_names:
 
 
 def _sample_names(sources: Iterable[str]) -> list[str]:
-    """File names without folders where these differ, else whole paths; standard input is called stdin."""
+    """File names without folders if they are distinct, else whole paths; standard input is called stdin."""
     paths = ["stdin" if source == "-" else re.sub(r"[\t\r\n]", " ", source) for source in sources]
     short = [os.path.basename(path) for path in paths]
     return short if len(set(short)) == len(short) else paths

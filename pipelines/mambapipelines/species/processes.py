@@ -1,9 +1,8 @@
-"""Classification shared by several processes: each works out the evidence of its share of records, the first merges.
+"""Classification by several processes: each computes the evidence of its share of the records, the first merges.
 
-Every process reads all the input, which is quick, and takes every n-th batch. Batches are a function of the records'
-lengths and order, so the merged evidence is the same, to the last bit, as that of one process with as many threads.
-Processes are started here (`--processes`), or by `torchrun`, whose environment is honoured; those of `torchrun` must
-share a temporary folder.
+Every process reads the whole input, which is fast, and takes every n-th batch. Batches are a function of the records'
+lengths and order, so the merged evidence is identical, to the last bit, to that of one process with as many threads.
+Processes are started here (`--processes`) or by `torchrun`; those of `torchrun` must share a temporary folder.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ _ERROR_SUFFIX, _PART_SUFFIX = ".error", ".part"
 
 @dataclass(frozen=True)
 class Share:
-    """Which batches a process works on: number `rank` and every `count`-th after it."""
+    """The batches of a process: number `rank` and every `count`-th after it."""
 
     rank: int = 0
     count: int = 1
 
     def has(self, batch: int) -> bool:
-        """Whether a batch, numbered from 0, is in this share."""
+        """Whether the batch, numbered from 0, is in this share."""
         return batch % self.count == self.rank
 
 
@@ -56,7 +55,7 @@ def torchrun_share() -> Share | None:
 
 
 def write_part(evidence: EvidenceOfShare, share: Share, folder: Path) -> None:
-    """Write a share's evidence to the folder; a sentence for the user, if there is one, goes there instead."""
+    """Write a share's evidence to the folder, or the message of an `InputError` instead."""
     temporary = folder / f"{share.rank}.unfinished"
     try:
         with temporary.open("w", encoding="utf-8") as stream:
@@ -72,7 +71,7 @@ def merged_parts(folder: Path, count: int) -> Iterator[RecordEvidence]:
     """The records of all parts in the order of the input.
 
     Raises:
-        InputError: a process left a sentence instead of its part, or nothing.
+        InputError: a process left an error message instead of its part, or nothing.
     """
     for rank in range(count):
         sentence = folder / f"{rank}{_ERROR_SUFFIX}"
@@ -104,7 +103,7 @@ def _next_line(stream: TextIO) -> tuple[int, str] | None:
 
 @contextmanager
 def rereadable_sources(sources: Sequence[str]) -> Iterator[list[str]]:
-    """The sources, with standard input and pipes copied to temporary files, which can be read more than once."""
+    """Copy standard input and pipes to temporary files, so that all sources can be read more than once."""
     with ExitStack() as opened:
         paths: list[str] = []
         folder: Path | None = None
@@ -138,18 +137,18 @@ def _is_stream(source: str) -> bool:
 def evidence_by_processes(
     worker: Callable[..., None], arguments: tuple[object, ...], count: int, watch: Callable[[], None]
 ) -> Iterator[Iterator[RecordEvidence]]:
-    """Start processes, wait for them, and give the records of all in order.
+    """Start processes, wait for them, and yield the records of all in order.
 
     Args:
-        worker: called as `worker(share, folder, *arguments)` in each process; a function of a module.
-        arguments: what else it is called with.
-        count: of processes.
-        watch: called now and then while they work.
+        worker: called as `worker(share, folder, *arguments)` in each process; a module-level function.
+        arguments: further arguments of the worker.
+        count: number of processes.
+        watch: called at intervals while they work.
 
     Raises:
-        InputError: a process has failed or died; the others are stopped.
+        InputError: a process has failed; the others are stopped.
     """
-    # One process imports everything, the others are its forks; it has no threads yet that a fork would lose.
+    # One process imports everything and is forked; it has no threads yet, which a fork would lose.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([worker.__module__])
     with tempfile.TemporaryDirectory(prefix="genomamba-") as name:
@@ -193,10 +192,10 @@ def _refuse_failed(processes: Sequence[BaseProcess], folder: Path) -> None:
 
 @contextmanager
 def evidence_by_torchrun(evidence: EvidenceOfShare, share: Share) -> Iterator[Iterator[RecordEvidence] | None]:
-    """Work out this process's share; the first process is given the records of all, the others `None`.
+    """Compute this process's share; the first process receives the records of all, the others `None`.
 
     Raises:
-        InputError: a process has failed, as a sentence of the first one.
+        InputError: a process has failed; the first one reports it.
     """
     import torch  # noqa: PLC0415
     from torch import distributed  # noqa: PLC0415

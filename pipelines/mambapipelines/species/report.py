@@ -1,4 +1,4 @@
-"""The report of `genomamba classify`: a page with the calls, their probabilities and the records."""
+"""The HTML report of `genomamba classify`: calls, probabilities and records."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def classification_page(summary: ClassificationSummary, model_folder: Path, sour
     sections = [Section("", [overview]), Section("Calls", [by_call])]
     if summary.plotted:
         plotted = summary.plotted
-        shown = f"{len(plotted):,} records" + (" drawn at random" if len(plotted) == MOST_PLOTTED_RECORDS else "")
+        shown = f"{len(plotted):,} records" + (" sampled at random" if len(plotted) == MOST_PLOTTED_RECORDS else "")
         by_length = plot_probability_by_length(
             [row.length for row in plotted], [row.probability for row in plotted], [row.call for row in plotted]
         )

@@ -101,7 +101,7 @@ def expect_one_line(status: int, message: str, capsys: pytest.CaptureFixture[str
         ((), {"length": "0"}, "the window length is 0"),
         ((), {"intervals": "missing.bed"}, "there is no file missing.bed"),
         (("--fix", "mend", "--output", "x.bed"), {}, "use drop or trim"),
-        (("--fix", "drop"), {}, "say where with --output"),
+        (("--fix", "drop"), {}, "name a file with --output"),
         (("--output", "x.bed"), {}, "choose a repair"),
         (("--fix", "drop", "--output", "no/x.bed"), {}, "there is no folder"),
         (("--reference", "missing.fa"), {}, "there is no file missing.fa"),

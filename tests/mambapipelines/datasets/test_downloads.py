@@ -53,7 +53,7 @@ def test_a_connection_that_is_cut_is_taken_up_where_it_ended(archive, tmp_path):
 
 def test_a_later_call_goes_on_with_what_an_earlier_one_brought(archive, tmp_path):
     archive.cuts = [120_000] + [0] * downloads.FRUITLESS_ATTEMPTS
-    with pytest.raises(InputError, match="goes on where it stopped"):
+    with pytest.raises(InputError, match="resumes the download"):
         fetch(remote(archive), tmp_path)
     assert "genome.fa.gz" not in entries(tmp_path)
     archive.cuts, archive.requests = [], []
@@ -135,7 +135,7 @@ def test_the_checksum_is_read_from_the_archives_list(archive, tmp_path):
 
 def test_an_unreachable_archive_is_named_with_what_to_do(tmp_path):
     file = RemoteFile("genome.fa.gz", ("http://127.0.0.1:9/genome.fa.gz",))
-    with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*connect to the internet.*by hand"):
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*connect to the internet.*yourself"):
         fetch(file, tmp_path)
 
 

@@ -125,7 +125,7 @@ def test_one_part_and_a_mirror(small_set, tmp_path):
     [
         ({"corrupt": 9}, "another checksum"),
         ({"statuses": [404]}, "404"),
-        ({"cuts": [0] * 9}, "goes on where it stopped"),
+        ({"cuts": [0] * 9}, "resumes the download"),
     ],
 )
 def test_what_cannot_be_fetched_is_told_in_one_line_and_leaves_nothing_under_its_name(
@@ -153,7 +153,7 @@ def test_an_unreachable_archive_says_what_to_do(small_set, tmp_path, monkeypatch
         (["great-apse"], "did you mean great-apes"),
         (["hg38", "--species", "mouse"], "it has genome, intervals"),
         (["small", "--output", "a-file"], "is a file"),
-        (["small", "--mirror", "somewhere"], "is no address"),
+        (["small", "--mirror", "somewhere"], "is not a web address"),
     ],
 )
 def test_mistakes_are_told_in_one_line(small_set, tmp_path, monkeypatch, capsys, arguments, words):

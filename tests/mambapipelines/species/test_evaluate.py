@@ -20,10 +20,10 @@ from mambapipelines.species.evaluate import (
     accuracy_by_length,
     classifiers_of,
     evaluate_species_classifier,
-    predict_with_model,
     table_text,
     wilson_interval,
 )
+from mambapipelines.species.evaluate_novelty import ScoringModel
 from mambapipelines.species.evaluation_sequences import find_training_sequences, in_class_order, select_test_sequences
 from tiny_species import CLASS_NAMES, bases, fasta, tiny_model, write_tiny_model
 
@@ -99,7 +99,7 @@ def test_an_evaluation_is_a_function_of_the_seed(collection: GenomeCollection) -
 
 def test_the_calibration_error_and_the_labels_are_those_of_the_probabilities(collection: GenomeCollection) -> None:
     windows = [sequence.tokens(0, 500) for sequence in collection.sequences]
-    labels, probabilities = predict_with_model(tiny_model(), windows, 500)
+    labels, probabilities = ScoringModel(tiny_model())(windows, 500)
     assert probabilities.shape == (len(windows), 3)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     np.testing.assert_array_equal(labels, probabilities.argmax(axis=1))
@@ -163,7 +163,7 @@ def test_gaps_are_let_through_only_where_a_class_has_nothing_else_and_never_many
     rows = accuracy_by_length(classifiers_of(tiny_model(), None), collection, [500, 1990], per_class=2, seed=0)
     assert sum(row.windows for row in rows if row.length == 1990) == windows
     assert sum(row.windows for row in rows if row.length == 500) == 6
-    assert ("let through" in capsys.readouterr().err) == (unknown_bases > 20)
+    assert ("are allowed" in capsys.readouterr().err) == (unknown_bases > 20)
 
 
 def test_only_held_out_sequences_are_tested_on(collection: GenomeCollection, details: dict[str, Any]) -> None:
@@ -196,7 +196,7 @@ def test_baselines_are_trained_on_what_the_model_was_trained_on_wherever_it_is_n
         assert {(sequence.class_name, sequence.name) for sequence in training.sequences} == expected
     with pytest.raises(InputError, match="--training-genome alba="):
         find_training_sequences(nothing, [], gone)
-    with pytest.raises(InputError, match="does not say"):
+    with pytest.raises(InputError, match="does not list"):
         find_training_sequences(collection, [], {})
 
 
@@ -222,7 +222,7 @@ def test_the_table_says_na_where_there_are_no_calibrated_probabilities() -> None
     assert lines[1] == "1024\tkmer\t0.5000\t0.4000\t0.6000\t90\t80\tNA"
 
 
-def test_outsiders_are_detected_by_windows_that_were_not_tested(
+def test_ood_genomes_are_detected_by_windows_that_were_not_tested(
     collection: GenomeCollection, genomes: list[GenomeSpecification], details: dict[str, Any], tmp_path: Path
 ) -> None:
     training = collect_evidence(
@@ -234,9 +234,9 @@ def test_outsiders_are_detected_by_windows_that_were_not_tested(
     repeats, alike = tmp_path / "repeats.fa", tmp_path / "alike.fa"
     repeats.write_bytes(fasta({"r": b"ACCT" * 1500}))
     alike.write_bytes(fasta({name: bases(2500, 77 + size, gc) for size, (name, gc) in enumerate(GC_SHARES.items())}))
-    outsiders = [GenomeSpecification("repeats", (str(repeats),)), GenomeSpecification("alike", (str(alike),))]
+    ood_genomes = [GenomeSpecification("repeats", (str(repeats),)), GenomeSpecification("alike", (str(alike),))]
     options = EvaluationOptions(
-        folder, genomes, lengths=[400], per_class=15, baselines=[], output=tmp_path / "out", outsiders=outsiders
+        folder, genomes, lengths=[400], per_class=15, baselines=[], output=tmp_path / "out", ood_genomes=ood_genomes
     )
     evaluate_species_classifier(options)
     with (tmp_path / "out" / "accuracy.tsv").open(encoding="utf-8") as stream:
@@ -247,7 +247,7 @@ def test_outsiders_are_detected_by_windows_that_were_not_tested(
     assert 0.2 < float(row["auroc_alike"]) < 0.8
     assert float(row["false_alarms"]) < 0.2
     assert float(row["probability_auroc_repeats"]) != 1
-    assert (tmp_path / "out" / "outsiders_accuracy_by_length.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "ood_accuracy_by_length.png").read_bytes().startswith(b"\x89PNG")
     # With another threshold the rates are others, and the area is the same.
     low = {**quantiles.to_dict(), "quantiles": (quantiles.quantiles - 100).tolist()}
     lenient = write_tiny_model(tmp_path / "lenient", {**details, "calibration": {KEY: low}})
@@ -268,8 +268,8 @@ def test_outsiders_are_detected_by_windows_that_were_not_tested(
         ({"lengths": [6000]}, "the longest test sequence"),
         ({"output": Path("/nowhere/at/all.tsv")}, "no folder"),
         ({"threads": 0}, "--threads"),
-        ({"outsiders": [GenomeSpecification("alba", ("x.fa",))]}, "belongs to none"),
-        ({"outsiders": [GenomeSpecification("other", ("/nowhere.fa",))]}, "no file"),
+        ({"ood_genomes": [GenomeSpecification("alba", ("x.fa",))]}, "belongs to none"),
+        ({"ood_genomes": [GenomeSpecification("other", ("/nowhere.fa",))]}, "no file"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(

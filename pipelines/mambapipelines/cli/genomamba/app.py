@@ -15,10 +15,10 @@ def app(
     host: HostOption = "127.0.0.1",
     port: PortOption = 7860,
     largest_upload: LargestUploadOption = 64.0,
-    most_bases: Annotated[int, typer.Option(metavar="BP", min=1, help="Longer inputs are refused.")] = 20_000_000,
+    most_bases: Annotated[int, typer.Option(metavar="BP", min=1, help="Refuse longer inputs.")] = 20_000_000,
     threads: ThreadsOption = None,
 ) -> None:
-    """Open a page on this machine: paste or upload FASTA, see the calls and which class speaks where along a record.
+    """Open a local page: paste or upload FASTA, see the calls and the classes along each record.
 
     The page is served until Ctrl-C. It needs the extra `app`: pip install 'genomamba[app]'.
 

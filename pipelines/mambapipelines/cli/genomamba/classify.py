@@ -13,63 +13,59 @@ def classify(
     fasta: Annotated[
         list[str],
         typer.Argument(
-            metavar="FASTA...", help="FASTA or FASTQ files, told apart by content, plain or gzipped; - is stdin."
+            metavar="FASTA...", help="FASTA or FASTQ files, recognised by content, plain or compressed; - is stdin."
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the table goes.", show_default="standard output")
+        Path | None, typer.Option(metavar="FILE", help="File for the table.", show_default="standard output")
     ] = None,
     threads: ThreadsOption = None,
-    min_length: Annotated[int, typer.Option(metavar="BP", help="Shorter records are called unclassified.")] = 1,
+    min_length: Annotated[int, typer.Option(metavar="BP", help="Leave shorter records unclassified.")] = 1,
     unknown_below: Annotated[
-        float, typer.Option(metavar="P", help="Records whose best class is less probable are called unknown.")
+        float, typer.Option(metavar="P", help="Call a record unknown if its best class has a probability below P.")
     ] = 0.0,
-    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page with plots.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write an HTML report with plots.")] = None,
     piece_length: Annotated[
         int,
-        typer.Option(metavar="BP", help="Bases that go through the model at once; the result does not depend on it."),
+        typer.Option(metavar="BP", help="Bases processed at once; the result does not depend on it."),
     ] = 16_384,
     unknown_rate: Annotated[
         float,
         typer.Option(
             metavar="R",
-            help="Records that fewer than this share of held-out windows are as unlikely as are called unknown.",
+            help="Call a record unknown if its p-value against held-out windows is below R.",
         ),
     ] = 0.0,
     group_by: Annotated[
         str | None,
         typer.Option(
             metavar="RULE",
-            help="Add evidence up over groups of records: a TSV file of record and group, a regular expression with "
-            "one group in brackets, or a separator after the group's name.",
+            help="Add up evidence over groups of records: a TSV file of record and group, a regular expression with "
+            "one capturing group, or a separator that ends the group's name.",
         ),
     ] = None,
-    groups_output: Annotated[Path | None, typer.Option(metavar="FILE", help="Table of the groups.")] = None,
-    multiqc: Annotated[
-        Path | None, typer.Option(metavar="FILE_mqc.tsv", help="Write a summary that MultiQC shows.")
-    ] = None,
+    groups_output: Annotated[Path | None, typer.Option(metavar="FILE", help="File for the table of groups.")] = None,
+    multiqc: Annotated[Path | None, typer.Option(metavar="FILE_mqc.tsv", help="Write a summary for MultiQC.")] = None,
     classified_out: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR|PATTERN", help="Copy records to DIR/CLASS.fa, or to PATTERN with {call}; .gz is compressed."
+            metavar="DIR|PATTERN", help="Copy records to DIR/CLASS.fa, or to PATTERN with {call}; .gz compresses."
         ),
     ] = None,
     unclassified_out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Copy records called unknown or unclassified.")
+        Path | None, typer.Option(metavar="FILE", help="Copy unknown and unclassified records to this file.")
     ] = None,
-    processes: Annotated[
-        int, typer.Option(metavar="N", help="Processes that share the work, each with --threads threads.")
-    ] = 1,
+    processes: Annotated[int, typer.Option(metavar="N", help="Processes, each with --threads threads.")] = 1,
 ) -> None:
-    """Say which species each record of FASTA or FASTQ files is from.
+    """Classify each record of FASTA or FASTQ files by species.
 
-    The table has one row per record in the order of the input, tab-separated: record, length, call, probability (of
-    the call's class), then p_NAME for every class. Both strands are averaged, so a record and its reverse complement
-    get the same answer. Records may be of any length; memory does not grow with it. An empty record, and one shorter
-    than --min-length, is called unclassified and has NA for probabilities. Qualities of FASTQ are not used.
+    The tab-separated table has one row per record, in input order: record, length, call, probability (of the best
+    class), then p_NAME for every class. Both strands are averaged, so a record and its reverse complement get the same
+    call. Records may have any length; memory does not grow with it. A record that is shorter than --min-length, or has
+    no known base, is unclassified and has NA for probabilities. FASTQ qualities are not used.
 
-    --unknown-rate calls records unknown that are foretold worse than held-out windows of the classes, and adds the
-    column typicality. The table is the same for any number of --processes, and under torchrun.
+    --unknown-rate detects out-of-distribution records, which are predicted worse than held-out windows of the classes,
+    and adds the column p_value. The table is the same for any number of --processes, and under torchrun.
 
     **Examples**
 

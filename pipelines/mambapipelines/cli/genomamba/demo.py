@@ -10,18 +10,20 @@ from mambapipelines.cli.options import SeedOption, SetOption, ThreadsOption
 
 def demo(
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for everything; an earlier demo there is replaced.")
+        Path, typer.Option(metavar="DIR", help="Folder for all results; an earlier demo there is replaced.")
     ] = Path("genomamba-demo"),
-    minutes: Annotated[float, typer.Option(help="Time for training, at most.")] = 3.0,
-    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="tiny, demo, small, or a YAML file.")] = "demo",
+    minutes: Annotated[float, typer.Option(help="Time limit for training.")] = 3.0,
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Recipe: tiny, demo, small, or a YAML file.")
+    ] = "demo",
     changes: SetOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
 ) -> None:
-    """Show everything on simulated genomes of five species; no data needed.
+    """Run every step on simulated genomes of five species; no data needed.
 
-    Simulates a clade, trains a model on it, measures accuracy by length beside the baselines and the best accuracy
-    that is possible, classifies contigs and writes report.html.
+    Simulates a clade, trains a model, measures accuracy by length beside the baselines and the Bayes-optimal
+    classifier, classifies contigs and writes report.html.
 
     **Example**
 

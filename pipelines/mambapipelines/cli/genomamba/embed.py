@@ -10,36 +10,43 @@ from mambapipelines.cli.options import LanguageModelArgument, ThreadsOption
 
 def embed(
     model: LanguageModelArgument,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="Ends in .parquet, .npz or .h5ad (AnnData).")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Output file: .parquet, .npz or .h5ad (AnnData).")],
     fasta: Annotated[
-        list[str] | None, typer.Argument(metavar="[FASTA]...", help="FASTA, plain or gzipped; - is stdin.")
+        list[str] | None, typer.Argument(metavar="[FASTA]...", help="FASTA or FASTQ, plain or compressed; - is stdin.")
     ] = None,
     bed: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Regions instead; those of strand - are turned round.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Embed these regions of --reference; those on strand - are reverse-complemented."
+        ),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(metavar="FASTA", help="The genome of --bed, plain or compressed with bgzip.")
+        str | None, typer.Option(metavar="FASTA", help="Genome of --bed, plain or compressed with bgzip.")
     ] = None,
-    pooling: Annotated[str, typer.Option(metavar="mean|last|max", help="How positions become one vector.")] = "mean",
+    pooling: Annotated[
+        str, typer.Option(metavar="mean|last|max", help="How to pool positions into one vector.")
+    ] = "mean",
     layer: Annotated[
-        int | None, typer.Option(help="After how many layers, from 1.", show_default="the last one")
+        int | None, typer.Option(help="Layer whose output is pooled, from 1.", show_default="the last")
     ] = None,
     both_strands: Annotated[
         bool,
-        typer.Option("--both-strands/--one-strand", help="Average with the vector of the reverse complement."),
+        typer.Option("--both-strands/--one-strand", help="Average with the embedding of the reverse complement."),
     ] = False,
     window: Annotated[
-        int | None, typer.Option(metavar="BP", help="A vector per window.", show_default="per record or region")
+        int | None,
+        typer.Option(metavar="BP", help="Embed windows of this length.", show_default="whole records or regions"),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(metavar="BP", help="From one window's start to the next.", show_default="--window")
+        int | None,
+        typer.Option(metavar="BP", help="Distance between the starts of consecutive windows.", show_default="--window"),
     ] = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Turn records, regions or windows into vectors.
+    """Embed records, regions or windows as vectors.
 
-    A vector depends on its own sequence alone, not on what else is in the file. Rows are in the order of the input and
-    have the columns name, start and end (0-based, end exclusive) beside the vector.
+    An embedding depends on its own sequence only, not on the rest of the file. Rows are in input order and have the
+    columns name, start and end (0-based, half-open) beside the vector.
 
     **Examples**
 

@@ -24,44 +24,49 @@ def evaluate(
     lengths: Annotated[
         str, typer.Option(metavar="BP[,BP...]", help="Window lengths.")
     ] = "1024,4096,16384,65536,262144,1048576",
-    per_class: Annotated[int, typer.Option(help="Windows of each class and length, if there are so many.")] = 200,
+    per_class: Annotated[int, typer.Option(help="Windows of each class and length, at most.")] = 200,
     baseline: BaselineOption = None,
     training_genome: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH[,PATH...]",
-            help="Where the training genomes are now, for the baselines, if not where they were.",
+            help="Where the training genomes are now, for the baselines, if they have moved. Repeatable.",
         ),
     ] = None,
-    outsider: Annotated[
+    ood: Annotated[
         list[str] | None,
         typer.Option(
+            "--ood",
             metavar="NAME=PATH[,PATH...]",
-            help="Genomes of none of the classes: how many of their windows are detected as foreign? May be repeated.",
+            help="Measure OOD detection on a genome of none of the classes. Repeatable.",
         ),
     ] = None,
+    # The option's former name.
+    outsider: Annotated[list[str] | None, typer.Option("--outsider", hidden=True)] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR|FILE.tsv", help="Folder for table and plot, or the table.", show_default="standard output"
+            metavar="DIR|FILE.tsv",
+            help="Folder for the table and the plot, or a file for the table.",
+            show_default="standard output",
         ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Accuracy by length as a picture.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Plot accuracy by length.")] = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
 ) -> None:
     """Measure accuracy by length on held-out sequences, beside baselines on the same windows.
 
-    Test windows come from the sequences that training held out; a file without any of them that was not trained on is
-    used whole. Baselines are fitted to the model's training sequences, with all choices made there. Intervals are
-    Wilson's at 95 %, for as many trials as there are windows or, if fewer, windows that do not overlap; chromosomes of
-    one name in several files of a class count once. No length has more than four windows for each of those. Windows
-    have at most 1 % of unknown bases, or 5 % at lengths where a class has no others.
+    Test windows come from the sequences that training held out; a file that has none of them and was not trained on is
+    used in full. Baselines are fitted, and their hyperparameters chosen, on the model's training sequences. Intervals
+    are Wilson's at 95 %; the number of trials is the number of non-overlapping windows if that is smaller, and
+    chromosomes of one name in several files of a class count once. There are at most four windows per non-overlapping
+    one. Windows have at most 1 % of unknown bases, or 5 % at lengths where a class has no others.
 
-    For an --outsider the model's rows tell, at a rate of 5 % that was set on the windows the model was calibrated on,
-    the share of its windows that are called unknown (detected) and of test windows of the classes (false_alarms); and
-    the area under the receiver operating characteristic of the score of --unknown-rate (auroc), of the evidence alone
-    (likelihood_auroc) and of the best class's probability (probability_auroc), a control.
+    With --ood the model's rows report out-of-distribution (OOD) detection at a rate of 5 %, set on the windows the
+    model was calibrated on: the share of OOD windows called unknown (detected) and of test windows of the classes
+    (false_alarms), and the AUROC of the score of --unknown-rate (auroc), of the likelihood alone (likelihood_auroc) and
+    of the best class's probability (probability_auroc, a baseline).
 
     **Examples**
 
@@ -69,7 +74,7 @@ def evaluate(
 
     `genomamba evaluate model --genome cow=cow.fa.gz --genome dog=dog.fa --lengths 1024,65536 --baseline kmer`
 
-    `genomamba evaluate model --genome cow=cow.fa.gz --genome dog=dog.fa --outsider hen=hen.fa --output evaluation`
+    `genomamba evaluate model --genome cow=cow.fa.gz --genome dog=dog.fa --ood hen=hen.fa --output evaluation`
     """
     from mambapipelines.species.evaluate import (  # noqa: PLC0415
         EvaluationOptions,
@@ -88,6 +93,6 @@ def evaluate(
             plot=plot,
             seed=seed,
             threads=threads,
-            outsiders=genome_specifications(outsider or []),
+            ood_genomes=genome_specifications([*(ood or ()), *(outsider or ())]),
         )
     )

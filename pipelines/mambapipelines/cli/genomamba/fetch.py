@@ -12,17 +12,17 @@ def fetch(
     output: FetchOutputOption = None,
     species: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only this part of the set (--list shows them all); may be repeated."),
+        typer.Option(metavar="NAME", help="Only this part of the set (--list shows all). Repeatable."),
     ] = None,
     mirror: MirrorOption = None,
     listed: ListOption = False,
     keep_archives: KeepArchivesOption = False,
 ) -> None:
-    """Fetch public genomes: the assemblies of a published species task, or the human genome to pretrain on.
+    """Fetch public genomes: the assemblies of a published species task, or the human genome for pretraining.
 
-    A download that was cut goes on where it ended when the same command is run again. Files are checked against the
-    checksums of the archives and appear under their names only when they are whole. What is there already is checked
-    and not fetched again. A row for each file goes to standard output: path, bytes, checksum.
+    Run the same command again to continue an interrupted download. Files are checked against the archives' checksums
+    and appear under their names only when complete; files already there are checked and not fetched again. A row for
+    each file goes to standard output: path, bytes, checksum.
 
     **Examples**
 

@@ -24,40 +24,43 @@ from mambapipelines.cli.options import (
 def finetune(
     table: Annotated[
         str,
-        typer.Option(metavar="FILE|DIR", help="TSV or CSV with a header, plain or gzipped; or train|test/CLASS/*.txt."),
+        typer.Option(
+            metavar="FILE|DIR",
+            help="TSV or CSV with a header, plain or compressed, or a folder train|test/CLASS/*.txt.",
+        ),
     ],
     output: RunFolderOption,
     start_from: PretrainedOption = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[,NAME...]", help="Columns of labels.", show_default="all without another meaning"),
+        typer.Option(
+            metavar="NAME[,NAME...]", help="Label columns.", show_default="all columns without another meaning"
+        ),
     ] = None,
     kind: Annotated[
         str,
         typer.Option(
             metavar="KIND",
-            help="classes (one column), labels (columns of 0 and 1), numbers, or auto: by what the columns hold.",
+            help="Kind of labels: classes (one column), labels (columns of 0 and 1), numbers, or auto (by content).",
         ),
     ] = "auto",
     fasta: RecordsOption = None,
     reference: IntervalReferenceOption = None,
-    pooling: Annotated[str, typer.Option(metavar="mean|last", help="What the head reads of the positions.")] = "mean",
+    pooling: Annotated[str, typer.Option(metavar="mean|last", help="How to pool positions for the head.")] = "mean",
     both_strands: Annotated[
         bool,
         typer.Option(
             "--both-strands/--given-strand",
-            help="Train on both strands and average their answers, or keep to the strand that is given.",
+            help="Train on both strands and average their predictions, or use the given strand only.",
         ),
     ] = True,
-    balanced: Annotated[
-        bool, typer.Option("--balanced", help="Let rare classes count as much as frequent ones.")
-    ] = False,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Weight classes equally.")] = False,
     epochs: Annotated[
-        float | None, typer.Option(help="How often every training row is seen, instead of --minutes or --steps.")
+        float | None, typer.Option(help="Passes over the training rows, instead of --minutes or --steps.")
     ] = None,
     minutes: MinutesOption = None,
     steps: StepsOption = None,
-    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="tiny, small, or a YAML file.")] = "small",
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="Recipe: tiny, small, or a YAML file.")] = "small",
     changes: SetOption = None,
     print_recipe: PrintRecipeOption = False,
     seed: SeedOption = 0,
@@ -65,12 +68,12 @@ def finetune(
     threads: ThreadsOption = None,
     strategy: StrategyOption = "single",
 ) -> None:
-    """Train a model for the labels of sequences, from a pretrained language model or from scratch.
+    """Fine-tune a language model to predict labels of sequences, or train one from scratch.
 
-    Sequences are in the table's column `sequence`, or in --fasta (column `record`), or in --reference (columns `chrom`,
-    `start`, `end` and perhaps `strand`). A column `split` says train, valid or test; without it the seed chooses. The
-    best validation is kept. The table on standard output has the figures of the test rows, of the model and of a k-mer
-    regression fitted to the same training rows.
+    Sequences are in the table's column `sequence`, in --fasta (column `record`), or in --reference (columns `chrom`,
+    `start`, `end` and optionally `strand`). The column `split` says train, valid or test; without it the seed splits
+    the rows. The checkpoint with the best validation score is kept. Metrics on the test rows go to standard output, for
+    the model and for a k-mer regression fitted to the same training rows.
 
     **Examples**
 

@@ -11,26 +11,26 @@ from mambapipelines.cli.options import LanguageModelArgument, SeedOption, Thread
 def generate(
     model: LanguageModelArgument,
     length: Annotated[int, typer.Option(metavar="BP", help="New bases per record.")],
-    records: Annotated[int, typer.Option(help="How many; with prompts, of each.")] = 1,
+    records: Annotated[int, typer.Option(help="Number of records, or of records per prompt.")] = 1,
     prompt: Annotated[
         str | None,
-        typer.Option(
-            metavar="FASTA|LETTERS", help="What to continue: each record of a file (- is stdin), or letters of DNA."
-        ),
+        typer.Option(metavar="FASTA|LETTERS", help="Continue each record of a file (- is stdin), or a given sequence."),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Below 1 likelier bases, above 1 rarer; 0 the likeliest.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Choose among so many of the likeliest bases, 1 to 4.")] = 4,
-    top_p: Annotated[float, typer.Option(help="Choose among the fewest bases with this much probability.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the most probable base.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the K most probable bases, 1 to 4.")] = 4,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the fewest bases whose probabilities add up to P (nucleus sampling).")
+    ] = 1.0,
     seed: SeedOption = 0,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where FASTA goes.", show_default="standard output")
+        Path | None, typer.Option(metavar="FILE", help="FASTA file to write.", show_default="standard output")
     ] = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Sample DNA from a causal language model, as FASTA.
 
-    Headers say the log-likelihood (natural) of the new bases under the model itself, whatever the temperature. A prompt
-    is read and not repeated in the output. Record number i depends on the seed and on i alone.
+    Headers give the log-likelihood (in nats) of the new bases under the model at temperature 1. The prompt is not
+    part of the output. Record i depends only on the seed and on i.
 
     **Examples**
 

@@ -1,4 +1,4 @@
-"""The commands `genomamba intervals`: audit the splits of a genome for shared bases, repair them, make new ones."""
+"""The commands `genomamba intervals`: audit splits of a genome for shared bases, repair them, or make new ones."""
 
 import sys
 from pathlib import Path
@@ -16,34 +16,34 @@ application = command_group(
 )
 
 ReferenceOption = Annotated[
-    str, typer.Option(metavar="FASTA", help="The genome, plain or compressed with bgzip; it is indexed once.")
+    str, typer.Option(metavar="FASTA", help="Genome, plain or compressed with bgzip; indexed once.")
 ]
 
 
 @application.command(epilog=EXIT_CODES)
 def audit(
     intervals: Annotated[
-        str, typer.Option(metavar="FILE", help="Rows of chromosome, start, end, split, no header; - is stdin.")
+        str, typer.Option(metavar="FILE", help="Rows of chromosome, start, end and split without a header; - is stdin.")
     ],
     reference: ReferenceOption,
-    length: Annotated[int, typer.Option(metavar="BP", help="Length of the windows that the rows grow to.")],
+    length: Annotated[int, typer.Option(metavar="BP", help="Length of the windows that rows are extended to.")],
     rule: Annotated[str, typer.Option(metavar="NAME", help="How rows become windows: hyenadna, mamba or caduceus.")],
     fix: Annotated[
         str | None,
         typer.Option(
             metavar="drop|trim",
-            help="Write rows that share nothing: without those that do (drop), or with their free parts (trim).",
+            help="Write rows without shared bases: drop rows that overlap another split, or trim them.",
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where --fix writes the rows.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="File for the rows of --fix.")] = None,
 ) -> None:
-    """Count the bases that training, validation and test windows share once rows have grown to the asked length.
+    """Count the bases that windows of different splits share once rows are extended to the given length.
 
-    The table on standard output has, for each pair of splits, a row for every chromosome and one for `all`: bases under
-    each split's windows, bases under both, windows of each split and how many of them touch the other split.
+    The table on standard output has, for each pair of splits, a row per chromosome and one for `all`: bases covered by
+    each split's windows, bases covered by both, windows of each split, and how many of them overlap the other split.
 
-    With --fix, test rows stay, validation rows give way to them, and training rows to both; the table is still that of
-    the intervals as they were.
+    With --fix, test rows are kept, validation rows yield to them, and training rows to both; the table still describes
+    the original intervals.
 
     **Examples**
 
@@ -63,7 +63,7 @@ def audit(
     if fix is not None and fix not in REPAIRS:
         raise input_error(f"--fix is '{fix}': use {' or '.join(REPAIRS)}.")
     if fix is not None and output is None:
-        raise input_error(f"--fix {fix} writes intervals: say where with --output FILE.")
+        raise input_error(f"--fix {fix} writes intervals: name a file with --output FILE.")
     if output is not None:
         if fix is None:
             raise input_error(f"--output {output} is for repaired intervals: choose a repair with --fix drop or trim.")
@@ -94,24 +94,24 @@ def audit(
 @application.command(epilog=EXIT_CODES)
 def make(
     reference: ReferenceOption,
-    valid: Annotated[list[str], typer.Option(metavar="CHR[,CHR...]", help="Contigs to validate on. Repeatable.")],
-    test: Annotated[list[str], typer.Option(metavar="CHR[,CHR...]", help="Contigs to test on. Repeatable.")],
+    valid: Annotated[list[str], typer.Option(metavar="CHR[,CHR...]", help="Validation contigs. Repeatable.")],
+    test: Annotated[list[str], typer.Option(metavar="CHR[,CHR...]", help="Test contigs. Repeatable.")],
     length: Annotated[int, typer.Option(metavar="BP", help="Length of a row in bases.")],
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Contigs to leave out. Repeatable.")
     ] = None,
     max_unknown: Annotated[
         float,
-        typer.Option(metavar="SHARE", help="Rows with a larger share of N and other ambiguity codes are left out."),
+        typer.Option(metavar="SHARE", help="Leave out rows with a larger share of N and other ambiguity codes."),
     ] = 0.01,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the rows go.", show_default="standard output")
+        Path | None, typer.Option(metavar="FILE", help="File for the rows.", show_default="standard output")
     ] = None,
 ) -> None:
-    """Cut a genome into rows that do not overlap, split by chromosome: what is not named is for training.
+    """Tile a genome with rows that do not overlap, split by chromosome; contigs not named are for training.
 
-    Whole chromosomes are held out, so that windows of any length and rule share no base between splits. What is left
-    out (ends of contigs that fill no row, contigs that are shorter, rows in gaps) is counted on standard error.
+    Whole chromosomes are held out, so windows of any length and rule share no bases between splits. What is left out
+    (contig ends too short for a row, shorter contigs, rows in gaps) is counted on standard error.
 
     **Example**
 

@@ -24,35 +24,35 @@ def perplexity(
     ],
     reference: GenomesOption,
     lengths: Annotated[
-        str, typer.Option(metavar="BP[,BP...]", help="Window lengths: how much a base is foretold from.")
+        str, typer.Option(metavar="BP[,BP...]", help="Window lengths, that is, the longest context of a base.")
     ] = "1024,8192,65536",
     intervals: IntervalsOption = None,
     rule: Annotated[
-        str | None, typer.Option(metavar="NAME", help="How rows become windows.", show_default="the model's")
+        str | None,
+        typer.Option(metavar="NAME", help="How rows of --intervals become windows.", show_default="the model's"),
     ] = None,
     valid_chromosomes: ValidChromosomesOption = None,
     test_chromosomes: TestChromosomesOption = None,
     exclude_chromosomes: Annotated[
-        list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Chromosomes not to use at all.")
+        list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Chromosomes to leave out.")
     ] = None,
-    split: Annotated[str, typer.Option(metavar="train|valid|test", help="What is measured on.")] = "test",
+    split: Annotated[str, typer.Option(metavar="train|valid|test", help="Split to measure on.")] = "test",
     bases: Annotated[
-        int, typer.Option(metavar="BP", help="At most so many of each length, spread over the split.")
+        int, typer.Option(metavar="BP", help="Bases per length, at most, spread over the split.")
     ] = 4_000_000,
-    markov: Annotated[bool, typer.Option("--markov/--no-markov", help="Markov models beside the model.")] = True,
-    markov_order: Annotated[int, typer.Option(metavar="K", help="Order of the longest, up to 12.")] = 12,
+    markov: Annotated[bool, typer.Option("--markov/--no-markov", help="Fit Markov models for comparison.")] = True,
+    markov_order: Annotated[int, typer.Option(metavar="K", help="Highest order of the Markov models, up to 12.")] = 12,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.tsv", help="Where the table goes.", show_default="standard output")
+        Path | None, typer.Option(metavar="FILE.tsv", help="File for the table.", show_default="standard output")
     ] = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Measure the perplexity per base of a language model, beside Markov models of all orders.
 
-    Markov models are trained on all training bases of the references, on both strands; how strongly their orders are
-    interpolated, and which order is called the best, is chosen on the validation split. All are scored on the same
-    bases: A, C, G and T of each window after its first. Intervals are at 95 %, over blocks of up to 65,536 bp;
-    `ratio` is a scorer's perplexity divided by the model's. Splits are those of the model's training unless they are
-    given.
+    Markov models are fitted to all training bases of the references, on both strands; their interpolation weights and
+    the best order are chosen on the validation split. All are scored on the same bases: A, C, G and T of each window
+    after its first position. Intervals are at 95 %, over blocks of up to 65,536 bp; `ratio` is a model's perplexity
+    divided by that of MODEL. Splits are those of the model's training unless they are given.
 
     **Examples**
 

@@ -14,19 +14,19 @@ def predict(
         typer.Argument(metavar="MODEL", help="Folder written by `genomamba finetune`, or hf://owner/name@revision."),
     ],
     sources: Annotated[
-        list[str], typer.Argument(metavar="FASTA|TABLE...", help="Sequences, plain or gzipped; - is standard input.")
+        list[str], typer.Argument(metavar="FASTA|TABLE...", help="Sequences, plain or compressed; - is standard input.")
     ],
     fasta: RecordsOption = None,
     reference: IntervalReferenceOption = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the table goes.", show_default="standard output")
+        Path | None, typer.Option(metavar="FILE", help="File for the table.", show_default="standard output")
     ] = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Say what a fine-tuned model says of each sequence.
+    """Predict labels for sequences with a fine-tuned model.
 
-    The table has one row for each record in the order of the input: record, length, and for classes call, probability
-    and p_CLASS for each; for labels p_COLUMN for each; for numbers their columns. A record without bases has NA.
+    The table has one row per record, in input order: record and length, then for classes call, probability and p_CLASS
+    of each class, for labels p_COLUMN of each column, for numbers the predicted columns. A record without bases has NA.
 
     **Examples**
 

@@ -32,13 +32,13 @@ def pretrain(
     valid_chromosomes: ValidChromosomesOption = None,
     test_chromosomes: TestChromosomesOption = None,
     exclude_chromosomes: Annotated[
-        list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Chromosomes not to use at all.")
+        list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Chromosomes to leave out.")
     ] = None,
     objective: Annotated[
         str | None,
         typer.Option(
             metavar="causal|masked",
-            help="Foretell the next base, or hidden bases from both sides.",
+            help="Predict the next base (causal), or masked bases from both sides (masked).",
             show_default="the recipe's",
         ),
     ] = None,
@@ -54,7 +54,7 @@ def pretrain(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What lower case, N and IUPAC codes are: bases, hyenadna or caduceus.",
+            help="Treatment of lower case, N and IUPAC codes: bases, hyenadna or caduceus.",
             show_default="the recipe's",
         ),
     ] = None,
@@ -64,7 +64,7 @@ def pretrain(
         str,
         typer.Option(
             metavar="NAME|FILE",
-            help="tiny, small, mamba-1.4m, mamba-7m, caduceus-ps, caduceus-ph, hyenadna-split, or a YAML file.",
+            help="Recipe: tiny, small, mamba-1.4m, mamba-7m, caduceus-ps, caduceus-ph, hyenadna-split, or a YAML file.",
         ),
     ] = "small",
     changes: SetOption = None,
@@ -75,11 +75,11 @@ def pretrain(
     strategy: StrategyOption = "single",
     context_ranks: ContextRanksOption = 1,
 ) -> None:
-    """Pretrain a language model on the bases of one or several genomes.
+    """Pretrain a language model on one or several genomes.
 
-    Bases are split into train, valid and test by a file of intervals, or by chromosome. Windows are read on either
-    strand; N and other letters that are no base are never foretold unless --letters says so. The perplexity shown is
-    that of held-out windows. A run that was interrupted goes on with --resume to the same numbers.
+    Genomes are split into train, valid and test by a file of intervals, or by chromosome. Windows are read on either
+    strand; N and other ambiguity codes are not prediction targets unless --letters says so. The perplexity shown is
+    that of validation windows. Continue an interrupted run with --resume; the numbers are the same.
 
     **Examples**
 
@@ -104,7 +104,7 @@ def pretrain(
         print(recipe_text(load_task_recipe(PretrainingRecipe, recipe, replaced)), end="")
         return
     if rule is not None and intervals is None:
-        raise input_error(f"--rule {rule} is for --intervals, and whole chromosomes are cut into tiles: leave it out.")
+        raise input_error(f"--rule {rule} needs --intervals; without them whole chromosomes are tiled: leave it out.")
     from mambapipelines.language.train import PretrainingOptions  # noqa: PLC0415
     from mambapipelines.language.train import pretrain as run_pretraining  # noqa: PLC0415
 

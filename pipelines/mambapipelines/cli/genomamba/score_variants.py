@@ -15,43 +15,41 @@ def score_variants(
     variants: Annotated[str, typer.Argument(metavar="VCF", help="VCF or BCF, plain or compressed; - is stdin.")],
     reference: Annotated[
         str,
-        typer.Option(metavar="FASTA", help="What the variants were called against, plain or compressed with bgzip."),
+        typer.Option(metavar="FASTA", help="Genome the variants were called against, plain or compressed with bgzip."),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A table, or the VCF annotated when the name ends in .vcf, .vcf.gz.",
+            help="Output file: a table, or the annotated VCF if it ends in .vcf or .vcf.gz.",
             show_default="standard output",
         ),
     ] = None,
     output_format: Annotated[
-        str | None, typer.Option("--format", metavar="tsv|vcf", help="Whatever the name of --output says.")
+        str | None,
+        typer.Option("--format", metavar="tsv|vcf", help="Output format, overriding the ending of --output."),
     ] = None,
     window: Annotated[
-        int, typer.Option(metavar="BP", help="Length of the two windows that are compared, equal for indels too.")
+        int, typer.Option(metavar="BP", help="Length of the two compared windows, equal for indels too.")
     ] = 1024,
     span: Annotated[
         int,
-        typer.Option(
-            min=0, metavar="BP", help="Masked models: bases on both sides of an indel that are scored along with it."
-        ),
+        typer.Option(min=0, metavar="BP", help="Masked models: bases scored on both sides of an indel."),
     ] = 5,
     both_strands: Annotated[
-        bool, typer.Option("--both-strands/--one-strand", help="Average both strands, or read the given one only.")
+        bool, typer.Option("--both-strands/--one-strand", help="Average both strands, or read the forward strand only.")
     ] = True,
     chromosome_map: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Lines of a name in the VCF and the name of the same contig in the FASTA."),
+        typer.Option(metavar="FILE", help="Two columns: contig name in the VCF, contig name in the FASTA."),
     ] = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Compare the likelihood of each alternative allele with that of the reference, in windows of equal length.
+    """Score variants by the likelihood ratio of alternative and reference allele, in windows of equal length.
 
-    A positive log_likelihood_ratio means that the model finds the alternative likelier than the reference, a negative
-    one the opposite. Every record has a row for each of its alleles, in the order of the file; what cannot be scored
-    says why in the column status: letters of REF that are not those of the reference, a symbolic allele, a contig that
-    is not there.
+    A positive log_likelihood_ratio means that the model prefers the alternative allele. Every alternative allele has a
+    row, in file order; the column status says why an allele was not scored: REF differs from the reference, a symbolic
+    allele, or an unknown contig.
 
     **Examples**
 

@@ -10,15 +10,11 @@ from mambapipelines.cli.options import ModelArgument
 
 def share(
     model: ModelArgument,
-    repository: Annotated[
-        str, typer.Argument(metavar="OWNER/NAME", help="Where the model goes on the Hugging Face Hub.")
-    ],
-    push: Annotated[bool, typer.Option("--push", help="Upload; without it, only say what would be uploaded.")] = False,
-    public: Annotated[
-        bool, typer.Option("--public", help="A repository that is made can be seen by everybody.")
-    ] = False,
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face Hub.")],
+    push: Annotated[bool, typer.Option("--push", help="Upload; without it, only list what would be uploaded.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
-    """Put a model on the Hugging Face Hub, where any MODEL argument finds it as hf://OWNER/NAME.
+    """Upload a model to the Hugging Face Hub, where any MODEL argument finds it as hf://OWNER/NAME.
 
     **Examples**
 

@@ -29,20 +29,18 @@ def species_task(
     output: RunFolderOption,
     start_from: PretrainedOption = None,
     scale: Annotated[
-        float, typer.Option(metavar="SHARE", help="Take this share of the published steps; the table's note says so.")
+        float, typer.Option(metavar="SHARE", help="Share of the published number of steps; noted in the table.")
     ] = 1.0,
     lengths: Annotated[
         str | None,
         typer.Option(
-            metavar="BP[,BP...]", help="Lengths of test windows.", show_default="the published ones up to --length"
+            metavar="BP[,BP...]", help="Lengths of the test windows.", show_default="the published ones up to --length"
         ),
     ] = None,
-    per_class: Annotated[
-        int, typer.Option(help="Test windows of each species and length, if there are so many.")
-    ] = 200,
+    per_class: Annotated[int, typer.Option(help="Test windows of each species and length, at most.")] = 200,
     baseline: BaselineOption = None,
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Name or YAML file.", show_default="the task's")
+        str | None, typer.Option(metavar="NAME|FILE", help="Recipe: a name or a YAML file.", show_default="the task's")
     ] = None,
     changes: SetOption = None,
     print_recipe: PrintRecipeOption = False,
@@ -50,12 +48,13 @@ def species_task(
     resume: ResumeOption = False,
     threads: ThreadsOption = None,
 ) -> None:
-    """Train and test on a published species task, beside the controls.
+    """Train and test on a published species task, beside the baselines.
 
-    Training windows: uniform species, uniform chromosome, uniform start. Chromosomes 1, 3, 12 and 13 are for testing,
-    5, 7, 9, 10 and 11 for validation; chromosome 2 of human and 2A and 2B of the other apes are on the same side. Test
-    windows are fixed, whatever --seed. The schedule is the published one: 10 epochs of 1,024 steps of 64 windows at
-    every length. A smaller run takes --scale, or --set protocol.windows_per_step=8, and says what it was.
+    Training windows are sampled uniformly over species, then chromosomes, then start positions. Chromosomes 1, 3, 12
+    and 13 are for testing, 5, 7, 9, 10 and 11 for validation; human chromosome 2 and chromosomes 2A and 2B of the other
+    apes are in the same split. Test windows do not depend on --seed. The schedule is the published one: 10 epochs of
+    1,024 steps of 64 windows at every length. Shorten a run with --scale or --set protocol.windows_per_step=8; the
+    results record it.
 
     **Examples**
 

@@ -10,32 +10,36 @@ from mambapipelines.cli.options import LanguageModelArgument, ThreadsOption
 
 def track(
     model: LanguageModelArgument,
-    reference: Annotated[str, typer.Option(metavar="FASTA", help="The genome, plain or compressed with bgzip.")],
+    reference: Annotated[str, typer.Option(metavar="FASTA", help="Genome, plain or compressed with bgzip.")],
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="bigWig when it ends in .bw, else bedGraph.",
+            help="Output file: bigWig if it ends in .bw, else bedGraph.",
             show_default="bedGraph to standard output",
         ),
     ] = None,
     region: Annotated[
-        list[str] | None, typer.Option(metavar="CHR[:START-END]", help="Where, 1-based, end included. Repeatable.")
+        list[str] | None, typer.Option(metavar="CHR[:START-END]", help="Region, 1-based, end included. Repeatable.")
     ] = None,
-    bed: Annotated[str | None, typer.Option(metavar="FILE", help="Where, as BED; what overlaps is read once.")] = None,
+    bed: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Regions as BED; overlapping ones are merged.")
+    ] = None,
     both_strands: Annotated[
-        bool, typer.Option("--both-strands/--one-strand", help="Average both strands, or read the given one only.")
+        bool, typer.Option("--both-strands/--one-strand", help="Average both strands, or read the forward strand only.")
     ] = True,
     context: Annotated[
-        int, typer.Option(min=0, metavar="BP", help="Causal models: bases read in front of a region, not scored.")
+        int, typer.Option(min=0, metavar="BP", help="Causal models: bases read before a region but not scored.")
     ] = 4096,
-    window: Annotated[int, typer.Option(metavar="BP", help="Masked models: bases seen around each.")] = 1024,
+    window: Annotated[
+        int, typer.Option(metavar="BP", help="Masked models: length of the window around each base.")
+    ] = 1024,
     threads: ThreadsOption = None,
 ) -> None:
-    """Write the log-likelihood (natural) of every base of a genome, or of regions of it.
+    """Write the log-likelihood (in nats) of every base of a genome, or of regions of it.
 
-    Bases that are not A, C, G or T have no value. A table of the perplexity of each contig goes to standard error; a
-    model that knows nothing has 4. Memory does not grow with the length of a contig.
+    Letters other than A, C, G and T have no value. The perplexity of each contig goes to standard error; that of a
+    uniform model is 4. Memory does not grow with the length of a contig.
 
     **Examples**
 

@@ -26,16 +26,21 @@ def train(
     output: RunFolderOption,
     holdout: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[,NAME...]", help="Sequences never trained on, for accuracy and calibration."),
+        typer.Option(
+            metavar="NAME[,NAME...]",
+            help="Held-out sequences: not trained on, but used for validation and calibration.",
+        ),
     ] = None,
     minutes: MinutesOption = None,
     steps: StepsOption = None,
-    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="tiny, demo, small, or a YAML file.")] = "small",
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Recipe: tiny, demo, small, or a YAML file.")
+    ] = "small",
     changes: SetOption = None,
     start_from: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="MODEL", help="A pretrained causal language model to start from; it decides the shape."
+            "--from", metavar="MODEL", help="Start from a pretrained causal language model, whose architecture is kept."
         ),
     ] = None,
     print_recipe: PrintRecipeOption = False,
@@ -44,13 +49,13 @@ def train(
     threads: ThreadsOption = None,
     strategy: StrategyOption = "single",
 ) -> None:
-    """Train a model to tell species apart.
+    """Train a species classifier on genomes.
 
-    Windows are drawn uniformly over classes, then sequences, then starts, from both strands. A run that was
-    interrupted, by Ctrl-C or otherwise, goes on with --resume to the same numbers.
+    Windows are sampled uniformly over classes, then sequences, then start positions, from both strands. Continue an
+    interrupted run with --resume; the result is the same as without the interruption.
 
-    What is not data comes from a recipe: --print-recipe shows it, --set changes it, `model.mixer` chooses what the
-    layers mix with.
+    All settings other than the data come from a recipe: print it with --print-recipe, override values with --set.
+    `model.mixer` chooses the sequence mixer of the layers.
 
     **Examples**
 
