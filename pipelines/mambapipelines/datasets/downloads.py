@@ -1,7 +1,8 @@
 """Downloads from public archives: resumed, verified, and taken from the next mirror if one fails.
 
-A file is written under a hidden name and renamed when its size and checksum are right, so a file under its final name
-is complete. The source and version of a partial file are recorded beside it: a resumed download never joins two versions.
+A file is written under a hidden name and renamed when its size and checksum are right, so that a file under its final
+name is complete. The source and version of a partial file are recorded beside it: a resumed download never joins two
+versions.
 """
 
 from __future__ import annotations
