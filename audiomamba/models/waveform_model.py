@@ -21,7 +21,7 @@ from audiomamba.models.configuration import WaveformModelConfig
 from audiomamba.models.pooling import DownPooling, DownPoolingState, UpPooling, UpPoolingState
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
-from mambacore.layers import Mixer, RootMeanSquareNorm
+from mambacore.layers import RootMeanSquareNorm, parameters_without_decay
 from mambacore.model_folder import load_tensors_into, read_model_folder, write_model_folder
 from mambacore.parallel import active_ranks
 
@@ -234,12 +234,7 @@ class WaveformModel(nn.Module):
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups: matrices decay; norms, biases, the embedding and the dynamics do not."""
-        spared = {
-            id(parameter)
-            for module in self.modules()
-            if isinstance(module, Mixer)
-            for parameter in module.parameters_without_decay
-        } | {id(self.embedding.weight)}
+        spared = {id(parameter) for parameter in (*parameters_without_decay(self), self.embedding.weight)}
         decaying = [parameter for parameter in self.parameters() if parameter.dim() > 1 and id(parameter) not in spared]
         chosen = {id(parameter) for parameter in decaying}
         others = [parameter for parameter in self.parameters() if id(parameter) not in chosen]

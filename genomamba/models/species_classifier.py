@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
-from mambacore.layers import POOLINGS, ContextEmbedding, Mixer, PoolingState, ResidualStack
+from mambacore.layers import POOLINGS, ContextEmbedding, PoolingState, ResidualStack, parameters_without_decay
 from mambacore.layers.configuration import MixerChoice, layer_descriptions
 from mambacore.layers.stack import StackState
 from mambacore.model_folder import load_tensors_into, read_model_folder, write_model_folder
@@ -310,12 +310,7 @@ class SpeciesClassifier(nn.Module):
         """Optimizer groups: matrices decay, the evidence of contexts more; norms, biases, the embedding, confidence and
         the scan's dynamics do not.
         """
-        spared = {
-            id(parameter)
-            for module in self.modules()
-            if isinstance(module, Mixer)
-            for parameter in module.parameters_without_decay
-        }
+        spared = {id(parameter) for parameter in parameters_without_decay(self)}
         contexts = list(self.context_evidence.parameters())
         spared |= {id(parameter) for parameter in (*self.embedding.parameters(), *contexts)}
         decaying = [parameter for parameter in self.parameters() if parameter.dim() > 1 and id(parameter) not in spared]

@@ -66,6 +66,10 @@ MODULES = {name: name for name in MIXERS} | {
     "retention": {"name": "retention", "heads": 2},
     "block": lambda: ResidualBlock(WIDTH, build_mixer(WIDTH, {"name": "selective", "state_size": 3})),
     "hybrid stack": lambda: ResidualStack(WIDTH, HYBRID),
+    "stack with feed-forward": lambda: ResidualStack(
+        WIDTH, ["selective", {"name": "s4d", "convolution": False}], feed_forward_width=12, dropout=0.5
+    ).eval(),
+    "stack with checkpoints": lambda: ResidualStack(WIDTH, ["selective", "rwkv"], activation_checkpointing=True),
     "convolution": Convolution,
 }
 # Those that go through Fourier transforms, where every value is rounded relative to the largest one.

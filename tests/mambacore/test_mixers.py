@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mambacore import use_backend
 from mambacore.errors import InputError
-from mambacore.layers import MIXERS, build_mixer, mixer_options, s4d
+from mambacore.layers import MIXERS, ResidualStack, build_mixer, mixer_options, parameters_without_decay, s4d
 from mambacore.layers.attention import head_count, rotated
 from mambacore.layers.rwkv import weighted_averages
 from tolerances import BFLOAT16_LAYERS, COMPLEX_FLOAT32, FLOAT32, FLOAT64, RESAMPLED, relative_error
@@ -236,8 +236,45 @@ def test_every_mixer_builds_by_its_bare_name(name, width):
     assert outputs.shape == (1, 3, width) and torch.isfinite(outputs).all()
     assert mixer(outputs, state)[0].shape == (1, 3, width)
     assert mixer.output_projection.weight.requires_grad
-    own = {id(parameter) for parameter in mixer.parameters()}
-    assert {id(parameter) for parameter in mixer.parameters_without_decay} <= own
+
+
+# Exactly the parameters of the dynamics; everything else decays.
+WITHOUT_DECAY = {
+    "selective": {"log_decay_rate", "skip_weight", "step_bias", "convolution_bias"},
+    "selective complex": {"log_decay_rate", "frequency", "skip_weight", "step_bias", "convolution_bias"},
+    "selective without bias": {"log_decay_rate", "skip_weight", "step_bias"},
+    "s4d": {"log_decay_rate", "frequency", "skip_weight", "step_bias"},
+    "s4d real": {"log_decay_rate", "skip_weight", "step_bias"},
+    "rwkv": {"key_share", "value_share", "receptance_share", "log_decay_rate", "bonus"},
+    "attention": set(),
+    "linear_attention": set(),
+    "retention": set(),
+    "gru": set(),
+}
+OPTIONS_WITHOUT_DECAY = {
+    "selective complex": {"complex_state": True},
+    "selective without bias": {"convolution_bias": False},
+    "s4d real": {"complex_state": False},
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_DECAY)
+def test_exactly_the_parameters_of_the_dynamics_are_spared_from_decay(case):
+    mixer = build_mixer(8, {"name": case.split()[0], **OPTIONS_WITHOUT_DECAY.get(case, {})})
+    names = {id(parameter): name for name, parameter in mixer.named_parameters()}
+    spared = [names[id(parameter)] for parameter in mixer.parameters_without_decay]
+    assert sorted(spared) == sorted(WITHOUT_DECAY[case])
+    has_matrix = case.startswith(("selective", "s4d"))
+    assert (mixer.state_matrix is not None) == has_matrix
+    assert not has_matrix or (mixer.state_matrix.real < 0).all()
+
+
+def test_a_module_collects_the_parameters_of_all_mixers_inside_it_once():
+    shared = build_mixer(8, "s4d")
+    stack = ResidualStack(8, [shared, "rwkv", shared])
+    expected = [*shared.parameters_without_decay, *stack.blocks[1].mixer.parameters_without_decay]
+    for found in (stack.parameters_without_decay, parameters_without_decay(torch.nn.Sequential(stack))):
+        assert [id(one) for one in found] == [id(one) for one in expected]
 
 
 @pytest.mark.parametrize("name", sorted(MIXERS))
@@ -384,10 +421,10 @@ def test_attention_forgets_the_keys_of_finished_records():
 
 
 def test_an_unknown_mixer_is_refused_with_the_names_of_those_there_are():
-    with pytest.raises(InputError, match="there is no mixer 'mamba3'; choose attention, ") as refused:
-        build_mixer(8, "mamba3")
+    with pytest.raises(InputError, match="there is no mixer 'mamba9'; choose attention, ") as refused:
+        build_mixer(8, "mamba9")
     assert "\n" not in str(refused.value) and all(name in str(refused.value) for name in MIXERS)
-    with pytest.raises(InputError, match="there is no mixer"):
+    with pytest.raises(InputError, match="lacks a name; choose attention, "):
         build_mixer(8, {"state_size": 4})
 
 

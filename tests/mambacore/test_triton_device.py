@@ -131,7 +131,7 @@ def test_steps_and_a_captured_step_equal_the_block_on_a_cpu(options):
     expected, expected_state = block(sequence)
     block, sequence = block.cuda(), sequence.cuda()
     with torch.no_grad(), states_in_place():
-        assert steps_on_device(block, sequence[:, :1])
+        assert steps_on_device(sequence[:, :1])
         outputs, state = [], None
         for position in range(3):
             found, state = block(sequence[:, position : position + 1], state)

@@ -1,12 +1,20 @@
-"""Layers that follow ``(sequence, state) -> (sequence, state)``."""
+"""Layers that follow `(sequence, state) -> (sequence, state)`."""
 
 from mambacore.layers.attention import AttentionMixer, AttentionState
 from mambacore.layers.bidirectional import BidirectionalBlock, BidirectionalMixer, BidirectionalStack
 from mambacore.layers.embedding import ContextEmbedding
 from mambacore.layers.equivariant import EquivariantEmbedding, EquivariantStack
+from mambacore.layers.feed_forward import GatedFeedForward
 from mambacore.layers.gru import GRUMixer, GRUState
 from mambacore.layers.linear_attention import LinearAttentionMixer, LinearAttentionState
-from mambacore.layers.mixer import MIXERS, Mixer, build_mixer, mixer_options, register_mixer
+from mambacore.layers.mixer import (
+    MIXERS,
+    Mixer,
+    build_mixer,
+    mixer_options,
+    parameters_without_decay,
+    register_mixer,
+)
 from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.pooling import POOLINGS, LastPooling, MeanPooling, PoolingState
 from mambacore.layers.retention import RetentionMixer, RetentionState
@@ -28,6 +36,7 @@ __all__ = [
     "EquivariantStack",
     "GRUMixer",
     "GRUState",
+    "GatedFeedForward",
     "LastPooling",
     "LinearAttentionMixer",
     "LinearAttentionState",
@@ -47,5 +56,6 @@ __all__ = [
     "SelectiveState",
     "build_mixer",
     "mixer_options",
+    "parameters_without_decay",
     "register_mixer",
 ]

@@ -95,6 +95,7 @@ class AttentionMixer(Mixer):
         self, model_width: int, heads: int | None = None, rotary_base: float = 10_000.0, linear_bias: bool = False
     ) -> None:
         super().__init__()
+        self.model_width = model_width
         self.heads = even_head_count(model_width, heads)
         self.rotary_base = rotary_base
         self.input_projection = nn.Linear(model_width, 3 * model_width, bias=linear_bias)

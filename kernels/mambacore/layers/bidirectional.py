@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambacore.errors import InputError
-from mambacore.layers.mixer import build_mixer
+from mambacore.layers.mixer import build_mixer, parameters_without_decay
 from mambacore.layers.norm import RootMeanSquareNorm, root_mean_square_norm
+from mambacore.layers.plain_modules import are_plain_linear, is_plain
 from mambacore.layers.selective import SelectiveMixer
 
 COMBINATIONS: Final = ("add", "multiply")
@@ -61,8 +62,8 @@ class BidirectionalMixer(nn.Module):
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
-        """The parameters of the dynamics, which weight decay would pull to a meaningless place."""
-        return self.forward_mixer.parameters_without_decay + self.reverse_mixer.parameters_without_decay
+        """Parameters of the dynamics of both directions."""
+        return parameters_without_decay(self)
 
     def forward(
         self, sequence: Tensor, sequence_starts: Tensor | None = None, reverse_complement: bool = False
@@ -79,16 +80,29 @@ class BidirectionalMixer(nn.Module):
         Returns:
             (batch, length, model_width).
         """
+        if not (is_plain(self.forward_mixer, SelectiveMixer) and is_plain(self.reverse_mixer, SelectiveMixer)):
+            return self._combined(
+                *(
+                    _whole(mixer, sequence, sequence_starts, reverse, reverse_complement)
+                    for mixer, reverse in ((self.forward_mixer, False), (self.reverse_mixer, True))
+                )
+            )
         projected = _project_in(self.forward_mixer, sequence, reverse_complement)
         ahead, _ = self.forward_mixer.mix(*projected, None, sequence_starts, reverse=reverse_complement)
-        if not self.tied_projections:
+        if self.reverse_mixer.input_projection is not self.forward_mixer.input_projection:
             projected = _project_in(self.reverse_mixer, sequence, reverse_complement)
         behind, _ = self.reverse_mixer.mix(*projected, None, sequence_starts, reverse=not reverse_complement)
-        if self.tied_projections and self.combination == "add":
+        projection = self.forward_mixer.output_projection
+        shared = self.reverse_mixer.output_projection is projection and are_plain_linear(projection)
+        if shared and self.combination == "add":
             # The projection of the sum is the sum of the projections, biases apart: there are two.
             return _project_out(self.forward_mixer, ahead + behind, reverse_complement, biases=2)
-        ahead = _project_out(self.forward_mixer, ahead, reverse_complement)
-        behind = _project_out(self.reverse_mixer, behind, reverse_complement)
+        return self._combined(
+            _project_out(self.forward_mixer, ahead, reverse_complement),
+            _project_out(self.reverse_mixer, behind, reverse_complement),
+        )
+
+    def _combined(self, ahead: Tensor, behind: Tensor) -> Tensor:
         return ahead + behind if self.combination == "add" else ahead * behind
 
 
@@ -147,6 +161,11 @@ class BidirectionalStack(nn.Module):
             }:
                 projection.weight /= layers**0.5
 
+    @property
+    def parameters_without_decay(self) -> list[nn.Parameter]:
+        """Parameters of the dynamics of all mixers."""
+        return parameters_without_decay(self)
+
     def forward(self, sequence: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
         """(batch, length, model_width) to the same; ``sequence_starts`` as in :class:`BidirectionalMixer`."""
         if self.residual_in_float32:
@@ -163,21 +182,38 @@ def widened(sequence: Tensor) -> Tensor:
 
 def normalise(norm: RootMeanSquareNorm, sequence: Tensor, flipped: bool = False) -> Tensor:
     """The norm in the dtype of its weight, which is the one that mixers compute in; of flipped channels if asked."""
+    if not is_plain(norm, RootMeanSquareNorm):
+        return norm(sequence.flip(-1)).flip(-1) if flipped else norm(sequence)
     weight = norm.weight.flip(0) if flipped else norm.weight
     return root_mean_square_norm(sequence, weight, norm.epsilon).to(weight.dtype)
+
+
+def _whole(
+    mixer: SelectiveMixer, sequence: Tensor, sequence_starts: Tensor | None, reverse: bool, flipped: bool
+) -> Tensor:
+    """One direction by calling the mixer, whatever has been hung on it."""
+    mixed, _ = mixer(sequence.flip(-1) if flipped else sequence, None, sequence_starts, reverse=reverse != flipped)
+    return mixed.flip(-1) if flipped else mixed
 
 
 def _project_in(mixer: SelectiveMixer, sequence: Tensor, flipped: bool) -> tuple[Tensor, Tensor]:
     """The inputs and the gate of a mixer, of the sequence with flipped channels if asked."""
     projection = mixer.input_projection
-    weight = projection.weight.flip(1) if flipped else projection.weight
-    inputs, gate = F.linear(sequence, weight, projection.bias).chunk(2, dim=-1)
+    if not flipped:
+        projected = projection(sequence)
+    elif are_plain_linear(projection):  # a flip of the weight moves less memory
+        projected = F.linear(sequence, projection.weight.flip(1), projection.bias)
+    else:
+        projected = projection(sequence.flip(-1))
+    inputs, gate = projected.chunk(2, dim=-1)
     return inputs, gate
 
 
 def _project_out(mixer: SelectiveMixer, inner: Tensor, flipped: bool, biases: int = 1) -> Tensor:
-    """Back to model channels, flipped if asked, with the bias counted ``biases`` times."""
+    """Back to model channels, flipped if asked; the bias of a plain projection is counted `biases` times."""
     projection = mixer.output_projection
+    if not are_plain_linear(projection):
+        return projection(inner).flip(-1) if flipped else projection(inner)
     weight: Tensor = projection.weight
     bias: Tensor | None = projection.bias
     if bias is not None and biases > 1:

@@ -33,6 +33,7 @@ class GRUMixer(Mixer):
 
     def __init__(self, model_width: int, expansion: int = 1, linear_bias: bool = False) -> None:
         super().__init__()
+        self.model_width = model_width
         self.recurrence = nn.GRU(model_width, expansion * model_width, batch_first=True)
         self.output_projection = nn.Linear(expansion * model_width, model_width, bias=linear_bias)
 

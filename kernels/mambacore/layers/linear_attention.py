@@ -115,6 +115,7 @@ class LinearAttentionMixer(Mixer):
 
     def __init__(self, model_width: int, heads: int | None = None, linear_bias: bool = False) -> None:
         super().__init__()
+        self.model_width = model_width
         self.heads = head_count(model_width, heads)
         self.input_projection = nn.Linear(model_width, 3 * model_width, bias=linear_bias)
         self.output_projection = nn.Linear(model_width, model_width, bias=linear_bias)

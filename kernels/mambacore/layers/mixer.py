@@ -1,40 +1,46 @@
-"""What every mixer is, and the choice of one by name."""
+"""What every mixer is, and how one is chosen: by instance, class, name or mapping."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from mambacore.errors import InputError
 from mambacore.parallel.context import active_ranks
 
+if TYPE_CHECKING:
+    from mambacore.layers.norm import RootMeanSquareNorm
+
 
 class Mixer(nn.Module):
-    """What a residual block mixes along the sequence with: a causal ``(sequence, state) -> (sequence, state)``.
+    """What a residual block mixes along the sequence with: a causal `(sequence, state) -> (sequence, state)`.
 
-    A subclass has the class attribute ``name``, a constructor whose first argument is ``model_width`` and whose others
-    have defaults, and an ``output_projection``, the linear layer that the residual stack scales by its depth.
+    A subclass has a constructor whose first argument is `model_width` and whose others have defaults, and an
+    `output_projection`, the linear layer that the residual stack scales by its depth. With a class attribute `name` and
+    the decorator `register_mixer` it is known by that name; without, it is given as a class or an instance.
     """
 
     name: ClassVar[str]
-    # Whether ``forward`` exchanges states inside ``mambacore.parallel.context_parallel``; a mixer that does not would
-    # begin anew at each rank, so it is refused there.
+    # Whether `forward` exchanges states inside `mambacore.parallel.context_parallel`; a mixer that does not would begin
+    # anew at each rank, so it is refused there.
     supports_context_parallel: ClassVar[bool] = False
     output_projection: nn.Linear
+    # Channels of the sequence; None where a mixer does not say.
+    model_width: int | None = None
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """``forward``, unless the sequence lies on several ranks and this mixer knows of its own stretch only.
+        """Call `forward`, unless the sequence lies on several ranks and this mixer sees its own stretch only.
 
         Raises:
-            InputError: this mixer inside ``mambacore.parallel.context_parallel`` over several ranks.
+            InputError: this mixer inside `mambacore.parallel.context_parallel` over several ranks.
         """
         if not self.supports_context_parallel and active_ranks() is not None:
             able = ", ".join(name for name, mixer in sorted(MIXERS.items()) if mixer.supports_context_parallel)
             raise InputError(
-                f"the mixer {self.name!r} cannot mix a sequence that lies on several ranks; "
+                f"the mixer {name_of(self)!r} cannot mix a sequence that lies on several ranks; "
                 f"build the model of {able}, or give it whole sequences outside of context_parallel"
             )
         return super().__call__(*arguments, **options)
@@ -44,21 +50,48 @@ class Mixer(nn.Module):
 
         Args:
             sequence: (batch, length, model_width).
-            state: what the piece before this one left; None at the start.
-            sequence_starts: (batch, length), boolean, True where a new record begins (``mambacore.packing``).
+            state: the outgoing state of the piece before this one; None at the start.
+            sequence_starts: (batch, length), boolean, True where a new record begins (`mambacore.packing`).
 
         Returns:
-            The mixed sequence, of the same shape, and the state for what follows.
+            The mixed sequence, of the same shape, and the state for the next piece.
         """
         raise TypeError(f"{type(self).__name__} has no forward")
 
+    def step(self, norm: RootMeanSquareNorm, sequence: Tensor, state: Any) -> tuple[Tensor, Any] | None:
+        """Take a single position through the whole residual branch, where this mixer has a fast way to do so.
+
+        A hook for generation. `ResidualBlock` calls it for sequences (batch, 1, model_width) without gradients, records
+        or ranks, when `norm` and this mixer are plain (`mambacore.layers.plain_modules`) and nobody watches the
+        operators. The mixer itself checks the modules inside it and the shapes, dtypes and devices that its fast way
+        takes. Only the `step` of a module's own class is called: a subclass may compute something else.
+
+        Args:
+            norm: the norm before the mixer.
+            sequence: (batch, 1, model_width), before the norm.
+            state: as of `forward`.
+
+        Returns:
+            `sequence + mixer(norm(sequence))` and the outgoing state, equal to those of the operators; or None, and
+            the operators run.
+        """
+        return None
+
+    @property
+    def state_matrix(self) -> Tensor | None:
+        """A (channels, state_size), real or complex; None for a mixer that is not a diagonal state space model."""
+        return None
+
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
-        """Parameters of the dynamics, which weight decay would pull to a meaningless place."""
+        """Parameters of the dynamics, for which weight decay would mean something else than small weights."""
         return []
 
 
 MIXERS: dict[str, type[Mixer]] = {}
+
+# How a mixer is chosen: an instance, a class, a name, or a mapping of a name and options.
+MixerDescription = Mixer | type[Mixer] | str | Mapping[str, Any]
 
 
 def register_mixer(mixer: type[Mixer]) -> type[Mixer]:
@@ -67,11 +100,27 @@ def register_mixer(mixer: type[Mixer]) -> type[Mixer]:
     return mixer
 
 
+def name_of(mixer: Mixer) -> str:
+    """The name of a mixer in messages: its registered name, or that of its class."""
+    return getattr(mixer, "name", type(mixer).__name__)
+
+
+def parameters_without_decay(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the dynamics of every mixer inside a module, each once: weight decay leaves them alone."""
+    found = {
+        id(parameter): parameter
+        for part in module.modules()
+        if isinstance(part, Mixer)
+        for parameter in part.parameters_without_decay
+    }
+    return list(found.values())
+
+
 def mixer_options(name: str) -> dict[str, Any]:
     """The options of a mixer with their defaults.
 
     Raises:
-        InputError: there is no mixer of that name.
+        InputError: no mixer has that name.
     """
     if name not in MIXERS:
         raise InputError(f"there is no mixer {name!r}; choose {', '.join(sorted(MIXERS))}")
@@ -79,19 +128,49 @@ def mixer_options(name: str) -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in parameters}
 
 
-def build_mixer(model_width: int, description: str | Mapping[str, Any]) -> Mixer:
-    """A mixer from its name, or from a mapping of ``name`` and options: ``{"name": "s4d", "state_size": 64}``.
+def build_mixer(model_width: int, description: MixerDescription) -> Mixer:
+    """The mixer that is meant by an instance (taken as it is), a class, a name, or a mapping of `name` and options.
+
+    `{"name": "s4d", "state_size": 64}` is such a mapping.
 
     Raises:
-        InputError: an unknown name or option, or an option's value that the mixer refuses.
+        InputError: an unknown name or option, an option's value that the mixer refuses, an instance of another width,
+            or something that is not a mixer.
     """
+    if isinstance(description, Mixer):
+        if description.model_width not in (None, model_width):
+            raise InputError(
+                f"the mixer {name_of(description)!r} has a model_width of {description.model_width} but the stack has "
+                f"{model_width}; build both with the same width"
+            )
+        return description
+    if isinstance(description, type) and issubclass(description, Mixer):
+        return _built(description, description.__name__, model_width, {})
+    if not isinstance(description, str | Mapping):
+        raise InputError(
+            f"{_described(description)} is not a mixer; give a name, a mapping of a name and options, or a class or an "
+            "instance of mambacore.layers.Mixer"
+        )
     options = {"name": description} if isinstance(description, str) else dict(description)
     name = options.pop("name", None)
-    known = mixer_options(str(name))
+    if not isinstance(name, str):
+        raise InputError(f"the mixer {dict(description)!r} lacks a name; choose {', '.join(sorted(MIXERS))}")
+    known = mixer_options(name)
     for option in options:
         if option not in known:
             raise InputError(f"the mixer {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    return _built(MIXERS[name], name, model_width, options)
+
+
+def _built(mixer: type[Mixer], name: str, model_width: int, options: Mapping[str, Any]) -> Mixer:
     try:
-        return MIXERS[str(name)](model_width, **options)
+        return mixer(model_width, **options)
     except (TypeError, ValueError) as error:
         raise InputError(f"the mixer {name!r} cannot be built: {error}") from error
+
+
+def _described(thing: object) -> str:
+    """A wrong kind of mixer, in few words."""
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    return f"an instance of {type(thing).__name__}" if isinstance(thing, nn.Module) else repr(thing)

@@ -14,16 +14,25 @@ _ELEMENTS_PER_THREAD = 1 << 16
 
 
 class RootMeanSquareNorm(nn.Module):
-    """Divide every position by the root mean square of its channels, then scale each channel."""
+    """Divide every position by the root mean square of its channels, then scale each channel.
 
-    def __init__(self, width: int, epsilon: float = 1e-5) -> None:
+    Args:
+        width: channels.
+        epsilon: keeps positions of zeros finite.
+        in_dtype_of_weight: return the dtype of the weight instead of that of the sequence: what the layers behind the
+            norm compute in, beside a residual sum in float32.
+    """
+
+    def __init__(self, width: int, epsilon: float = 1e-5, in_dtype_of_weight: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.epsilon = epsilon
+        self.in_dtype_of_weight = in_dtype_of_weight
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """(..., width) to the same shape and dtype."""
-        return root_mean_square_norm(sequence, self.weight, self.epsilon)
+        """(..., width) to the same shape."""
+        normalised = root_mean_square_norm(sequence, self.weight, self.epsilon)
+        return normalised.to(self.weight.dtype) if self.in_dtype_of_weight else normalised
 
 
 def root_mean_square_norm(inputs: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:

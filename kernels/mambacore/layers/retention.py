@@ -55,6 +55,7 @@ class RetentionMixer(Mixer):
         linear_bias: bool = False,
     ) -> None:
         super().__init__()
+        self.model_width = model_width
         self.heads = even_head_count(model_width, heads)
         self.inner_width = expansion * model_width
         self.rotary_base = rotary_base

@@ -43,6 +43,7 @@ class RWKVMixer(Mixer):
 
     def __init__(self, model_width: int, relative_depth: float = 0.5) -> None:
         super().__init__()
+        self.model_width = model_width
         if not 0 <= relative_depth <= 1:
             raise ValueError(f"relative_depth must lie between 0 and 1 but is {relative_depth}")
         self.relative_depth = relative_depth

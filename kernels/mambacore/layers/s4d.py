@@ -74,7 +74,7 @@ class S4DMixer(Mixer):
         super().__init__()
         if not sampling_rate_factor > 0:
             raise ValueError(f"sampling_rate_factor must be positive but is {sampling_rate_factor}")
-        self.state_size = state_size
+        self.model_width, self.state_size = model_width, state_size
         self.complex_state = complex_state
         self.state_matrix_start = state_matrix or ("s4d-lin" if complex_state else "s4d-real")
         self.sampling_rate_factor = sampling_rate_factor
@@ -111,6 +111,7 @@ class S4DMixer(Mixer):
         """Delta (channels,), float64: the length of a step at the present sampling rate."""
         return F.softplus(self.step_bias.double()) * self.sampling_rate_factor
 
+    @property
     def state_matrix(self) -> Tensor:
         """A (channels, state_size), float64 or complex128, with a negative real part."""
         decay_rate = -torch.exp(self.log_decay_rate.double())
@@ -134,7 +135,7 @@ class S4DMixer(Mixer):
             return outgoing
 
         def total_decay() -> Tensor:
-            exponent = sequence.shape[1] * self.step_size().unsqueeze(-1) * self.state_matrix()
+            exponent = sequence.shape[1] * self.step_size().unsqueeze(-1) * self.state_matrix
             return (
                 torch.exp(exponent)
                 .to(state_dtype(sequence.dtype, self.complex_state))
@@ -149,7 +150,7 @@ class S4DMixer(Mixer):
         self, sequence: Tensor, state: Tensor | None, sequence_starts: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The system's outputs piece by piece, at least one, each with the state after it."""
-        step_size, state_matrix = self.step_size(), self.state_matrix()
+        step_size, state_matrix = self.step_size(), self.state_matrix
         exponent = step_size.unsqueeze(-1) * state_matrix
         # The scan multiplies by the step size, which makes this the zero-order hold of B = 1.
         input_matrix = torch.expm1(exponent) / exponent

@@ -1,12 +1,17 @@
 """The selective mixer: the inside of a Mamba block (Gu & Dao, arXiv 2312.00752, figure 3)."""
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mambacore.layers import step
 from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.layers.norm import RootMeanSquareNorm
+from mambacore.layers.plain_modules import are_plain_linear, is_plain_tensor
 from mambacore.layers.state_matrices import initial_state_matrix
 from mambacore.parallel import convolution_over_ranks, scan_over_ranks
 
@@ -67,6 +72,7 @@ class SelectiveMixer(Mixer):
         convolution_bias: bool = True,
     ) -> None:
         super().__init__()
+        self.model_width = model_width
         self.inner_width = expansion * model_width
         self.state_size = state_size
         self.complex_state = complex_state
@@ -127,6 +133,34 @@ class SelectiveMixer(Mixer):
         inputs, gate = self.input_projection(sequence).chunk(2, dim=-1)
         outputs, state = self.mix(inputs, gate, state, sequence_starts, reverse)
         return self.output_projection(outputs), state
+
+    def step(self, norm: RootMeanSquareNorm, sequence: Tensor, state: Any) -> tuple[Tensor, SelectiveState] | None:
+        """One position through the native library or the GPU's kernels (see `Mixer.step`)."""
+        if not self._takes(state, sequence) or not are_plain_linear(
+            self.input_projection, self.selection_projection, self.step_projection, self.output_projection
+        ):
+            return None
+        library = step.step_library(norm, self, sequence)
+        if library is not None:
+            outputs, *states = step.step_block(library, norm, self, sequence, state)
+        elif step.steps_on_device(sequence):
+            outputs, *states = step.step_on_device(norm, self, sequence, state)
+        else:
+            return None
+        return outputs, SelectiveState(*states)
+
+    def _takes(self, state: Any, sequence: Tensor) -> bool:
+        """Does a state fit a sequence and this mixer, so that a kernel may read it?"""
+        if state is None:
+            return True
+        history, batch = self.convolution_weight.shape[1] - 1, sequence.shape[0]
+        return (
+            isinstance(state, SelectiveState)
+            and state.convolution.shape == (batch, history, self.inner_width)
+            and state.scan.shape == (batch, self.inner_width, self.state_size)
+            and all(is_plain_tensor(tensor) and tensor.device == sequence.device for tensor in state)
+            and state.scan.is_complex() <= self.complex_state
+        )
 
     def mix(
         self, inputs: Tensor, gate: Tensor, state: SelectiveState | None, sequence_starts: Tensor | None, reverse: bool

@@ -1,4 +1,4 @@
-"""Residual blocks and the stack of them, each a function ``(sequence, state) -> (sequence, state)``."""
+"""Residual blocks and the stack of them, each a function `(sequence, state) -> (sequence, state)`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from mambacore.layers.mixer import Mixer, build_mixer
+from mambacore.errors import InputError
+from mambacore.layers.feed_forward import GatedFeedForward
+from mambacore.layers.mixer import Mixer, MixerDescription, build_mixer, parameters_without_decay
 from mambacore.layers.norm import RootMeanSquareNorm
-from mambacore.layers.step import step_block, step_library, step_on_device, steps_on_device
+from mambacore.layers.plain_modules import is_plain, is_plain_tensor, operators_are_watched
 from mambacore.parallel import active_ranks
 
-# One state per block, each whatever its mixer hands on.
+# One state per block, each of the kind of its mixer.
 StackState = tuple[Any, ...]
 
 # Without gradients a long sequence is walked in pieces of this many positions (over the batch), whose buffers stay in
@@ -22,60 +25,160 @@ PIECE_POSITIONS = 4096
 
 
 class ResidualBlock(nn.Module):
-    """sequence + mixer(norm(sequence)), normalised by root mean square."""
+    """sequence + mixer(norm(sequence)), and then, if asked for, the same with a gated feed-forward layer.
 
-    def __init__(self, model_width: int, mixer: Mixer, norm_epsilon: float = 1e-5) -> None:
+    Args:
+        model_width: channels of the sequence.
+        mixer: mixes along the sequence.
+        norm_epsilon: keeps positions of zeros finite in the norms.
+        feed_forward_width: hidden channels of the feed-forward layer; none when None.
+        dropout: share of the channels of each residual branch that is set to zero in training.
+
+    Raises:
+        InputError: a feed_forward_width below 1, or a dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        model_width: int,
+        mixer: Mixer,
+        norm_epsilon: float = 1e-5,
+        feed_forward_width: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout must be at least 0 and below 1 but is {dropout}")
         self.norm = RootMeanSquareNorm(model_width, norm_epsilon)
         self.mixer = mixer
+        wide = feed_forward_width is not None
+        self.feed_forward_norm = RootMeanSquareNorm(model_width, norm_epsilon) if wide else None
+        self.feed_forward = None if feed_forward_width is None else GatedFeedForward(model_width, feed_forward_width)
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+
+    @property
+    def parameters_without_decay(self) -> list[nn.Parameter]:
+        """Parameters of the dynamics of the mixer."""
+        return parameters_without_decay(self)
+
+    @property
+    def state_matrix(self) -> Tensor | None:
+        """That of the mixer."""
+        return self.mixer.state_matrix
 
     def forward(self, sequence: Tensor, state: Any = None, sequence_starts: Tensor | None = None) -> tuple[Tensor, Any]:
         """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
-        alone = sequence_starts is None and active_ranks() is None
-        library = step_library(self, sequence) if alone else None
-        if library is not None:
-            return step_block(library, self, sequence, state)
-        if alone and steps_on_device(self, sequence):
-            return step_on_device(self, sequence, state)
-        mixed, state = self.mixer(self.norm(sequence), state, sequence_starts)
-        return sequence + mixed, state
+        stepped = self.mixer.step(self.norm, sequence, state) if self._may_step(sequence, sequence_starts) else None
+        if stepped is None:
+            mixed, state = self.mixer(self.norm(sequence), state, sequence_starts)
+            sequence = sequence + self._dropped(mixed)
+        else:
+            sequence, state = stepped
+        if self.feed_forward is not None:
+            assert self.feed_forward_norm is not None  # it comes with the layer
+            sequence = sequence + self._dropped(self.feed_forward(self.feed_forward_norm(sequence)))
+        return sequence, state
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        return branch if self.dropout is None else self.dropout(branch)
+
+    def _may_step(self, sequence: Tensor, sequence_starts: Tensor | None) -> bool:
+        """May the mixer take a single position its own way, past its `forward` and that of the norm?"""
+        if torch.is_grad_enabled() or sequence.dim() != 3 or sequence.shape[1] != 1 or sequence_starts is not None:
+            return False
+        mixer = type(self.mixer)
+        return (
+            "step" in vars(mixer)
+            and is_plain(self.mixer, mixer)
+            and is_plain(self.norm, RootMeanSquareNorm)
+            and sequence.shape[-1:] == self.norm.weight.shape
+            and is_plain_tensor(sequence)
+            and (self.dropout is None or not self.dropout.training)
+            and active_ranks() is None
+            and not operators_are_watched()
+        )
 
 
 class ResidualStack(nn.Module):
     """Residual blocks one after the other and a final norm.
 
-    The output projections are scaled down by the square root of the number of layers (GPT-2's rule, which the Mamba
-    paper follows), so that the sum of all residual branches starts at the size of one.
+    The output projections are scaled down by the square root of the number of residual branches (GPT-2's rule, which
+    the Mamba paper follows), so that their sum starts at the size of one. Mixers that come as instances are taken as
+    they are.
+
+        stack = ResidualStack(64, ["selective", {"name": "s4d", "state_size": 32}, SelectiveMixer(64, kernel_width=3)])
 
     Args:
         model_width: channels of the sequence.
-        mixers: one per layer: its name, or a mapping of its name and options (``build_mixer``). A hybrid is a list of
-            different ones.
+        mixers: one per layer: an instance, a class, a name, or a mapping of a name and options (`build_mixer`). A
+            hybrid is a list of different ones.
         norm_epsilon: keeps positions of zeros finite.
+        feed_forward_width: hidden channels of a gated feed-forward layer after every mixer; none when None.
+        dropout: share of the channels of each residual branch that is set to zero in training.
+        activation_checkpointing: keep only the sequence between the blocks for the backward pass, and compute the
+            inside of each block again there: less memory for a forward pass more.
 
     Raises:
-        InputError: an unknown mixer or option.
+        InputError: an unknown mixer or option, mixers that are not a list, or a width or dropout out of range.
     """
 
-    def __init__(self, model_width: int, mixers: Sequence[str | Mapping[str, Any]], norm_epsilon: float = 1e-5) -> None:
+    def __init__(
+        self,
+        model_width: int,
+        mixers: Sequence[MixerDescription],
+        norm_epsilon: float = 1e-5,
+        *,
+        feed_forward_width: int | None = None,
+        dropout: float = 0.0,
+        activation_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
+        if isinstance(mixers, str | Mapping | nn.Module) or not isinstance(mixers, Sequence):
+            raise InputError(
+                f"mixers must be a list with one mixer per layer but is {_shown(mixers)}; "
+                'write ["selective"] * 4 for four layers'
+            )
+        self.activation_checkpointing = activation_checkpointing
         blocks = [
-            ResidualBlock(model_width, build_mixer(model_width, description), norm_epsilon) for description in mixers
+            ResidualBlock(model_width, build_mixer(model_width, chosen), norm_epsilon, feed_forward_width, dropout)
+            for chosen in mixers
         ]
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = RootMeanSquareNorm(model_width, norm_epsilon)
+        branches = len(blocks) * (1 if feed_forward_width is None else 2)
         with torch.no_grad():
-            for block in blocks:
-                block.mixer.output_projection.weight /= len(blocks) ** 0.5
+            for block, chosen in zip(blocks, mixers, strict=True):
+                if not isinstance(chosen, Mixer):
+                    block.mixer.output_projection.weight /= branches**0.5
+                if block.feed_forward is not None:
+                    block.feed_forward.output_projection.weight /= branches**0.5
+
+    @property
+    def parameters_without_decay(self) -> list[nn.Parameter]:
+        """Parameters of the dynamics of all mixers."""
+        return parameters_without_decay(self)
 
     def forward(
         self, sequence: Tensor, state: StackState | None = None, sequence_starts: Tensor | None = None
     ) -> tuple[Tensor, StackState]:
         """(batch, length, model_width) and one incoming state per block to the same shape and the outgoing states.
 
-        ``sequence_starts`` (batch, length), boolean, is True where a new record begins: nothing crosses from one record
+        `sequence_starts` (batch, length), boolean, is True where a new record begins: nothing crosses from one record
         to the next.
+
+        Raises:
+            InputError: a sequence of another shape, or a state that does not have one member per block.
         """
+        width = self.final_norm.weight.shape[0]
+        if sequence.dim() != 3 or sequence.shape[-1] != width:
+            raise InputError(
+                f"the sequence must be (batch, length, model_width={width}) but has shape {tuple(sequence.shape)}"
+            )
+        if state is not None and len(state) != len(self.blocks):
+            raise InputError(
+                f"the state is of {len(state)} blocks but the stack has {len(self.blocks)}; "
+                "hand on what this stack returned"
+            )
         positions = max(1, PIECE_POSITIONS // max(1, sequence.shape[0]))
         # Ranks exchange states once per layer, however long their stretches are, so these are not cut into pieces.
         if torch.is_grad_enabled() or sequence.shape[1] <= positions or active_ranks() is not None:
@@ -93,7 +196,15 @@ class ResidualStack(nn.Module):
     ) -> tuple[Tensor, StackState]:
         incoming = state if state is not None else (None,) * len(self.blocks)
         outgoing = []
+        recomputed = self.activation_checkpointing and torch.is_grad_enabled()
         for block, block_state in zip(self.blocks, incoming, strict=True):
-            sequence, new_state = block(sequence, block_state, sequence_starts)
+            if recomputed:
+                sequence, new_state = checkpoint(block, sequence, block_state, sequence_starts, use_reentrant=False)
+            else:
+                sequence, new_state = block(sequence, block_state, sequence_starts)
             outgoing.append(new_state)
         return self.final_norm(sequence), tuple(outgoing)
+
+
+def _shown(mixers: object) -> str:
+    return f"an instance of {type(mixers).__name__}" if isinstance(mixers, nn.Module) else repr(mixers)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from mambacore.backends import ELEMENT_TYPES, native_library_for, state_dtype, triton_computes, wanted_backend
-from mambacore.layers.selective import SelectiveMixer, SelectiveState
 from mambacore.native_library import BlockStep, Library
 
 if TYPE_CHECKING:
-    from mambacore.layers.stack import ResidualBlock
+    from mambacore.layers.norm import RootMeanSquareNorm
+    from mambacore.layers.selective import SelectiveMixer, SelectiveState
 
 # From this many sequences on, matrix products of the whole batch are faster than one sequence after the other.
 FEWEST_FOR_MATRIX_PRODUCTS = 8
@@ -31,11 +31,9 @@ STEP_DTYPES = (torch.float32, torch.float64)
 class PreparedStep:
     """A block's parameters as the library wants them, good for as long as the block keeps its parameters in place."""
 
-    def __init__(self, block: ResidualBlock) -> None:
-        self.parameters = _parameters(block)
+    def __init__(self, norm: RootMeanSquareNorm, mixer: SelectiveMixer) -> None:
+        self.parameters = _parameters(norm, mixer)
         self.pointers = [parameter.data_ptr() for parameter in self.parameters.values()]
-        mixer = block.mixer
-        assert isinstance(mixer, SelectiveMixer)
         self.inner_width, self.kernel_width = mixer.convolution_weight.shape
         self.state_size, self.dtype = mixer.state_size, mixer.convolution_weight.dtype
         self.state_dtype = self.dtype.to_complex() if mixer.complex_state else self.dtype
@@ -44,47 +42,51 @@ class PreparedStep:
             for parameter in self.parameters.values()
         )
         self.structure = BlockStep(
-            model_width=block.norm.weight.shape[0], inner_width=self.inner_width, state_size=self.state_size,
-            kernel_width=self.kernel_width, step_rank=mixer.step_rank, epsilon=block.norm.epsilon,
+            model_width=norm.weight.shape[0], inner_width=self.inner_width, state_size=self.state_size,
+            kernel_width=self.kernel_width, step_rank=mixer.step_rank,
             element=ELEMENT_TYPES.get(self.dtype, 0), **dict(zip(self.parameters, self.pointers, strict=True)),
         )  # fmt: skip
 
-    def still_holds(self, block: ResidualBlock) -> bool:
+    def still_holds(self, norm: RootMeanSquareNorm, mixer: SelectiveMixer) -> bool:
         """Whether the block's parameters are the same tensors, at the same place, as when this was prepared."""
-        now = _parameters(block)
+        now = _parameters(norm, mixer)
         return now.keys() == self.parameters.keys() and self.pointers == [
             parameter.data_ptr() if parameter is known else None
             for parameter, known in zip(now.values(), self.parameters.values(), strict=True)
         ]
 
 
-# Beside the blocks rather than in them, so that blocks can be copied and sent to other processes.
-_prepared: WeakKeyDictionary[ResidualBlock, PreparedStep] = WeakKeyDictionary()
+# Beside the mixers rather than in them, so that these can be copied and sent to other processes.
+_prepared: WeakKeyDictionary[SelectiveMixer, PreparedStep] = WeakKeyDictionary()
 
 
-def step_library(block: ResidualBlock, sequence: Tensor) -> Library | None:
+def step_library(norm: RootMeanSquareNorm, mixer: SelectiveMixer, sequence: Tensor) -> Library | None:
     """The native library when it can take this (batch, 1, model_width) sequence through the block, else None."""
     if torch.is_grad_enabled() or sequence.shape[1] != 1 or not 0 < sequence.shape[0] < FEWEST_FOR_MATRIX_PRODUCTS:
         return None
-    if torch.compiler.is_compiling() or type(block.mixer) is not SelectiveMixer or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return None
-    prepared = _prepared.get(block)
-    if prepared is None or not prepared.still_holds(block):
-        _prepared[block] = prepared = PreparedStep(block)
+    prepared = _prepared.get(mixer)
+    if prepared is None or not prepared.still_holds(norm, mixer):
+        _prepared[mixer] = prepared = PreparedStep(norm, mixer)
     fits = prepared.fits and sequence.dtype == prepared.dtype and wanted_backend() != "triton"
     return native_library_for(sequence) if fits else None
 
 
 def step_block(
-    library: Library, block: ResidualBlock, sequence: Tensor, state: SelectiveState | None
-) -> tuple[Tensor, SelectiveState]:
-    """As ``block(sequence, state)`` for a sequence (batch, 1, model_width), without gradients."""
-    prepared, batch = _prepared[block], sequence.shape[0]
+    library: Library, norm: RootMeanSquareNorm, mixer: SelectiveMixer, sequence: Tensor, state: SelectiveState | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sequence + mixer(norm(sequence), state)` for a sequence (batch, 1, model_width), without gradients.
+
+    Returns:
+        The outputs, and the states of the convolution and of the scan.
+    """
+    prepared, batch = _prepared[mixer], sequence.shape[0]
     sequence, outputs = sequence.contiguous(), torch.empty_like(sequence, memory_format=torch.contiguous_format)
     convolution_state = sequence.new_empty(batch, prepared.kernel_width - 1, prepared.inner_width)
     scan_state = sequence.new_empty(batch, prepared.inner_width, prepared.state_size, dtype=prepared.state_dtype)
     step = BlockStep.from_buffer_copy(prepared.structure)
-    step.batch, step.threads = batch, torch.get_num_threads()
+    step.batch, step.threads, step.epsilon = batch, torch.get_num_threads(), norm.epsilon
     step.sequence, step.outputs = sequence.data_ptr(), outputs.data_ptr()
     step.new_convolution_state, step.new_scan_state = convolution_state.data_ptr(), scan_state.data_ptr()
     if state is not None:
@@ -92,7 +94,7 @@ def step_block(
         held = state.scan.to(prepared.state_dtype).resolve_conj().contiguous()
         step.convolution_state, step.scan_state = before.data_ptr(), held.data_ptr()
     library.block_step(step)
-    return outputs, SelectiveState(convolution_state, scan_state)
+    return outputs, convolution_state, scan_state
 
 
 _in_place: ContextVar[bool] = ContextVar("mambacore_states_in_place", default=False)
@@ -103,7 +105,7 @@ def states_in_place() -> Iterator[None]:
     """Inside, a step on a GPU writes its new states over those that it is given, and hands the same tensors on.
 
     A graph captured like this goes on from where its last replay ended. Steps that go another way hand on new tensors,
-    as always (``SelectiveState`` says of which shape): compare with ``is``.
+    as always (`SelectiveState` says of which shape): compare with `is`.
     """
     token = _in_place.set(True)
     try:
@@ -112,25 +114,23 @@ def states_in_place() -> Iterator[None]:
         _in_place.reset(token)
 
 
-def steps_on_device(block: ResidualBlock, sequence: Tensor) -> bool:
+def steps_on_device(sequence: Tensor) -> bool:
     """Whether the GPU's kernels take this (batch, 1, model_width) sequence through the block."""
     if torch.is_grad_enabled() or sequence.shape[1] != 1 or sequence.shape[0] == 0:
         return False
     # Only plain tensors have memory to give to a kernel; a tracer's have none.
-    if type(block.mixer) is not SelectiveMixer or type(sequence) is not Tensor or torch.compiler.is_compiling():
+    if type(sequence) is not Tensor or torch.compiler.is_compiling():
         return False
     return triton_computes(sequence)
 
 
 def step_on_device(
-    block: ResidualBlock, sequence: Tensor, state: SelectiveState | None
-) -> tuple[Tensor, SelectiveState]:
-    """As ``block(sequence, state)`` for a sequence (batch, 1, model_width), without gradients, on a GPU."""
+    norm: RootMeanSquareNorm, mixer: SelectiveMixer, sequence: Tensor, state: SelectiveState | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `step_block`, on a GPU."""
     from mambacore.layers import triton_step as step  # noqa: PLC0415  only where there is Triton
 
-    mixer = block.mixer
-    assert isinstance(mixer, SelectiveMixer)
-    inputs, gate = mixer.input_projection(block.norm(sequence)).squeeze(1).chunk(2, dim=-1)
+    inputs, gate = mixer.input_projection(norm(sequence)).squeeze(1).chunk(2, dim=-1)
     batch, kernel_width = inputs.shape[0], mixer.convolution_weight.shape[1]
     shape = (batch, kernel_width - 1, mixer.inner_width)
     before, after = _states(None if state is None else state.convolution, shape, inputs.dtype, inputs.device)
@@ -145,7 +145,7 @@ def step_on_device(
         inputs, gate, step_size.contiguous(), selected[:, mixer.step_rank :], mixer.log_decay_rate.contiguous(),
         frequency, mixer.skip_weight, mixer.step_bias, held, new,
     )  # fmt: skip
-    return sequence + mixer.output_projection(outputs).unsqueeze(1), SelectiveState(after, new)
+    return sequence + mixer.output_projection(outputs).unsqueeze(1), after, new
 
 
 def _states(
@@ -162,13 +162,11 @@ def _states(
     return before, before if before is state and _in_place.get() else torch.empty_like(before)
 
 
-def _parameters(block: ResidualBlock) -> dict[str, Tensor]:
+def _parameters(norm: RootMeanSquareNorm, mixer: SelectiveMixer) -> dict[str, Tensor]:
     """The parameters that are there, under the library's names for them."""
-    mixer = block.mixer
-    assert isinstance(mixer, SelectiveMixer)
     own, come, go = mixer._parameters, mixer.input_projection._parameters, mixer.output_projection._parameters
     named = {
-        "norm_weight": block.norm.weight,
+        "norm_weight": norm.weight,
         "input_weight": come["weight"],
         "input_bias": come["bias"],
         "convolution_weight": own["convolution_weight"],

@@ -54,7 +54,11 @@ def halves(numbers: Tensor) -> Tensor:
 
 def can_step(block: nn.Module) -> bool:
     """Whether a residual block has an operation."""
-    return isinstance(block, ResidualBlock) and type(block.mixer) in (SelectiveMixer, S4DMixer)
+    return (
+        isinstance(block, ResidualBlock)
+        and type(block.mixer) in (SelectiveMixer, S4DMixer)
+        and block.feed_forward is None
+    )
 
 
 class StepProgram:
@@ -164,7 +168,7 @@ class StepProgram:
         state = self.place(per_channel * padded(width))
         matrices = []
         step_size = mixer.step_size().unsqueeze(-1)
-        exponent = step_size * mixer.state_matrix()
+        exponent = step_size * mixer.state_matrix
         driven = step_size * torch.expm1(exponent) / exponent  # the zero-order hold of B = 1
         output_matrix = as_complex(mixer.output_matrix) if mixer.complex_state else mixer.output_matrix
         for matrix in (torch.exp(exponent), driven, output_matrix):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambacore.errors import InputError
-from mambacore.layers import ContextEmbedding, ResidualStack, RootMeanSquareNorm
+from mambacore.layers import ContextEmbedding, ResidualStack, parameters_without_decay
 from mambacore.layers.bidirectional import widened
 from mambacore.layers.stack import StackState
 from mambacore.models.sampling import check_sampling, sample_tokens
@@ -142,7 +142,12 @@ class CausalLanguageModel(nn.Module):
                 self.head.weight[first : first + symbols, config.model_width :] = torch.eye(symbols)
         if config.residual_in_float32:
             for block in self.stack.blocks:
-                block.norm = _NarrowingNorm(config.model_width, config.norm_epsilon)
+                block.norm.in_dtype_of_weight = True
+
+    @property
+    def parameters_without_decay(self) -> list[nn.Parameter]:
+        """Parameters of the dynamics of all mixers."""
+        return parameters_without_decay(self)
 
     def forward(
         self, tokens: Tensor, state: LanguageState | None = None, sequence_starts: Tensor | None = None
@@ -190,9 +195,10 @@ class CausalLanguageModel(nn.Module):
 
         In the precision of its weights even under autocast: models of DNA differ in the third digit of a logit.
         """
-        weight = self.embedding.weight if self.head is None else self.head.weight
         with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.to(weight.dtype), weight)
+            if self.head is not None:
+                return self.head(hidden.to(next(self.head.parameters()).dtype))
+            return F.linear(hidden.to(self.embedding.weight.dtype), self.embedding.weight)
 
     def _through_stack(self, embedded: Tensor, state: Any, sequence_starts: Tensor | None) -> tuple[Tensor, StackState]:
         if self.config.residual_in_float32:
@@ -241,10 +247,3 @@ class CausalLanguageModel(nn.Module):
 def padded_size(vocabulary_size: int, multiple: int) -> int:
     """The smallest multiple that is not below the size."""
     return -(-vocabulary_size // multiple) * multiple
-
-
-class _NarrowingNorm(RootMeanSquareNorm):
-    """A norm whose result has its weight's dtype: what the mixer computes in, beside residuals in float32."""
-
-    def forward(self, sequence: Tensor) -> Tensor:
-        return super().forward(sequence).to(self.weight.dtype)

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +24,7 @@ from mambacore.layers.equivariant import (
     equivariant_logits,
     starts_of_reversed,
 )
+from mambacore.layers.mixer import parameters_without_decay
 from mambacore.models.causal import EMBEDDING_DEVIATION, padded_size
 
 
@@ -114,6 +116,11 @@ class MaskedLanguageModel(nn.Module):
         complement = None if config.complement is None else complement_table(config.complement, rows)
         self.register_buffer("complement", complement, persistent=False)
 
+    @property
+    def parameters_without_decay(self) -> list[nn.Parameter]:
+        """Parameters of the dynamics of all mixers."""
+        return parameters_without_decay(self)
+
     def forward(self, tokens: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
         """Logits (batch, length, padded_vocabulary_size) of tokens (batch, length).
 
@@ -127,12 +134,18 @@ class MaskedLanguageModel(nn.Module):
         return self.stack(self.embedding(tokens), sequence_starts)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The head: what ``hidden`` gives to (..., padded_vocabulary_size)."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        if self.config.equivariant:
-            assert self.complement is not None
-            return equivariant_logits(hidden, weight, self.complement)
-        return F.linear(hidden, weight)
+        """The head: what `hidden` gives to (..., padded_vocabulary_size).
+
+        In the precision of its weights even under autocast: models of DNA differ in the third digit of a logit.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            if self.config.equivariant:
+                assert self.complement is not None
+                weight = self.embedding.weight if self.head is None else self.head.weight
+                return equivariant_logits(hidden.to(weight.dtype), weight, self.complement)
+            if self.head is not None:
+                return self.head(hidden.to(next(self.head.parameters()).dtype))
+            return F.linear(hidden.to(self.embedding.weight.dtype), self.embedding.weight)
 
     def reverse_complement(self, tokens: Tensor) -> Tensor:
         """The other strand, as it is read: (batch, length) to the same.

@@ -6,8 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from mambacore.layers import Mixer
-from mambacore.layers.bidirectional import BidirectionalMixer
+from mambacore.layers import parameters_without_decay
 from mambacore.longsequence.losses import Loss
 
 Batch = tuple[Tensor, ...]
@@ -96,12 +95,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     These are the groups of the Mamba paper's code (Gu & Dao, arXiv 2312.00752, appendix E.2).
     """
-    spared = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, Mixer | BidirectionalMixer)
-        for parameter in module.parameters_without_decay
-    }
+    spared = {id(parameter) for parameter in parameters_without_decay(model)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decaying = [parameter for parameter in trained if parameter.dim() > 1 and id(parameter) not in spared]
     chosen = {id(parameter) for parameter in decaying}
