@@ -154,7 +154,7 @@ def build_mixer(model_width: int, description: MixerDescription) -> Mixer:
     options = {"name": description} if isinstance(description, str) else dict(description)
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise InputError(f"the mixer {dict(description)!r} lacks a name; choose {', '.join(sorted(MIXERS))}")
+        raise InputError(f"the mixer {description!r} lacks a name; choose {', '.join(sorted(MIXERS))}")
     known = mixer_options(name)
     for option in options:
         if option not in known:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambacore.errors import InputError
-from mambacore.layers import ContextEmbedding, ResidualStack, parameters_without_decay
+from mambacore.layers import ContextEmbedding, ResidualBlock, ResidualStack, parameters_without_decay
 from mambacore.layers.bidirectional import widened
 from mambacore.layers.stack import StackState
 from mambacore.models.sampling import check_sampling, sample_tokens
@@ -142,7 +142,7 @@ class CausalLanguageModel(nn.Module):
                 self.head.weight[first : first + symbols, config.model_width :] = torch.eye(symbols)
         if config.residual_in_float32:
             for block in self.stack.blocks:
-                block.norm.in_dtype_of_weight = True
+                cast(ResidualBlock, block).norm.in_dtype_of_weight = True
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
