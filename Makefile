@@ -1,12 +1,13 @@
 # make demo   install, then simulate a clade, train, evaluate and classify; writes genomamba-demo/report.html
 # make test   install, then run the tests (a few minutes on 2 cores)
+# make test-torch TORCH=2.14.1   run the core's and the DNA tests in a fresh environment with another torch
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard kernels/native/*) kernels/CMakeLists.txt
 
-.PHONY: test-gpu bench-gpu bench-gpu-peer install demo test test-slow lint bench bench-waveform wheels clean
+.PHONY: install demo test test-slow test-gpu test-torch lint bench bench-waveform bench-gpu bench-gpu-peer wheels clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -26,6 +27,16 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Audio needs the pair of torch and torchaudio 2.11, so its tests are left out. The environment (about 5 GB) is removed
+# afterwards.
+TORCH ?= 2.14.1
+TORCH_VENV := build/torch-$(TORCH)
+test-torch:
+	$(PYTHON) -m venv --clear $(TORCH_VENV)
+	trap 'rm -rf $(TORCH_VENV)' EXIT; \
+	$(TORCH_VENV)/bin/python -m pip install --quiet --no-cache-dir 'torch==$(TORCH)' '.[variants,tables,app,test-tools]' && \
+	TESTS_WITHOUT_AUDIO=1 $(TORCH_VENV)/bin/python -m pytest -m 'not slow' tests
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu -rs

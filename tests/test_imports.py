@@ -171,6 +171,28 @@ def test_no_files_import_each_other_in_a_circle():
     assert not found, "\n".join(lines)
 
 
+def reached_from(start: str) -> set[str]:
+    """The modules that a module imports, directly or not, inside functions too."""
+    imports = project_imports()
+    reached, waiting = {start}, [start]
+    while waiting:
+        found = {each.module for each in imports[waiting.pop()]} - reached
+        reached |= found
+        waiting += found
+    return reached
+
+
+def test_dna_commands_import_nothing_of_the_extra_audio():
+    modules = all_modules()
+    offending = [
+        str(found)
+        for name in sorted(reached_from("mambapipelines.cli.genomamba.main"))
+        for found in imports_of(modules[name], modules)
+        if found.module.split(".")[0] in {"audiomamba", "torchaudio", "soundfile"}
+    ]
+    assert not offending, "\n".join(offending)
+
+
 def test_folders_of_tests_mirror_the_packages():
     for package, root in PACKAGES.items():
         folder = REPOSITORY / "tests" / package

@@ -1,35 +1,21 @@
-"""Public data sets by name: their files, where these are hosted, and how they are prepared for use."""
+"""Fetching of a public data set: its files are downloaded, verified and prepared for use."""
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import shutil
 import sys
-import tarfile
 import time
 import urllib.parse
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from audiomamba.data.clips import DIGITS, SC09_CLIPS
-from genomamba.data.assemblies import SPECIES_PROTOCOLS, SpeciesProtocol
 from mambacore.errors import InputError
 from mambapipelines.console import SECONDS_BETWEEN_LINES, note
 from mambapipelines.datasets.downloads import RemoteFile, Report, download, file_checksum
-from mambapipelines.files import written_whole
-
-BASENJI: Final = "https://storage.googleapis.com/basenji_barnyard2"
-SPEECH_COMMANDS: Final = "speech_commands_v0.02.tar.gz"
-# Members of the archive beside the folders of the digits.
-SPEECH_COMMANDS_TEXTS: Final = ("validation_list.txt", "testing_list.txt", "LICENSE", "README.md")
-COPIED_BYTES: Final = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,102 +124,6 @@ def checksum_row(path: Path) -> list[str]:
         files = [file for file in path.rglob("*") if file.is_file()]
         return [str(path), str(sum(file.stat().st_size for file in files)), f"{len(files)} files"]
     return [str(path), str(path.stat().st_size), file_checksum(path, "md5")]
-
-
-def decompress(archive: Path, ready: Path) -> None:
-    """Decompress a gzip file: random access needs plain FASTA.
-
-    Raises:
-        InputError: the archive is damaged, or the disk is full.
-    """
-    try:
-        with gzip.open(archive) as compressed, written_whole(ready) as plain:
-            shutil.copyfileobj(compressed, plain, COPIED_BYTES)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{archive} is damaged ({error}): remove it and run the same command again.") from None
-
-
-def extract_digits(archive: Path, ready: Path) -> None:
-    """Extract the ten digits and the lists of the split from the archive of Speech Commands.
-
-    Raises:
-        InputError: the archive is damaged or lacks something, or the disk is full.
-    """
-    temporary = ready.with_name(f".{ready.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                parts = Path(member.name).parts
-                wanted = parts[:1] and (parts[0] in DIGITS or (len(parts) == 1 and parts[0] in SPEECH_COMMANDS_TEXTS))
-                if wanted and (member.isfile() or member.isdir()):
-                    tar.extract(member, temporary, filter="data")
-        missing = [name for name in (*DIGITS, *SPEECH_COMMANDS_TEXTS[:2]) if not (temporary / name).exists()]
-        if missing:
-            raise InputError(f"{archive} does not hold {', '.join(missing)}: remove it and run the same command again.")
-        temporary.replace(ready)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{archive} is damaged ({error}): remove it and run the same command again.") from None
-    except OSError as error:
-        raise InputError(
-            f"{ready} cannot be written ({error.strerror or error}): free some disk space and rerun."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    clips, published = sum(1 for _ in ready.glob("*/*.wav")), sum(SC09_CLIPS.values())
-    if clips != published:
-        note(f"{ready} has {clips:,} clips of digits; the published task has {published:,}")
-
-
-def _of_protocol(protocol: SpeciesProtocol) -> DataSet:
-    parts = {
-        assembly.species: tuple(
-            SetFile(
-                RemoteFile(file.name, file.urls, file.size, file.checksum, file.checksum_list), folder=assembly.name
-            )
-            for file in assembly.files
-        )
-        for assembly in protocol.assemblies
-    }
-    return DataSet(protocol.name, f"{protocol.title} ({protocol.source})", parts)
-
-
-HG38: Final = DataSet(
-    "hg38",
-    "the human genome and the windows that HyenaDNA, Caduceus and the Mamba paper pretrain on",
-    {
-        "genome": (
-            SetFile(RemoteFile("hg38.ml.fa.gz", (f"{BASENJI}/hg38.ml.fa.gz",)), ready="hg38.ml.fa", prepare=decompress),
-        ),
-        "intervals": (SetFile(RemoteFile("human-sequences.bed", (f"{BASENJI}/sequences_human.bed",))),),
-    },
-)
-"""Hosted where the public code of HyenaDNA (arXiv 2306.15794) fetches them; the server states their checksums."""
-
-SC09: Final = DataSet(
-    "sc09",
-    "the spoken digits of Speech Commands v0.02 (Warden, arXiv 1804.03209), 16 kHz",
-    {
-        "digits": (
-            SetFile(
-                # Checksum from torchaudio's source.
-                RemoteFile(
-                    SPEECH_COMMANDS,
-                    (
-                        f"http://download.tensorflow.org/data/{SPEECH_COMMANDS}",
-                        f"https://storage.googleapis.com/download.tensorflow.org/data/{SPEECH_COMMANDS}",
-                    ),
-                    checksum="sha256:af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
-                ),
-                ready="sc09",
-                prepare=extract_digits,
-            ),
-        )
-    },
-)
-
-DNA_SETS: Final = {data.name: data for data in (*map(_of_protocol, SPECIES_PROTOCOLS.values()), HG38)}
-AUDIO_SETS: Final = {SC09.name: SC09}
 
 
 @contextmanager

@@ -14,8 +14,7 @@ from audiomamba.data.clips import DIGITS, speech_commands_files
 from genomamba.data.assemblies import SPECIES_PROTOCOLS
 from mambapipelines.cli.audiomamba import main as audiomamba_cli
 from mambapipelines.cli.genomamba import main as genomamba_cli
-from mambapipelines.datasets import downloads
-from mambapipelines.datasets import fetch as fetching
+from mambapipelines.datasets import downloads, genomes, recordings
 from mambapipelines.datasets.downloads import RemoteFile
 from mambapipelines.datasets.fetch import DataSet, SetFile
 from tiny_species import bases, fasta
@@ -42,10 +41,10 @@ def small_set(archive: Archive, monkeypatch) -> Archive:
     checksum = f"md5:{hashlib.md5(content).hexdigest()}"
     remote = RemoteFile("genome.fa.gz", (archive.url("/genome.fa.gz"),), len(content), checksum)
     parts = {
-        "genome": (SetFile(remote, ready="genome.fa", prepare=fetching.decompress),),
+        "genome": (SetFile(remote, ready="genome.fa", prepare=genomes.decompress),),
         "rows": (SetFile(RemoteFile("rows.bed", (archive.url("/rows.bed"),)), folder="intervals"),),
     }
-    monkeypatch.setitem(fetching.DNA_SETS, "small", DataSet("small", "a small set", parts))
+    monkeypatch.setitem(genomes.DNA_SETS, "small", DataSet("small", "a small set", parts))
     return archive
 
 
@@ -73,8 +72,8 @@ def serve_speech(archive: Archive, monkeypatch, content: bytes) -> None:
     remote = RemoteFile(
         "speech.tar.gz", (archive.url("/speech.tar.gz"),), checksum=f"sha256:{hashlib.sha256(content).hexdigest()}"
     )
-    digits = (SetFile(remote, ready="sc09", prepare=fetching.extract_digits),)
-    monkeypatch.setitem(fetching.AUDIO_SETS, "sc09", DataSet("sc09", "digits", {"digits": digits}))
+    digits = (SetFile(remote, ready="sc09", prepare=recordings.extract_digits),)
+    monkeypatch.setitem(recordings.AUDIO_SETS, "sc09", DataSet("sc09", "digits", {"digits": digits}))
 
 
 def names(folder: Path) -> set[str]:
@@ -142,7 +141,7 @@ def test_what_cannot_be_fetched_is_told_in_one_line_and_leaves_nothing_under_its
 
 def test_an_unreachable_archive_says_what_to_do(small_set, tmp_path, monkeypatch, capsys):
     remote = RemoteFile("far.fa", ("http://127.0.0.1:9/far.fa",))
-    monkeypatch.setitem(fetching.DNA_SETS, "small", DataSet("small", "", {"far": (SetFile(remote),)}))
+    monkeypatch.setitem(genomes.DNA_SETS, "small", DataSet("small", "", {"far": (SetFile(remote),)}))
     assert genomamba_cli.main(["fetch", "small", "--output", str(tmp_path)]) == 2
     assert "connect to the internet" in capsys.readouterr().err
 
@@ -169,8 +168,8 @@ def test_mistakes_are_told_in_one_line(small_set, tmp_path, monkeypatch, capsys,
 def test_a_damaged_archive_that_the_server_vouches_for_is_named(small_set, tmp_path, monkeypatch, capsys):
     small_set.files["/genome.fa.gz"] = gzip.compress(GENOME)[:-100]
     remote = RemoteFile("genome.fa.gz", (small_set.url("/genome.fa.gz"),))
-    parts = {"genome": (SetFile(remote, ready="genome.fa", prepare=fetching.decompress),)}
-    monkeypatch.setitem(fetching.DNA_SETS, "small", DataSet("small", "", parts))
+    parts = {"genome": (SetFile(remote, ready="genome.fa", prepare=genomes.decompress),)}
+    monkeypatch.setitem(genomes.DNA_SETS, "small", DataSet("small", "", parts))
     assert genomamba_cli.main(["fetch", "small", "--output", str(tmp_path)]) == 2
     assert "is damaged" in capsys.readouterr().err
     assert names(tmp_path) == {"genome.fa.gz"}
@@ -219,7 +218,7 @@ def test_an_archive_without_the_digits_leaves_no_folder(archive, tmp_path, monke
 def test_the_listing_names_every_file_with_its_place(name, capsys):
     assert genomamba_cli.main(["fetch", name, "--list"]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    files = [file for part in fetching.DNA_SETS[name].parts.values() for file in part]
+    files = [file for part in genomes.DNA_SETS[name].parts.values() for file in part]
     assert len(rows) == len(files) + 1
     assert all(row[3].startswith("https://") for row in rows[1:])
     assert len({row[0] for row in rows}) == len(rows)
@@ -230,6 +229,6 @@ def test_assemblies_lie_where_the_species_tasks_look_for_them():
         for assembly in protocol.assemblies:
             fetched = [
                 Path("data") / file.folder / file.remote.name
-                for file in fetching.DNA_SETS[protocol.name].parts[assembly.species]
+                for file in genomes.DNA_SETS[protocol.name].parts[assembly.species]
             ]
             assert fetched == [assembly.path(Path("data"), file) for file in assembly.files]

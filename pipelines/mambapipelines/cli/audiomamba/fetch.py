@@ -27,6 +27,6 @@ def fetch(
     """
 
     from mambapipelines.cli.fetching import run_fetch  # noqa: PLC0415
-    from mambapipelines.datasets.fetch import AUDIO_SETS  # noqa: PLC0415
+    from mambapipelines.datasets.recordings import AUDIO_SETS  # noqa: PLC0415
 
     run_fetch(AUDIO_SETS, name, output, [], mirror or [], listed, keep_archives)

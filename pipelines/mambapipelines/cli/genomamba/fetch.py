@@ -34,6 +34,6 @@ def fetch(
     """
 
     from mambapipelines.cli.fetching import run_fetch  # noqa: PLC0415
-    from mambapipelines.datasets.fetch import DNA_SETS  # noqa: PLC0415
+    from mambapipelines.datasets.genomes import DNA_SETS  # noqa: PLC0415
 
     run_fetch(DNA_SETS, name, output, species or [], mirror or [], listed, keep_archives)
