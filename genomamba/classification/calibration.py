@@ -18,21 +18,18 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from genomamba.classification.evidence import evidence_of_records
 from genomamba.classification.held_out import FloatArray, HeldOutEvidence, IntegerArray
 from genomamba.classification.novelty import LikelihoodQuantiles, own_likelihood, pair_counts
 from genomamba.data.genomes import GenomeCollection
 from genomamba.data.windows import evaluation_windows
 from genomamba.models.species_classifier import SpeciesClassifier
-from genomamba.tokenizer import CharacterTokenizer
 
 REFERENCE_LENGTH_BP = 1024
 CALIBRATION_LENGTHS_BP = (1024, 4096, 16_384, 65_536, 262_144)
 # Only the typicality of short records needs these: their probabilities follow from the fit to the lengths above.
 SHORT_LENGTHS_BP = (256, 512)
 CALIBRATION_ERROR_BINS = 15
-# Windows go through the model in pieces that stay in the cache; the state carries over, so the result is the same.
-PIECE_LENGTH_BP = 16_384
-BASES_PER_FORWARD = 32_768
 # Width, in units of the log confidence, of the Gaussian prior around the trained confidence: wide enough to be
 # overruled by a dozen windows, and what keeps the fit finite when every held-out window is called correctly.
 PRIOR_WIDTH = 2.0
@@ -88,33 +85,6 @@ class CalibrationReport:
         )
 
 
-@torch.inference_mode()
-def strand_averaged_evidence(model: SpeciesClassifier, tokens: npt.NDArray[np.uint8]) -> FloatArray:
-    """Evidence per base of whole windows, the mean of both strands.
-
-    Args:
-        model: the classifier.
-        tokens: (windows, length) token ids.
-
-    Returns:
-        (windows, classes) float64.
-    """
-    tokenizer = CharacterTokenizer()
-    windows, length = tokens.shape
-    group_size = max(1, BASES_PER_FORWARD // (2 * length))
-    rows = []
-    for start in range(0, windows, group_size):
-        group = tokens[start : start + group_size]
-        reverse = np.stack([tokenizer.reverse_complement(window) for window in group])
-        both_strands = torch.from_numpy(np.concatenate([group, reverse]))
-        state = None
-        for piece_start in range(0, length, PIECE_LENGTH_BP):
-            piece = both_strands[:, piece_start : piece_start + PIECE_LENGTH_BP]
-            mean_evidence, state = model(piece, state)
-        rows.append(mean_evidence.double().reshape(2, len(group), -1).mean(dim=0).numpy())
-    return np.concatenate(rows)
-
-
 def calibration_lengths(held_out: GenomeCollection, training_length: int, bases_per_class: int) -> list[int]:
     """Lengths of calibration windows: those that every class has a held-out sequence for, at least two in the budget.
 
@@ -160,7 +130,7 @@ def collect_evidence(
         middles = [(window.start + length / 2) / window.sequence.length for window in windows]
         parts.append(
             HeldOutEvidence(
-                mean_evidence=strand_averaged_evidence(model, tokens),
+                mean_evidence=evidence_of_records(model, tokens),
                 lengths_bp=np.full(len(windows), length, dtype=np.int64),
                 labels=np.array([window.label for window in windows], dtype=np.int64),
                 folds=np.array([int(middle >= 0.5) for middle in middles], dtype=np.int64),

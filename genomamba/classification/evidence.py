@@ -1,12 +1,13 @@
-"""Evidence of many records of different lengths: similar ones go through the model together, padded on the right.
+"""Evidence for each class, averaged over both strands: of whole records, of a streamed record, and along a record.
 
-The model is causal and unknown bases are no evidence, so padding after a record changes nothing that was read before.
-What goes together is a function of the records' lengths and order only, so the numbers are the same however many
-processes share the work.
+Records of similar length go through the model together, padded on the right. The model is causal and unknown bases
+carry no evidence, so padding changes nothing that was read before it. Batches depend only on the lengths and the order
+of the records, so the numbers are the same however many processes share the work.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,25 +20,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genomamba.classification.calibration import BASES_PER_FORWARD, PIECE_LENGTH_BP
-from genomamba.classification.held_out import FloatArray
+from genomamba.classification.held_out import FloatArray, IntegerArray
+from genomamba.models.device import device_of
 from genomamba.models.species_classifier import BASES, FIRST_BASE_TOKEN, ClassifierState, SpeciesClassifier
-from genomamba.tokenizer import COMPLEMENT_IDS, TOKEN_OF_BYTE, Tokens
+from genomamba.tokenizer import ANY_BASE_TOKEN, COMPLEMENT_IDS, Tokens
+from mambacore.layers import PoolingState
 
-PADDING_TOKEN = TOKEN_OF_BYTE[ord("N")]
+# Pieces and batches that stay in the cache; the state carries over, so the result does not depend on them.
+PIECE_LENGTH_BP = 16_384
+BASES_PER_FORWARD = 32_768
 
 
 @dataclass(frozen=True)
 class RecordEvidence:
-    """What the model says about a record, before it is called.
+    """Evidence of one record, before a class is called.
 
     Attributes:
-        name: of the record.
-        length: bp.
-        known_bases: how many of them are A, C, G or T.
-        evidence: (classes,) per base, both strands averaged; `None` for a record that is not classified.
-        source: number of the file it is from.
-        own_likelihood: `classification_unknown.own_likelihood` of it.
+        name: record name.
+        length: record length, bp.
+        known_bases: number of A, C, G and T.
+        evidence: (classes,) per base, averaged over both strands; `None` for a record that is not classified.
+        source: index of the input file.
+        own_likelihood: `novelty.own_likelihood` of the record, nats per base.
     """
 
     name: str
@@ -61,16 +65,19 @@ class RecordEvidence:
 
 
 def count_known(tokens: Tokens) -> int:
-    """How many bases are A, C, G or T."""
+    """Count the tokens that are A, C, G or T."""
     return int(np.count_nonzero((tokens >= FIRST_BASE_TOKEN) & (tokens < FIRST_BASE_TOKEN + BASES)))
 
 
 def batches_by_length(lengths_bp: Sequence[int], may_pad: bool = True) -> list[list[int]]:
-    """Which records go through the model together: positions in `lengths_bp`, of similar length.
+    """Group records of similar length into batches.
 
     Args:
-        lengths_bp: of the records.
-        may_pad: without it only records of the same length go together.
+        lengths_bp: of the records, bp.
+        may_pad: whether records of different lengths may share a batch.
+
+    Returns:
+        Batches of positions in `lengths_bp`.
     """
     batches: list[list[int]] = []
     for place in sorted(range(len(lengths_bp)), key=lambda place: lengths_bp[place]):
@@ -83,14 +90,14 @@ def batches_by_length(lengths_bp: Sequence[int], may_pad: bool = True) -> list[l
     return batches
 
 
-def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens]) -> FloatArray:
-    """Evidence per base of whole records, the mean of both strands.
+def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens] | Tokens) -> FloatArray:
+    """Evidence per base of whole records, averaged over both strands.
 
-    Each of PyTorch's threads takes whole batches, so the numbers do not depend on how many there are.
+    On a CPU each thread takes whole batches, so the numbers do not depend on the number of threads.
 
     Args:
-        model: the classifier.
-        records: token ids, each of one base or more.
+        model: the classifier, on any device.
+        records: (length,) token ids of each record, one base or more; or one array (records, length).
 
     Returns:
         (records, classes) float64.
@@ -98,7 +105,8 @@ def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens]) -> 
     # The last position of a padded row is no position of its record.
     batches = batches_by_length([len(tokens) for tokens in records], may_pad=model.config.pooling == "mean")
     evidence = np.empty((len(records), len(model.config.class_names)))
-    with _single_threads(torch.get_num_threads()) as run:
+    threads = torch.get_num_threads() if device_of(model).type == "cpu" else 1
+    with _single_threads(threads) as run:
         parts = run(lambda places: _evidence_of_batch(model, [records[place] for place in places]), batches)
         for places, part in zip(batches, parts, strict=True):
             evidence[places] = part
@@ -108,41 +116,78 @@ def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens]) -> 
 @torch.inference_mode()
 def _evidence_of_batch(model: SpeciesClassifier, records: Sequence[Tokens]) -> FloatArray:
     """(records, classes) of records that are padded to the longest."""
-    rows = np.full((2 * len(records), max(len(tokens) for tokens in records)), PADDING_TOKEN, dtype=np.uint8)
+    rows = np.full((2 * len(records), max(len(tokens) for tokens in records)), ANY_BASE_TOKEN, dtype=np.uint8)
     for row, tokens in enumerate(records):
         rows[row, : len(tokens)] = tokens
         rows[len(records) + row, : len(tokens)] = COMPLEMENT_IDS[tokens[::-1]]
-    state = None
+    state, device = None, device_of(model)
     for start in range(0, rows.shape[1], PIECE_LENGTH_BP):
-        _, state = model(torch.from_numpy(rows[:, start : start + PIECE_LENGTH_BP]), state)
+        _, state = model(torch.from_numpy(rows[:, start : start + PIECE_LENGTH_BP]).to(device), state)
     assert state is not None  # every record has a base
-    total = state.evidence.total.double().reshape(2, len(records), -1).mean(dim=0).numpy()
+    total = state.evidence.total.double().reshape(2, len(records), -1).mean(dim=0).cpu().numpy()
     if model.config.pooling == "mean":
         total = total / np.array([len(tokens) for tokens in records])[:, None]
     return np.asarray(total)
 
 
 def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, Tokens]]) -> FloatArray:
-    """Evidence per base of a record that comes in pieces, the mean of both strands, (classes,) float64.
+    """Evidence per base of a record that comes in pieces, averaged over both strands.
 
-    With two threads each takes a strand; more of them share the operators of a strand.
+    With two threads each takes a strand; further threads share the operators of a strand.
 
     Args:
-        model: the classifier.
-        pieces: the same piece number of either strand, token ids of one base or more.
+        model: the classifier, on any device.
+        pieces: pairs of the n-th piece of the forward strand and the n-th of the reverse complement, token ids of one
+            base or more.
+
+    Returns:
+        (classes,) float64.
     """
+    device = device_of(model)
     states: list[ClassifierState | None] = [None, None]
     means: list[Tensor] = []
 
     @torch.inference_mode()
     def read(strand: int, tokens: Tokens) -> Tensor:
-        mean, states[strand] = model(torch.from_numpy(tokens)[None], states[strand])
+        mean, states[strand] = model(torch.from_numpy(tokens)[None].to(device), states[strand])
         return mean[0]
 
-    with _single_threads(torch.get_num_threads(), workers=2) as run:
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    with _single_threads(threads, workers=2) as run:
         for piece in pieces:
             means = list(run(lambda strand, piece=piece: read(strand, piece[strand]), (0, 1)))  # type: ignore[misc]
-    return np.asarray(torch.stack(means).double().mean(dim=0).numpy())
+    return np.asarray(torch.stack(means).double().mean(dim=0).cpu().numpy())
+
+
+@torch.inference_mode()
+def evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries: IntegerArray) -> FloatArray:
+    """Evidence per base of each window of a record, given everything before it, averaged over both strands.
+
+    Args:
+        model: the classifier, on any device.
+        tokens: (length,) token ids.
+        boundaries: (windows + 1,) ascending positions, bp, from 0 to the length.
+
+    Returns:
+        (windows, classes) float64.
+    """
+    forward = _strand_evidence_along(model, tokens, boundaries)
+    reverse = _strand_evidence_along(model, COMPLEMENT_IDS[tokens[::-1]], len(tokens) - boundaries[::-1])
+    return (forward + reverse[::-1]) / 2
+
+
+def _strand_evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries: IntegerArray) -> FloatArray:
+    """`evidence_along` on one strand."""
+    device = device_of(model)
+    state: ClassifierState | None = None
+    evidence = []
+    for start, end in itertools.pairwise(boundaries.tolist()):
+        if state is not None:
+            # Each window is pooled by itself; the rest of the state still carries what came before.
+            state = state._replace(evidence=PoolingState(torch.zeros_like(state.evidence.total), 0))
+        pooled, state = model(torch.from_numpy(tokens[start:end][None].copy()).to(device), state)
+        evidence.append(pooled[0].double().cpu().numpy())
+    return np.stack(evidence)
 
 
 Item = TypeVar("Item")

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from genomamba.classification.calibration import PIECE_LENGTH_BP
-from genomamba.classification.evidence import RecordEvidence
+from genomamba.classification.evidence import PIECE_LENGTH_BP, RecordEvidence
 from genomamba.classification.novelty import LikelihoodQuantiles
 from genomamba.io.fasta import STANDARD_INPUT, is_gzipped
 from genomamba.models.species_classifier import load_classifier

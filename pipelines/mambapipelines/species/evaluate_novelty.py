@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genomamba.classification.calibration import strand_averaged_evidence
-from genomamba.classification.evidence import count_known
+from genomamba.classification.evidence import count_known, evidence_of_records
 from genomamba.classification.held_out import FloatArray
 from genomamba.classification.novelty import LikelihoodQuantiles, best_likelihood, own_likelihood, pair_counts
 from genomamba.data.genomes import GenomeCollection, GenomeSpecification, load_genomes
@@ -64,7 +63,7 @@ class ScoringModel:
     @torch.inference_mode()
     def __call__(self, windows: Sequence[Tokens], length: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
         """Labels (windows,) and probabilities (windows, classes) of windows of one length, both strands averaged."""
-        evidence = strand_averaged_evidence(self.model, np.stack(windows))
+        evidence = evidence_of_records(self.model, windows)
         probabilities = torch.softmax(self.model.logits(torch.from_numpy(evidence), length), dim=-1).numpy()
         known = np.array([count_known(window) for window in windows]) / length
         likelihood = best_likelihood(evidence, known)

@@ -10,8 +10,8 @@ from typing import BinaryIO, Final
 import numpy as np
 import torch
 
-from genomamba.classification.calibration import PIECE_LENGTH_BP
 from genomamba.classification.evidence import (
+    PIECE_LENGTH_BP,
     RecordEvidence,
     count_known,
     evidence_of_pieces,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from genomamba.classification import calibration
+from genomamba.classification import evidence
 from genomamba.classification.calibration import (
     Confidence,
     HeldOutEvidence,
@@ -13,8 +13,8 @@ from genomamba.classification.calibration import (
     collect_evidence,
     expected_calibration_error,
     fit_confidence,
-    strand_averaged_evidence,
 )
+from genomamba.classification.evidence import evidence_of_records
 from genomamba.data.genomes import GenomeCollection
 from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig
 from genomamba.tokenizer import CharacterTokenizer
@@ -111,18 +111,16 @@ def test_calibration_error_is_the_gap_between_probability_and_accuracy() -> None
 def test_evidence_is_the_same_for_a_window_and_its_reverse_complement() -> None:
     model, tokens = tiny_model(), random_tokens(3, 200)
     reverse = np.stack([CharacterTokenizer().reverse_complement(window) for window in tokens])
-    np.testing.assert_allclose(
-        strand_averaged_evidence(model, tokens), strand_averaged_evidence(model, reverse), atol=1e-6
-    )
+    np.testing.assert_allclose(evidence_of_records(model, tokens), evidence_of_records(model, reverse), atol=1e-6)
 
 
 @pytest.mark.parametrize("piece_length", [1, 7, 100, 199])
 def test_pieces_and_grouping_do_not_change_the_evidence(monkeypatch: pytest.MonkeyPatch, piece_length: int) -> None:
     model, tokens = tiny_model(), random_tokens(3, 200)
-    whole = strand_averaged_evidence(model, tokens)
-    monkeypatch.setattr(calibration, "PIECE_LENGTH_BP", piece_length)
-    monkeypatch.setattr(calibration, "BASES_PER_FORWARD", 1)
-    np.testing.assert_allclose(strand_averaged_evidence(model, tokens), whole, atol=1e-6)
+    whole = evidence_of_records(model, tokens)
+    monkeypatch.setattr(evidence, "PIECE_LENGTH_BP", piece_length)
+    monkeypatch.setattr(evidence, "BASES_PER_FORWARD", 1)
+    np.testing.assert_allclose(evidence_of_records(model, tokens), whole, atol=1e-6)
 
 
 def collection(**lengths: int) -> GenomeCollection:

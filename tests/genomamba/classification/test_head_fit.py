@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from genomamba.classification import head_fit
-from genomamba.classification.calibration import strand_averaged_evidence
+from genomamba.classification.evidence import evidence_of_records
 from genomamba.classification.head_fit import fit_heads
 from genomamba.data.genomes import GenomeCollection
 from genomamba.data.windows import evaluation_windows
@@ -95,7 +95,7 @@ def test_the_models_evidence_on_both_strands_is_what_was_fitted():
     expected = heads.logits(windows, slope)[whole].softmax(1)
     head_fit._put_into(model, heads, scaling)
     tokens = [stretch.sequence.tokens(stretch.start, stretch.start + 16 * 128) for stretch in stretches]
-    evidence = strand_averaged_evidence(model, np.stack(tokens))
+    evidence = evidence_of_records(model, np.stack(tokens))
     with torch.inference_mode():
         found = model.logits(torch.from_numpy(evidence).float(), 16 * 128).softmax(1)
     assert expected.std() > 0.05
