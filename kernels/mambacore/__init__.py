@@ -15,5 +15,14 @@ from mambacore.convolution import causal_convolution
 from mambacore.errors import InputError
 from mambacore.longsequence import backward_in_pieces
 from mambacore.scan import selective_scan
+from mambacore.ssd import ssd_scan
 
-__all__ = ["InputError", "backends", "backward_in_pieces", "causal_convolution", "selective_scan", "use_backend"]
+__all__ = [
+    "InputError",
+    "backends",
+    "backward_in_pieces",
+    "causal_convolution",
+    "selective_scan",
+    "ssd_scan",
+    "use_backend",
+]
