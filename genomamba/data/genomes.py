@@ -1,7 +1,6 @@
 """The genomes of a species task: classes, their files, their sequences, and which of them are held out."""
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,15 +8,12 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from genomamba.class_names import check_class_name
 from genomamba.io.fasta import STANDARD_INPUT, FastaHeader, is_gzipped, read_events, read_records, source_label
 from genomamba.io.reference import Reference
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 
-UNCLASSIFIED: Final = "unclassified"
-"""The call of a record that no class is named for; no class may have this name."""
-
-_CLASS_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _CHECKED_TAIL_BP: Final = 16
 _MOST_NEAR_NAMES: Final = 5
 
@@ -33,21 +29,13 @@ class GenomeSpecification:
 def parse_genome_option(option: str) -> GenomeSpecification:
     """Read the value of one `--genome` option, `NAME=PATH[,PATH...]`.
 
-    **Raises** `InputError` for another form, or a class name of other characters than letters, digits, '_', '-', '.'.
+    Raises:
+        InputError: it has another form, or a class name that breaks the rule of `genomamba.class_names`.
     """
     name, equals_sign, path_list = option.partition("=")
     if not equals_sign:
         raise InputError(f"--genome '{option}' has no '=': write NAME=PATH[,PATH...].")
-    if not _CLASS_NAME.fullmatch(name):
-        raise InputError(
-            f"--genome '{option}' has the class name '{name}': use one or more of the letters A-Z and a-z, digits, "
-            "'_', '-' and '.'."
-        )
-    if name == UNCLASSIFIED:
-        raise InputError(
-            f"--genome '{option}' uses the class name '{UNCLASSIFIED}', which stands for records without a call: "
-            "choose another."
-        )
+    check_class_name(name, f"--genome '{option}'")
     paths = tuple(path_list.split(","))
     if not all(paths):
         raise InputError(f"--genome '{option}' has an empty path: write NAME=PATH[,PATH...] without spare commas.")

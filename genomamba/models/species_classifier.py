@@ -8,7 +8,7 @@ calibrated on held-out sequence.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genomamba.class_names import check_class_names
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
@@ -78,7 +79,9 @@ class SpeciesClassifierConfig:
     shortest_window_bp: int = 1024
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if isinstance(self.class_names, str) or not isinstance(self.class_names, Iterable):
+            raise InputError(f"class_names is {self.class_names!r} in the model's configuration; it must be a list")
+        object.__setattr__(self, "class_names", check_class_names(self.class_names, "the model's configuration"))
         for name in ("context_widths", "evidence_context_widths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.pooling not in POOLINGS:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mambacore.errors import InputError
+from mambacore.safe_text import safe_markdown
 
 FORMAT_VERSION: Final = 1
 """Version of the model folder; a program reads only its own."""
@@ -53,7 +54,7 @@ def write_model_folder(folder: Path, config: dict[str, Any], tensors: dict[str, 
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(copies, temporary / TENSORS_NAME, metadata={"format": "pt"})
         shutil.copymode(temporary / CONFIG_NAME, temporary / TENSORS_NAME)  # safetensors writes for the owner only
-        (temporary / CARD_NAME).write_text(card, encoding="utf-8")
+        (temporary / CARD_NAME).write_text(safe_markdown(card), encoding="utf-8")
         _put_in_place(temporary, folder)
     except OSError as error:
         raise InputError(

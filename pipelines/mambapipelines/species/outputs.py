@@ -14,8 +14,8 @@ from typing import IO, Final, cast
 
 import numpy as np
 
+from genomamba.class_names import UNCLASSIFIED
 from genomamba.classification.held_out import FloatArray
-from genomamba.data.genomes import UNCLASSIFIED
 from genomamba.io.fastq import read_record_texts
 from mambacore.errors import InputError
 from mambapipelines.files import check_writable_place, written_whole

@@ -10,6 +10,7 @@ from typing import BinaryIO, Final
 import numpy as np
 import torch
 
+from genomamba.class_names import UNCLASSIFIED
 from genomamba.classification.evidence import (
     PIECE_LENGTH_BP,
     RecordEvidence,
@@ -19,7 +20,6 @@ from genomamba.classification.evidence import (
 )
 from genomamba.classification.held_out import FloatArray
 from genomamba.classification.novelty import LikelihoodQuantiles, best_likelihood, own_likelihood, pair_counts
-from genomamba.data.genomes import UNCLASSIFIED
 from genomamba.io.fasta import SpooledRecord, spool_records
 from genomamba.io.fastq import read_sequence_events
 from genomamba.models.species_classifier import BASES, SpeciesClassifier

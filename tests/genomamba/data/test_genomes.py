@@ -76,7 +76,7 @@ def test_an_option_is_a_name_and_its_paths() -> None:
     [
         ("yeast.fa", "has no '='"),
         ("=a.fa", "class name ''"),
-        ("my yeast=a.fa", "class name 'my yeast'"),
+        ("my  yeast=a.fa", "class name 'my  yeast'"),
         ("a/b=a.fa", "class name 'a/b'"),
         ("yeast=", "empty path"),
         ("yeast=a.fa,,b.fa", "empty path"),

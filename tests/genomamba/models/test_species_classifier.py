@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from genomamba import models
+from genomamba.models import species_classifier
 from genomamba.models.species_classifier import (
     DEVIATION_SCALE,
     SpeciesClassifier,
@@ -212,6 +212,6 @@ def test_a_classifier_saves_and_loads_itself(tmp_path):
 
 
 def test_a_sequence_over_several_ranks_is_refused(monkeypatch):
-    monkeypatch.setattr(models, "active_ranks", object)
+    monkeypatch.setattr(species_classifier, "active_ranks", object)
     with pytest.raises(InputError, match="give each rank whole records"):
         tiny_model()(torch.randint(7, 11, (1, 5)))
