@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audiomamba.data.labels import ClipLabels, LabelSet
+from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import Quantiser
-from audiomamba.data.waveforms import cut_or_pad, find_audio_files, waveform_pieces
+from audiomamba.data.waveforms import cut_or_pad, waveform_pieces
 from mambacore.errors import InputError
 
 PADDING_TARGET: Final = -100
@@ -43,14 +45,16 @@ class Clip(NamedTuple):
 
     name: str
     classes: Tensor  # (length,), the quantiser's class_dtype
-    label: str | None = None
+    labels: tuple[int, ...] = ()  # a number per label set of the collection; 0 where the clip has none
+    gain: float = 1.0  # that its samples were multiplied by
 
 
 class Example(NamedTuple):
-    """What a model reads and what it should foretell at each position."""
+    """What a model reads and what it should predict at each position; with a dimension in front, a batch of these."""
 
     inputs: Tensor  # (length,), int64: the middle class, then the clip without its last sample
     targets: Tensor  # (length,), int64: the clip, then PADDING_TARGET
+    labels: Tensor  # (label sets,), int64: see `audiomamba.data.labels`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +65,13 @@ class ClipCollection:
         clips: in a fixed order.
         quantiser: of all of them.
         bad: for every file that could not be read and was left out, a sentence.
+        label_sets: what the numbers in the labels of the clips mean.
     """
 
     clips: tuple[Clip, ...]
     quantiser: Quantiser
     bad: tuple[str, ...] = ()
+    label_sets: tuple[LabelSet, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -73,9 +79,13 @@ class ClipCollection:
         return sum(clip.classes.shape[0] for clip in self.clips) / self.quantiser.sample_rate_hz
 
     def example(self, number: int, length: int | None = None, start: int = 0) -> Example:
-        """Clip ``number`` from ``start`` on, of its own length or cut or padded to ``length``."""
-        classes = self.clips[number].classes
-        return clip_example(classes, self.quantiser, length or classes.shape[0] - start, start)
+        """Clip `number` from `start` on, of its own length or cut or padded to `length`."""
+        clip = self.clips[number]
+        return clip_example(clip.classes, self.quantiser, length or clip.classes.shape[0] - start, start, clip.labels)
+
+    def batch(self, places: Sequence[tuple[int, int]], length: int) -> Example:
+        """A batch of `example`s: for each a clip's number and where it starts."""
+        return stacked([self.example(number, length, start) for number, start in places])
 
     def examples(self, length: int) -> Iterator[tuple[Clip, Example]]:
         """Every sample of every clip once, in pieces of ``length``, the last of a clip padded."""
@@ -94,12 +104,15 @@ class ClipSampler:
         seed: from 0 to 2^64 - 1.
         by_duration: draw every second of sound equally often, for a few recordings of unlike lengths. Otherwise every
             clip is drawn once before any is drawn again.
+        silence_after: samples of silence (the middle class) that follow each clip, for a model to learn where clips end.
 
     Raises:
         InputError: no clip, or a length or seed that makes no sense.
     """
 
-    def __init__(self, collection: ClipCollection, length: int, seed: int, by_duration: bool = False) -> None:
+    def __init__(
+        self, collection: ClipCollection, length: int, seed: int, by_duration: bool = False, silence_after: int = 0
+    ) -> None:
         _require_length(length)
         if not 0 <= seed < 2**64:
             raise InputError(f"the seed is {seed}; use a whole number from 0 to 2^64 - 1")
@@ -109,6 +122,7 @@ class ClipSampler:
         self.length = length
         self.seed = seed
         self.by_duration = by_duration
+        self.silence_after = silence_after
         durations = [clip.classes.shape[0] for clip in collection.clips]
         self._shares = np.cumsum(durations) / sum(durations)
         self._order: tuple[int, np.ndarray] | None = None  # the last epoch's, which is a function of (seed, epoch)
@@ -121,17 +135,17 @@ class ClipSampler:
         else:
             epoch, position = divmod(index, len(self.collection.clips))
             number = int(self._epoch_order(epoch)[position])
-        spare = self.collection.clips[number].classes.shape[0] - self.length
+        clip, quantiser = self.collection.clips[number], self.collection.quantiser
+        classes = clip.classes
+        if self.silence_after:
+            classes = torch.cat([classes, classes.new_full((self.silence_after,), quantiser.middle_class)])
+        spare = classes.shape[0] - self.length
         start = int(random.integers(spare + 1)) if spare > 0 else 0
-        return self.collection.example(number, self.length, start)
+        return clip_example(classes, quantiser, self.length, start, clip.labels)
 
     def sample_batch(self, index_start: int, count: int) -> Example:
-        """Examples ``index_start`` to ``index_start + count``, each (count, length)."""
-        examples = [self.sample(index) for index in range(index_start, index_start + count)]
-        return Example(
-            torch.stack([example.inputs for example in examples]),
-            torch.stack([example.targets for example in examples]),
-        )
+        """Examples `index_start` to `index_start + count`, each (count, length)."""
+        return stacked([self.sample(index) for index in range(index_start, index_start + count)])
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         held = self._order
@@ -146,8 +160,15 @@ class ClipSampler:
         return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
 
 
-def clip_example(classes: Tensor, quantiser: Quantiser, length: int, start: int = 0) -> Example:
-    """``length`` samples of (samples,) classes from ``start`` on, foretold from the middle class on.
+def stacked(examples: Sequence[Example]) -> Example:
+    """Examples of the same length as one batch."""
+    return Example(*(torch.stack(tensors) for tensors in zip(*examples, strict=True)))
+
+
+def clip_example(
+    classes: Tensor, quantiser: Quantiser, length: int, start: int = 0, labels: Sequence[int] = ()
+) -> Example:
+    """`length` samples of (samples,) classes from `start` on, predicted from the middle class on.
 
     A cut from within a clip begins with the middle class too: generation begins so, and nothing else would teach it
     when all examples are cuts.
@@ -156,17 +177,48 @@ def clip_example(classes: Tensor, quantiser: Quantiser, length: int, start: int 
     cut = classes[start : start + length].long()
     first = cut.new_full((1,), quantiser.middle_class)
     inputs = cut_or_pad(torch.cat([first, cut]), length, fill=quantiser.middle_class)
-    return Example(inputs, cut_or_pad(cut, length, fill=PADDING_TARGET))
+    targets = cut_or_pad(cut, length, fill=PADDING_TARGET)
+    return Example(inputs, targets, torch.tensor(labels, dtype=torch.int64))
 
 
-def read_clip(path: Path | str, quantiser: Quantiser, name: str | None = None, label: str | None = None) -> Clip:
-    """A whole file as classes; never more than a piece of it is held as samples.
+def read_clip(
+    path: Path | str,
+    quantiser: Quantiser,
+    name: str | None = None,
+    labels: tuple[int, ...] = (),
+    preparation: ClipPreparation | None = None,
+) -> Clip:
+    """Read a whole file as classes; no more than a piece of it is held as samples.
+
+    Args:
+        path: the file.
+        quantiser: what makes classes of it, at its rate.
+        name: of the clip; that of the file when None.
+        labels: a number per label set.
+        preparation: gain and trimming; the file is then read twice.
 
     Raises:
-        InputError: as ``audiomamba.data.waveforms.read_waveform``.
+        InputError: as `audiomamba.data.waveforms.read_waveform`.
     """
-    pieces = [quantiser.encode(piece) for piece in waveform_pieces(path, quantiser.sample_rate_hz)]
-    return Clip(name or Path(path).name, torch.cat(pieces), label)
+    pieces, gain = prepared_pieces(path, quantiser, preparation)
+    classes = [quantiser.encode(piece) for piece in pieces]
+    return Clip(name or Path(path).name, torch.cat(classes), labels, gain)
+
+
+def prepared_pieces(
+    path: Path | str, quantiser: Quantiser, preparation: ClipPreparation | None
+) -> tuple[Iterator[Tensor], float]:
+    """The samples of a file as a model hears them, piece by piece, and the gain they were given.
+
+    Raises:
+        InputError: as `audiomamba.data.waveforms.waveform_pieces`.
+    """
+    rate = quantiser.sample_rate_hz
+    pieces = waveform_pieces(path, rate)
+    if preparation is None or preparation.changes_nothing:
+        return pieces, 1.0
+    measure = preparation.measure(pieces, rate)
+    return preparation.apply(waveform_pieces(path, rate), measure), measure.gain
 
 
 def read_clips(
@@ -174,7 +226,9 @@ def read_clips(
     quantiser: Quantiser,
     *,
     folder: Path,
-    labels: Sequence[str] | None = None,
+    labels: ClipLabels | None = None,
+    label_sets: Sequence[LabelSet] = (),
+    preparation: ClipPreparation | None = None,
     skip_bad: bool = False,
 ) -> ClipCollection:
     """Read files into memory, 1 byte (up to 8 bits) or 4 bytes a sample; their order is kept.
@@ -183,8 +237,10 @@ def read_clips(
         paths: the files.
         quantiser: what makes classes of them, at its rate.
         folder: clips are named by their paths within it.
-        labels: one per file.
-        skip_bad: leave out files that cannot be read, and say so in the collection's ``bad``.
+        labels: of the clips of the folder.
+        label_sets: those that the clips' numbers are for.
+        preparation: gain and trimming of each clip.
+        skip_bad: leave out files that cannot be read, and say so in the collection's `bad`.
 
     Raises:
         InputError: the first bad file, unless they are skipped; or none is left.
@@ -193,7 +249,8 @@ def read_clips(
     def read(number: int) -> Clip:
         path = paths[number]
         name = path.relative_to(folder).as_posix()
-        return read_clip(path, quantiser, name, None if labels is None else labels[number])
+        numbers = (labels or ClipLabels()).numbers(name, label_sets)
+        return read_clip(path, quantiser, name, numbers, preparation)
 
     clips: list[Clip] = []
     bad: list[str] = []
@@ -206,7 +263,7 @@ def read_clips(
             raise found
     if not clips:
         raise InputError(f"none of the {len(paths)} files of {folder} can be read; the first says: {bad[0]}")
-    return ClipCollection(tuple(clips), quantiser, tuple(bad))
+    return ClipCollection(tuple(clips), quantiser, tuple(bad), tuple(label_sets))
 
 
 def read_in_parallel(read: Callable[[int], Read], count: int) -> Iterator[Read | InputError]:
@@ -225,18 +282,6 @@ def read_in_parallel(read: Callable[[int], Read], count: int) -> Iterator[Read |
     with ThreadPoolExecutor(_READERS) as readers:
         for first in range(0, count, READ_AHEAD):
             yield from readers.map(attempt, range(first, min(first + READ_AHEAD, count)))
-
-
-def clips_of_folder(folder: Path | str, quantiser: Quantiser, *, skip_bad: bool = False) -> ClipCollection:
-    """Every WAV, FLAC, OGG and MP3 file below a folder. Clips in a folder of their own have its name as label.
-
-    Raises:
-        InputError: as :func:`read_clips`; there is no such folder, or no audio file in it.
-    """
-    folder = Path(folder)
-    paths = find_audio_files(folder)
-    labels = [path.parent.name if path.parent != folder else "" for path in paths]
-    return read_clips(paths, quantiser, folder=folder, labels=labels, skip_bad=skip_bad)
 
 
 def speech_commands_files(folder: Path | str, split: str, words: Sequence[str] = DIGITS) -> list[Path]:
@@ -272,48 +317,34 @@ def speech_commands_files(folder: Path | str, split: str, words: Sequence[str] =
     return [folder / name for name in names if name not in held_out]
 
 
-def speech_commands(
-    folder: Path | str,
-    split: str,
-    quantiser: Quantiser,
-    *,
-    words: Sequence[str] = DIGITS,
-    skip_bad: bool = False,
-) -> ClipCollection:
-    """SC09, or other words of Speech Commands, with the words as labels.
-
-    Raises:
-        InputError: as :func:`speech_commands_files` and :func:`read_clips`.
-    """
-    paths = speech_commands_files(folder, split, words)
-    if not paths:
-        raise InputError(f"{folder} has no clip for {split}; unpack the whole archive of Speech Commands there")
-    labels = [path.parent.name for path in paths]
-    return read_clips(paths, quantiser, folder=Path(folder), labels=labels, skip_bad=skip_bad)
-
-
 def split_recording(
-    path: Path | str, quantiser: Quantiser, shares: Mapping[str, float] = RECORDING_SHARES
+    path: Path | str,
+    quantiser: Quantiser,
+    shares: Mapping[str, float] = RECORDING_SHARES,
+    labels: tuple[int, ...] = (),
+    preparation: ClipPreparation | None = None,
 ) -> dict[str, ClipCollection]:
-    """One long recording, cut by time into parts that do not overlap, each a collection of one clip.
+    """Cut one long recording by time into parts that do not overlap, each a collection of one clip.
 
     Args:
         path: the recording.
         quantiser: what makes classes of it, at its rate.
         shares: name and share of every part, in the order of time; together 1.
+        labels: a number per label set, for every part.
+        preparation: of the whole recording, so that all parts get the same gain.
 
     Raises:
         InputError: as :func:`read_clip`; shares that are not positive or do not make 1, or a recording too short.
     """
     if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise InputError(f"the parts of {path} have shares {dict(shares)}; give positive ones that add up to 1")
-    whole = read_clip(path, quantiser)
+    whole = read_clip(path, quantiser, labels=labels, preparation=preparation)
     ends = np.round(np.cumsum(list(shares.values())) * whole.classes.shape[0]).astype(int).tolist()
     parts = {}
     for name, begin, end in zip(shares, [0, *ends[:-1]], ends, strict=True):
         if end <= begin:
             raise InputError(f"{path} has only {whole.classes.shape[0]} samples, too few to split; give a longer one")
-        clip = Clip(f"{whole.name} ({name})", whole.classes[begin:end])
+        clip = Clip(f"{whole.name} ({name})", whole.classes[begin:end], labels, whole.gain)
         parts[name] = ClipCollection((clip,), quantiser)
     return parts
 

@@ -8,6 +8,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from audiomamba.data.clips import (
     DIGITS,
     RECORDING_SHARES,
@@ -17,9 +19,14 @@ from audiomamba.data.clips import (
     speech_commands_files,
     split_recording,
 )
+from audiomamba.data.labels import UNLABELLED, WORD_RULE, ClipLabels, LabelSet, read_clip_labels
+from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.waveforms import find_audio_files
 from mambacore.errors import InputError
+
+NO_LABELS: Final = "none"
+"""Instead of rules for labels: none, not even those that Speech Commands brings."""
 
 LIST_NAMES: Final[Mapping[str, str]] = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 """Files in a folder that list, one per line, the clips of a split; those of Speech Commands have these names."""
@@ -39,6 +46,26 @@ class SplitClips(NamedTuple):
     rule: str  # how they were told apart, in words
     are_recordings: bool  # few and long: every second of sound should be drawn equally often
     test_names: tuple[str, ...] = ()  # the paths within the folder of what is left for the test, unread
+    label_rules: tuple[str, ...] = ()
+
+    @property
+    def label_sets(self) -> tuple[LabelSet, ...]:
+        """What the clips are labelled with."""
+        return self.train.label_sets
+
+    @property
+    def typical_gain(self) -> float:
+        """The median gain of the clips to train on."""
+        return float(np.median([clip.gain for clip in self.train.clips]))
+
+    def unlabelled(self) -> dict[str, list[str]]:
+        """For each label set, the clips that have no label that is known from training."""
+        clips = [*self.train.clips, *(() if self.valid is None else self.valid.clips)]
+        found = {
+            one.name: [clip.name for clip in clips if clip.labels[number] == UNLABELLED]
+            for number, one in enumerate(self.label_sets)
+        }
+        return {name: names for name, names in found.items() if names}
 
     def names(self) -> dict[str, tuple[str, ...]]:
         """The clips of every split, in a fixed order."""
@@ -53,6 +80,8 @@ def read_split_clips(
     valid: str | None = None,
     test: str | None = None,
     words: Sequence[str] | None = None,
+    labels: Sequence[str] = (),
+    preparation: ClipPreparation | None = None,
     skip_bad: bool = False,
 ) -> SplitClips:
     """Read the training and validation clips of a folder or a recording; those of the test are not even read.
@@ -67,33 +96,39 @@ def read_split_clips(
         valid, test: shell patterns (``*_1[0-4].wav``) that the paths of files within the folder are held against.
         words: only clips in folders of these names. Where the lists and folders of Speech Commands are, these are the
             ten digits (SC09) unless others are asked for.
+        labels: rules of `audiomamba.data.labels.read_clip_labels`. Without any, the words of Speech Commands are the
+            label set `word`; `NO_LABELS` alone means none.
+        preparation: gain and trimming of each clip.
         skip_bad: leave out files that cannot be read, and say so in the collections' ``bad``.
 
     Raises:
         InputError: nothing to read, a pattern that fits no file or all of them, or a bad file.
     """
     data = Path(data)
+    how = _Reading(data, quantiser, tuple(labels), preparation, skip_bad)
     if data.is_file():
-        if valid is not None or test is not None or words is not None:
-            raise InputError(f"{data} is one recording, cut by time; patterns and words are for folders of clips")
-        parts = split_recording(data, quantiser)
+        if valid is not None or test is not None or words is not None or how.rules:
+            raise InputError(f"{data} is one recording, cut by time; patterns, words and labels are for folders of clips")
+        parts = split_recording(data, quantiser, preparation=preparation)
         left = tuple(clip.name for clip in parts["test"].clips)
         return SplitClips(parts["train"], parts["valid"], "one recording, cut by time", True, left)
     if valid is None and test is None and _is_speech_commands(data, words):
         chosen = tuple(words or DIGITS)
         files = {split: speech_commands_files(data, split, chosen) for split in SPLITS}
-        return _read(data, files, quantiser, f"the official split of Speech Commands, {len(chosen)} words", skip_bad)
+        if not labels:
+            how = how._replace(labels=(WORD_RULE,))
+        return how.read(files, f"the official split of Speech Commands, {len(chosen)} words")
     paths = _files_of_words(data, words)
     if valid is not None or test is not None:
-        return _read(data, _by_patterns(data, paths, valid, test), quantiser, "by pattern", skip_bad)
+        return how.read(_by_patterns(data, paths, valid, test), "by pattern")
     if any((data / name).is_file() for name in LIST_NAMES.values()):
-        return _read(data, _by_lists(data, paths), quantiser, "by the lists in the folder", skip_bad)
+        return how.read(_by_lists(data, paths), "by the lists in the folder")
     if len(paths) < FEWEST_FILES:
-        return _cut_recordings(data, paths, quantiser, skip_bad)
+        return how.cut(paths)
     by_checksum = sorted(paths, key=lambda path: zlib.crc32(path.relative_to(data).as_posix().encode()))
     held_out = set(by_checksum[: -(-len(paths) // VALIDATION_SHARE)])
     files = {"train": [path for path in paths if path not in held_out], "valid": sorted(held_out)}
-    return _read(data, files, quantiser, "one file in twenty for validation, by their names", skip_bad)
+    return how.read(files, "one file in twenty for validation, by their names")
 
 
 def _is_speech_commands(folder: Path, words: Sequence[str] | None) -> bool:
@@ -149,33 +184,63 @@ def _by_lists(folder: Path, paths: Sequence[Path]) -> dict[str, list[Path]]:
     return files
 
 
-def _read(
-    folder: Path, files: Mapping[str, Sequence[Path]], quantiser: Quantiser, rule: str, skip_bad: bool
-) -> SplitClips:
-    if not files["train"]:
-        raise InputError(f"{folder} has no clip to train on; give a folder that holds some")
-    train = read_clips(files["train"], quantiser, folder=folder, skip_bad=skip_bad)
-    valid = read_clips(files["valid"], quantiser, folder=folder, skip_bad=skip_bad) if files["valid"] else None
-    left = tuple(path.relative_to(folder).as_posix() for path in files.get("test", ()))
-    return SplitClips(train, valid, rule, False, left)
+class _Reading(NamedTuple):
+    """How the files of a folder are read."""
 
+    folder: Path
+    quantiser: Quantiser
+    labels: tuple[str, ...]
+    preparation: ClipPreparation | None
+    skip_bad: bool
 
-def _cut_recordings(folder: Path, paths: Sequence[Path], quantiser: Quantiser, skip_bad: bool) -> SplitClips:
-    parts: dict[str, list] = {name: [] for name in RECORDING_SHARES}
-    bad: list[str] = []
-    for path in paths:
-        try:
-            cut = split_recording(path, quantiser)
-        except InputError as error:
-            if not skip_bad:
-                raise
-            bad.append(str(error))
-            continue
-        for name, collection in cut.items():
-            parts[name].extend(collection.clips)
-    if not parts["train"]:
-        raise InputError(f"none of the {len(paths)} files of {folder} can be read; the first says: {bad[0]}")
-    train = ClipCollection(tuple(parts["train"]), quantiser, tuple(bad))
-    valid = ClipCollection(tuple(parts["valid"]), quantiser)
-    left = tuple(clip.name for clip in parts["test"])
-    return SplitClips(train, valid, "each recording cut by time", True, left)
+    @property
+    def rules(self) -> tuple[str, ...]:
+        return () if self.labels == (NO_LABELS,) else self.labels
+
+    def name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def labelled(self, train: Sequence[Path], others: Sequence[Path]) -> tuple[ClipLabels, tuple[LabelSet, ...]]:
+        names = [self.name(path) for path in train]
+        labels = read_clip_labels(self.rules, [*names, *map(self.name, others)])
+        return labels, labels.sets(names)
+
+    def read(self, files: Mapping[str, Sequence[Path]], rule: str) -> SplitClips:
+        if not files["train"]:
+            raise InputError(f"{self.folder} has no clip to train on; give a folder that holds some")
+        labels, sets = self.labelled(files["train"], files["valid"])
+        train, valid = (
+            read_clips(
+                files[split], self.quantiser, folder=self.folder, labels=labels, label_sets=sets,
+                preparation=self.preparation, skip_bad=self.skip_bad,
+            )
+            if files[split]
+            else None
+            for split in ("train", "valid")
+        )  # fmt: skip
+        assert train is not None  # see above
+        left = tuple(self.name(path) for path in files.get("test", ()))
+        return SplitClips(train, valid, rule, False, left, self.rules)
+
+    def cut(self, paths: Sequence[Path]) -> SplitClips:
+        """Recordings, each cut by time."""
+        labels, sets = self.labelled(paths, ())
+        parts: dict[str, list] = {name: [] for name in RECORDING_SHARES}
+        bad: list[str] = []
+        for path in paths:
+            numbers = labels.numbers(self.name(path), sets)
+            try:
+                cut = split_recording(path, self.quantiser, labels=numbers, preparation=self.preparation)
+            except InputError as error:
+                if not self.skip_bad:
+                    raise
+                bad.append(str(error))
+                continue
+            for name, collection in cut.items():
+                parts[name].extend(collection.clips)
+        if not parts["train"]:
+            raise InputError(f"none of the {len(paths)} files of {self.folder} can be read; the first says: {bad[0]}")
+        train = ClipCollection(tuple(parts["train"]), self.quantiser, tuple(bad), sets)
+        valid = ClipCollection(tuple(parts["valid"]), self.quantiser, label_sets=sets)
+        left = tuple(clip.name for clip in parts["test"])
+        return SplitClips(train, valid, "each recording cut by time", True, left, self.rules)

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from audiomamba.data.labels import LabelSet
+from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import Quantiser
 from mambacore.errors import InputError
 from mambacore.layers.configuration import MixerChoice, layer_descriptions
@@ -53,6 +55,8 @@ class WaveformModelConfig:
         width_growth: by how much a depth is wider than the one above it.
         blocks_on_the_way_down: the U-Net, which has stages on the way down as well; without, SaShiMi's first form.
         quantiser: of the samples, with their rate; its classes are the model's inputs and outputs.
+        label_sets: what clips may be asked for by; none for a model without labels.
+        preparation: of the clips that the model was trained on, and so of all that it hears.
 
     Raises:
         InputError: values that do not fit together.
@@ -64,10 +68,16 @@ class WaveformModelConfig:
     width_growth: int = 2
     blocks_on_the_way_down: bool = True
     quantiser: Quantiser = dataclasses.field(default_factory=Quantiser)
+    label_sets: tuple[LabelSet, ...] = ()
+    preparation: ClipPreparation = dataclasses.field(default_factory=ClipPreparation)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "pooling", tuple(self.pooling))
+        object.__setattr__(self, "label_sets", tuple(self.label_sets))
+        names = [one.name for one in self.label_sets]
+        if len(set(names)) != len(names):
+            raise InputError(f"two label sets have the same name ({', '.join(names)}); give each its own")
         _check_whole("model_width", self.model_width, 1)
         _check_whole("width_growth", self.width_growth, 1)
         for factor in self.pooling:
@@ -88,6 +98,8 @@ class WaveformModelConfig:
         """JSON-able."""
         values = dataclasses.asdict(self)
         values["stages"] = [{**stage, "mixer": _plain(stage["mixer"])} for stage in values["stages"]]
+        values["label_sets"] = [one.to_config() for one in self.label_sets]
+        values["preparation"] = self.preparation.to_config()
         return {**values, "pooling": list(self.pooling), "quantiser": self.quantiser.to_config()}
 
     @classmethod
@@ -97,6 +109,7 @@ class WaveformModelConfig:
         Raises:
             InputError: a key that is unknown, one that is missing, or a value that makes no sense.
         """
+        values = {**_ABSENT_BEFORE_LABELS, **values}
         _check_keys(cls, values, "the model's configuration")
         stages = values["stages"]
         if not isinstance(stages, list | tuple) or not all(isinstance(stage, Mapping) for stage in stages):
@@ -105,11 +118,22 @@ class WaveformModelConfig:
             _check_keys(StageConfig, stage, "a stage of the model's configuration")
         if not isinstance(values["pooling"], list | tuple):
             raise InputError(f"pooling is {values['pooling']!r} in the model's configuration; list whole numbers")
+        sets = values["label_sets"]
+        if not isinstance(sets, list | tuple) or not all(isinstance(one, Mapping) for one in sets):
+            raise InputError("label_sets in the model's configuration is not a list of tables; the folder is damaged")
+        for one in sets:
+            _check_keys(LabelSet, one, "a label set of the model's configuration")
         built = {
+            "label_sets": tuple(LabelSet(**one) for one in sets),
+            "preparation": ClipPreparation.from_config(values["preparation"]),
             "stages": tuple(StageConfig(**stage) for stage in stages),
             "quantiser": Quantiser.from_config(values["quantiser"]),
         }
         return cls(**{**values, **built})
+
+
+# Folders written before models had labels lack these keys.
+_ABSENT_BEFORE_LABELS: Mapping[str, Any] = {"label_sets": (), "preparation": {}}
 
 
 def _plain(mixer: Any) -> Any:

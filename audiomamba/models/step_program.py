@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audiomamba.data.labels import UNLABELLED
 from audiomamba.models.blocks import FeedForwardBlock
 from audiomamba.models.waveform_model import Scale, ScaleState, WaveformModel, WaveformState
 from mambacore.backends import native_library_for
@@ -39,6 +40,8 @@ class WaveformSteps:
         self.classes = model.config.quantiser.classes
         self.program = StepProgram(model.head.weight.dtype)
         self._scales: list[_ScalePlaces] = []
+        self._label_embedding = model.label_embedding
+        self._conditions: list[int] = []  # per depth, where a clip's label vectors lie: memory that no step writes to
         width = model.config.model_width
         entrance, self.logits = self.program.place(width), self.program.place(self.classes)
         self.program.add(EMBED, [model.embedding.weight], target=entrance, width=width)
@@ -51,6 +54,9 @@ class WaveformSteps:
         program, width = self.program, model.config.width(depth)
         places = _ScalePlaces()
         self._scales.append(places)
+        if self._label_embedding is not None:
+            self._conditions.append(program.place(width))
+            program.add(ADD, source=self._conditions[-1], target=hidden, width=width)
         skips = [program.place(width)]
         program.add(COPY, source=hidden, target=skips[0], width=width)
         if scale.deeper is None:
@@ -96,10 +102,17 @@ class WaveformSteps:
                 places.append(self.program.block(block, hidden))
         return places
 
+    @torch.no_grad()
     def memory(self, batch: int, state: WaveformState | None = None) -> Tensor:
-        """The memories (batch, numbers) of sequences with this state; None at the start."""
+        """The memories (batch, numbers) of sequences with this state; None at the start without labels."""
         memory = torch.zeros(batch, self.program.memory_size, dtype=self.program.dtype)
-        if state is not None:
+        if self._label_embedding is not None:
+            labels = None if state is None else state.labels
+            if labels is None:
+                labels = torch.full((batch, len(self._label_embedding.tables)), UNLABELLED)
+            for place, condition in zip(self._conditions, self._label_embedding(labels), strict=True):
+                memory[:, place : place + condition.shape[-1]] = condition.squeeze(1)
+        if state is not None and state.scales is not None:
             for places, scale in zip(self._scales, state.scales, strict=True):
                 self._write(memory, places, scale)
         return memory

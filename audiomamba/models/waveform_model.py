@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audiomamba.data.labels import UNLABELLED
 from audiomamba.models.blocks import stage_blocks
 from audiomamba.models.configuration import WaveformModelConfig
 from audiomamba.models.pooling import DownPooling, DownPoolingState, UpPooling, UpPoolingState
@@ -48,9 +49,10 @@ class ScaleState(NamedTuple):
 
 
 class WaveformState(NamedTuple):
-    """What a waveform model hands on: one state per depth, from the sampling rate to the centre."""
+    """What a waveform model hands on."""
 
-    scales: tuple[ScaleState, ...]
+    scales: tuple[ScaleState, ...] | None  # one per depth, from the sampling rate to the centre; None at the start
+    labels: Tensor | None = None  # (batch, label sets), int64; None for a model without labels
 
 
 class Scale(nn.Module):
@@ -76,11 +78,25 @@ class Scale(nn.Module):
             self.up_pooling = UpPooling(coarse_width, width, factor)
 
     def forward(
-        self, sequence: Tensor, scales: tuple[ScaleState, ...] | None = None
+        self,
+        sequence: Tensor,
+        scales: tuple[ScaleState, ...] | None = None,
+        conditions: tuple[Tensor, ...] | None = None,
     ) -> tuple[Tensor, tuple[ScaleState, ...]]:
-        """(batch, length, width) and the states from this depth on to the same shape and the outgoing states."""
+        """Run this depth and those below it.
+
+        Args:
+            sequence: (batch, length, width).
+            scales: the incoming states from this depth on; None at the start.
+            conditions: (batch, 1, width of the depth) from this depth on, added to the sequences; None for none.
+
+        Returns:
+            The same shape as the sequence, and the outgoing states.
+        """
         if scales is not None and sequence.shape[1] == 0:
             return sequence, scales  # a step completes a group only now and then: nothing to do below
+        if conditions is not None:
+            sequence, conditions = sequence + conditions[0], conditions[1:]
         state, below = (None, None) if scales is None else (scales[0], scales[1:])
         if self.deeper is None:
             outputs, up = _walk(self.up, sequence, None if state is None else state.up)
@@ -91,7 +107,7 @@ class Scale(nn.Module):
             skips.append(hidden)
             down.append(block_state)
         coarse, down_pooling = self.down_pooling(hidden, None if state is None else state.down_pooling)
-        coarse, below_after = self.deeper(coarse, below)
+        coarse, below_after = self.deeper(coarse, below, conditions)
         hidden, up_pooling = self.up_pooling(coarse, sequence.shape[1], None if state is None else state.up_pooling)
         hidden = hidden + skips.pop()
         incoming = (None,) * len(self.up) if state is None else state.up
@@ -128,8 +144,32 @@ def _smooth_over_classes(classes: int, width: int) -> Tensor:
     return math.sqrt(2) * torch.cos(place * frequencies + 2 * math.pi * torch.rand(width))
 
 
+class LabelEmbedding(nn.Module):
+    """One vector per label and depth of a model; those of all label sets are added up.
+
+    Args:
+        config: of the model, with at least one label set.
+    """
+
+    def __init__(self, config: WaveformModelConfig) -> None:
+        super().__init__()
+        self.widths = [config.width(depth) for depth in range(len(config.stages))]
+        self.tables = nn.ModuleList(nn.Embedding(len(one.values) + 1, sum(self.widths)) for one in config.label_sets)
+        with torch.no_grad():
+            for table in self.tables:
+                table.weight[UNLABELLED] = 0
+
+    def forward(self, labels: Tensor) -> tuple[Tensor, ...]:
+        """(batch, label sets) numbers of labels to (batch, 1, width) for each depth."""
+        vectors = [table(numbers) for table, numbers in zip(self.tables, labels.unbind(1), strict=True)]
+        return torch.stack(vectors).sum(0).unsqueeze(1).split(self.widths, dim=-1)
+
+
 class WaveformModel(nn.Module):
-    """The next class of a waveform, given all classes before it: ``(tokens, state) -> (logits, state)``.
+    """The next class of a waveform, given all classes before it: `(tokens, state) -> (logits, state)`.
+
+    A model with labels predicts the waveforms that carry them: the labels are part of the state, so a piece of a clip
+    needs nothing but what the piece before it left.
 
     Args:
         config: see :class:`audiomamba.models.WaveformModelConfig`.
@@ -144,6 +184,7 @@ class WaveformModel(nn.Module):
         classes = config.quantiser.classes
         self.embedding = nn.Embedding(classes, config.model_width)
         self.scales = Scale(config, 0)
+        self.label_embedding = LabelEmbedding(config) if config.label_sets else None
         self.final_norm = RootMeanSquareNorm(config.model_width)
         self.head = nn.Linear(config.model_width, classes)
         # Classes are amplitudes in order. Tables that know it from the start spare the first hundreds of steps.
@@ -167,13 +208,24 @@ class WaveformModel(nn.Module):
         """Write a model folder (config.json, model.safetensors and a card) that :meth:`from_pretrained` reads."""
         save_waveform_model(Path(folder), self, details=dict(details or {}))
 
+    def labelled_state(self, labels: Tensor | None) -> WaveformState | None:
+        """The state at the start of clips with labels.
+
+        Args:
+            labels: (batch, label sets), numbers as `audiomamba.data.labels.label_numbers` gives them; None for a start
+                without labels.
+        """
+        if labels is None or self.label_embedding is None:
+            return None
+        return WaveformState(None, labels.long())
+
     def forward(self, tokens: Tensor, state: WaveformState | None = None) -> tuple[Tensor, WaveformState]:
         """Logits of what follows each position.
 
         Args:
             tokens: (batch, length), classes of the quantiser in any integer dtype. A waveform begins with the middle
-                class, after which its first sample is foretold.
-            state: what the piece before this one left; None at the start.
+                class, after which its first sample is predicted.
+            state: what the piece before this one left, or `labelled_state`; None at the start of an unlabelled clip.
 
         Returns:
             Logits (batch, length, classes) and the state for what follows.
@@ -204,8 +256,14 @@ class WaveformModel(nn.Module):
         return torch.cat(pieces, dim=1), state
 
     def _hidden(self, tokens: Tensor, state: WaveformState | None) -> tuple[Tensor, WaveformState]:
-        sequence, scales = self.scales(self.embedding(tokens.long()), None if state is None else state.scales)
-        return self.final_norm(sequence), WaveformState(scales)
+        scales, labels = (None, None) if state is None else state
+        conditions = None
+        if self.label_embedding is not None:
+            if labels is None:
+                labels = tokens.new_full((tokens.shape[0], len(self.config.label_sets)), UNLABELLED, dtype=torch.int64)
+            conditions = self.label_embedding(labels)
+        sequence, scales = self.scales(self.embedding(tokens.long()), scales, conditions)
+        return self.final_norm(sequence), WaveformState(scales, labels)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: (..., model_width) to (..., classes)."""
@@ -218,7 +276,7 @@ class WaveformModel(nn.Module):
 
         Args:
             inputs, targets: (batch, length), as in `audiomamba.data.clips.Example`; a target of -100 is padding.
-            state: what the piece before this one left; None at the start.
+            state: what the piece before this one left, or `labelled_state`; None at the start of an unlabelled clip.
 
         Returns:
             The negative log-likelihood in nats, summed over all targets that are no padding (divide it by their number
@@ -233,8 +291,9 @@ class WaveformModel(nn.Module):
         return total, (targets >= 0).sum(), state
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups: matrices decay; norms, biases, the embedding and the dynamics do not."""
-        spared = {id(parameter) for parameter in (*parameters_without_decay(self), self.embedding.weight)}
+        """Optimizer groups: matrices decay; norms, biases, embeddings and the dynamics do not."""
+        embeddings = [module.weight for module in self.modules() if isinstance(module, nn.Embedding)]
+        spared = {id(parameter) for parameter in (*parameters_without_decay(self), *embeddings)}
         decaying = [parameter for parameter in self.parameters() if parameter.dim() > 1 and id(parameter) not in spared]
         chosen = {id(parameter) for parameter in decaying}
         others = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
@@ -288,7 +347,7 @@ def _card(model: WaveformModel) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lines = ["# Waveform model", ""]
     lines.append(
-        f"Foretells waveforms at {quantiser.sample_rate_hz} Hz sample by sample, in {quantiser.classes} classes "
+        f"Predicts waveforms at {quantiser.sample_rate_hz} Hz sample by sample, in {quantiser.classes} classes "
         f"({quantiser.scheme}, full scale {quantiser.full_scale:g}). {parameters:,} parameters."
     )
     lines.append("")
