@@ -1,12 +1,12 @@
-"""Generating waveforms, and going on with given ones.
+"""Generating waveforms, with labels where the model has them, and continuing given ones.
 
-A clip is a function of the model, the seed and its number: it is the same alone, in a batch, in any order.
+A clip is a function of the model, its labels, the seed and its number: it is the same alone, in a batch, in any order.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audiomamba.data.labels import UNLABELLED, LabelSet, check_labels, label_numbers, labels_of_clip
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.waveforms import Waveform, read_header, read_waveform, resample
-from audiomamba.models import WaveformModel, load_waveform_model
+from audiomamba.models import WaveformModel, WaveformState, load_waveform_model
 from audiomamba.models.step_program import WaveformSteps, steps_library
 from audiomamba.models.waveform_model import PIECE_POSITIONS
 from mambacore.errors import InputError
 from mambacore.models.sampling import check_sampling
-from mambacore.state import map_state
+from mambacore.state import map_state, state_tensors
 
 SAMPLES_AT_ONCE: Final = 1024
 """Steps between two reports of progress, and between two moments at which a run can be interrupted."""
@@ -29,20 +30,36 @@ SAMPLES_AT_ONCE: Final = 1024
 LONGEST_SECONDS: Final = 3600
 """A clip is held in memory until it is whole, 16 bytes per sample: 0.9 GB for an hour at 16 kHz."""
 
+LARGEST_GUIDANCE: Final = 20.0
+
+
+class Prompt(NamedTuple):
+    """What a clip begins with, as the model hears it."""
+
+    classes: Tensor  # (samples,)
+    gain: float = 1.0  # that the recording was multiplied by
+
 
 class GeneratedClips(NamedTuple):
     """Clips, each with its prompt in front where there was one."""
 
     classes: Tensor  # (clips, samples), int64
-    log_likelihoods: Tensor  # (clips, generated samples), float64: nats, under the model as it is
+    log_likelihoods: Tensor  # (clips, generated samples), float64: nats, under the model with the labels as they are
     quantiser: Quantiser
     numbers: tuple[int, ...]  # of the clips: with the seed, what they are a function of
     seconds_taken: float  # by the steps, without reading the prompt
+    labels: tuple[dict[str, str], ...] = ()  # of each clip; empty for a model without labels
+    gain: float = 1.0  # of the prompt, or the typical one of the clips trained on: by which `samples` are louder
 
     @property
     def samples(self) -> Tensor:
-        """(clips, samples), float32, from -full_scale to full_scale."""
+        """(clips, samples), float32, from -full_scale to full_scale, at the level that the model was trained on."""
         return self.quantiser.decode(self.classes)
+
+    @property
+    def samples_as_recorded(self) -> Tensor:
+        """(clips, samples), float32, as loud as the prompt, or as the recordings that the model was trained on."""
+        return self.samples / self.gain
 
     @property
     def bits_per_sample(self) -> Tensor:
@@ -51,7 +68,7 @@ class GeneratedClips(NamedTuple):
 
     @property
     def samples_per_second(self) -> float:
-        """How fast they were generated, all together."""
+        """Speed of generation, all clips together."""
         return self.log_likelihoods.numel() / max(self.seconds_taken, 1e-9)
 
     @property
@@ -78,6 +95,11 @@ class WaveformGenerator:
         """Whether thousands of steps are one call."""
         return self._steps is not None
 
+    @property
+    def label_sets(self) -> tuple[LabelSet, ...]:
+        """What clips can be asked for by; empty for a model without labels."""
+        return self.model.config.label_sets
+
     def generate(
         self,
         clips: int = 1,
@@ -86,24 +108,32 @@ class WaveformGenerator:
         temperature: float = 1.0,
         top_p: float = 1.0,
         *,
-        prompt: Tensor | None = None,
+        labels: Mapping[str, str] | None = None,
+        guidance: float = 1.0,
+        prompt: Prompt | Tensor | None = None,
         first_clip: int = 0,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedClips:
-        """Draw clips sample by sample.
+        """Generate clips sample by sample.
 
         Args:
-            clips: how many, generated side by side.
+            clips: number of clips, generated side by side.
             seconds: how long each is, without the prompt.
             seed: from 0 to 2^64 - 1.
             temperature: logits are divided by it; 0 takes the likeliest sample.
-            top_p: draw among the fewest classes whose probabilities add up to this much.
-            prompt: (samples,) classes that every clip begins with; read in parallel, not step by step.
-            first_clip: number of the first clip; (seed, number) says which random numbers it is drawn with.
+            top_p: sample from the fewest classes whose probabilities add up to this much.
+            labels: value of each label set that is asked for, such as `{"digit": "7"}`; `each` for all values in turn,
+                clip by clip. Sets that are left out are up to the model.
+            guidance: how far to go from the logits without labels to those with them: 1 samples from the model as it
+                was trained, more exaggerates what the labels say (classifier-free guidance; Ho & Salimans, arXiv
+                2207.12598), at twice the work.
+            prompt: what every clip begins with (see `prompt`), or its (samples,) classes; read in parallel, not step by
+                step.
+            first_clip: number of the first clip; (seed, number) determines its random numbers.
             progress: called with how many samples, over all clips, were added.
 
         Raises:
-            InputError: numbers that make no sense.
+            InputError: numbers out of range, or labels that the model does not have.
         """
         check_sampling(temperature, top_p)
         if clips < 1:
@@ -111,19 +141,25 @@ class WaveformGenerator:
         if not 0 < seconds <= LONGEST_SECONDS:
             raise InputError(f"clips of {seconds} seconds were asked for; ask for more than 0 and at most an hour")
         if not 0 <= seed < 2**64:
-            raise InputError(f"the seed is {seed}; use a whole number from 0 to 2^64 - 1")
+            raise InputError(f"the seed is {seed}; use an integer from 0 to 2^64 - 1")
+        check_guidance(guidance, labels)
+        check_labels(labels or {}, self.label_sets)
         count = max(1, round(seconds * self.quantiser.sample_rate_hz))
         numbers = tuple(range(first_clip, first_clip + clips))
         streams = [_stream(seed, number) for number in numbers]
-        known = torch.full((1, 1), self.quantiser.middle_class)
+        asked = tuple(labels_of_clip(labels or {}, self.label_sets, number) for number in numbers)
+        known, gain = torch.full((1, 1), self.quantiser.middle_class), self.model.config.preparation.typical_gain
         if prompt is not None:
-            known = torch.cat([known, prompt.long().unsqueeze(0)], dim=1)
+            begun = prompt if isinstance(prompt, Prompt) else Prompt(prompt, gain)
+            known, gain = torch.cat([known, begun.classes.long().unsqueeze(0)], dim=1), begun.gain
         before = known.shape[1] - 1
         classes = torch.empty(clips, before + count, dtype=torch.int64)
         likelihoods = torch.empty(clips, count, dtype=torch.float64)
         classes[:, :before] = known[:, 1:]
+        rows = torch.tensor([label_numbers(one, self.label_sets) for one in asked]).view(clips, len(self.label_sets))
+        sampling = _Sampling(temperature, top_p, guidance)
         with torch.inference_mode():
-            walk = self._walk(known, clips, temperature, top_p)
+            walk = self._walk(known, rows, sampling)
             begin = time.perf_counter()
             for first in range(0, count, SAMPLES_AT_ONCE):
                 here = min(SAMPLES_AT_ONCE, count - first)
@@ -134,7 +170,7 @@ class WaveformGenerator:
                 if progress is not None:
                     progress(drawn.numel())
         seconds_taken = time.perf_counter() - begin
-        return GeneratedClips(classes, likelihoods, self.quantiser, numbers, seconds_taken)
+        return GeneratedClips(classes, likelihoods, self.quantiser, numbers, seconds_taken, asked, gain)
 
     def continue_clip(
         self,
@@ -145,91 +181,185 @@ class WaveformGenerator:
         temperature: float = 1.0,
         top_p: float = 1.0,
         *,
+        labels: Mapping[str, str] | None = None,
+        guidance: float = 1.0,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedClips:
-        """Go on with a clip: what comes out begins with it.
+        """Continue a clip: what comes out begins with it.
 
         Args:
             clip: a file at the model's rate, or a waveform of any rate, which is resampled.
-            seconds, clips, seed, temperature, top_p, progress: see :meth:`generate`.
+            seconds, clips, seed, temperature, top_p, labels, guidance, progress: see `generate`.
 
         Raises:
-            InputError: as :meth:`generate`; a file that cannot be read, or one of another rate than the model's.
+            InputError: as `generate`; a file that cannot be read, or one of another rate than the model's.
         """
         return self.generate(
-            clips, seconds, seed, temperature, top_p, prompt=self.prompt(clip), progress=progress
+            clips, seconds, seed, temperature, top_p, labels=labels, guidance=guidance, prompt=self.prompt(clip),
+            progress=progress,
         )  # fmt: skip
 
-    def prompt(self, clip: Path | str | Waveform) -> Tensor:
-        """(samples,) classes of a clip to go on with.
+    def prompt(self, clip: Path | str | Waveform) -> Prompt:
+        """A clip to continue, with the gain that the model's training clips were given.
 
         Raises:
             InputError: a file that cannot be read, one of another rate than the model's, or one of more than an hour.
         """
         rate = self.quantiser.sample_rate_hz
+        preparation = self.model.config.preparation.without_trimming()
         if isinstance(clip, Waveform):
-            return self.quantiser.encode(resample(clip.samples, clip.sample_rate_hz, rate))
-        header = read_header(clip)
-        if header.sample_rate_hz != rate:
-            raise InputError(
-                f"{clip} has {header.sample_rate_hz} Hz but the model {rate} Hz; resample the clip to the model's rate "
-                "first"
-            )
-        if header.seconds > LONGEST_SECONDS:
-            raise InputError(f"{clip} lasts {header.seconds / 3600:.1f} hours; cut it to at most one to go on with it")
-        return self.quantiser.encode(read_waveform(clip).samples)
+            samples = resample(clip.samples, clip.sample_rate_hz, rate)
+        else:
+            header = read_header(clip)
+            if header.sample_rate_hz != rate:
+                raise InputError(
+                    f"{clip} has {header.sample_rate_hz} Hz but the model {rate} Hz; resample the clip to the model's "
+                    "rate first"
+                )
+            if header.seconds > LONGEST_SECONDS:
+                raise InputError(
+                    f"{clip} lasts {header.seconds / 3600:.1f} hours; cut it to at most one to continue it"
+                )
+            samples = read_waveform(clip).samples
+        prepared, gain = preparation.prepared(samples, rate)
+        return Prompt(self.quantiser.encode(prepared), gain)
 
-    def _walk(
-        self, known: Tensor, clips: int, temperature: float, top_p: float
-    ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Read all but the last of the (1, samples) known classes; what then steps with (clips, count) uniforms."""
-        device = self.model.head.weight.device
-        state = None
-        if known.shape[1] > 1:
-            # Of a long prompt only the states are kept between the pieces, not what the head would read.
-            for piece in known[:, :-1].split(PIECE_POSITIONS, dim=1):
-                _, state = self.model.hidden(piece.to(device), state)
+    def _walk(self, known: Tensor, labels: Tensor, sampling: _Sampling) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Read all but the last of the (1, samples) known classes; what then steps with (clips, count) uniforms.
+
+        Args:
+            known: the classes that every clip begins with.
+            labels: (clips, label sets), numbers.
+            sampling: how to choose the next class.
+        """
+        clips = labels.shape[0]
+        if sampling.guidance != 1:  # the same clips once more, without labels
+            labels = torch.cat([labels, torch.full_like(labels, UNLABELLED)])
+        state = self._read(known[:, :-1], labels)
         if self._steps is not None:
-            steps, memory = self._steps, self._steps.memory(1, state).expand(clips, -1).contiguous()
-            tokens, position = known[:, -1].repeat(clips), known.shape[1] - 1
+            memory = self._steps.memory(len(labels), state)
+            return _NativeWalk(self._steps, memory, known, clips, sampling)
+        return _ComposedWalk(self.model, state, known, clips, sampling)
 
-            def native(uniforms: Tensor) -> tuple[Tensor, Tensor]:
-                nonlocal position
-                found = steps.run(memory, tokens, position, uniforms, temperature=temperature, top_p=top_p)
-                position += uniforms.shape[1]
-                return found
+    def _read(self, known: Tensor, labels: Tensor) -> WaveformState | None:
+        """The state of (clips, label sets) clips after the (1, samples) classes that all of them begin with.
 
-            return native
+        Clips with the same labels have one state. Each is read by itself, so that it depends on nothing else.
+        """
+        device = self.model.head.weight.device
+        if known.shape[1] == 0:
+            return self.model.labelled_state(labels.to(device))
+        if labels.shape[1]:
+            kinds, kind_of = torch.unique(labels, dim=0, return_inverse=True)
+        else:
+            kinds, kind_of = labels[:1], torch.zeros(len(labels), dtype=torch.int64)
+        states = []
+        for kind in kinds.split(1):
+            state = self.model.labelled_state(kind.to(device))
+            # Of a long prompt only the states are kept between the pieces, not what the head would read.
+            for piece in known.split(PIECE_POSITIONS, dim=1):
+                _, state = self.model.hidden(piece.to(device), state)
+            states.append(state)
+        parts = [iter(list(state_tensors(state))) for state in states]
+        return map_state(
+            lambda _: torch.cat([next(part) for part in parts])[kind_of.to(device)].contiguous(), states[0]
+        )
 
-        held = state if state is None else repeated(state, clips)
-        token = known[:, -1:].expand(clips, 1).to(device)
 
-        def composed(uniforms: Tensor) -> tuple[Tensor, Tensor]:
-            nonlocal held, token
-            drawn, found = [], []
-            for uniform in uniforms.unbind(1):
-                logits, held = self.model(token, held)
-                chosen, likelihood = draw(logits[:, 0], uniform.to(device), temperature, top_p)
-                token = chosen.unsqueeze(1)
-                drawn.append(chosen.cpu())
-                found.append(likelihood.cpu())
-            return torch.stack(drawn, dim=1), torch.stack(found, dim=1)
+class _Sampling(NamedTuple):
+    """How the next class is chosen; see `WaveformGenerator.generate`."""
 
-        return composed
+    temperature: float
+    top_p: float
+    guidance: float
+
+    def choose(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """One class for each clip from the logits of (clips, or twice as many with guidance, classes)."""
+        if self.guidance == 1:
+            return draw(logits, uniforms, self.temperature, self.top_p)
+        labelled, unlabelled = logits.to(_widest(logits)).chunk(2)
+        guided = unlabelled + self.guidance * (labelled - unlabelled)
+        chosen, _ = draw(guided, uniforms, self.temperature, self.top_p)
+        return chosen, torch.log_softmax(labelled, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+
+
+class _NativeWalk:
+    """Steps of the native program: all in one call, or one by one where logits are mixed between them."""
+
+    def __init__(self, steps: WaveformSteps, memory: Tensor, known: Tensor, clips: int, sampling: _Sampling) -> None:
+        self._steps, self._memory, self._clips, self._sampling = steps, memory, clips, sampling
+        self._tokens = known[:, -1].repeat(len(memory))
+        self._position = known.shape[1] - 1
+
+    def __call__(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """(clips, count) uniforms to classes and their log-likelihoods of the same shape."""
+        temperature, top_p, guidance = self._sampling
+        if guidance == 1:
+            found = self._steps.run(
+                self._memory, self._tokens, self._position, uniforms, temperature=temperature, top_p=top_p
+            )
+            self._position += uniforms.shape[1]
+            return found
+        drawn, likelihoods = [], []
+        for uniform in uniforms.unbind(1):
+            # What is "given" replaces the class that would be drawn; only the logits are wanted.
+            self._steps.run(self._memory, self._tokens, self._position, given=self._tokens.unsqueeze(1).clone())
+            logits = self._memory[:, self._steps.logits : self._steps.logits + self._steps.classes]
+            chosen, likelihood = self._sampling.choose(logits, uniform)
+            self._tokens = chosen.repeat(2)
+            self._position += 1
+            drawn.append(chosen)
+            likelihoods.append(likelihood)
+        return torch.stack(drawn, dim=1), torch.stack(likelihoods, dim=1)
+
+
+class _ComposedWalk:
+    """Steps of the model itself."""
+
+    def __init__(
+        self, model: WaveformModel, state: WaveformState | None, known: Tensor, clips: int, sampling: _Sampling
+    ) -> None:
+        self._model, self._state, self._clips, self._sampling = model, state, clips, sampling
+        self._device = model.head.weight.device
+        self._token = known[:, -1:].expand(clips, 1).to(self._device)
+
+    def __call__(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """(clips, count) uniforms to classes and their log-likelihoods of the same shape."""
+        copies = 1 if self._sampling.guidance == 1 else 2
+        drawn, likelihoods = [], []
+        for uniform in uniforms.unbind(1):
+            logits, self._state = self._model(self._token.repeat(copies, 1), self._state)
+            chosen, likelihood = self._sampling.choose(logits[:, 0], uniform.to(self._device))
+            self._token = chosen.unsqueeze(1)
+            drawn.append(chosen.cpu())
+            likelihoods.append(likelihood.cpu())
+        return torch.stack(drawn, dim=1), torch.stack(likelihoods, dim=1)
+
+
+def check_guidance(guidance: float, labels: Mapping[str, str] | None) -> None:
+    """Refuse a guidance that makes no sense.
+
+    Raises:
+        InputError: it is out of range, or there are no labels to be guided by.
+    """
+    if not 0 <= guidance <= LARGEST_GUIDANCE:
+        raise InputError(f"the guidance is {guidance:g}; use a number from 0 to {LARGEST_GUIDANCE:g}")
+    if guidance != 1 and not labels:
+        raise InputError("guidance exaggerates what labels say; ask for a label too")
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
-    """One class per row, by its cumulative probabilities, as the native steps draw it.
+    """Sample one class per row by its cumulative probabilities, as the native steps do.
 
     Args:
         logits: (batch, classes).
         uniforms: (batch,), from 0 to below 1: the same number draws the same class.
-        temperature, top_p: see :meth:`WaveformGenerator.generate`.
+        temperature, top_p: see `WaveformGenerator.generate`.
 
     Returns:
         Classes (batch,) and their log-likelihoods (batch,) by the logits as they are.
     """
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    wide = _widest(logits)
     logits = logits.to(wide)
     if temperature == 0:
         chosen = logits.argmax(-1)
@@ -249,17 +379,16 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: floa
 
 
 def load(folder: Path | str) -> WaveformGenerator:
-    """A generator from a model folder, or from ``hf://owner/name@revision`` on the Hugging Face Hub.
+    """A generator from a model folder, or from `hf://owner/name@revision` on the Hugging Face Hub.
 
     Raises:
-        InputError: as :func:`audiomamba.models.load_waveform_model`.
+        InputError: as `audiomamba.models.load_waveform_model`.
     """
     return WaveformGenerator(load_waveform_model(folder)[0])
 
 
-def repeated(state: object, clips: int) -> object:
-    """A state of one sequence as that of many."""
-    return map_state(lambda tensor: tensor.expand(clips, *tensor.shape[1:]).contiguous(), state)
+def _widest(logits: Tensor) -> torch.dtype:
+    return torch.float32 if logits.device.type == "mps" else torch.float64
 
 
 def _stream(seed: int, number: int) -> np.random.Generator:

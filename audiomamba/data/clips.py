@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiomamba.data.labels import ClipLabels, LabelSet
+from audiomamba.data.labels import UNLABELLED, ClipLabels, LabelSet
 from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.waveforms import cut_or_pad, waveform_pieces
@@ -55,6 +55,12 @@ class Example(NamedTuple):
     inputs: Tensor  # (length,), int64: the middle class, then the clip without its last sample
     targets: Tensor  # (length,), int64: the clip, then PADDING_TARGET
     labels: Tensor  # (label sets,), int64: see `audiomamba.data.labels`
+
+    def without_common_padding(self) -> Example:
+        """Of a batch, what lies before the end of its longest clip."""
+        used = (self.targets != PADDING_TARGET).any(0).nonzero()
+        longest = int(used[-1]) + 1 if len(used) else 1
+        return Example(self.inputs[:, :longest], self.targets[:, :longest], self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +110,22 @@ class ClipSampler:
         seed: from 0 to 2^64 - 1.
         by_duration: draw every second of sound equally often, for a few recordings of unlike lengths. Otherwise every
             clip is drawn once before any is drawn again.
-        silence_after: samples of silence (the middle class) that follow each clip, for a model to learn where clips end.
+        silence_after: samples of silence (the middle class) after each clip, for a model to learn where clips end.
+        drop_labels: probability that an example comes without labels, so that a model learns to do without; of several
+            label sets, each is also dropped alone with this probability.
 
     Raises:
         InputError: no clip, or a length or seed that makes no sense.
     """
 
     def __init__(
-        self, collection: ClipCollection, length: int, seed: int, by_duration: bool = False, silence_after: int = 0
+        self,
+        collection: ClipCollection,
+        length: int,
+        seed: int,
+        by_duration: bool = False,
+        silence_after: int = 0,
+        drop_labels: float = 0.0,
     ) -> None:
         _require_length(length)
         if not 0 <= seed < 2**64:
@@ -123,6 +137,7 @@ class ClipSampler:
         self.seed = seed
         self.by_duration = by_duration
         self.silence_after = silence_after
+        self.drop_labels = drop_labels
         durations = [clip.classes.shape[0] for clip in collection.clips]
         self._shares = np.cumsum(durations) / sum(durations)
         self._order: tuple[int, np.ndarray] | None = None  # the last epoch's, which is a function of (seed, epoch)
@@ -141,7 +156,18 @@ class ClipSampler:
             classes = torch.cat([classes, classes.new_full((self.silence_after,), quantiser.middle_class)])
         spare = classes.shape[0] - self.length
         start = int(random.integers(spare + 1)) if spare > 0 else 0
-        return clip_example(classes, quantiser, self.length, start, clip.labels)
+        return clip_example(classes, quantiser, self.length, start, self._kept_labels(clip.labels, index))
+
+    def _kept_labels(self, labels: tuple[int, ...], index: int) -> tuple[int, ...]:
+        if not labels or self.drop_labels == 0:
+            return labels
+        uniforms = self._random(index, stream=2).random(1 + len(labels))
+        if uniforms[0] < self.drop_labels:
+            return (UNLABELLED,) * len(labels)
+        if len(labels) == 1:
+            return labels
+        alone = zip(labels, uniforms[1:], strict=True)
+        return tuple(UNLABELLED if uniform < self.drop_labels else number for number, uniform in alone)
 
     def sample_batch(self, index_start: int, count: int) -> Example:
         """Examples `index_start` to `index_start + count`, each (count, length)."""

@@ -48,7 +48,9 @@ class LabelSet:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise InputError(f"{self.name!r} cannot be the name of a label set; use letters, digits, '_' and '-'")
         if not isinstance(self.values, tuple | list) or not all(isinstance(one, str) and one for one in self.values):
-            raise InputError(f"the values of label set {self.name} are not a list of words; the model folder is damaged")
+            raise InputError(
+                f"the values of label set {self.name} are not a list of words; the model folder is damaged"
+            )
         object.__setattr__(self, "values", tuple(self.values))
         if not self.values or len(set(self.values)) != len(self.values):
             raise InputError(f"label set {self.name} has no values, or one of them twice; the model folder is damaged")

@@ -108,7 +108,9 @@ def read_split_clips(
     how = _Reading(data, quantiser, tuple(labels), preparation, skip_bad)
     if data.is_file():
         if valid is not None or test is not None or words is not None or how.rules:
-            raise InputError(f"{data} is one recording, cut by time; patterns, words and labels are for folders of clips")
+            raise InputError(
+                f"{data} is one recording, cut by time; patterns, words and labels are for folders of clips"
+            )
         parts = split_recording(data, quantiser, preparation=preparation)
         left = tuple(clip.name for clip in parts["test"].clips)
         return SplitClips(parts["train"], parts["valid"], "one recording, cut by time", True, left)

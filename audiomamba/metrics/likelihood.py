@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiomamba.data.clips import PADDING_TARGET, clip_example, read_clip, read_in_parallel
+from audiomamba.data.clips import PADDING_TARGET, ClipCollection, clip_example, read_clip, read_in_parallel
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.waveforms import read_header, waveform_pieces
 from audiomamba.models import WaveformModel, WaveformState
@@ -20,6 +21,7 @@ PIECE_SAMPLES: Final = 65_536
 """That go through a model at once, over all clips of a batch."""
 
 _LOGIT_POSITIONS: Final = 8_192  # logits of 256 classes are 8 MiB then
+_SCORED_AT_ONCE: Final = 262_144  # samples of clips in memory
 _MOST_CLIPS: Final = 64
 
 
@@ -33,10 +35,10 @@ class ClipLikelihood(NamedTuple):
 class _Piecewise:
     """Likelihoods of clips side by side, of which one piece after the other comes in."""
 
-    def __init__(self, model: WaveformModel, clips: int) -> None:
+    def __init__(self, model: WaveformModel, clips: int, labels: Tensor | None = None) -> None:
         self.model = model
         self.nats = torch.zeros(clips, dtype=torch.float64)
-        self._state: WaveformState | None = None
+        self._state: WaveformState | None = model.labelled_state(labels)
 
     def read(self, inputs: Tensor, targets: Tensor) -> None:
         """Go on with (clips, length) of what ``audiomamba.data.clips.Example`` holds."""
@@ -48,9 +50,71 @@ class _Piecewise:
             self.nats += nats.view(wanted.shape).double().sum(dim=1).cpu()
 
 
+def bits_per_sample(likelihoods: Iterable[ClipLikelihood]) -> float:
+    """Of all samples of some clips, or NaN where there are none."""
+    nats, samples = map(sum, zip(*((one.nats, one.samples) for one in likelihoods), strict=True))
+    return nats / (samples * math.log(2))
+
+
+def bits_by_label(likelihoods: Mapping[int, ClipLikelihood], collection: ClipCollection) -> dict[str, dict[str, float]]:
+    """Bits per sample of the clips of each label, by label set and value.
+
+    Args:
+        likelihoods: by the clip's number in the collection.
+        collection: with the labels.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for position, one in enumerate(collection.label_sets):
+        of_value = [
+            [like for clip, like in likelihoods.items() if collection.clips[clip].labels[position] == number]
+            for number in range(1, len(one.values) + 1)
+        ]
+        found[one.name] = {
+            value: bits_per_sample(clips) for value, clips in zip(one.values, of_value, strict=True) if clips
+        }
+    return found
+
+
+@torch.no_grad()
+def collection_likelihoods(
+    model: WaveformModel, collection: ClipCollection, length: int, most_samples: int | None = None
+) -> dict[int, ClipLikelihood]:
+    """What clips in memory cost a model in evaluation mode, given their labels, by their numbers.
+
+    Args:
+        model: in evaluation mode.
+        collection: the clips.
+        length: longer clips are cut into stretches of so many samples, each predicted from its start, as in training.
+        most_samples: about so many samples are used, of stretches that are spread evenly over all; None for all.
+    """
+    clips = collection.clips
+    places = [(number, start) for number, clip in enumerate(clips) for start in range(0, clip.classes.shape[0], length)]
+    samples = sum(clip.classes.shape[0] for clip in clips)
+    if most_samples is not None and samples > most_samples:
+        wanted = max(1, len(places) * most_samples // samples)
+        places = [places[index * len(places) // wanted] for index in range(wanted)]
+    places.sort(key=lambda place: min(length, clips[place[0]].classes.shape[0] - place[1]))
+    found: dict[int, ClipLikelihood] = {}
+    rows = max(1, _SCORED_AT_ONCE // length)
+    for first in range(0, len(places), rows):
+        here = places[first : first + rows]
+        batch = collection.batch(here, length).without_common_padding()
+        scored = _Piecewise(model, len(here), batch.labels)
+        scored.read(batch.inputs, batch.targets)
+        counts = (batch.targets != PADDING_TARGET).sum(1)
+        for (number, _), nats, count in zip(here, scored.nats.tolist(), counts.tolist(), strict=True):
+            before = found.get(number, ClipLikelihood(0, 0.0))
+            found[number] = ClipLikelihood(before.samples + count, before.nats + nats)
+    return found
+
+
 @torch.no_grad()
 def clip_likelihoods(
-    model: WaveformModel, clips: Sequence[Tensor], quantiser: Quantiser, piece_samples: int = PIECE_SAMPLES
+    model: WaveformModel,
+    clips: Sequence[Tensor],
+    quantiser: Quantiser,
+    piece_samples: int = PIECE_SAMPLES,
+    labels: Tensor | None = None,
 ) -> list[ClipLikelihood]:
     """What clips cost a model in evaluation mode, every sample given all before it (padding is not counted).
 
@@ -59,12 +123,13 @@ def clip_likelihoods(
         quantiser: the model's.
         piece_samples: samples, over all clips, that go through the model at once; the states between pieces are handed
             on, so the result does not depend on it.
+        labels: (clips, label sets), numbers; None for none.
     """
     longest = max(clip.shape[0] for clip in clips)
     examples = [clip_example(clip, quantiser, longest) for clip in clips]
     inputs = torch.stack([example.inputs for example in examples])
     targets = torch.stack([example.targets for example in examples])
-    found = _Piecewise(model, len(clips))
+    found = _Piecewise(model, len(clips), labels)
     piece = max(1, piece_samples // len(clips))
     for read, wanted in zip(inputs.split(piece, dim=1), targets.split(piece, dim=1), strict=True):
         found.read(read, wanted)

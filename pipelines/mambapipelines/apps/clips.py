@@ -1,7 +1,8 @@
-"""The local page of `audiomamba app`: draw clips, go on with an uploaded one, see and hear them."""
+"""The local page of `audiomamba app`: generate clips, continue an uploaded one, see and hear them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 import audiomamba
+from audiomamba.data.labels import EVERY_VALUE
 from audiomamba.data.waveforms import read_waveform
 from audiomamba.data.writing import encoded
 from audiomamba.generation import GeneratedClips, WaveformGenerator
@@ -19,6 +21,7 @@ from mambapipelines.pages.clips import clip_picture
 from mambapipelines.pages.html import Player, embedded_players
 
 MOST_CLIPS = 16
+ANY_LABEL = "any"
 
 
 @dataclass(frozen=True)
@@ -27,41 +30,58 @@ class ClipPage:
 
     Attributes:
         generator: the model.
-        longest_seconds: longer clips, and longer uploads to go on with, are refused.
+        longest_seconds: longer clips, and longer uploads, are refused.
     """
 
     generator: WaveformGenerator
     longest_seconds: float
 
     def draw(
-        self, clips: float, seconds: float, seed: float, temperature: float, top_p: float, upload: str | None
+        self,
+        clips: float,
+        seconds: float,
+        seed: float,
+        temperature: float,
+        top_p: float,
+        upload: str | None,
+        guidance: float = 1.0,
+        labels: Mapping[str, str] | None = None,
     ) -> GeneratedClips:
-        """Clips from nothing, or going on with an upload of any rate.
+        """Clips from nothing, or continuing an upload of any rate.
+
+        `guidance` is for clips with labels and without effect on others.
 
         Raises:
             InputError: numbers out of range, or an upload that is no sound or too long.
         """
         if not 1 <= clips <= MOST_CLIPS:
-            raise InputError(f"{clips:g} clips were asked for: this page draws 1 to {MOST_CLIPS}.")
+            raise InputError(f"{clips:g} clips were asked for: this page generates 1 to {MOST_CLIPS}.")
         if not 0 < seconds <= self.longest_seconds:
             raise InputError(
-                f"{seconds:g} seconds were asked for: this page draws at most {self.longest_seconds:g}; start it with "
-                "a larger --longest-seconds, or use `audiomamba generate`."
+                f"{seconds:g} seconds were asked for: this page generates at most {self.longest_seconds:g}; start it "
+                "with a larger --longest-seconds, or use `audiomamba generate`."
             )
         if not 0 <= seed < 2**53 or seed != int(seed):
-            raise InputError(f"the seed is {seed:g}: use a whole number of 0 or more.")
+            raise InputError(f"the seed is {seed:g}: use an integer of 0 or more.")
         prompt = None
         if upload is not None:
             waveform = read_waveform(upload)
             length = len(waveform.samples) / waveform.sample_rate_hz
             if length > self.longest_seconds:
                 raise InputError(
-                    f"{upload} lasts {length:.1f} seconds: this page goes on with at most {self.longest_seconds:g}."
+                    f"{upload} lasts {length:.1f} seconds: this page continues at most {self.longest_seconds:g}."
                 )
             prompt = self.generator.prompt(waveform)
         with torch.inference_mode():
             return self.generator.generate(
-                int(clips), float(seconds), int(seed), float(temperature), float(top_p), prompt=prompt
+                int(clips),
+                float(seconds),
+                int(seed),
+                float(temperature),
+                float(top_p),
+                labels=labels,
+                guidance=float(guidance) if labels else 1.0,
+                prompt=prompt,
             )
 
 
@@ -71,12 +91,18 @@ def players(found: GeneratedClips, seed: int) -> str:
     items = [
         Player(
             encoded(samples, rate),
-            f"clip {number}, seed {seed}: {bits:.3f} bits per sample",
+            f"clip {number}, seed {seed}{_asked(labels)}: {bits:.3f} bits per sample",
             png=clip_picture(samples, rate),
         )
-        for number, samples, bits in zip(found.numbers, found.samples, found.bits_per_sample.tolist(), strict=True)
+        for number, samples, bits, labels in zip(
+            found.numbers, found.samples, found.bits_per_sample.tolist(), found.labels, strict=True
+        )
     ]
     return embedded_players(items)
+
+
+def _asked(labels: Mapping[str, str]) -> str:
+    return "".join(f", {name} {value}" for name, value in labels.items())
 
 
 def clip_app(folder: Path | str, longest_seconds: float, threads: int | None) -> Any:
@@ -90,10 +116,13 @@ def clip_app(folder: Path | str, longest_seconds: float, threads: int | None) ->
     page = ClipPage(audiomamba.load(folder), longest_seconds)
     rate = page.generator.quantiser.sample_rate_hz
 
+    sets = page.generator.label_sets
+
     def draw(*asked: Any) -> tuple[str, str]:
-        upload = asked[-1]
+        upload = asked[5]
+        labels = {one.name: value for one, value in zip(sets, asked[7:], strict=True) if value and value != ANY_LABEL}
         try:
-            found = page.draw(*asked)
+            found = page.draw(*asked[:7], labels=labels)
         except InputError as error:
             # The place where the server keeps an upload says nothing to the reader.
             sentence = str(error) if upload is None else str(error).replace(upload, Path(upload).name)
@@ -105,16 +134,25 @@ def clip_app(folder: Path | str, longest_seconds: float, threads: int | None) ->
         return paragraph(speed), players(found, int(asked[2]))
 
     with gradio.Blocks(title="audiomamba", analytics_enabled=False) as blocks:
-        gradio.Markdown("# Draw clips, or go on with one")
+        gradio.Markdown("# Generate clips, or continue one")
         with gradio.Row():
             clips = gradio.Number(4, label="Clips", precision=0, minimum=1, maximum=MOST_CLIPS, elem_id="clips")
             seconds = gradio.Number(1.0, label="Seconds of each", elem_id="seconds")
             seed = gradio.Number(0, label="Seed", precision=0, elem_id="seed")
             temperature = gradio.Number(1.0, label="Temperature", elem_id="temperature")
             top_p = gradio.Number(1.0, label="Top p", elem_id="top-p")
-        upload = gradio.File(label="A clip to go on with (not needed)", type="filepath", elem_id="upload")
-        button = gradio.Button("Draw", variant="primary", elem_id="draw")
+        with gradio.Row(visible=bool(sets)):
+            choices = [
+                gradio.Dropdown(
+                    [ANY_LABEL, EVERY_VALUE, *one.values], value=ANY_LABEL, label=one.name, elem_id=f"label-{one.name}"
+                )
+                for one in sets
+            ]
+            guidance = gradio.Number(1.0, label="Guidance", elem_id="guidance")
+        upload = gradio.File(label="A clip to continue (optional)", type="filepath", elem_id="upload")
+        button = gradio.Button("Generate", variant="primary", elem_id="draw")
         summary = gradio.HTML(elem_id="summary")
         sounds = gradio.HTML(elem_id="sounds")
-        button.click(draw, [clips, seconds, seed, temperature, top_p, upload], [summary, sounds])
+        asked = [clips, seconds, seed, temperature, top_p, upload, guidance, *choices]
+        button.click(draw, asked, [summary, sounds])
     return blocks

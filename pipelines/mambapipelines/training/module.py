@@ -215,7 +215,12 @@ class TrainingModule(pl.LightningModule):
         if pieces is not None:
             with low_precision:
                 result = backward_in_pieces(
-                    replica, pieces.sequence, pieces.loss, piece_length=pieces.piece_length, scale=share
+                    replica,
+                    pieces.sequence,
+                    pieces.loss,
+                    piece_length=pieces.piece_length,
+                    state=pieces.state,
+                    scale=share,
                 )
             return {"loss": float(result.loss) * share}
         # Around the forward pass only: backward takes the precision of each forward step by itself.

@@ -18,6 +18,7 @@ class Pieces(NamedTuple):
     sequence: Tensor
     loss: Loss
     piece_length: int
+    state: Any = None  # of the model before the sequence
 
 
 class TrainingTask:

@@ -1,9 +1,8 @@
-"""Generate clips: sound files, a table with their likelihoods and flaws, and a page to hear and see them on."""
+"""Generate clips: sound files, a table of their likelihoods and flaws, and a page to hear and see them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -11,10 +10,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from audiomamba.data.clips import PADDING_TARGET, ClipCollection, clip_example, read_clips
+from audiomamba.data.clips import read_clips
+from audiomamba.data.labels import parse_labels
 from audiomamba.data.waveforms import find_audio_files
 from audiomamba.data.writing import check_format, write_waveform
-from audiomamba.generation import LONGEST_SECONDS, GeneratedClips, WaveformGenerator, load
+from audiomamba.generation import LONGEST_SECONDS, GeneratedClips, Prompt, WaveformGenerator, check_guidance, load
+from audiomamba.metrics.likelihood import bits_per_sample, clip_likelihoods
 from audiomamba.metrics.scores import likelihood_rejection
 from audiomamba.metrics.selection import flags_of, likelihoods_of_real_clips
 from audiomamba.models import WaveformModel
@@ -26,7 +27,7 @@ from mambapipelines.pages.html import Table
 
 TABLE_NAME: Final = "clips.tsv"
 PAGE_NAME: Final = "clips.html"
-COLUMNS: Final = ("clip", "seed", "number", "seconds", "bits_per_sample", "flags", "kept")
+COLUMNS: Final = ("clip", "seed", "number", "seconds", "bits_per_sample", "flags", "kept", "labels")
 # More players make a page slow to open.
 MOST_PLAYERS: Final = 48
 REJECTIONS: Final = ("paper", "search")
@@ -44,7 +45,10 @@ class WaveformGenerationOptions:
         model: the model folder.
         output: the folder for everything; it must be new or empty.
         clips, seconds, seed, temperature, top_p: see `audiomamba.generation.WaveformGenerator.generate`.
+        labels: values that are asked for, each `NAME=VALUE`.
+        guidance: see `audiomamba.generation.WaveformGenerator.generate`.
         continued: a clip that every clip begins with.
+        undo_gain: write clips as loud as recordings were before training, or as the clip that is continued.
         batch: clips that are generated side by side; no clip depends on it.
         audio_format: of the sound files.
         reject: `paper` leaves out the least likely 40 % and the most likely 5 %, `search` what is less or more likely
@@ -60,7 +64,10 @@ class WaveformGenerationOptions:
     seed: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
+    labels: Sequence[str] = ()
+    guidance: float = 1.0
     continued: Path | None = None
+    undo_gain: bool = False
     batch: int = 16
     audio_format: str = "wav"
     reject: str | None = None
@@ -77,11 +84,12 @@ class ClipRow:
     seconds: float
     bits_per_sample: float
     flags: tuple[str, ...]
+    labels: str = ""
     kept: bool = True
 
 
 def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
-    """Write the clips, `clips.tsv` and `clips.html`; speed and flaws go to standard error.
+    """Write the clips, `clips.tsv` and `clips.html`; print speed and flaws to standard error.
 
     Raises:
         InputError: a mistake in the options, a model or prompt that cannot be read, or a disk that is full.
@@ -89,24 +97,26 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     _check(options)
     use_threads(options.threads)
     generator = load(options.model)
+    labels = parse_labels(options.labels, generator.label_sets)
+    check_guidance(options.guidance, labels)
     real = None if options.real is None else real_bits_per_sample(generator.model, options.real)
     prompt = None if options.continued is None else generator.prompt(options.continued)
-    for flag in () if prompt is None else flags_of(generator.quantiser.decode(prompt)):
-        note(f"{options.continued} is {flag}: what goes on from it may be too")
+    for flag in () if prompt is None else flags_of(generator.quantiser.decode(prompt.classes)):
+        note(f"{options.continued} is {flag}: its continuation may be too")
     if not generator.is_native:
-        note("layers of this model have no native steps: it generates through PyTorch, many times slower")
+        note("layers of this model have no native steps: they run through PyTorch, many times slower")
     rows: list[ClipRow] = []
     generated, seconds_taken = 0, 0.0
     shown: list[Tensor] = []
     batch = _clips_at_once(options, generator.quantiser.sample_rate_hz, prompt)
     total = options.clips * max(1, round(options.seconds * generator.quantiser.sample_rate_hz))
     with BaseProgress("generating", total, lines_elsewhere=True, unit="samples") as progress:
-        for found in _batches(generator, options, batch, prompt, progress):
+        for found in _batches(generator, options, labels, batch, prompt, progress):
             generated += found.log_likelihoods.numel()
             seconds_taken += found.seconds_taken
             rows += _write(found, options, prompt)
             room = min(MOST_PLAYERS, int(MOST_PLAYED_SECONDS // rows[0].seconds)) - len(shown)
-            shown += list(found.samples[: max(0, room)])
+            shown += list(_sounds(found, options)[: max(0, room)])
     speed = generated / max(seconds_taken, 1e-9)
     note(
         f"{speed:,.0f} samples/s, real-time factor {speed / generator.quantiser.sample_rate_hz:.2f} "
@@ -129,14 +139,12 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
 @torch.inference_mode()
 def real_bits_per_sample(model: WaveformModel, folder: Path) -> Tensor:
     """(clips,): how surprising every real clip of a folder is to the model."""
-    clips: ClipCollection = read_clips(find_audio_files(folder), model.config.quantiser, folder=folder)
-    found = []
-    for clip in clips.clips:
-        example = clip_example(clip.classes, clips.quantiser, clip.classes.shape[0])
-        nats, count, _ = model.loss(example.inputs.unsqueeze(0), example.targets.unsqueeze(0))
-        assert PADDING_TARGET not in example.targets
-        found.append(float(nats) / (int(count) * math.log(2)))
-    return torch.tensor(found, dtype=torch.float64)
+    config = model.config
+    clips = read_clips(
+        find_audio_files(folder), config.quantiser, folder=folder, preparation=config.preparation.without_trimming()
+    ).clips
+    found = [clip_likelihoods(model, [clip.classes], config.quantiser)[0] for clip in clips]
+    return torch.tensor([bits_per_sample([one]) for one in found], dtype=torch.float64)
 
 
 def _check(options: WaveformGenerationOptions) -> None:
@@ -163,9 +171,9 @@ def _check(options: WaveformGenerationOptions) -> None:
         raise InputError(f"{parent} cannot be made ({error.strerror}): choose another --output") from error
 
 
-def _clips_at_once(options: WaveformGenerationOptions, rate: int, prompt: Tensor | None) -> int:
+def _clips_at_once(options: WaveformGenerationOptions, rate: int, prompt: Prompt | None) -> int:
     """As many clips side by side as asked for, or as fit into the memory of `MOST_SAMPLES_AT_ONCE`."""
-    samples = max(1, round(options.seconds * rate)) + (0 if prompt is None else prompt.shape[0])
+    samples = max(1, round(options.seconds * rate)) + (0 if prompt is None else prompt.classes.shape[0])
     fitting = max(1, MOST_SAMPLES_AT_ONCE // samples)
     if fitting < min(options.batch, options.clips):
         note(f"clips of this length are generated {fitting} side by side, not {options.batch}, to spare memory")
@@ -175,8 +183,9 @@ def _clips_at_once(options: WaveformGenerationOptions, rate: int, prompt: Tensor
 def _batches(
     generator: WaveformGenerator,
     options: WaveformGenerationOptions,
+    labels: Mapping[str, str],
     batch: int,
-    prompt: Tensor | None,
+    prompt: Prompt | None,
     progress: BaseProgress,
 ) -> Iterator[GeneratedClips]:
     for first in range(0, options.clips, batch):
@@ -186,21 +195,30 @@ def _batches(
             options.seed,
             options.temperature,
             options.top_p,
+            labels=labels,
+            guidance=options.guidance,
             prompt=prompt,
             first_clip=first,
             progress=progress.advance,
         )
 
 
-def _write(found: GeneratedClips, options: WaveformGenerationOptions, prompt: Tensor | None) -> list[ClipRow]:
+def _write(found: GeneratedClips, options: WaveformGenerationOptions, prompt: Prompt | None) -> list[ClipRow]:
     rate, rows = found.quantiser.sample_rate_hz, []
     options.output.mkdir(exist_ok=True)  # only now, when there is something to put into it
-    before = 0 if prompt is None else prompt.shape[0]
-    for number, samples, bits in zip(found.numbers, found.samples, found.bits_per_sample, strict=True):
+    before = 0 if prompt is None else prompt.classes.shape[0]
+    sounds = zip(found.numbers, _sounds(found, options), found.bits_per_sample, found.labels, strict=True)
+    for number, samples, bits, asked in sounds:
         name = f"clip-{number:05d}.{options.audio_format}"
         write_waveform(options.output / name, samples, rate)
-        rows.append(ClipRow(name, number, samples.shape[0] / rate, float(bits), flags_of(samples[before:])))
+        labels = ",".join(f"{name}={value}" for name, value in asked.items())
+        rows.append(ClipRow(name, number, samples.shape[0] / rate, float(bits), flags_of(samples[before:]), labels))
     return rows
+
+
+def _sounds(found: GeneratedClips, options: WaveformGenerationOptions) -> Tensor:
+    """(clips, samples) at the level that is asked for."""
+    return found.samples_as_recorded if options.undo_gain else found.samples
 
 
 def _rejected(rows: Sequence[ClipRow], options: WaveformGenerationOptions, real: Tensor | None) -> list[ClipRow]:
@@ -230,6 +248,7 @@ def _cells(row: ClipRow, seed: int) -> list[str]:
         f"{row.bits_per_sample:.6f}",
         ",".join(row.flags) or "none",
         "yes" if row.kept else "no",
+        row.labels or "none",
     ]
 
 
@@ -238,12 +257,17 @@ def _page(
 ) -> str:
     settings = f"temperature {options.temperature:g}, top-p {options.top_p:g}, seed {options.seed}"
     introduction = [f"{len(rows)} clips of {options.model.name}, {settings}; {sum(row.kept for row in rows)} kept."]
+    if options.labels:
+        guided = "" if options.guidance == 1 else f", guidance {options.guidance:g}"
+        introduction.append(f"Asked for: {', '.join(options.labels)}{guided}.")
     if len(pairs) < sum(row.kept for row in rows):
         introduction.append(f"{len(pairs) or 'None'} can be heard here; the others are in files beside this page.")
     if options.continued is not None:
-        introduction.append(f"Each goes on from {options.continued.name}.")
+        introduction.append(f"Each continues {options.continued.name}.")
     captions = [
-        f"{row.clip}, {row.bits_per_sample:.3f} bits/sample" + (f" ({', '.join(row.flags)})" if row.flags else "")
+        f"{row.clip}, {row.bits_per_sample:.3f} bits/sample"
+        + (f", {row.labels}" if row.labels else "")
+        + (f" ({', '.join(row.flags)})" if row.flags else "")
         for _, row in pairs
     ]
     table = Table(COLUMNS, [_cells(row, options.seed) for row in rows])

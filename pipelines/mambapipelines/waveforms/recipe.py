@@ -1,18 +1,25 @@
-"""Recipes of training on waveforms."""
+"""Recipes for training waveform models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, Self
 
+from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import SCHEMES, Quantiser
 from audiomamba.models import StageConfig, WaveformModelConfig, architecture
 from mambacore.errors import InputError
 from mambapipelines.training.recipe import TrainingRecipe
 
-# What a recipe says of the model beside `architecture`: all of the configuration but the quantiser, which is a section.
-_MODEL_KEYS = tuple(item.name for item in fields(WaveformModelConfig) if item.name != "quantiser")
+# What a recipe says of the model beside `architecture`: all of the configuration but what other sections say.
+_MODEL_KEYS = tuple(
+    item.name for item in fields(WaveformModelConfig) if item.name not in ("quantiser", "label_sets", "preparation")
+)
+# What the section `samples` was called in recipes and in the fingerprints of runs.
+_EARLIER_SAMPLES_KEY = "drawn"
+
+LONGEST_END_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class ClipValidationRecipe:
 
 
 @dataclass(frozen=True)
-class DrawnRecipe:
+class SamplesRecipe:
     """Clips that are generated at every validation, to be listened to and looked at; none when `clips` is 0."""
 
     clips: int = 4
@@ -66,7 +73,27 @@ class DrawnRecipe:
 
 
 @dataclass(frozen=True)
-class AudioRecipe(TrainingRecipe):
+class PreparationRecipe:
+    """What is done to clips: see `audiomamba.data.preparation.ClipPreparation`.
+
+    `end_seconds` of silence follow each clip in training, so that the model learns where clips end and falls silent.
+    """
+
+    target_rms: float = 0.0
+    largest_gain: float = 20.0
+    trim_db: float = 0.0
+    end_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class LabelsRecipe:
+    """How often examples come without their labels: `drop_labels` of `audiomamba.data.clips.ClipSampler`."""
+
+    drop_probability: float = 0.1
+
+
+@dataclass(frozen=True)
+class WaveformTrainingRecipe(TrainingRecipe):
     """A recipe of a waveform model.
 
     `model.architecture` is the name of a published one (`audiomamba.models.RECIPES`); other keys of `model` replace its
@@ -79,11 +106,56 @@ class AudioRecipe(TrainingRecipe):
     batch: ClipBatchRecipe = field(default_factory=ClipBatchRecipe)  # type: ignore[assignment]
     validation: ClipValidationRecipe = field(default_factory=ClipValidationRecipe)  # type: ignore[assignment]
     quantiser: QuantiserRecipe = field(default_factory=QuantiserRecipe)
-    drawn: DrawnRecipe = field(default_factory=DrawnRecipe)
+    preparation: PreparationRecipe = field(default_factory=PreparationRecipe)
+    labels: LabelsRecipe = field(default_factory=LabelsRecipe)
+    samples: SamplesRecipe = field(default_factory=SamplesRecipe)
+
+    @classmethod
+    def from_dict(cls, content: object, source: str = "the recipe") -> Self:
+        """As `TrainingRecipe.from_dict`; `drawn`, the earlier name of the section `samples`, is understood.
+
+        Raises:
+            InputError: an unknown key, a value of the wrong kind, or one out of range.
+        """
+        if isinstance(content, Mapping) and isinstance(content.get(_EARLIER_SAMPLES_KEY), Mapping):
+            earlier, rest = content[_EARLIER_SAMPLES_KEY], {**content}
+            del rest[_EARLIER_SAMPLES_KEY]
+            content = {**rest, "samples": {**(rest.get("samples") or {}), **earlier}}
+        recipe = super().from_dict(content, source)
+        if not 0 <= recipe.labels.drop_probability < 1:
+            raise InputError(
+                f"labels.drop_probability in {source} must be at least 0 and below 1, not "
+                f"{recipe.labels.drop_probability:g}: correct the recipe"
+            )
+        if not 0 <= recipe.preparation.end_seconds <= LONGEST_END_SECONDS:
+            raise InputError(
+                f"preparation.end_seconds in {source} must be from 0 to {LONGEST_END_SECONDS:g}, not "
+                f"{recipe.preparation.end_seconds:g}: correct the recipe"
+            )
+        return recipe
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The recipe as runs record it: new sections only where they say something, so that older runs can resume."""
+        values = self.to_dict()
+        values[_EARLIER_SAMPLES_KEY] = values.pop("samples")
+        for name, default in (("preparation", PreparationRecipe()), ("labels", LabelsRecipe())):
+            if getattr(self, name) == default:
+                del values[name]
+        return values
 
     def positive_values(self) -> dict[str, float]:
         """Values of the task's own sections that must be greater than 0, by key."""
-        return {"drawn.seconds": self.drawn.seconds}
+        return {"samples.seconds": self.samples.seconds}
+
+    def build_preparation(self) -> ClipPreparation:
+        """What is done to clips before they are quantised.
+
+        Raises:
+            InputError: values out of range.
+        """
+        values = asdict(self.preparation)
+        del values["end_seconds"]
+        return ClipPreparation(**values)
 
     def build_quantiser(self) -> Quantiser:
         """The quantiser.
@@ -105,16 +177,16 @@ class AudioRecipe(TrainingRecipe):
             raise InputError("the recipe's model has neither an architecture nor stages; give one of them")
         if "stages" in given:
             given["stages"] = _stages(given["stages"])
-        quantiser = self.build_quantiser()
+        given |= {"quantiser": self.build_quantiser(), "preparation": self.build_preparation()}
         if name is None:
-            return WaveformModelConfig(**given, quantiser=quantiser)
+            return WaveformModelConfig(**given)
         base = architecture(str(name))
-        return WaveformModelConfig(**{key: getattr(base, key) for key in _MODEL_KEYS} | given, quantiser=quantiser)
+        return WaveformModelConfig(**{key: getattr(base, key) for key in _MODEL_KEYS} | given)
 
 
 def _stages(stages: object) -> tuple[StageConfig, ...]:
     if not isinstance(stages, list) or not all(isinstance(stage, Mapping) for stage in stages):
-        raise InputError("model.stages of the recipe is no list of tables; give one for each depth, with its layers")
+        raise InputError("model.stages of the recipe is not a list of tables; give one for each depth, with its layers")
     known = [item.name for item in fields(StageConfig)]
     for stage in stages:
         for key in stage:

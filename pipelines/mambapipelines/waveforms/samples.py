@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from audiomamba.data.labels import EVERY_VALUE
 from audiomamba.data.writing import write_waveform
 from audiomamba.generation import WaveformGenerator
 from audiomamba.models import WaveformModel
@@ -17,8 +18,10 @@ from mambapipelines.pages.clips import clip_picture
 PAUSE_SECONDS = 0.1
 
 
-def draw_clips(model: WaveformModel, folder: Path, step: int, clips: int, seconds: float, seed: int) -> None:
-    """Write `step-000120.wav` and `.png`: clips one after the other. The same seed at every step shows what changed.
+def write_samples(model: WaveformModel, folder: Path, step: int, clips: int, seconds: float, seed: int) -> None:
+    """Write `step-000120.wav` and `.png`: clips one after the other, whose labels take all values in turn.
+
+    The same seed at every step shows what changed.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -28,7 +31,8 @@ def draw_clips(model: WaveformModel, folder: Path, step: int, clips: int, second
     except OSError as error:
         raise InputError(f"the folder {folder} cannot be made ({error.strerror}): choose another --output.") from error
     rate = model.config.quantiser.sample_rate_hz
-    found = WaveformGenerator(model).generate(clips, seconds, seed)
+    labels = {one.name: EVERY_VALUE for one in model.config.label_sets}
+    found = WaveformGenerator(model).generate(clips, seconds, seed, labels=labels)
     pause = torch.zeros(round(PAUSE_SECONDS * rate))
     strip = torch.cat([part for clip in found.samples for part in (clip, pause)])
     write_waveform(folder / f"step-{step:06d}.wav", strip, rate)

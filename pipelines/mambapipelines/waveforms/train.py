@@ -1,7 +1,7 @@
 """Train a waveform model: from a folder of clips or a recording to a model folder, resumable to the same numbers.
 
 Layout of an output folder: the model (`config.json`, `model.safetensors`, `README.md`) and `training/`, the state and
-the metrics of the run (`mambapipelines.training.state`), with clips generated on the way in `training/drawn`.
+the metrics of the run (`mambapipelines.training.state`), with clips generated on the way in `training/samples`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import torch
 from audiomamba.data.clips import Clip, ClipCollection
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.splits import SplitClips, read_split_clips
-from audiomamba.models import WaveformModel, load_waveform_model, save_waveform_model
+from audiomamba.metrics.likelihood import bits_by_label, bits_per_sample, collection_likelihoods
+from audiomamba.models import WaveformModel, WaveformModelConfig, load_waveform_model, save_waveform_model
 from mambacore.model_folder import CONFIG_NAME
 from mambapipelines.console import format_duration
 from mambapipelines.training.options import check_options, planned_minutes
@@ -37,13 +38,13 @@ from mambapipelines.training.run import (
     thread_count,
 )
 from mambapipelines.training.state import RunFolder, RunState
-from mambapipelines.waveforms.recipe import AudioRecipe
-from mambapipelines.waveforms.samples import draw_clips
-from mambapipelines.waveforms.task import WaveformTask, bits_per_sample
+from mambapipelines.waveforms.recipe import WaveformTrainingRecipe
+from mambapipelines.waveforms.samples import write_samples
+from mambapipelines.waveforms.task import WaveformTask
 
 # A generated sample costs about as much as this many that are read at once.
 FORWARD_PASSES_PER_GENERATED_SAMPLE = 4
-DRAWN_FOLDER_NAME = "drawn"
+SAMPLES_FOLDER_NAME = "samples"
 CLIPPED_SHARE = 0.01
 
 
@@ -58,6 +59,7 @@ class WaveformTrainingOptions:
         changes: values that replace the recipe's, each written `section.key=value`.
         valid, test: shell patterns of the files for validation and for the test, which are left out.
         words: only clips in folders of these names.
+        labels: rules of `audiomamba.data.labels.read_clip_labels`, for a model that is conditioned on labels.
         skip_bad: leave out files that cannot be read, and name them.
         minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
         steps: number of optimiser steps instead of a wall time.
@@ -74,6 +76,7 @@ class WaveformTrainingOptions:
     valid: str | None = None
     test: str | None = None
     words: Sequence[str] | None = None
+    labels: Sequence[str] = ()
     skip_bad: bool = False
     minutes: float | None = None
     steps: int | None = None
@@ -85,7 +88,7 @@ class WaveformTrainingOptions:
     @property
     def length(self) -> int:
         """Samples in an example."""
-        return load_task_recipe(AudioRecipe, self.recipe, self.changes).batch.clip_length
+        return load_task_recipe(WaveformTrainingRecipe, self.recipe, self.changes).batch.clip_length
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,12 @@ class WaveformPlan(RunPlan):
     Attributes:
         recipe: what is wanted.
         validation_samples: of one validation; 0 when there is none.
-        drawn_samples: generated at one validation.
+        generated_samples: of one validation.
     """
 
-    recipe: AudioRecipe
+    recipe: WaveformTrainingRecipe
     validation_samples: int
-    drawn_samples: int
+    generated_samples: int
 
     def step_positions(self, step: int) -> float:
         """Its samples."""
@@ -132,7 +135,7 @@ class WaveformPlan(RunPlan):
     def validation_steps(self) -> float:
         """What one validation costs, in optimiser steps."""
         batch = self.recipe.batch
-        forward = self.validation_samples + FORWARD_PASSES_PER_GENERATED_SAMPLE * self.drawn_samples
+        forward = self.validation_samples + FORWARD_PASSES_PER_GENERATED_SAMPLE * self.generated_samples
         return forward / (FORWARD_PASSES_PER_STEP * batch.clips_per_step(batch.clip_length) * batch.clip_length)
 
 
@@ -147,7 +150,7 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
         SystemExit: stopped by SIGTERM, state saved, status 143.
     """
     start_seconds = time.monotonic()
-    recipe = load_task_recipe(AudioRecipe, options.recipe, options.changes)
+    recipe = load_task_recipe(WaveformTrainingRecipe, options.recipe, options.changes)
     check_options(options, WaveformTask.unit)
     config = recipe.model_config()
     folder = run_folder(options, WaveformTask, recipe)
@@ -158,8 +161,11 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
             valid=options.valid,
             test=options.test,
             words=options.words,
+            labels=options.labels,
+            preparation=config.preparation,
             skip_bad=options.skip_bad,
         )
+        config = with_clips(config, clips)
         fingerprint = _fingerprint(options, recipe, clips)
         state = recorded_state(options, folder, fingerprint)
         if state is not None and state.step >= state.schedule.total_steps and (options.output / CONFIG_NAME).is_file():
@@ -170,9 +176,9 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
         _introduce(progress, options, recipe, model, clips)
         introduce_state(progress, options, state)
 
-        def draw(drawn_from: WaveformModel, step: int) -> None:
-            drawn = recipe.drawn
-            draw_clips(drawn_from, folder.path / DRAWN_FOLDER_NAME, step, drawn.clips, drawn.seconds, options.seed)
+        def generate_samples(by: WaveformModel, step: int) -> None:
+            wanted = recipe.samples
+            write_samples(by, folder.path / SAMPLES_FOLDER_NAME, step, wanted.clips, wanted.seconds, options.seed)
 
         task = WaveformTask(
             model,
@@ -181,13 +187,13 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
             clips.valid,
             options.seed,
             clips.are_recordings,
-            draw if recipe.drawn.clips > 0 else None,
+            generate_samples if recipe.samples.clips > 0 else None,
         )
         held_out = 0 if clips.valid is None else sum(clip.classes.shape[0] for clip in clips.valid.clips)
         plan = WaveformPlan(
             recipe,
             min(held_out, recipe.validation.samples),
-            round(recipe.drawn.clips * recipe.drawn.seconds * config.quantiser.sample_rate_hz),
+            round(recipe.samples.clips * recipe.samples.seconds * config.quantiser.sample_rate_hz),
         )
         run = TrainingRun(
             options=options,
@@ -203,11 +209,20 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
         return _finish(run, task, clips, outcome.steps)
 
 
+def with_clips(config: WaveformModelConfig, clips: SplitClips) -> WaveformModelConfig:
+    """The configuration with what the clips to train on decide: the label sets and the typical gain."""
+    preparation = replace(config.preparation, typical_gain=clips.typical_gain)
+    return replace(config, label_sets=clips.label_sets, preparation=preparation)
+
+
 def _finish(run: TrainingRun, task: WaveformTask, clips: SplitClips, steps: int) -> WaveformTrainingResult:
     """Score all held-out clips and write the model folder."""
     options, model = run.options, task.model.eval()
     assert isinstance(options, WaveformTrainingOptions)
-    bits = None if clips.valid is None else bits_per_sample(model, clips.valid, task.recipe.batch.clip_length)
+    bits, by_label = None, {}
+    if clips.valid is not None:
+        found = collection_likelihoods(model, clips.valid, task.recipe.batch.clip_length)
+        bits, by_label = bits_per_sample(found.values()), bits_by_label(found, clips.valid)
     seconds = time.monotonic() - run.start_seconds
     details = {
         "recipe": task.recipe.to_dict(),
@@ -219,11 +234,16 @@ def _finish(run: TrainingRun, task: WaveformTask, clips: SplitClips, steps: int)
         "training_clips": len(clips.train.clips),
         "training_seconds": round(clips.train.seconds, 1),
         "split": _split_details(options, clips),
+        "label_rules": list(clips.label_rules),
         "valid_bits_per_sample": bits,
+        "valid_bits_by_label": by_label,
     }
     with published_model(options.output, run.folder) as temporary:
         save_waveform_model(temporary, model, details=details)
     scored = "" if bits is None else f", {bits:.4f} bits/sample on all held-out clips"
+    for name, figures in by_label.items():
+        listed = ", ".join(f"{value} {figure:.3f}" for value, figure in figures.items())
+        run.progress.note(f"bits/sample of held-out clips by {name}: {listed}")
     run.progress.note(f"wrote {options.output} after {format_duration(seconds)}{scored}")
     return WaveformTrainingResult(options.output, steps, bits, run.folder.metrics_path, seconds)
 
@@ -246,16 +266,18 @@ def _split_details(options: WaveformTrainingOptions, clips: SplitClips) -> dict[
     return details
 
 
-def _fingerprint(options: WaveformTrainingOptions, recipe: AudioRecipe, clips: SplitClips) -> dict[str, Any]:
+def _fingerprint(options: WaveformTrainingOptions, recipe: WaveformTrainingRecipe, clips: SplitClips) -> dict[str, Any]:
     """What the numbers of a run depend on, JSON-able; the keys are what the user would call them."""
     content = {
         "--seed": options.seed,
         "--steps": options.steps,
         "--minutes": planned_minutes(options, recipe),
-        "recipe": recipe.to_dict(),
+        "recipe": recipe.fingerprint(),
         "training clips": _identity(clips.train),
         "validation clips": None if clips.valid is None else _identity(clips.valid),
     }
+    if clips.label_sets:
+        content["--labels"] = {one.name: list(one.values) for one in clips.label_sets}
     return json.loads(json.dumps(content))
 
 
@@ -263,7 +285,8 @@ def _identity(collection: ClipCollection) -> list[int]:
     """What tells clips from others: how many, how many samples, and a checksum of names and samples."""
     checksum, samples = 0, 0
     for clip in collection.clips:
-        checksum = zlib.crc32(clip.classes.numpy().tobytes(), zlib.crc32(clip.name.encode(), checksum))
+        labels = "".join(f" {number}" for number in clip.labels)
+        checksum = zlib.crc32(clip.classes.numpy().tobytes(), zlib.crc32((clip.name + labels).encode(), checksum))
         samples += clip.classes.shape[0]
     return [len(collection.clips), samples, checksum]
 
@@ -287,11 +310,12 @@ def _finished_result(
 def _introduce(
     progress: TrainingProgress,
     options: WaveformTrainingOptions,
-    recipe: AudioRecipe,
+    recipe: WaveformTrainingRecipe,
     model: WaveformModel,
     clips: SplitClips,
 ) -> None:
     """Say what is about to be trained, and what of the input is odd or left out."""
+    config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     length = recipe.batch.clip_length
     held_out = "no clips held out"
@@ -303,6 +327,15 @@ def _introduce(
     progress.note(
         f"{parameters:,} parameters, {recipe.batch.clips_per_step(length)} clips of up to {length:,} samples per step"
     )
+    for one in clips.label_sets:
+        progress.note(f"labels {one.name}: {len(one.values)} values ({', '.join(one.values[:12])})")
+    for name, without in clips.unlabelled().items():
+        progress.note(f"{len(without)} clips have no label {name} that training clips have, the first is {without[0]}")
+    if config.preparation.changes_loudness:
+        progress.note(
+            f"each clip has one gain towards an RMS of {config.preparation.target_rms:g}, "
+            f"typically {clips.typical_gain:.2f}"
+        )
     bad = [*clips.train.bad, *(clips.valid.bad if clips.valid is not None else ())]
     for sentence in bad:
         progress.note(f"left out: {sentence}")

@@ -16,7 +16,7 @@ from audiomamba.data.writing import write_waveform
 from audiomamba.models import WaveformModel, load_waveform_model
 from mambapipelines.cli.audiomamba.main import main
 from mambapipelines.training.recipe import load_task_recipe, recipe_names
-from mambapipelines.waveforms.recipe import AudioRecipe
+from mambapipelines.waveforms.recipe import WaveformTrainingRecipe
 from mambapipelines.waveforms.task import WaveformTask
 
 RATE = 8000
@@ -222,7 +222,7 @@ def test_odd_clips_are_said(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", recipe_names("audio"))
 def test_every_recipe_describes_a_model(name):
-    recipe = load_task_recipe(AudioRecipe, name)
+    recipe = load_task_recipe(WaveformTrainingRecipe, name)
     with torch.device("meta"):
         model = WaveformModel(recipe.model_config())
     assert model.config.quantiser.sample_rate_hz in (8000, 16000)
@@ -234,6 +234,6 @@ def test_the_recipes_of_the_digits_have_equal_numbers_of_parameters():
     for name in recipe_names("audio"):
         if name.startswith("digits-"):
             with torch.device("meta"):
-                model = WaveformModel(load_task_recipe(AudioRecipe, name).model_config())
+                model = WaveformModel(load_task_recipe(WaveformTrainingRecipe, name).model_config())
             counts[name] = sum(parameter.numel() for parameter in model.parameters())
     assert len(counts) == 4 and max(counts.values()) < 1.01 * min(counts.values())

@@ -21,7 +21,7 @@ from mambapipelines.training.progress import TrainingProgress
 from mambapipelines.training.recipe import load_recipe, load_task_recipe
 from mambapipelines.training.schedules import LengthWarmup, ValidationHistory
 from mambapipelines.training.state import RunFolder, Schedule, read_metrics
-from mambapipelines.waveforms.recipe import AudioRecipe
+from mambapipelines.waveforms.recipe import WaveformTrainingRecipe
 from mambapipelines.waveforms.train import WaveformPlan
 
 STEPS = 16
@@ -135,7 +135,7 @@ def test_a_plateau_lowers_the_rate_after_patience_and_never_below_the_floor() ->
 def plans(stage: int) -> dict[str, RunPlan]:
     """Plans of all that have a length warm-up, with `stage` steps of each length."""
     changes = [f"length.warmup_steps_per_stage={stage}", "length.warmup_first_length=64"]
-    audio = load_task_recipe(AudioRecipe, "tiny", [*changes, "batch.samples_per_step=1024"])
+    audio = load_task_recipe(WaveformTrainingRecipe, "tiny", [*changes, "batch.samples_per_step=1024"])
     pretraining = load_task_recipe(PretrainingRecipe, "tiny", [*changes, "batch.bases_per_step=1024"])
     species = load_recipe("tiny", [*changes, "batch.bases_per_step=1024"])
     return {

@@ -18,9 +18,24 @@ def generate(
     seed: SeedOption = 0,
     temperature: Annotated[float, typer.Option(help="Below 1 is safer, 0 takes the likeliest sample.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Draw among the likeliest values of this probability in all.")] = 1.0,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label",
+            metavar="NAME=VALUE",
+            help="Ask for a label, such as digit=7; 'each' takes all values in turn. Repeatable.",
+            show_default="any",
+        ),
+    ] = None,
+    guidance: Annotated[
+        float, typer.Option(metavar="G", help="Exaggerate what the labels say: above 1, at twice the work.")
+    ] = 1.0,
     continued: Annotated[
         Path | None, typer.Option("--continue", metavar="CLIP", help="Go on with this clip, at the model's rate.")
     ] = None,
+    undo_gain: Annotated[
+        bool, typer.Option("--undo-gain", help="Make clips as loud as recordings or --continue, not as in training.")
+    ] = False,
     batch: Annotated[int, typer.Option(metavar="N", help="Clips side by side; no clip depends on it.")] = 16,
     audio_format: Annotated[str, typer.Option("--format", help="wav, flac, ogg or mp3.")] = "wav",
     reject: Annotated[
@@ -35,15 +50,17 @@ def generate(
     ] = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Generate clips, or go on with one.
+    """Generate clips, or continue one.
 
     DIR gets the sound files, `clips.tsv` with bits per sample and flaws (silent, clipped, shifted, runaway) of every
     clip, and `clips.html`, a page with players, waveforms and spectrograms that opens offline. A clip is a function of
-    the model, the seed and its number alone.
+    the model, its labels, the seed and its number alone.
 
     **Examples**
 
     `audiomamba generate model --clips 16 --seconds 1 --seed 0 --output clips`
+
+    `audiomamba generate digits --label digit=7 --label speaker=jackson --guidance 2 --output sevens`
 
     `audiomamba generate model --continue beginning.wav --clips 4 --seconds 2 --temperature 0.95 --output continued`
 
@@ -60,7 +77,10 @@ def generate(
             seed=seed,
             temperature=temperature,
             top_p=top_p,
+            labels=labels or (),
+            guidance=guidance,
             continued=continued,
+            undo_gain=undo_gain,
             batch=batch,
             audio_format=audio_format,
             reject=reject,

@@ -39,6 +39,15 @@ def train(
         str | None,
         typer.Option(metavar="WORD[,WORD...]", help="Only clips in folders of these names.", show_default="all"),
     ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=REGEX|TABLE",
+            help="Condition on labels: the REGEX's first group in each file's name, or a TSV of paths and labels. "
+            "Repeatable; 'none' for none.",
+            show_default="the words of Speech Commands",
+        ),
+    ] = None,
     length: Annotated[
         int | None, typer.Option(min=1, metavar="SAMPLES", help="Of an example, instead of the recipe's.")
     ] = None,
@@ -73,9 +82,9 @@ def train(
     changes = [*(changes or ()), *([] if length is None else [f"batch.clip_length={length}"])]
     if print_recipe:
         from mambapipelines.training.recipe import load_task_recipe, recipe_text  # noqa: PLC0415
-        from mambapipelines.waveforms.recipe import AudioRecipe  # noqa: PLC0415
+        from mambapipelines.waveforms.recipe import WaveformTrainingRecipe  # noqa: PLC0415
 
-        print(recipe_text(load_task_recipe(AudioRecipe, recipe, changes)), end="")
+        print(recipe_text(load_task_recipe(WaveformTrainingRecipe, recipe, changes)), end="")
         return
     if data is None or output is None:
         missing = "DATA" if data is None else "--output"
@@ -91,6 +100,7 @@ def train(
             valid=valid,
             test=test,
             words=None if words is None else entries(words, "--words"),
+            labels=labels or (),
             skip_bad=skip_bad,
             minutes=minutes,
             steps=steps,
