@@ -49,9 +49,9 @@ def test_training_leaves_a_model_metrics_and_clips(trained):
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[0]["loss"]) == pytest.approx(8, abs=1)  # bits of 256 classes
     assert float(rows[-1]["valid_bits_per_sample"]) == pytest.approx(details["valid_bits_per_sample"], abs=1e-4)
-    drawn = trained / "training" / "drawn"
-    assert {path.name for path in drawn.iterdir()} >= {"step-000004.wav", "step-000004.png"}
-    assert soundfile.info(drawn / "step-000004.wav").samplerate == RATE
+    samples = trained / "training" / "samples"
+    assert {path.name for path in samples.iterdir()} >= {"step-000004.wav", "step-000004.png"}
+    assert soundfile.info(samples / "step-000004.wav").samplerate == RATE
 
 
 def test_a_run_that_was_cut_off_resumes_to_the_same_weights(clips, trained, tmp_path, monkeypatch):
@@ -169,7 +169,7 @@ MISTAKES = {
     ),
     "stages of a number": (
         ["train", "CLIPS", "--output", "OUT", "--recipe", "tiny", "--set", "model.stages=3"],
-        "no list of tables",
+        "not a list of tables",
     ),
     "no model": (["generate", "NOWHERE", "--output", "OUT"], "there is no model folder"),
     "output in use": (["generate", "MODEL", "--output", "CLIPS"], "choose a new or empty folder"),
