@@ -21,7 +21,7 @@ from audiomamba.models import WaveformModel, WaveformState, load_waveform_model
 from audiomamba.models.step_program import WaveformSteps, steps_library
 from audiomamba.models.waveform_model import PIECE_POSITIONS
 from mambacore.errors import InputError
-from mambacore.models.sampling import check_sampling
+from mambacore.models.sampling import check_sampling, sample_tokens, token_log_likelihoods
 from mambacore.state import map_state, state_tensors
 
 SAMPLES_AT_ONCE: Final = 1024
@@ -359,23 +359,8 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: floa
     Returns:
         Classes (batch,) and their log-likelihoods (batch,) by the logits as they are.
     """
-    wide = _widest(logits)
-    logits = logits.to(wide)
-    if temperature == 0:
-        chosen = logits.argmax(-1)
-    else:
-        probabilities = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
-        if top_p < 1:
-            ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-            before = ordered.cumsum(-1) - ordered
-            ordered = torch.where(before < top_p, ordered, 0.0)
-            probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
-        sums = probabilities.cumsum(-1)
-        wanted = uniforms.to(wide).unsqueeze(-1) * sums[:, -1:]
-        # The last class that may be drawn, should rounding find no sum above what is wanted.
-        last = (probabilities > 0).cumsum(-1).argmax(-1)
-        chosen = torch.minimum((sums <= wanted).sum(-1), last)
-    return chosen, torch.log_softmax(logits, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    chosen = sample_tokens(logits, temperature, top_p, uniforms=uniforms)
+    return chosen, token_log_likelihoods(logits, chosen)
 
 
 def load(folder: Path | str) -> WaveformGenerator:

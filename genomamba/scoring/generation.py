@@ -16,7 +16,7 @@ from torch import Tensor
 from genomamba.models.language_model import BASE_COUNT, FIRST_BASE_TOKEN, LanguageModel
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
-from mambacore.models.sampling import check_sampling
+from mambacore.models.sampling import check_sampling, sampling_probabilities
 
 _UNIFORM_NUMBERS_AT_ONCE: Final = 1024
 
@@ -37,22 +37,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """**Raises** `InputError` for values that mean nothing."""
-        check_sampling(self.temperature, self.top_p)
-        if not 1 <= self.top_k <= BASE_COUNT:
+        check_sampling(self.temperature, self.top_p, self.top_k)
+        if self.top_k > BASE_COUNT:
             raise InputError(f"top_k is {self.top_k}: use 1 to {BASE_COUNT}, the number of bases.")
 
     def probabilities(self, log_probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Log-probabilities (batch, 4) to the probabilities that bases are drawn with, (batch, 4)."""
-        kept = self.top_k if self.temperature > 0 else 1
-        scaled = log_probabilities - log_probabilities.max(axis=1, keepdims=True)
-        probabilities = np.exp(scaled / (self.temperature or 1.0))
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
-        order = np.argsort(-log_probabilities, axis=1, kind="stable")
-        ordered = np.take_along_axis(probabilities, order, axis=1)
-        before = ordered.cumsum(axis=1) - ordered
-        ordered[(before >= self.top_p) | (np.arange(BASE_COUNT) >= kept)] = 0
-        np.put_along_axis(probabilities, order, ordered, axis=1)
-        return probabilities / probabilities.sum(axis=1, keepdims=True)
+        logits = torch.from_numpy(log_probabilities)
+        return sampling_probabilities(logits, self.temperature, self.top_p, self.top_k).numpy()
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def test_generation_equals_that_of_transformers_token_by_token(tmp_path):
     ours, prompt = load(tmp_path), tokens(20, length=6)
     expected = theirs.generate(prompt, max_new_tokens=15, do_sample=False, eos_token_id=None, pad_token_id=0)[:, 6:]
     assert len(expected.unique()) > 2
-    assert torch.equal(ours.generate(prompt, 15, temperature=0), expected)
+    assert torch.equal(ours.generate(prompt, 15, temperature=0).tokens, expected)
     (found, state), peers = ours(prompt), theirs(prompt, use_cache=True)
     for position in range(15):
         assert relative_error(found[:, -1], peers.logits[:, -1]) < FLOAT32

@@ -81,28 +81,28 @@ def test_the_vocabulary_is_padded_and_padding_is_never_generated():
     with torch.no_grad():
         model.embedding.weight[13:] = 1e3 * model.embedding.weight[:3]  # the likeliest by far, if they could be chosen
     for temperature in (0.0, 1.0):
-        assert model.generate(tokens(), 30, temperature, generator=generator()).max() < 13
+        assert model.generate(tokens(), 30, temperature, generator=generator()).tokens.max() < 13
 
 
 def test_greedy_generation_is_what_the_whole_sequence_foretells():
     model = causal()
     prompt = tokens(7)
-    new = model.generate(prompt, 12, temperature=0)
+    new = model.generate(prompt, 12, temperature=0).tokens
     assert new.shape == (2, 12) and len(new.unique()) > 1
     logits, _ = model(torch.cat([prompt, new], dim=1))
     assert torch.equal(new, logits[:, 6:-1].argmax(-1))
-    assert model.generate(prompt, 0).shape == (2, 0)
+    assert model.generate(prompt, 0).tokens.shape == (2, 0)
 
 
 def test_sampled_generation_follows_the_logits_and_the_seed():
     model = causal()
     with torch.no_grad():
         expected = torch.softmax(model(tokens(7)[:1])[0][0, -1], dim=-1)
-    drawn = model.generate(tokens(7)[:1].expand(4000, -1), 1, generator=generator())
+    drawn = model.generate(tokens(7)[:1].expand(4000, -1), 1, generator=generator()).tokens
     share = torch.bincount(drawn[:, 0], minlength=13) / 4000
     assert (share - expected).abs().max() < 4 * 0.5 / 4000**0.5  # four standard deviations of a share, at most
-    assert torch.equal(drawn, model.generate(tokens(7)[:1].expand(4000, -1), 1, generator=generator()))
-    assert not torch.equal(drawn, model.generate(tokens(7)[:1].expand(4000, -1), 1, generator=generator(1)))
+    assert torch.equal(drawn, model.generate(tokens(7)[:1].expand(4000, -1), 1, generator=generator()).tokens)
+    assert not torch.equal(drawn, model.generate(tokens(7)[:1].expand(4000, -1), 1, generator=generator(1)).tokens)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_bfloat16_parameters_give_nearly_the_same(residual_in_float32):
     assert found.dtype == torch.bfloat16
     error = (found - expected).square().mean().sqrt() / expected.abs().max()
     assert error < BFLOAT16
-    assert model.generate(tokens(), 3, generator=generator()).shape == (2, 3)
+    assert model.generate(tokens(), 3, generator=generator()).tokens.shape == (2, 3)
     embedded = []
     model.stack.blocks[-1].register_forward_hook(lambda _module, _inputs, outputs: embedded.append(outputs[0].dtype))
     model(tokens(1), state)

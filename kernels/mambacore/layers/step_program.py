@@ -192,6 +192,17 @@ class StepProgram:
         row = torch.cat([part.flatten(1) for part in numbers], dim=1)
         memory[:, place : place + row.shape[1]] = row
 
+    def read_state(self, memory: Tensor, place: int, mixer: nn.Module) -> SelectiveState | S4DState:
+        """A block's state out of the memories (batch, memory_size): what `write_state` has put there."""
+        assert isinstance(mixer, SelectiveMixer | S4DMixer)  # see `can_step`
+        channels, states = mixer.log_decay_rate.shape
+        numbers = states * (2 if mixer.complex_state else 1)
+        history = mixer.convolution_weight.shape[1] - 1 if isinstance(mixer, SelectiveMixer) else 0
+        rows = memory[:, place : place + (history + numbers) * padded(channels)].unflatten(1, (-1, padded(channels)))
+        convolution, scan = rows[:, :history, :channels].clone(), rows[:, history:, :channels].movedim(1, 2)
+        held = as_complex(scan.contiguous()) if mixer.complex_state else scan.contiguous()
+        return SelectiveState(convolution, held) if isinstance(mixer, SelectiveMixer) else S4DState(held)
+
     def run(
         self,
         library: Library,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,7 +14,7 @@ from mambacore.errors import InputError
 from mambacore.layers import ContextEmbedding, ResidualBlock, ResidualStack, parameters_without_decay
 from mambacore.layers.bidirectional import widened
 from mambacore.layers.stack import StackState
-from mambacore.models.sampling import check_sampling, sample_tokens
+from mambacore.models.generation import Generated, generate
 
 # Standard deviation of embeddings at the start of training (GPT-2's, which the Mamba paper follows).
 EMBEDDING_DEVIATION = 0.02
@@ -208,40 +208,38 @@ class CausalLanguageModel(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        prompt: Tensor,
+        prompt: Tensor | Sequence[Tensor],
         count: int,
         temperature: float = 1.0,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Continue a prompt: read it once, then go on token by token with the state.
+        *,
+        top_k: int | None = None,
+        eos: int | None = None,
+        state: LanguageState | None = None,
+    ) -> Generated:
+        """Continue prompts: read them at once, then go on token by token with the state.
 
         Args:
-            prompt: (batch, length), at least one token.
-            count: how many tokens to add.
-            temperature, top_p, generator: see ``mambacore.models.sample_tokens``; temperature 0 is greedy.
+            prompt: (batch, length), at least one token; or a list of (length,) tensors, whose lengths may differ.
+            count: how many tokens to add to each.
+            temperature, top_p, top_k: see `mambacore.models.sampling_probabilities`; temperature 0 is greedy.
+            generator: the source of the random numbers, which are the same for the same seed and number of rows,
+                however many tokens are added at once.
+            eos: the token that ends a row; None to go on for all `count`.
+            state: of the model before the prompt; of one length of prompts only.
 
         Returns:
-            The new tokens, (batch, count). None is one of the padding tokens.
+            The new tokens, their log-likelihoods, the lengths and the state (`Generated`). No padding token is among
+            them.
 
         Raises:
-            InputError: an empty prompt, a negative count, or settings of the sampling that mean nothing.
+            InputError: an empty prompt, tokens that the model does not have, a negative count, or settings of the
+                sampling that mean nothing.
         """
-        check_sampling(temperature, top_p)
-        if prompt.dim() != 2 or prompt.shape[1] < 1:
-            raise InputError(
-                f"prompt must be (batch, length) with at least one token but has shape {tuple(prompt.shape)}"
-            )
-        if count < 0:
-            raise InputError(f"count must not be negative but is {count}")
-        tokens = prompt.new_empty(prompt.shape[0], count)
-        piece, state = prompt, None
-        for position in range(count):
-            hidden, state = self.hidden(piece, state)
-            logits = self.logits(hidden[:, -1])[:, : self.config.vocabulary_size]
-            tokens[:, position] = sample_tokens(logits, temperature, top_p, generator)
-            piece = tokens[:, position : position + 1]
-        return tokens
+        return generate(
+            self, prompt, count, temperature, top_p, generator, top_k=top_k, eos=eos, state=state
+        )  # fmt: skip
 
 
 def padded_size(vocabulary_size: int, multiple: int) -> int:
