@@ -211,7 +211,7 @@ def _merged(states: list[Any]) -> Any:
         return torch.cat(states) if len(shapes) == 1 else None
     if not isinstance(first, tuple):
         return first if all(one == first for one in states) else None
-    members = []
+    members: list[Any] = []
     for parts in zip(*states, strict=True):
         if all(part is None for part in parts):
             members.append(None)

@@ -1,4 +1,4 @@
-"""Generation: by steps of the program or of the modules, at once or in parts, of prompts of any lengths, with an end."""
+"""Generation: by the step program or the modules, at once or in parts, from prompts of any lengths, with an end."""
 
 import pytest
 import torch
