@@ -27,7 +27,7 @@ from genomamba.models.species_classifier import SpeciesClassifier
 
 REFERENCE_LENGTH_BP = 1024
 CALIBRATION_LENGTHS_BP = (1024, 4096, 16_384, 65_536, 262_144)
-# Only the typicality of short records needs these: their probabilities follow from the fit to the lengths above.
+# Only the p-values of short records needs these: their probabilities follow from the fit to the lengths above.
 SHORT_LENGTHS_BP = (256, 512)
 CALIBRATION_ERROR_BINS = 15
 # Width, in units of the log confidence, of the Gaussian prior around the trained confidence: wide enough to be
@@ -53,7 +53,7 @@ class CalibrationReport:
     """Figures of a calibration, every length counting the same.
 
     `before` is the confidence as trained. `after` figures come from windows that were not used for the fit (two folds
-    by position on the chromosomes); the stored confidence is then fitted on all of them. `typicality_quantiles` say how
+    by position on the chromosomes); the stored confidence is then fitted on all of them. `p_value_quantiles` say how
     likely the windows are (`novelty.LikelihoodQuantiles`).
     """
 
@@ -65,7 +65,7 @@ class CalibrationReport:
     negative_log_likelihood_after: float
     windows_by_length: dict[int, int]
     accuracy_by_length: dict[int, float]
-    typicality_quantiles: dict[str, Any]
+    p_value_quantiles: dict[str, Any]
     error_bins: int = CALIBRATION_ERROR_BINS
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def calibrate(
     Args:
         model: its `confidence_intercept` and `confidence_slope` are replaced.
         evidence: from `collect_evidence`.
-        short: of windows of `SHORT_LENGTHS_BP`, which only the typicality of short records is measured on.
+        short: of windows of `SHORT_LENGTHS_BP`, which only the p-values of short records is measured on.
     """
     trained = Confidence(float(model.confidence_intercept.detach()), float(model.confidence_slope.detach()))
     weights = _equal_weight_per_length(evidence.lengths_bp)
@@ -226,7 +226,7 @@ def calibrate(
         negative_log_likelihood_after=float(-weights @ log_probabilities_after[rows, evidence.labels]),
         windows_by_length={length: int((evidence.lengths_bp == length).sum()) for length in lengths},
         accuracy_by_length={length: float(correct[evidence.lengths_bp == length].mean()) for length in lengths},
-        typicality_quantiles=LikelihoodQuantiles.of_windows(
+        p_value_quantiles=LikelihoodQuantiles.of_windows(
             evidence if short is None else HeldOutEvidence.joined([short, evidence])
         ).to_dict(),
     )

@@ -22,7 +22,7 @@ class HeldOutEvidence:
         labels: (windows,) true class.
         folds: (windows,) 0 or 1: which half of its sequence the window lies in, so that a fit on one fold is tested on
             other bases.
-        own_likelihood: (windows,) of `novelty.own_likelihood`, or 0 where typicality is not needed.
+        own_likelihood: (windows,) of `novelty.own_likelihood`, or 0 where p-values are not needed.
     """
 
     mean_evidence: FloatArray

@@ -9,8 +9,8 @@ chain of first order fitted to the record itself: what the model says of the rec
 their own frequencies say. Such frequencies are a genomic signature (Karlin & Burge 1995, Trends in Genetics 11:283).
 
 The distribution of the score on held-out windows of several lengths is kept in the model folder, and a record's
-*typicality* is the share of those windows that are as unlikely as it: a conformal p-value (Bates et al. 2023, "Testing
-for outliers with conformal p-values", Annals of Statistics 51:149, equation 2).
+*p-value* is the share of those windows that are as unlikely as it: a conformal p-value (Bates et al. 2023, "Testing for
+outliers with conformal p-values", Annals of Statistics 51:149, equation 2).
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 
 QUANTILE_COUNT = 101
-KEY = "typicality_quantiles"
+KEY = "p_value_quantiles"
+OLDER_KEY = "typicality_quantiles"
+"""What model folders written before the column was renamed say."""
 
 
 def pair_counts(tokens: Tokens, base_before: int | None = None) -> IntegerArray:
@@ -114,7 +116,8 @@ class LikelihoodQuantiles:
         Raises:
             InputError: there are none, or they are of too few windows for the rate.
         """
-        content = (details.get("calibration") or {}).get(KEY)
+        calibration = details.get("calibration") or {}
+        content = calibration.get(KEY, calibration.get(OLDER_KEY))
         if content is None:
             raise InputError(
                 "what is foreign is told by how likely held-out windows are, which this model folder does not say: "
@@ -136,7 +139,7 @@ class LikelihoodQuantiles:
             )
         return quantiles
 
-    def typicality(self, score: float, length_bp: int) -> float:
+    def p_value(self, score: float, length_bp: int) -> float:
         """Share of held-out windows of this length that are as unlikely as a record, counting the record itself.
 
         Between two lengths the quantiles are interpolated in the logarithm of the length. Of shorter records the

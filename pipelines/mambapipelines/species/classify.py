@@ -13,27 +13,25 @@ from typing import BinaryIO, Final
 
 from genomamba.classification.evidence import PIECE_LENGTH_BP, RecordEvidence
 from genomamba.classification.novelty import LikelihoodQuantiles
+from genomamba.classification.records import Classification, Groups, RecordClassifier, Share
 from genomamba.io.fasta import STANDARD_INPUT, is_gzipped
 from genomamba.models.species_classifier import load_classifier
 from mambacore.errors import InputError
 from mambapipelines.console import BaseProgress, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
-from mambapipelines.species.outputs import CallSinks, Groups, group_rule, multiqc_text
+from mambapipelines.species.outputs import CallSinks, group_rule, multiqc_text
 from mambapipelines.species.processes import (
-    Share,
     evidence_by_processes,
     evidence_by_torchrun,
     rereadable_sources,
     torchrun_share,
     write_part,
 )
-from mambapipelines.species.record_classifier import RecordClassifier
 from mambapipelines.species.rows import (
     HISTOGRAM_BINS,
     MOST_LISTED_RECORDS,
     MOST_PLOTTED_RECORDS,
     NOT_AVAILABLE,
-    Classification,
     ClassificationSummary,
     table_header,
     table_row,
@@ -101,7 +99,7 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
     """Classify the records of FASTA and FASTQ files; the table goes to a file or standard output, row after row.
 
     Columns are tab-separated: `record`, `length` (bp), `call`, `probability` (of the best class), then `p_NAME` for
-    every class, and `typicality` with `unknown_rate`. Probabilities have six decimals, and are NA where the call is
+    every class, and `p_value` with `unknown_rate`. Probabilities have six decimals, and are NA where the call is
     `unclassified`. Under `torchrun` only the first process writes; the others return an empty summary.
 
     Raises:
@@ -142,7 +140,7 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
                 )
             )
         else:
-            records = (record for _, record in classifier.evidence(sources, Share(), progress))
+            records = (record for _, record in classifier.evidence(sources, Share(), progress.advance))
         if records is None:
             return ClassificationSummary(classifier.class_names)
         summary = _write_answers(options, classifier, records, sinks, sources, progress)
@@ -191,18 +189,18 @@ def _write_answers(
     counts_by_source: dict[str, dict[str, int]] = {source: {} for source in options.sources}
     with ExitStack() as written:
         stream = written.enter_context(written_whole(options.output)) if options.output else sys.stdout.buffer
-        stream.write(table_header(classifier.class_names, classifier.rates_typicality))
+        stream.write(table_header(classifier.class_names, classifier.has_p_values))
         stream.flush()
         for record in records:
             row = classifier.answer(record)
-            stream.write(table_row(row, len(classifier.class_names), classifier.rates_typicality))
+            stream.write(table_row(row, len(classifier.class_names), classifier.has_p_values))
             if options.output is None:
                 stream.flush()  # a reader at the other end of a pipe sees every row immediately
             summary.add(row)
             counts = counts_by_source[options.sources[record.source]]
             counts[row.call] = counts.get(row.call, 0) + 1
             if groups is not None:
-                groups.add(record.name, record.length, record.evidence, row.typicality)
+                groups.add(record.name, record.length, record.evidence, row.p_value)
             if sinks is not None:
                 sinks.add(row.call)
             progress.advance(0, f"{summary.record_count:,} records")
@@ -233,10 +231,10 @@ def _write_beside(written: ExitStack, path: Path, content: bytes) -> None:
 
 def _group_table(classifier: RecordClassifier, groups: Groups) -> bytes:
     """One row per group: group, records, length (classified bp), then the columns of the table of records."""
-    header = table_header(classifier.class_names, classifier.rates_typicality).split(b"\t")
+    header = table_header(classifier.class_names, classifier.has_p_values).split(b"\t")
     lines = [b"\t".join([b"group", b"records", *header[1:]])]
     for name, group in groups.by_name.items():
-        row = table_row(classifier.answer_group(name, group), len(classifier.class_names), classifier.rates_typicality)
+        row = table_row(classifier.answer_group(name, group), len(classifier.class_names), classifier.has_p_values)
         cells = row.split(b"\t")
         lines.append(b"\t".join([cells[0], str(group.records).encode(), *cells[1:]]))
     return b"".join(lines)

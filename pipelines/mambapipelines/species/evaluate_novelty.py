@@ -171,7 +171,7 @@ def _row(
     is_ood = np.repeat([0, 1], [len(inside.score), len(outside.score)])
 
     def share_below(scores: FloatArray) -> float:
-        return float(np.mean([quantiles.typicality(float(score), length) < FALSE_ALARM_RATE for score in scores]))
+        return float(np.mean([quantiles.p_value(float(score), length) < FALSE_ALARM_RATE for score in scores]))
 
     def auroc(kind: str) -> float:
         return float(roc_auc_score(is_ood, -np.concatenate([getattr(inside, kind), getattr(outside, kind)])))

@@ -8,19 +8,15 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, cast
 
-import numpy as np
-
 from genomamba.class_names import UNCLASSIFIED
-from genomamba.classification.held_out import FloatArray
+from genomamba.classification.records import UNKNOWN
 from genomamba.io.fastq import read_record_texts
 from mambacore.errors import InputError
 from mambapipelines.files import check_writable_place, written_whole
 
-UNKNOWN: Final = "unknown"
 CALL_PLACE: Final = "{call}"
 GZIP_LEVEL: Final = 6
 
@@ -71,47 +67,6 @@ def _read_mapping(path: Path) -> Mapping[str, str]:
         if mapping.setdefault(fields[0], fields[1]) != fields[1]:
             raise InputError(f"--group-by {path} puts record '{fields[0]}' into two groups (line {number}).")
     return mapping
-
-
-@dataclass
-class Group:
-    """Summed evidence of a group of records.
-
-    Attributes:
-        total: (classes,) in nats.
-        records: number of records.
-        classified_records, bases: of those with evidence.
-        weighted_typicality: sum of typicality times bases, where typicality was asked for.
-    """
-
-    total: FloatArray
-    records: int = 0
-    classified_records: int = 0
-    bases: int = 0
-    weighted_typicality: float = 0.0
-
-
-@dataclass
-class Groups:
-    """Groups in order of first appearance."""
-
-    rule: Callable[[str], str | None]
-    by_name: dict[str, Group] = field(default_factory=dict)
-    without: int = 0
-
-    def add(self, name: str, length: int, evidence: FloatArray | None, typicality: float | None = None) -> None:
-        """Add a record; one without evidence counts as a record of the group but adds no bases."""
-        group_name = self.rule(name)
-        if group_name is None:
-            self.without += 1
-            return
-        group = self.by_name.setdefault(group_name, Group(np.zeros(())))
-        group.records += 1
-        if evidence is not None:
-            group.total = group.total + evidence * length
-            group.classified_records += 1
-            group.bases += length
-            group.weighted_typicality += length * (typicality or 0.0)
 
 
 class CallSinks:

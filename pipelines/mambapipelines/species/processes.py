@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TextIO
@@ -24,23 +23,12 @@ from typing import TextIO
 import numpy as np
 
 from genomamba.classification.evidence import RecordEvidence
+from genomamba.classification.records import Share
 from genomamba.io.fasta import STANDARD_INPUT
 from mambacore.errors import InputError
 
 SECONDS_BETWEEN_LOOKS = 0.05
 _ERROR_SUFFIX, _PART_SUFFIX = ".error", ".part"
-
-
-@dataclass(frozen=True)
-class Share:
-    """The batches of a process: number `rank` and every `count`-th after it."""
-
-    rank: int = 0
-    count: int = 1
-
-    def has(self, batch: int) -> bool:
-        """Whether the batch, numbered from 0, is in this share."""
-        return batch % self.count == self.rank
 
 
 EvidenceOfShare = Callable[[Share], Iterator[tuple[int, RecordEvidence]]]

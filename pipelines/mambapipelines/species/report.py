@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from genomamba.classification.records import Classification
 from mambapipelines.pages.html import Item, Picture, Section, Table, page
 from mambapipelines.pages.plots import format_length, plot_probability_by_length, plot_probability_histogram
 from mambapipelines.species.rows import (
     HISTOGRAM_BINS,
     MOST_PLOTTED_RECORDS,
     NOT_AVAILABLE,
-    Classification,
     ClassificationSummary,
 )
 

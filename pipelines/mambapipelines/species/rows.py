@@ -1,8 +1,7 @@
-"""The answer for a record, its line in the table, and a summary of all answers in bounded memory."""
+"""Rows of the classification table, and a summary of all records in bounded memory."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -10,7 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from genomamba.classification.held_out import FloatArray
+from genomamba.classification.records import Classification
 
 NOT_AVAILABLE: Final = "NA"
 HISTOGRAM_BINS: Final = 20
@@ -18,28 +17,9 @@ MOST_LISTED_RECORDS: Final = 1_000
 MOST_PLOTTED_RECORDS: Final = 5_000
 
 
-@dataclass(frozen=True)
-class Classification:
-    """The answer for one record; `probabilities` has one value per class and is `None` when `unclassified`.
-
-    `typicality` is the share of held-out windows that are as unlikely as the record, where that was asked for.
-    """
-
-    name: str
-    length: int
-    call: str
-    probabilities: FloatArray | None = field(compare=False)
-    typicality: float | None = field(default=None, compare=False)
-
-    @property
-    def probability(self) -> float:
-        """Probability of the best class; not a number when `unclassified`."""
-        return math.nan if self.probabilities is None else float(self.probabilities.max())
-
-
 @dataclass
 class ClassificationSummary:
-    """What a report needs to know about all records, in bounded memory.
+    """Counts and examples for a report, in bounded memory.
 
     Attributes:
         class_names: in the order of the model.
@@ -86,18 +66,18 @@ class ClassificationSummary:
         return sum(self.bases.values())
 
 
-def table_header(class_names: Sequence[str], typicality: bool = False) -> bytes:
+def table_header(class_names: Sequence[str], with_p_value: bool = False) -> bytes:
     """The first line of the table, UTF-8."""
     columns = ["record", "length", "call", "probability", *(f"p_{name}" for name in class_names)]
-    return "\t".join(columns + ["typicality"] * typicality).encode() + b"\n"
+    return "\t".join(columns + ["p_value"] * with_p_value).encode() + b"\n"
 
 
-def table_row(row: Classification, class_count: int, typicality: bool = False) -> bytes:
+def table_row(row: Classification, class_count: int, with_p_value: bool = False) -> bytes:
     """One line of the table, UTF-8."""
     if row.probabilities is None:
         figures = [NOT_AVAILABLE] * (1 + class_count)
     else:
         figures = [f"{value:.6f}" for value in (row.probability, *row.probabilities)]
-    if typicality:
-        figures.append(NOT_AVAILABLE if row.typicality is None else f"{row.typicality:.6f}")
+    if with_p_value:
+        figures.append(NOT_AVAILABLE if row.p_value is None else f"{row.p_value:.6f}")
     return "\t".join([row.name, str(row.length), row.call, *figures]).encode("utf-8", "replace") + b"\n"

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from genomamba.classification.evidence import RecordEvidence, batches_by_length
 from genomamba.classification.held_out import HeldOutEvidence
 from genomamba.classification.novelty import LikelihoodQuantiles, own_likelihood, pair_counts
+from genomamba.classification.records import Groups, Share
 from genomamba.io.fastq import read_record_texts
 from genomamba.tokenizer import COMPLEMENT_IDS, TOKEN_OF_BYTE
 from mambacore.errors import InputError
 from mambapipelines.species.classify import ClassificationOptions, RecordClassifier, classify_files
-from mambapipelines.species.outputs import CallSinks, Groups
-from mambapipelines.species.processes import Share
+from mambapipelines.species.outputs import CallSinks
 from tiny_species import CLASS_NAMES, bases, fasta, tiny_model, write_tiny_model
 
 
@@ -77,10 +77,10 @@ def test_a_group_is_as_typical_as_its_records_on_average() -> None:
     for chosen, call, factor in (([0], "unknown", 1), ([0, 0], "unknown", 2), ([0, 1], "alba", 2)):
         groups = Groups(lambda name: "all")
         for place in chosen:
-            groups.add(rows[place].name, 64, records[place].evidence, rows[place].typicality)
+            groups.add(rows[place].name, 64, records[place].evidence, rows[place].p_value)
         answer = classifier.answer_group("all", groups.by_name["all"])
-        mean = np.mean([rows[place].typicality for place in chosen])
-        assert (answer.call, answer.typicality) == (call, pytest.approx(factor * mean))
+        mean = np.mean([rows[place].p_value for place in chosen])
+        assert (answer.call, answer.p_value) == (call, pytest.approx(factor * mean))
 
 
 def test_repeats_and_reverse_complements_have_the_own_likelihood_of_their_pairs() -> None:
@@ -179,7 +179,7 @@ def test_batches_hold_every_record_once_and_stay_small() -> None:
     assert all(2 * len(batch) * max(lengths[place] for place in batch) <= 32_768 for batch in batches)
 
 
-def test_typicality_is_the_share_of_windows_that_are_as_unlikely() -> None:
+def test_the_p_value_is_the_share_of_windows_that_are_as_unlikely() -> None:
     random = np.random.default_rng(0)
     scores = np.concatenate([random.normal(-1.3, 0.02, 999), random.normal(-1.3, 0.01, 999)])
     evidence = HeldOutEvidence(
@@ -188,19 +188,20 @@ def test_typicality_is_the_share_of_windows_that_are_as_unlikely() -> None:
     quantiles = LikelihoodQuantiles.of_windows(evidence)
     for length, deviation in ((1024, 0.02), (4096, 0.01), (256, 0.04)):
         fresh = random.normal(-1.3, deviation, 2000)
-        share = np.mean([quantiles.typicality(score, length) < 0.05 for score in fresh])
+        share = np.mean([quantiles.p_value(score, length) < 0.05 for score in fresh])
         assert 0.02 < share < 0.08
-        assert quantiles.typicality(-2.0, length) < 0.002
+        assert quantiles.p_value(-2.0, length) < 0.002
 
 
+@pytest.mark.parametrize("key", ["p_value_quantiles", "typicality_quantiles"])
 def test_unknown_rate_needs_a_calibrated_model_and_adds_a_column(
-    model_folder: Path, source: Path, tmp_path: Path
+    key: str, model_folder: Path, source: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="train it again with --holdout"):
         classify_files(ClassificationOptions(model_folder, [str(source)], output=Path("/dev/null"), unknown_rate=0.05))
     details = {
         "calibration": {
-            "typicality_quantiles": {
+            key: {
                 "lengths_bp": [64],
                 "windows": [100],
                 "quantiles": [np.linspace(5.0, 6.0, 101).tolist()],
@@ -210,7 +211,7 @@ def test_unknown_rate_needs_a_calibrated_model_and_adds_a_column(
     folder, output = write_tiny_model(tmp_path / "calibrated", details), tmp_path / "out.tsv"
     summary = classify_files(ClassificationOptions(folder, [str(source)], output=output, unknown_rate=0.05))
     assert set(summary.records) == {"unknown", "unclassified"}
-    assert output.read_text().splitlines()[0].endswith("\ttypicality")
+    assert output.read_text().splitlines()[0].endswith("\tp_value")
     with pytest.raises(InputError, match="too small"):
         classify_files(ClassificationOptions(folder, [str(source)], output=output, unknown_rate=0.001))
 

@@ -1,0 +1,312 @@
+"""Classification of records of any length: short ones in batches, long ones streamed in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO, Final, cast
+
+import numpy as np
+import torch
+
+from genomamba.class_names import UNCLASSIFIED
+from genomamba.classification.evidence import (
+    PIECE_LENGTH_BP,
+    RecordEvidence,
+    count_known,
+    evidence_of_pieces,
+    evidence_of_records,
+)
+from genomamba.classification.held_out import FloatArray
+from genomamba.classification.novelty import LikelihoodQuantiles, best_likelihood, own_likelihood, pair_counts
+from genomamba.io.fasta import SpooledRecord, spool_records
+from genomamba.io.fastq import read_sequence_events
+from genomamba.models.device import device_of
+from genomamba.models.species_classifier import BASES, SpeciesClassifier
+from genomamba.tokenizer import Tokens
+from mambacore.errors import InputError
+
+UNKNOWN: Final = "unknown"
+"""The call of a record whose best class is not certain enough, or that is unlike every class."""
+
+# Short records wait for others of similar length, with which they share a batch; the number that waits is bounded.
+MOST_WAITING_RECORDS: Final = 1024
+MOST_WAITING_BASES: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Result for one record.
+
+    Attributes:
+        name: record name.
+        length: record length, bp.
+        call: a class name, `unknown` or `unclassified`.
+        probabilities: (classes,); `None` when `unclassified`.
+        p_value: share of held-out windows that are as unlikely as the record, where it was asked for
+            (`novelty.LikelihoodQuantiles`).
+    """
+
+    name: str
+    length: int
+    call: str
+    probabilities: FloatArray | None = field(compare=False)
+    p_value: float | None = field(default=None, compare=False)
+
+    @property
+    def probability(self) -> float:
+        """Probability of the best class; NaN when `unclassified`."""
+        return math.nan if self.probabilities is None else float(self.probabilities.max())
+
+
+@dataclass
+class Group:
+    """Summed evidence of a group of records.
+
+    Attributes:
+        total: (classes,) in nats.
+        records: number of records.
+        classified_records, bases: of those with evidence.
+        weighted_p_value: sum of p-value times bases, where p-values were asked for.
+    """
+
+    total: FloatArray
+    records: int = 0
+    classified_records: int = 0
+    bases: int = 0
+    weighted_p_value: float = 0.0
+
+
+@dataclass
+class Groups:
+    """Groups in order of first appearance."""
+
+    rule: Callable[[str], str | None]
+    by_name: dict[str, Group] = field(default_factory=dict)
+    without: int = 0
+
+    def add(self, name: str, length: int, evidence: FloatArray | None, p_value: float | None = None) -> None:
+        """Add a record; one without evidence counts as a record of the group but adds no bases."""
+        group_name = self.rule(name)
+        if group_name is None:
+            self.without += 1
+            return
+        group = self.by_name.setdefault(group_name, Group(np.zeros(())))
+        group.records += 1
+        if evidence is not None:
+            group.total = group.total + evidence * length
+            group.classified_records += 1
+            group.bases += length
+            group.weighted_p_value += length * (p_value or 0.0)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The batches of one of several processes: number `rank` and every `count`-th after it."""
+
+    rank: int = 0
+    count: int = 1
+
+    def has(self, batch: int) -> bool:
+        """Whether the batch, numbered from 0, is in this share."""
+        return batch % self.count == self.rank
+
+
+def _ignore(bases: int) -> None:
+    """Report no progress."""
+
+
+class RecordClassifier:
+    """Classifies records with a model, averaging over both strands."""
+
+    def __init__(
+        self,
+        model: SpeciesClassifier,
+        minimum_length: int = 1,
+        unknown_below: float = 0.0,
+        piece_length: int = PIECE_LENGTH_BP,
+        unknown_rate: float = 0.0,
+        quantiles: LikelihoodQuantiles | None = None,
+    ) -> None:
+        """Check the settings.
+
+        Args:
+            model: the classifier, on any device; it is put into evaluation mode.
+            minimum_length: shorter records are `unclassified`, bp.
+            unknown_below: records whose best class has a smaller probability are `unknown`.
+            piece_length: bases that go through the model at once, bp; results do not depend on it.
+            unknown_rate: records with a p-value below this are `unknown`.
+            quantiles: of held-out windows, for p-values; needed for an `unknown_rate` above 0.
+
+        Raises:
+            InputError: an argument is out of range, or `unknown` would be ambiguous.
+        """
+        if minimum_length < 0:
+            raise InputError(f"--min-length is {minimum_length}: give 0 or more bases.")
+        if not 0 <= unknown_below <= 1:
+            raise InputError(f"--unknown-below is {unknown_below}: give a probability from 0 to 1.")
+        if piece_length < 1:
+            raise InputError(f"--piece-length is {piece_length}: give 1 or more bases.")
+        if not 0 <= unknown_rate < 1:
+            raise InputError(f"--unknown-rate is {unknown_rate}: give a share from 0 to below 1.")
+        self.class_names = tuple(model.config.class_names)
+        if (unknown_below > 0 or unknown_rate > 0) and UNKNOWN in self.class_names:
+            raise InputError(
+                f"the model has a class named '{UNKNOWN}', which is what --unknown-below and --unknown-rate call "
+                "records: leave the options out and filter by the column of probabilities."
+            )
+        self._model = model.eval()
+        self._minimum_length = max(1, minimum_length)
+        self._unknown_below = unknown_below
+        self._piece_length = piece_length
+        self._device = device_of(model)
+        self._unknown_rate = unknown_rate
+        self._quantiles = quantiles if unknown_rate > 0 else None
+
+    @property
+    def has_p_values(self) -> bool:
+        """Whether classifications have a p-value."""
+        return self._quantiles is not None
+
+    def classify(self, source: str | BinaryIO, advance: Callable[[int], object] = _ignore) -> Iterator[Classification]:
+        """Classify the records of a FASTA or FASTQ source, in order.
+
+        Neighbouring records of similar length share a batch; results depend neither on that nor on the length of the
+        pieces that longer records are cut into.
+
+        Args:
+            source: a path, "-" for standard input, or a binary stream.
+            advance: called with the number of bases done.
+
+        Raises:
+            InputError: the source is neither FASTA nor FASTQ; earlier records may have been yielded by then.
+        """
+        for _, record in self.evidence([source], Share(), advance):
+            yield self.answer(record)
+
+    def evidence(
+        self, sources: Sequence[str | BinaryIO], share: Share, advance: Callable[[int], object] = _ignore
+    ) -> Iterator[tuple[int, RecordEvidence]]:
+        """Yield (batch number, evidence) for the records of a share of the batches, in the order of the input.
+
+        Args:
+            sources: as in `classify`.
+            share: the batches of this process.
+            advance: called with the number of bases done.
+
+        Raises:
+            InputError: a source is neither FASTA nor FASTQ of nucleotides.
+        """
+        batch = 0
+        for place, source in enumerate(sources):
+            waiting: list[_WaitingRecord] = []
+            waiting_bases = 0
+            with closing(spool_records(source, events_of=read_sequence_events)) as records:  # type: ignore[type-var]
+                for record in records:
+                    is_long = record.length > self._piece_length and record.length >= self._minimum_length
+                    full = len(waiting) >= MOST_WAITING_RECORDS or waiting_bases >= MOST_WAITING_BASES
+                    if waiting and (is_long or full):
+                        yield from self._evidence_of_waiting(waiting, batch, share, place)
+                        waiting, waiting_bases, batch = [], 0, batch + 1
+                    if is_long:
+                        if share.has(batch):
+                            yield batch, replace(self._evidence_of_long(record, advance), source=place)
+                        batch += 1
+                        continue
+                    waiting.append(self._take(record, share.has(batch)))
+                    waiting_bases += record.length
+                    advance(record.length)
+            if waiting:
+                yield from self._evidence_of_waiting(waiting, batch, share, place)
+                batch += 1
+
+    def _take(self, record: SpooledRecord, wanted: bool) -> _WaitingRecord:
+        if not wanted or record.length < self._minimum_length:
+            return _WaitingRecord(record.name, record.length, None)
+        return _WaitingRecord(record.name, record.length, next(record.forward_pieces(record.length)))
+
+    def _evidence_of_waiting(
+        self, waiting: Sequence[_WaitingRecord], batch: int, share: Share, source: int
+    ) -> Iterator[tuple[int, RecordEvidence]]:
+        if not share.has(batch):
+            return
+        known = [0 if record.tokens is None else count_known(record.tokens) for record in waiting]
+        tokens = [record.tokens for record, bases in zip(waiting, known, strict=True) if bases]
+        rows = iter(evidence_of_records(self._model, cast(list[Tokens], tokens)))
+        for record, bases in zip(waiting, known, strict=True):
+            if bases and record.tokens is not None:
+                own = own_likelihood(pair_counts(record.tokens))
+                yield batch, RecordEvidence(record.name, record.length, bases, next(rows), source, own)
+            else:
+                # Too short, or without a single known base: there is no evidence for any class.
+                yield batch, RecordEvidence(record.name, record.length, 0, None, source)
+
+    def _evidence_of_long(self, record: SpooledRecord, advance: Callable[[int], object]) -> RecordEvidence:
+        """Evidence of a record whose strands are streamed through the model side by side."""
+        strands = zip(
+            record.forward_pieces(self._piece_length), record.reverse_complement_pieces(self._piece_length), strict=True
+        )
+        known_bases, pairs, base_before = 0, np.zeros((BASES, BASES), dtype=np.int64), None
+
+        def counted() -> Iterator[tuple[Tokens, Tokens]]:
+            nonlocal known_bases, pairs, base_before
+            for forward, reverse in strands:
+                known_bases += count_known(forward)
+                pairs = pairs + pair_counts(forward, base_before)
+                base_before = int(forward[-1])
+                yield forward, reverse
+                advance(len(forward))
+
+        evidence = evidence_of_pieces(self._model, counted())
+        if not known_bases:
+            return RecordEvidence(record.name, record.length, 0, None)
+        own = own_likelihood(pairs)
+        return RecordEvidence(record.name, record.length, known_bases, evidence, own_likelihood=own)
+
+    def answer(self, record: RecordEvidence) -> Classification:
+        """Call the class of a record from its evidence."""
+        if record.evidence is None:
+            return Classification(record.name, record.length, UNCLASSIFIED, None)
+        p_value = None
+        if self._quantiles is not None:
+            score = best_likelihood(record.evidence, record.known_bases / record.length) - record.own_likelihood
+            p_value = self._quantiles.p_value(float(score), record.length)
+        return self._answer(record.name, record.length, record.evidence, p_value)
+
+    def answer_group(self, name: str, group: Group) -> Classification:
+        """Call the class of a group from its summed evidence, with the confidence of one record of their joint length.
+
+        Evidence is a log-likelihood ratio, so that of records from one class adds up. Confidence was calibrated on
+        stretches of one chromosome: groups of records that repeat each other are called with too much confidence.
+
+        The p-value of a group is twice the mean of its records', weighted by their bases, which is valid however the
+        records depend on each other (Vovk & Wang 2020, "Combining p-values via averaging", Biometrika 107:791,
+        section 3); that of a single record is the record's own.
+        """
+        if not group.bases:
+            return Classification(name, 0, UNCLASSIFIED, None)
+        p_value = None
+        if self._quantiles is not None:
+            mean = group.weighted_p_value / group.bases
+            p_value = mean if group.classified_records == 1 else min(1.0, 2 * mean)
+        return self._answer(name, group.bases, group.total / group.bases, p_value)
+
+    @torch.inference_mode()
+    def _answer(self, name: str, length: int, evidence: FloatArray, p_value: float | None) -> Classification:
+        logits = self._model.logits(torch.from_numpy(evidence)[None].to(self._device), length)
+        probabilities = torch.softmax(logits, dim=-1)[0].cpu().numpy()
+        best = int(probabilities.argmax())
+        unknown = probabilities[best] < self._unknown_below
+        unknown |= p_value is not None and p_value < self._unknown_rate
+        return Classification(name, length, UNKNOWN if unknown else self.class_names[best], probabilities, p_value)
+
+
+@dataclass(frozen=True)
+class _WaitingRecord:
+    """A short record; without tokens it is too short to be classified, or another process's."""
+
+    name: str
+    length: int
+    tokens: Tokens | None
