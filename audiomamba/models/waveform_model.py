@@ -37,6 +37,9 @@ PIECE_POSITIONS = 16384
 LOWEST_FREQUENCY = 0.5
 HIGHEST_FREQUENCY = 60.0
 HEAD_DEVIATION = 0.5
+# Of the first label vectors. Vectors as large as what they are added to drown it: on spoken digits 320 clips led to
+# 5.61 bits per sample with 0.1 and 6.03 with 1.
+LABEL_DEVIATION = 0.1
 
 
 class ScaleState(NamedTuple):
@@ -157,6 +160,7 @@ class LabelEmbedding(nn.Module):
         self.tables = nn.ModuleList(nn.Embedding(len(one.values) + 1, sum(self.widths)) for one in config.label_sets)
         with torch.no_grad():
             for table in self.tables:
+                table.weight.mul_(LABEL_DEVIATION)
                 table.weight[UNLABELLED] = 0
 
     def forward(self, labels: Tensor) -> tuple[Tensor, ...]:
