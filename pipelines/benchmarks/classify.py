@@ -25,7 +25,8 @@ import torch
 
 from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig
 from mambapipelines.species.classify import RecordClassifier, table_row
-from mambapipelines.training.recipe import load_recipe
+from mambapipelines.species.recipe import SpeciesRecipe
+from mambapipelines.training.recipe import load_task_recipe
 
 SHORTEST_BP, LONGEST_BP, LONG_RECORD_BP = 500, 3_000, 1 << 20
 CLASS_NAMES = ("first", "second", "third")
@@ -75,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     model = SpeciesClassifier(
-        SpeciesClassifierConfig(class_names=CLASS_NAMES, **load_recipe(arguments.recipe).model)
+        SpeciesClassifierConfig(class_names=CLASS_NAMES, **load_task_recipe(SpeciesRecipe, arguments.recipe).model)
     ).eval()
     classifier = RecordClassifier(model)
     lengths = np.random.default_rng(1).integers(SHORTEST_BP, LONGEST_BP + 1, arguments.records).tolist()

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig
 from mambacore.benchmarking import machine, print_table
 from mambapipelines.language.recipe import PretrainingRecipe
-from mambapipelines.training.recipe import load_recipe, load_task_recipe
+from mambapipelines.species.recipe import SpeciesRecipe
+from mambapipelines.training.recipe import load_task_recipe
 
 CLASSES = tuple("abcde")
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -30,7 +31,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def demo_model() -> tuple[torch.nn.Module, Loss, Tensor, Tensor]:
     """The demo's classifier, its loss, and a micro-batch of windows of 4,096 bp with their labels."""
-    recipe = load_recipe("demo")
+    recipe = load_task_recipe(SpeciesRecipe, "demo")
     model = SpeciesClassifier(SpeciesClassifierConfig.from_dict({"class_names": list(CLASSES), **recipe.model}))
     rows = recipe.batch.windows_per_micro_batch(4096)
     tokens = torch.randint(7, 11, (rows, 4096))

@@ -1,4 +1,4 @@
-"""What the training road costs beside a bare loop: the same model, batches and optimiser, a step of each in turn.
+"""What the training loop costs beside a bare loop: the same model, batches and optimiser, a step of each in turn.
 
 python pipelines/benchmarks/training_overhead.py
 python pipelines/benchmarks/training_overhead.py --steps 40 --threads 2
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig
 from mambacore.benchmarking import machine, print_table
-from mambapipelines.training.options import TrainingOptions
+from mambapipelines.species.recipe import SpeciesRecipe
+from mambapipelines.species.train import SpeciesTrainingOptions
 from mambapipelines.training.plan import RunPlan
 from mambapipelines.training.progress import TrainingProgress
-from mambapipelines.training.recipe import load_recipe
+from mambapipelines.training.recipe import load_task_recipe
 from mambapipelines.training.run import TrainingRun
 from mambapipelines.training.state import RunFolder
 from mambapipelines.training.task import Batch, TrainingTask
@@ -100,11 +101,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    recipe = load_recipe("demo", ["precision=float32"])
+    recipe = load_task_recipe(SpeciesRecipe, "demo", ["precision=float32"])
     task = BesideBareLoop(recipe, arguments.length, arguments.rows)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
-        options = TrainingOptions([], arguments.length, output, steps=arguments.steps)
+        options = SpeciesTrainingOptions([], arguments.length, output, steps=arguments.steps)
         progress = TrainingProgress(Console(quiet=True))
         run_folder = RunFolder(
             output / "training", ("step", "loss", "learning_rate", "positions_per_second", "seconds")

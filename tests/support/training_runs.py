@@ -13,7 +13,7 @@ import torch
 
 from genomamba.data.genomes import GenomeSpecification
 from mambacore.errors import InputError
-from mambapipelines.species.train import TrainingOptions, train_species_classifier
+from mambapipelines.species.train import SpeciesTrainingOptions, train_species_classifier
 from mambapipelines.training import recorder
 
 CHANGES = (
@@ -41,10 +41,10 @@ def write_genomes(folder: Path) -> list[GenomeSpecification]:
     return specifications
 
 
-def run_options(folder: Path, output: Path, steps: int, changes: tuple[str, ...] = CHANGES) -> TrainingOptions:
+def run_options(folder: Path, output: Path, steps: int, changes: tuple[str, ...] = CHANGES) -> SpeciesTrainingOptions:
     """Options of a run on the genomes of `write_genomes(folder)`, which goes on where one is."""
     specifications = [GenomeSpecification(f"class{number}", (str(folder / f"{number}.fa"),)) for number in range(2)]
-    return TrainingOptions(
+    return SpeciesTrainingOptions(
         genomes=specifications, length=128, output=output, holdout=["chr2"], steps=steps, recipe="tiny",
         changes=changes, threads=1, resume=True,
     )  # fmt: skip
@@ -62,7 +62,7 @@ def save_every_step_and_report_to(errors: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def train_in_process(options: TrainingOptions, largest_file: int | None = None) -> None:
+def train_in_process(options: SpeciesTrainingOptions, largest_file: int | None = None) -> None:
     """The body of a process: train, saving after every step; exits with 2 and the sentence on standard error.
 
     Args:

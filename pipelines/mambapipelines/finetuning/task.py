@@ -1,9 +1,9 @@
-"""Training a sequence model, as tasks of the training road: on the rows of a table, or on windows of genomes."""
+"""Training a sequence model, as tasks of the training loop: on the rows of a table, or on windows of genomes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,8 +22,12 @@ from mambapipelines.training.recipe import BatchRecipe
 from mambapipelines.training.schedules import LengthWarmup
 from mambapipelines.training.task import Batch, Pieces, TrainingTask
 
-Material = tuple[Sequence[Tokens], Targets]
-"""Sequences, and their targets (rows, columns)."""
+
+class LabelledSequences(NamedTuple):
+    """Sequences, and their targets (rows, columns)."""
+
+    tokens: Sequence[Tokens]
+    targets: Targets
 
 
 class SequenceModelTask(TrainingTask):
@@ -42,7 +46,9 @@ class SequenceModelTask(TrainingTask):
     deciding_figure = "validation_loss"
     unit = "bases"
 
-    def __init__(self, model: SequenceModel, loss: SequenceLoss, sizes: BatchRecipe, validation: Material) -> None:
+    def __init__(
+        self, model: SequenceModel, loss: SequenceLoss, sizes: BatchRecipe, validation: LabelledSequences
+    ) -> None:
         self.model: SequenceModel = model
         self.sequence_loss = loss
         self.sizes = sizes
@@ -73,7 +79,7 @@ class SequenceModelTask(TrainingTask):
 
     def can_validate(self) -> bool:
         """Whether there are held-out sequences."""
-        return len(self.validation[0]) > 0
+        return len(self.validation.tokens) > 0
 
     def validate(self) -> dict[str, float]:
         """Loss of the held-out sequences, and a score: accuracy of classes or labels, R2 of numbers."""
@@ -111,8 +117,8 @@ class TableTask(SequenceModelTask):
         model: SequenceModel,
         loss: SequenceLoss,
         sizes: BatchRecipe,
-        validation: Material,
-        training: Material,
+        validation: LabelledSequences,
+        training: LabelledSequences,
         rows_per_step: int,
         seed: int,
     ) -> None:
@@ -124,7 +130,7 @@ class TableTask(SequenceModelTask):
     def batch(self, step: int) -> Batch:
         """The rows of a step, sorted by length so that little is padded."""
         sequences, targets = self.training
-        drawn: list[tuple[Tokens, int]] = []
+        rows: list[tuple[Tokens, int]] = []
         for index in range(step * self.rows_per_step, (step + 1) * self.rows_per_step):
             epoch, position = divmod(index, len(sequences))
             row = shuffled_position(position, len(sequences), self.seed, epoch)
@@ -132,18 +138,18 @@ class TableTask(SequenceModelTask):
             random = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64)))
             if self.model.config.both_strands and random.random() < 0.5:
                 tokens = COMPLEMENT_IDS[tokens[::-1]]
-            drawn.append((tokens, row))
-        drawn.sort(key=lambda pair: len(pair[0]))
-        tokens_of_step, lengths = padded_batch([tokens for tokens, _ in drawn])
-        return tokens_of_step, lengths, torch.from_numpy(targets[[row for _, row in drawn]])
+            rows.append((tokens, row))
+        rows.sort(key=lambda pair: len(pair[0]))
+        tokens_of_step, lengths = padded_batch([tokens for tokens, _ in rows])
+        return tokens_of_step, lengths, torch.from_numpy(targets[[row for _, row in rows]])
 
 
 class GenomeWindowTask(SequenceModelTask):
-    """Windows of genomes to be told apart: uniform class, uniform chromosome, uniform start, either strand.
+    """Windows of genomes to classify: uniform class, uniform chromosome, uniform start, either strand.
 
     Args:
         model, loss, sizes, validation: see `SequenceModelTask`; the model's classes are those of the genomes.
-        genomes: to draw windows from.
+        genomes: that windows are sampled from.
         lengths: of the windows, by step.
         windows_per_step: at every length.
         seed: of the windows.
@@ -154,7 +160,7 @@ class GenomeWindowTask(SequenceModelTask):
         model: SequenceModel,
         loss: SequenceLoss,
         sizes: BatchRecipe,
-        validation: Material,
+        validation: LabelledSequences,
         genomes: GenomeCollection,
         lengths: LengthWarmup,
         windows_per_step: int,

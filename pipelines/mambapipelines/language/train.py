@@ -6,8 +6,6 @@ the metrics of the run (`mambapipelines.training.state`).
 
 from __future__ import annotations
 
-import json
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,28 +19,16 @@ from genomamba.data.pretraining_windows import PretrainingWindow, PretrainingWin
 from genomamba.data.reference_set import ReferenceSet, rows_by_chromosome
 from genomamba.letter_policy import LetterPolicy, letter_policy
 from genomamba.models.interpolation import CountedFit, join_counts
-from genomamba.models.language_model import CoreModel, load_language_model, save_language_model
+from genomamba.models.language_model import load_language_model, save_language_model
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
-from mambacore.model_folder import CONFIG_NAME
 from mambacore.models import CausalLanguageModel
-from mambapipelines.console import format_duration
 from mambapipelines.language.recipe import PretrainingRecipe
 from mambapipelines.language.task import CausalTask, LanguageTask, MaskedTask
-from mambapipelines.training.options import CHECKSUM_BASES, check_options, planned_minutes
+from mambapipelines.training.fingerprint import ends_checksum
 from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, RunPlan
-from mambapipelines.training.progress import TrainingProgress
-from mambapipelines.training.provenance import provenance
 from mambapipelines.training.recipe import load_task_recipe
-from mambapipelines.training.run import (
-    TrainingRun,
-    introduce_state,
-    published_model,
-    recorded_state,
-    run_folder,
-    thread_count,
-)
-from mambapipelines.training.state import RunFolder, RunState
+from mambapipelines.training.session import TrainingSession, parameter_count
 
 TASKS: dict[str, type[LanguageTask]] = {"causal": CausalTask, "masked": MaskedTask}
 TILES = "mamba"
@@ -179,7 +165,7 @@ def read_corpus(options: PretrainingOptions, rule_name: str) -> Corpus:
 
 
 def pretrain(options: PretrainingOptions) -> PretrainingResult:
-    """Pretrain and save a language model; everything it has to say goes to standard error.
+    """Pretrain and save a language model; messages go to standard error.
 
     What survives what, and when a state is written, is that of `mambapipelines.training.run.TrainingRun`.
 
@@ -188,41 +174,24 @@ def pretrain(options: PretrainingOptions) -> PretrainingResult:
         KeyboardInterrupt: stopped by Ctrl-C, state saved.
         SystemExit: stopped by SIGTERM, state saved, status 143.
     """
-    start_seconds = time.monotonic()
-    check_options(options)
     recipe = load_task_recipe(PretrainingRecipe, options.recipe, options.changes)
     recipe.check()
-    folder = run_folder(options, TASKS[recipe.objective], recipe)
-    corpus = read_corpus(options, recipe.pretraining.rule)
-    training, validation = _windows(options, recipe, corpus)
-    fingerprint = _fingerprint(options, recipe, corpus)
-    state = recorded_state(options, folder, fingerprint)
-    if state is not None and state.step >= state.schedule.total_steps and (options.output / CONFIG_NAME).is_file():
-        return _finished_result(options, folder, state, start_seconds)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        model = recipe.build_model()
-    with thread_count(options.threads), TrainingProgress() as progress:
+    with TrainingSession(options, recipe, TASKS[recipe.objective]) as session:
+        corpus = read_corpus(options, recipe.pretraining.rule)
+        training, validation = _windows(options, recipe, corpus)
+        if session.resume(_depends_on(options, corpus)):
+            return _finished_result(session)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            model = recipe.build_model()
         task = TASKS[recipe.objective](model, recipe, training, validation)
-        plan = LanguagePlan(recipe, options.length, len(validation) * options.length)
-        _introduce(progress, options, recipe, corpus, task)
-        introduce_state(progress, options, state)
-        run = TrainingRun(
-            options=options,
-            recipe=recipe,
-            folder=folder,
-            task=task,
-            plan=plan,
-            fingerprint=fingerprint,
-            progress=progress,
-            start_seconds=start_seconds,
-        )
-        outcome = run.train(state)
+        _introduce(session, options, recipe, corpus, task)
+        outcome = session.train(task, LanguagePlan(recipe, options.length, len(validation) * options.length))
         model.eval()
         joined = None
         if recipe.pretraining.counted_order and task.can_validate():
             joined = _join_counts(options, recipe, corpus, task)
-            progress.note(joined.summary())
+            session.progress.note(joined.summary())
         recounted = joined is not None or outcome.validation is None
         figures = (task.validate() if recounted and task.can_validate() else outcome.validation) or {}
         task.model.eval()
@@ -235,20 +204,15 @@ def pretrain(options: PretrainingOptions) -> PretrainingResult:
             "test_chromosomes": list(options.test_chromosomes),
             "exclude_chromosomes": list(options.exclude_chromosomes),
             "length": options.length,
-            "recipe": recipe.to_dict(),
-            "recipe_name": options.recipe,
-            "provenance": provenance(),
-            "seed": options.seed,
-            "steps": outcome.steps,
             "bases_seen": task.bases_seen(outcome.steps),
             "valid_perplexity": perplexity,
             "joined_with_counts": None if joined is None else asdict(joined),
         }
-        with published_model(options.output, folder) as temporary:
-            save_language_model(temporary, task.model, details, letter_policy(recipe.pretraining.letters))
-        seconds = time.monotonic() - start_seconds
-        progress.note(f"wrote {options.output} after {format_duration(seconds)}")
-    return PretrainingResult(options.output, outcome.steps, perplexity, folder.metrics_path, seconds)
+        policy = letter_policy(recipe.pretraining.letters)
+        session.publish(lambda folder, every: save_language_model(folder, task.model, every, policy), details)
+        return PretrainingResult(
+            options.output, outcome.steps, perplexity, session.folder.metrics_path, session.seconds
+        )
 
 
 def _join_counts(
@@ -273,11 +237,6 @@ def training_tokens(corpus: Corpus) -> Iterator[Tokens]:
     for row in corpus.rows:
         if row.split == "train":
             yield policy.tokens(corpus.references.letters(row.chromosome, row.start, row.end))
-
-
-def parameter_count(model: CoreModel) -> int:
-    """Numbers that are trained; tied ones count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _windows(
@@ -316,40 +275,34 @@ def _windows_of(
     )
 
 
-def _fingerprint(options: PretrainingOptions, recipe: PretrainingRecipe, corpus: Corpus) -> dict[str, Any]:
-    """What the numbers of a run depend on, JSON-able; the keys are what the user would call them."""
+def _depends_on(options: PretrainingOptions, corpus: Corpus) -> dict[str, Any]:
+    """What the numbers of a run depend on; the keys are what the user would call them."""
     rows = "\n".join(f"{row.chromosome} {row.start} {row.end} {row.split}" for row in corpus.rows)
-    content = {
+    return {
         "--length": options.length,
-        "--seed": options.seed,
-        "--steps": options.steps,
-        "--minutes": planned_minutes(options, recipe),
         "--valid-chromosomes": sorted(set(options.valid_chromosomes)),
         "--test-chromosomes": sorted(set(options.test_chromosomes)),
         "--exclude-chromosomes": sorted(set(options.exclude_chromosomes)),
         "--intervals": None if options.intervals is None else f"{zlib.crc32(rows.encode()):08x}",
-        "reference": [[name, *_identity(corpus.references, name)] for name in corpus.references.lengths],
-        "recipe": recipe.to_dict(),
+        "reference": [_identity(corpus.references, name) for name in corpus.references.lengths],
     }
-    return json.loads(json.dumps(content))
 
 
-def _identity(references: ReferenceSet, contig: str) -> tuple[int, int]:
-    """What tells a contig from another: its length and the checksum of both ends."""
+def _identity(references: ReferenceSet, contig: str) -> list[Any]:
+    """What tells a contig from another: its name, its length and the checksum of both ends."""
     length = references.lengths[contig]
-    head = references.letters(contig, 0, min(CHECKSUM_BASES, length))
-    tail = references.letters(contig, max(0, length - CHECKSUM_BASES), length)
-    return length, zlib.crc32(tail, zlib.crc32(head))
+    return [contig, length, ends_checksum(lambda start, end: references.letters(contig, start, end), length)]
 
 
 def _introduce(
-    progress: TrainingProgress,
+    session: TrainingSession,
     options: PretrainingOptions,
     recipe: PretrainingRecipe,
     corpus: Corpus,
     task: LanguageTask,
 ) -> None:
     """Say what is about to be trained, and what of the input will not be used."""
+    progress = session.progress
     bases = {split: sum(row.length for row in corpus.rows if row.split == split) for split in ("train", "valid")}
     windows = task.windows(options.length)
     progress.note(
@@ -364,17 +317,15 @@ def _introduce(
         progress.note("nothing to validate on: give --valid-chromosomes, or intervals with valid rows")
 
 
-def _finished_result(
-    options: PretrainingOptions, folder: RunFolder, state: RunState, start_seconds: float
-) -> PretrainingResult:
+def _finished_result(session: TrainingSession) -> PretrainingResult:
     """The result of a run that needs nothing more, read back from its model folder."""
-    details = load_language_model(options.output).details
-    TrainingProgress().note(f"the run in {options.output} is finished: {state.step} steps, nothing left to do")
+    folder = session.options.output
+    details = load_language_model(folder).details
     return PretrainingResult(
-        options.output,
-        state.step,
+        folder,
+        details["steps"],
         details.get("valid_perplexity"),
-        folder.metrics_path,
-        time.monotonic() - start_seconds,
+        session.folder.metrics_path,
+        session.seconds,
         already_finished=True,
     )

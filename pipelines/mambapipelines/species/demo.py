@@ -36,7 +36,7 @@ from mambapipelines.species.evaluate import (
     table_text,
 )
 from mambapipelines.species.report import classification_table, describe_lengths
-from mambapipelines.species.train import TrainingOptions, TrainingResult, train_species_classifier
+from mambapipelines.species.train import SpeciesTrainingOptions, SpeciesTrainingResult, train_species_classifier
 
 TRAINING_LENGTH_BP: Final = 4_096
 EVALUATION_LENGTHS_BP: Final = (256, 1_024, 4_096, 16_384, 65_536)
@@ -104,7 +104,7 @@ def run_demo(options: DemoOptions) -> list[AccuracyRow]:
     clade = simulate_clade(options.seed)
     paths = clade.write_fasta(folder / GENOMES_NAME)
     training = train_species_classifier(
-        TrainingOptions(
+        SpeciesTrainingOptions(
             genomes=[GenomeSpecification(species, (str(path),)) for species, path in paths.items()],
             holdout=clade.holdout_names,
             length=TRAINING_LENGTH_BP,
@@ -224,7 +224,7 @@ def _evaluate(clade: SimulatedClade, model_folder: Path, seed: int) -> list[Accu
     )
 
 
-def _introduction(clade: SimulatedClade, training: TrainingResult) -> Section:
+def _introduction(clade: SimulatedClade, training: SpeciesTrainingResult) -> Section:
     text = (
         f"A classifier of {len(clade.species_names)} simulated species was trained in "
         f"{format_duration(training.seconds)} on {', '.join(clade.training_names)}. All results are measured on "
@@ -261,7 +261,7 @@ def _simulation_section(clade: SimulatedClade) -> Section:
     )
 
 
-def _training_section(training: TrainingResult) -> Section:
+def _training_section(training: SpeciesTrainingResult) -> Section:
     with training.metrics_path.open(newline="", encoding="utf-8") as stream:
         metrics = list(csv.DictReader(stream))
     steps = np.array([float(row["step"]) for row in metrics])
@@ -302,7 +302,7 @@ def _classification_section(summary: ClassificationSummary) -> Section:
     return Section("Classified contigs", [text, classification_table(summary.class_names, summary.listed)])
 
 
-def _summary(folder: Path, rows: Sequence[AccuracyRow], training: TrainingResult, seconds: float) -> str:
+def _summary(folder: Path, rows: Sequence[AccuracyRow], training: SpeciesTrainingResult, seconds: float) -> str:
     by_place = {(row.length, row.classifier): row.accuracy for row in rows}
     width = max(map(len, COLUMN_TITLES.values())) + 2
     lines = [

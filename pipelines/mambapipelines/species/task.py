@@ -1,4 +1,4 @@
-"""Species classification as a task of the training road."""
+"""Species classification as a task of the training loop."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from genomamba.classification.evidence import evidence_of_records
 from genomamba.data.genomes import GenomeCollection
 from genomamba.data.windows import EvaluationWindows, WindowSampler
 from genomamba.models.species_classifier import SpeciesClassifier
-from mambapipelines.training.recipe import Recipe
+from mambapipelines.species.recipe import SpeciesRecipe
 from mambapipelines.training.task import Batch, TrainingTask
 
 
 class SpeciesTask(TrainingTask):
-    """Tell the classes of windows apart: step `s` takes the windows `s * count` to `(s + 1) * count - 1` of a sampler.
+    """Classify windows: step `s` takes the windows `s * count` to `(s + 1) * count - 1` of a sampler.
 
     Args:
         model: trained in place.
         recipe: how many windows, and of which lengths.
         sampler: windows of the full length.
-        training: what shorter windows of the length warm-up are drawn from.
+        training: genomes that the shorter windows of the length warm-up are sampled from.
         validation: held-out windows.
     """
 
@@ -36,7 +36,7 @@ class SpeciesTask(TrainingTask):
     def __init__(
         self,
         model: SpeciesClassifier,
-        recipe: Recipe,
+        recipe: SpeciesRecipe,
         sampler: WindowSampler,
         training: GenomeCollection,
         validation: EvaluationWindows,

@@ -6,7 +6,6 @@ the metrics of the run (`mambapipelines.training.state`).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,13 @@ from genomamba.classification.calibration import (
     collect_evidence,
 )
 from genomamba.classification.head_fit import fit_heads
-from genomamba.data.genomes import GenomeCollection, load_genomes, require_training_classes
+from genomamba.data.genomes import (
+    GenomeCollection,
+    GenomeSequence,
+    GenomeSpecification,
+    load_genomes,
+    require_training_classes,
+)
 from genomamba.data.windows import WindowSampler, evaluation_windows
 from genomamba.models.language_model import LanguageModel, load_language_model
 from genomamba.models.species_classifier import (
@@ -38,27 +43,55 @@ from genomamba.models.transfer import (
     weights_checksum,
 )
 from mambacore.errors import InputError
-from mambacore.model_folder import CONFIG_NAME
-from mambapipelines.console import format_duration
+from mambapipelines.species.recipe import SpeciesRecipe
 from mambapipelines.species.task import SpeciesTask
-from mambapipelines.training.options import TrainingOptions, check_options, run_fingerprint
-from mambapipelines.training.plan import TrainingPlan
-from mambapipelines.training.progress import TrainingProgress
-from mambapipelines.training.provenance import provenance
-from mambapipelines.training.recipe import Recipe, load_recipe
-from mambapipelines.training.run import (
-    TrainingRun,
-    introduce_state,
-    published_model,
-    recorded_state,
-    run_folder,
-    thread_count,
-)
-from mambapipelines.training.state import RunFolder, RunState
+from mambapipelines.training.fingerprint import ends_checksum
+from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, STRANDS, RunPlan
+from mambapipelines.training.recipe import load_task_recipe
+from mambapipelines.training.session import TrainingSession, parameter_count
+
+MAXIMUM_CALIBRATION_FRACTION = 0.1
+MINIMUM_CALIBRATION_BASES = 16_384
 
 
 @dataclass(frozen=True)
-class TrainingResult:
+class SpeciesTrainingOptions:
+    """What `genomamba train` is asked to do.
+
+    Attributes:
+        genomes: one specification (class name and FASTA paths) per class, at least two.
+        length: length of a training window in bases.
+        output: the folder that becomes the model folder; its subfolder `training` holds the state of the run.
+        holdout: names of sequences that are never trained on; held-out accuracy and calibration come from them.
+        minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
+        steps: number of optimiser steps instead of a wall time.
+        recipe: name of a recipe of the package, or path of a YAML file.
+        changes: values that replace the recipe's, each written `section.key=value`.
+        seed: everything random is a function of this seed and an index.
+        resume: continue the run recorded in `output`; where there is none, one is started.
+        threads: number of CPU threads; `None` keeps PyTorch's choice.
+        start_from: a pretrained causal language model (folder or `hf://...`) whose shape and weights the classifier
+            takes; `None` starts from random weights of the recipe's shape.
+        strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
+    """
+
+    genomes: Sequence[GenomeSpecification]
+    length: int
+    output: Path
+    holdout: Sequence[str] = ()
+    minutes: float | None = None
+    steps: int | None = None
+    recipe: str = "small"
+    changes: Sequence[str] = ()
+    seed: int = 0
+    resume: bool = False
+    threads: int | None = None
+    start_from: str | None = None
+    strategy: str = "single"
+
+
+@dataclass(frozen=True)
+class SpeciesTrainingResult:
     """What a finished run left behind.
 
     Attributes:
@@ -69,7 +102,7 @@ class TrainingResult:
         calibration: figures of the calibration as stored in the model folder; `None` when it was not calibrated.
         metrics_path: CSV with one row per step.
         seconds: wall time of this call.
-        already_finished: true when `resume` found nothing left to do.
+        already_finished: whether `resume` found nothing left to do.
     """
 
     folder: Path
@@ -81,8 +114,63 @@ class TrainingResult:
     already_finished: bool = False
 
 
-def train_species_classifier(options: TrainingOptions) -> TrainingResult:
-    """Train, calibrate and save a species classifier; everything it has to say goes to standard error.
+@dataclass(frozen=True)
+class SpeciesPlan(RunPlan):
+    """The work of training a species classifier.
+
+    Attributes:
+        recipe: what is wanted.
+        length: length of a training window in bases.
+        classes: number of classes.
+        validation_windows: held-out windows of one validation; 0 when there is none.
+        calibration_lengths: number of window lengths of the calibration; 0 when there is none.
+    """
+
+    recipe: SpeciesRecipe
+    length: int
+    classes: int
+    validation_windows: int
+    calibration_lengths: int
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows in one optimiser step."""
+        return self.recipe.batch.windows_per_step(self.length)
+
+    def step_positions(self, step: int) -> float:
+        """Its bases."""
+        length = self.recipe.length.warmup(self.length).length_at(step)
+        return self.recipe.batch.windows_per_step(length) * length
+
+    @property
+    def validation_steps(self) -> float:
+        """What one validation costs, in optimiser steps."""
+        return STRANDS * self.validation_windows / (FORWARD_PASSES_PER_STEP * self.windows_per_step)
+
+    @property
+    def calibration_steps_per_base(self) -> float:
+        """What one base of the calibration budget costs, in optimiser steps."""
+        bases = STRANDS * self.classes * self.calibration_lengths
+        return bases / (FORWARD_PASSES_PER_STEP * self.windows_per_step * self.length)
+
+    def calibration_bases_per_class(self, total_steps: int) -> int:
+        """Budget of each calibration length: as the recipe says, and not more than 10 % of the work.
+
+        Very short runs take more than that, because a calibration with hardly any windows is worth nothing.
+        """
+        wanted = self.recipe.calibration.bases_per_class
+        if self.calibration_lengths == 0:
+            return wanted
+        affordable = int(MAXIMUM_CALIBRATION_FRACTION * total_steps / self.calibration_steps_per_base)
+        return min(wanted, max(MINIMUM_CALIBRATION_BASES, affordable))
+
+    def final_steps(self, total_steps: int) -> float:
+        """What the calibration costs, in optimiser steps."""
+        return self.calibration_bases_per_class(total_steps) * self.calibration_steps_per_base
+
+
+def train_species_classifier(options: SpeciesTrainingOptions) -> SpeciesTrainingResult:
+    """Train, calibrate and save a species classifier; messages go to standard error.
 
     What survives what, and when a state is written, is that of `mambapipelines.training.run.TrainingRun`.
 
@@ -91,158 +179,152 @@ def train_species_classifier(options: TrainingOptions) -> TrainingResult:
         KeyboardInterrupt: stopped by Ctrl-C, state saved.
         SystemExit: stopped by SIGTERM, state saved, status 143.
     """
-    start_seconds = time.monotonic()
-    check_options(options)
-    recipe = load_recipe(options.recipe, options.changes)
-    run = run_folder(options, SpeciesTask, recipe)
-    pretrained = _load_pretrained(options)
-    genomes = load_genomes(options.genomes)
-    require_training_classes(genomes)
-    training, held_out = genomes.split(list(dict.fromkeys(options.holdout)))
-    sampler = WindowSampler(training, options.length, options.seed)
-    fingerprint = run_fingerprint(options, recipe, genomes)
-    if pretrained is not None:
-        fingerprint["--from"] = weights_checksum(pretrained.model)
-    state = recorded_state(options, run, fingerprint)
-    if state is not None and state.step >= state.schedule.total_steps and (options.output / CONFIG_NAME).is_file():
-        return _finished_result(options, run, state, start_seconds)
-    model = _build_model(genomes.class_names, recipe, options.seed, pretrained)
-    with thread_count(options.threads), TrainingProgress() as progress:
-        session = _Run(
-            options=options,
-            recipe=recipe,
-            folder=run,
-            model=model,
-            sampler=sampler,
-            training=training,
-            held_out=held_out,
-            progress=progress,
-            start_seconds=start_seconds,
-        )
-        _introduce(progress, session)
-        introduce_state(progress, options, state)
-        session.train(state, fingerprint)
-        return session.finish(genomes)
+    recipe = load_task_recipe(SpeciesRecipe, options.recipe, options.changes)
+    with TrainingSession(options, recipe, SpeciesTask) as session:
+        pretrained = _load_pretrained(options)
+        genomes = load_genomes(options.genomes)
+        require_training_classes(genomes)
+        training, held_out = genomes.split(list(dict.fromkeys(options.holdout)))
+        sampler = WindowSampler(training, options.length, options.seed)
+        if session.resume(_depends_on(options, genomes, pretrained)):
+            return _finished_result(session)
+        model = _build_model(genomes.class_names, recipe, options.seed, pretrained)
+        run = _Run(session, options, recipe, model, sampler, training, held_out)
+        run.introduce()
+        return run.train(genomes)
 
 
-@dataclass
 class _Run:
     """One call of `train_species_classifier`, after everything has been checked."""
 
-    options: TrainingOptions
-    recipe: Recipe
-    folder: RunFolder
-    model: SpeciesClassifier
-    sampler: WindowSampler
-    training: GenomeCollection
-    held_out: GenomeCollection
-    progress: TrainingProgress
-    start_seconds: float
-    held_out_accuracy: float | None = None
-    total_steps: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        session: TrainingSession,
+        options: SpeciesTrainingOptions,
+        recipe: SpeciesRecipe,
+        model: SpeciesClassifier,
+        sampler: WindowSampler,
+        training: GenomeCollection,
+        held_out: GenomeCollection,
+    ) -> None:
+        self.session, self.options, self.recipe = session, options, recipe
+        self.model, self.sampler, self.training, self.held_out = model, sampler, training, held_out
         # A held-out window costs as much as a calibration window of that length, so the same budget bounds both.
-        budget = self.recipe.calibration.bases_per_class
-        per_class = max(1, min(self.recipe.validation.windows_per_class, budget // self.options.length))
-        self.validation = evaluation_windows(self.held_out, self.options.length, per_class, self.options.seed)
-        self.task = SpeciesTask(self.model, self.recipe, self.sampler, self.training, self.validation)
-        self.plan = TrainingPlan(
-            recipe=self.recipe,
-            length=self.options.length,
-            classes=len(self.held_out.class_names),
+        budget = recipe.calibration.bases_per_class
+        per_class = max(1, min(recipe.validation.windows_per_class, budget // options.length))
+        self.validation = evaluation_windows(held_out, options.length, per_class, options.seed)
+        self.task = SpeciesTask(model, recipe, sampler, training, self.validation)
+        self.plan = SpeciesPlan(
+            recipe=recipe,
+            length=options.length,
+            classes=len(held_out.class_names),
             validation_windows=len(self.validation.windows) if self.task.can_validate() else 0,
-            calibration_lengths=len(calibration_lengths(self.held_out, self.options.length, budget)),
+            calibration_lengths=len(calibration_lengths(held_out, options.length, budget)),
         )
 
-    def train(self, state: RunState | None, fingerprint: dict[str, Any]) -> None:
-        """Take all steps that are left; see `TrainingRun.train`."""
-        run = TrainingRun(
-            options=self.options,
-            recipe=self.recipe,
-            folder=self.folder,
-            task=self.task,
-            plan=self.plan,
-            fingerprint=fingerprint,
-            progress=self.progress,
-            start_seconds=self.start_seconds,
+    def introduce(self) -> None:
+        """Say what is about to be trained, and what of the input will not be used."""
+        note, length, short = self.session.progress.note, self.options.length, self.sampler.short_sequences
+        note(
+            f"{len(self.sampler.class_names)} classes, {parameter_count(self.model):,} parameters, "
+            f"{self.plan.windows_per_step} windows of {length:,} bp per step"
         )
-        outcome = run.train(state)
-        self.total_steps = outcome.steps
-        if outcome.validation is not None:
-            self.held_out_accuracy = outcome.validation["held_out_accuracy"]
+        if short:
+            note(f"{len(short)} training sequences are shorter than {length:,} bp and are not used")
+        if self.held_out.sequences and not self.task.can_validate():
+            missing = ", ".join(self.validation.missing_classes)
+            note(f"no held-out accuracy: {missing} has no held-out sequence of {length:,} bp")
 
-    def finish(self, genomes: GenomeCollection) -> TrainingResult:
-        """Calibrate and write the model folder."""
-        self.model.eval()
-        bases_seen = self.task.bases_seen(self.total_steps)
-        head_fit = fit_heads(self.model, self.training, bases_seen, self.options.seed)
+    def train(self, genomes: GenomeCollection) -> SpeciesTrainingResult:
+        """Take all steps that are left, calibrate, and write the model folder."""
+        session, model = self.session, self.model
+        outcome = session.train(self.task, self.plan)
+        accuracy = None if outcome.validation is None else outcome.validation["held_out_accuracy"]
+        model.eval()
+        bases_seen = self.task.bases_seen(outcome.steps)
+        head_fit = fit_heads(model, self.training, bases_seen, self.options.seed)
         if head_fit is not None:
-            self.progress.note(head_fit.summary())
-        if self.task.can_validate() and (self.held_out_accuracy is None or head_fit is not None):
-            self.held_out_accuracy = self.task.validate()["held_out_accuracy"]
-            self.model.eval()
-        report = self._calibrate()
+            session.progress.note(head_fit.summary())
+        if self.task.can_validate() and (accuracy is None or head_fit is not None):
+            accuracy = self.task.validate()["held_out_accuracy"]
+            model.eval()
+        report = self._calibrate(outcome.steps)
         calibration = report.to_dict() if report is not None else None
-        minutes = (time.monotonic() - self.start_seconds) / 60
         details = {
             "training_length": self.options.length,
             "holdout": list(dict.fromkeys(self.options.holdout)),
             "manifest": genomes.manifest(),
-            "recipe": self.recipe.to_dict(),
-            "recipe_name": self.options.recipe,
-            "provenance": provenance(),
-            "seed": self.options.seed,
             "start_from": self.options.start_from,
-            "steps": self.total_steps,
             "bases_seen": bases_seen,
             "head_fit": asdict(head_fit) if head_fit is not None else None,
-            "held_out_accuracy": self.held_out_accuracy,
+            "held_out_accuracy": accuracy,
             "calibrated": report is not None,
             "calibration": calibration,
         }
-        with published_model(self.options.output, self.folder) as temporary:
-            save_classifier(temporary, self.model, details=details)
-        self.progress.note(f"wrote {self.options.output} after {format_duration(60 * minutes)}")
-        return TrainingResult(
+        session.publish(lambda folder, every: save_classifier(folder, model, details=every), details)
+        return SpeciesTrainingResult(
             folder=self.options.output,
-            steps=self.total_steps,
-            held_out_accuracy=self.held_out_accuracy,
+            steps=outcome.steps,
+            held_out_accuracy=accuracy,
             calibration=calibration,
-            metrics_path=self.folder.metrics_path,
-            seconds=60 * minutes,
+            metrics_path=session.folder.metrics_path,
+            seconds=session.seconds,
         )
 
-    def _calibrate(self) -> CalibrationReport | None:
+    def _calibrate(self, total_steps: int) -> CalibrationReport | None:
+        note = self.session.progress.note
         if not self.held_out.sequences:
-            self.progress.note("no --holdout, so probabilities are not calibrated: they are as confident as trained")
+            note("no --holdout, so probabilities are not calibrated: they are as confident as trained")
             return None
-        bases_per_class = self.plan.calibration_bases_per_class(self.total_steps)
-        evidence = collect_evidence(
-            self.model,
-            self.held_out,
-            calibration_lengths(self.held_out, self.options.length, bases_per_class),
-            bases_per_class=bases_per_class,
-            maximum_windows_per_class=self.recipe.calibration.maximum_windows_per_class,
-            seed=self.options.seed,
+        bases_per_class = self.plan.calibration_bases_per_class(total_steps)
+        evidence, short = (
+            collect_evidence(
+                self.model,
+                self.held_out,
+                lengths,
+                bases_per_class=bases_per_class,
+                maximum_windows_per_class=self.recipe.calibration.maximum_windows_per_class,
+                seed=self.options.seed,
+            )
+            for lengths in (calibration_lengths(self.held_out, self.options.length, bases_per_class), SHORT_LENGTHS_BP)
         )
         if evidence is None:
-            self.progress.note("the held-out sequences are too short, so probabilities are not calibrated")
+            note("the held-out sequences are too short, so probabilities are not calibrated")
             return None
-        short = collect_evidence(
-            self.model,
-            self.held_out,
-            SHORT_LENGTHS_BP,
-            bases_per_class=bases_per_class,
-            maximum_windows_per_class=self.recipe.calibration.maximum_windows_per_class,
-            seed=self.options.seed,
-        )
         report = calibrate(self.model, evidence, short)
-        self.progress.note(report.summary())
+        note(report.summary())
         return report
 
 
-def _load_pretrained(options: TrainingOptions) -> LanguageModel | None:
+def sequence_identity(sequence: GenomeSequence) -> list[Any]:
+    """What tells a sequence from another: name, length, and the checksum of both ends."""
+    checksum = ends_checksum(lambda start, end: sequence.tokens(start, end).tobytes(), sequence.length)
+    return [sequence.name, sequence.length, checksum]
+
+
+def sequences_by_class(genomes: GenomeCollection) -> dict[str, list[list[Any]]]:
+    """The identities of all sequences of each class."""
+    return {
+        name: [sequence_identity(sequence) for sequence in genomes.sequences_of(name)] for name in genomes.class_names
+    }
+
+
+def _depends_on(
+    options: SpeciesTrainingOptions, genomes: GenomeCollection, pretrained: LanguageModel | None
+) -> dict[str, Any]:
+    """What the numbers of a run depend on; the keys are what the user would call them."""
+    content: dict[str, Any] = {
+        "--length": options.length,
+        "--holdout": sorted(set(options.holdout)),
+        "classes": list(genomes.class_names),
+        "sequences": sequences_by_class(genomes),
+    }
+    if pretrained is not None:
+        content["--from"] = weights_checksum(pretrained.model)
+    return content
+
+
+def _load_pretrained(options: SpeciesTrainingOptions) -> LanguageModel | None:
     """The language model to start from, if there is one; refuses changes of what it decides."""
     if options.start_from is None:
         return None
@@ -254,7 +336,7 @@ def _load_pretrained(options: TrainingOptions) -> LanguageModel | None:
 
 
 def _build_model(
-    class_names: Sequence[str], recipe: Recipe, seed: int, pretrained: LanguageModel | None = None
+    class_names: Sequence[str], recipe: SpeciesRecipe, seed: int, pretrained: LanguageModel | None = None
 ) -> SpeciesClassifier:
     """A new classifier whose first weights depend on the seed only, or are a language model's where it has them."""
     settings = dict(recipe.model)
@@ -270,31 +352,16 @@ def _build_model(
     return classifier
 
 
-def _finished_result(options: TrainingOptions, run: RunFolder, state: RunState, start_seconds: float) -> TrainingResult:
+def _finished_result(session: TrainingSession) -> SpeciesTrainingResult:
     """The result of a run that needs nothing more, read back from its model folder."""
-    details = load_classifier(options.output)[1]
-    TrainingProgress().note(f"the run in {options.output} is finished: {state.step} steps, nothing left to do")
-    return TrainingResult(
-        folder=options.output,
-        steps=state.step,
+    folder = session.options.output
+    details = load_classifier(folder)[1]
+    return SpeciesTrainingResult(
+        folder=folder,
+        steps=details["steps"],
         held_out_accuracy=details.get("held_out_accuracy"),
         calibration=details.get("calibration"),
-        metrics_path=run.metrics_path,
-        seconds=time.monotonic() - start_seconds,
+        metrics_path=session.folder.metrics_path,
+        seconds=session.seconds,
         already_finished=True,
     )
-
-
-def _introduce(progress: TrainingProgress, session: _Run) -> None:
-    """Say what is about to be trained, and what of the input will not be used."""
-    options, short = session.options, session.sampler.short_sequences
-    parameters = sum(parameter.numel() for parameter in session.model.parameters())
-    progress.note(
-        f"{len(session.sampler.class_names)} classes, {parameters:,} parameters, "
-        f"{session.plan.windows_per_step} windows of {options.length:,} bp per step"
-    )
-    if short:
-        progress.note(f"{len(short)} training sequences are shorter than {options.length:,} bp and are not used")
-    if session.held_out.sequences and not session.task.can_validate():
-        missing = ", ".join(session.validation.missing_classes)
-        progress.note(f"no held-out accuracy: {missing} has no held-out sequence of {options.length:,} bp")

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import dataclass
 
-from mambapipelines.training.recipe import Recipe, TrainingRecipe
+from mambapipelines.training.recipe import TrainingRecipe
 from mambapipelines.training.schedules import Schedule
 
 # Forward and backward cost about three forward passes.
@@ -18,8 +17,6 @@ FORWARD_PASSES_PER_STEP = 3
 # Held-out windows go through the model on both strands.
 STRANDS = 2
 MAXIMUM_VALIDATION_FRACTION = 0.05
-MAXIMUM_CALIBRATION_FRACTION = 0.1
-MINIMUM_CALIBRATION_BASES = 16_384
 
 
 class RunPlan:
@@ -91,58 +88,3 @@ class RunPlan:
         candidates = range(measured_steps + 1, most + 1)
         fitting = bisect.bisect_right(candidates, affordable, key=self.work)
         return self.schedule(candidates[max(0, fitting - 1)], measured_steps)
-
-
-@dataclass(frozen=True)
-class TrainingPlan(RunPlan):
-    """The work of training a species classifier.
-
-    Attributes:
-        recipe: what is wanted.
-        length: length of a training window in bases.
-        classes: number of classes.
-        validation_windows: held-out windows of one validation; 0 when there is none.
-        calibration_lengths: number of window lengths of the calibration; 0 when there is none.
-    """
-
-    recipe: Recipe
-    length: int
-    classes: int
-    validation_windows: int
-    calibration_lengths: int
-
-    @property
-    def windows_per_step(self) -> int:
-        """Windows in one optimiser step."""
-        return self.recipe.batch.windows_per_step(self.length)
-
-    def step_positions(self, step: int) -> float:
-        """Its bases."""
-        length = self.recipe.length.warmup(self.length).length_at(step)
-        return self.recipe.batch.windows_per_step(length) * length
-
-    @property
-    def validation_steps(self) -> float:
-        """What one validation costs, in optimiser steps."""
-        return STRANDS * self.validation_windows / (FORWARD_PASSES_PER_STEP * self.windows_per_step)
-
-    @property
-    def calibration_steps_per_base(self) -> float:
-        """What one base of the calibration budget costs, in optimiser steps."""
-        bases = STRANDS * self.classes * self.calibration_lengths
-        return bases / (FORWARD_PASSES_PER_STEP * self.windows_per_step * self.length)
-
-    def calibration_bases_per_class(self, total_steps: int) -> int:
-        """Budget of each calibration length: as the recipe says, and not more than 10 % of the work.
-
-        Very short runs take more than that, because a calibration with hardly any windows is worth nothing.
-        """
-        wanted = self.recipe.calibration.bases_per_class
-        if self.calibration_lengths == 0:
-            return wanted
-        affordable = int(MAXIMUM_CALIBRATION_FRACTION * total_steps / self.calibration_steps_per_base)
-        return min(wanted, max(MINIMUM_CALIBRATION_BASES, affordable))
-
-    def final_steps(self, total_steps: int) -> float:
-        """What the calibration costs, in optimiser steps."""
-        return self.calibration_bases_per_class(total_steps) * self.calibration_steps_per_base

@@ -24,7 +24,6 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 import yaml
 
-from genomamba.models.species_classifier import SpeciesClassifierConfig
 from mambacore.errors import InputError
 from mambapipelines.training.schedules import SCHEDULES, LengthWarmup
 
@@ -84,14 +83,6 @@ class ValidationRecipe:
 
 
 @dataclass(frozen=True)
-class CalibrationRecipe:
-    """Held-out windows after training: at each length about `bases_per_class` of every class."""
-
-    bases_per_class: int = 524_288
-    maximum_windows_per_class: int = 128
-
-
-@dataclass(frozen=True)
 class CheckpointRecipe:
     """Which states of the run are kept: the last ones, and the one of the best validation (0 or 1 of it)."""
 
@@ -137,6 +128,10 @@ class TrainingRecipe:
         """The resolved recipe, every default filled in, as it is stored with a run."""
         return asdict(self)
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What of it a resumed run must have in common with the recorded one; all of it unless a task says less."""
+        return self.to_dict()
+
     def positive_values(self) -> dict[str, float]:
         """Values of the task's own sections that must be greater than 0, by key."""
         return {}
@@ -165,34 +160,13 @@ class TrainingRecipe:
         return recipe
 
 
-@dataclass(frozen=True)
-class Recipe(TrainingRecipe):
-    """A recipe of species classification."""
-
-    # The classes come from the genomes given, never from a recipe.
-    model_defaults: ClassVar[dict[str, Any]] = {
-        item.name: item.default for item in fields(SpeciesClassifierConfig) if item.name != "class_names"
-    }
-
-    calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
-
-    def positive_values(self) -> dict[str, float]:
-        """Values of the task's own sections that must be greater than 0, by key."""
-        return {f"calibration.{key}": value for key, value in asdict(self.calibration).items()}
-
-
 AnyRecipe = TypeVar("AnyRecipe", bound=TrainingRecipe)
 
 
-def recipe_names(folder: str = Recipe.folder) -> list[str]:
+def recipe_names(folder: str) -> list[str]:
     """Names of the recipes the package brings for a task."""
     entries = (files("mambapipelines") / "recipes" / folder).iterdir()
     return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
-
-
-def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe of species classification of that name, or the one in that YAML file; see `load_task_recipe`."""
-    return load_task_recipe(Recipe, name_or_path, changes)
 
 
 def load_task_recipe(kind: type[AnyRecipe], name_or_path: str, changes: Sequence[str] = ()) -> AnyRecipe:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
 from mambacore.errors import InputError
 from mambacore.model_folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME
 from mambapipelines.training.module import StepDataModule, TrainingModule
-from mambapipelines.training.options import RUN_FOLDER_NAME, RunOptions, check_output, refuse_other_run, strategy_of
+from mambapipelines.training.options import RUN_FOLDER_NAME, RunOptions, check_output, strategy_of
 from mambapipelines.training.plan import RunPlan
 from mambapipelines.training.progress import TrainingProgress, quiet_lightning
 from mambapipelines.training.provenance import provenance
@@ -52,31 +51,6 @@ def run_folder(options: RunOptions, task: type[TrainingTask], recipe: TrainingRe
     )
     check_output(options, folder)
     return folder
-
-
-def recorded_state(options: RunOptions, folder: RunFolder, fingerprint: dict[str, Any]) -> RunState | None:
-    """The state to go on from; `None` where there is none.
-
-    Raises:
-        InputError: it is damaged, or of a run with another fingerprint.
-    """
-    state = folder.load() if folder.holds_a_run() else None
-    if state is not None:
-        refuse_other_run(state.fingerprint, fingerprint, options.output)
-    return state
-
-
-def introduce_state(progress: TrainingProgress, options: RunOptions, state: RunState | None) -> None:
-    """Say where a resumed run stands."""
-    if state is not None:
-        progress.note(f"resuming after step {state.step} of {state.schedule.total_steps}")
-        if state.threads != torch.get_num_threads():
-            progress.note(
-                f"the run used {state.threads} threads and now uses {torch.get_num_threads()}: "
-                "the last digits may differ from an uninterrupted run"
-            )
-    elif options.resume:
-        progress.note(f"{options.output} holds no training run to resume: starting one")
 
 
 @dataclass(frozen=True)
@@ -216,15 +190,3 @@ def published_model(output: Path, folder: RunFolder) -> Iterator[Path]:
         (temporary / name).replace(output / name)
     shutil.rmtree(temporary, ignore_errors=True)
     write_run_report(output)
-
-
-@contextmanager
-def thread_count(threads: int | None) -> Iterator[None]:
-    """Let PyTorch use `threads` CPU threads inside."""
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -44,8 +44,6 @@ POINTER_NAME = "current.json"
 METRICS_NAME = "metrics.csv"
 EVENTS_NAME = "events"
 RUN_DESCRIPTION_NAME = "run.json"
-# Those of species classification.
-METRICS_COLUMNS = ("step", "loss", "accuracy", "learning_rate", "held_out_accuracy", "bases_per_second", "seconds")
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class RunFolder:
     def __init__(
         self,
         path: Path,
-        metrics_columns: Sequence[str] = METRICS_COLUMNS,
+        metrics_columns: Sequence[str] = ("step", "loss"),
         keep_last: int = 1,
         keep_best: bool = False,
     ) -> None:

@@ -7,8 +7,6 @@ the metrics of the run (`mambapipelines.training.state`), with clips generated o
 from __future__ import annotations
 
 import hashlib
-import json
-import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,22 +20,11 @@ from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.splits import SplitClips, read_split_clips
 from audiomamba.metrics.likelihood import bits_by_label, bits_per_sample, collection_likelihoods
 from audiomamba.models import WaveformModel, WaveformModelConfig, load_waveform_model, save_waveform_model
-from mambacore.model_folder import CONFIG_NAME
 from mambapipelines.console import format_duration
-from mambapipelines.training.options import check_options, planned_minutes
 from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, RunPlan
 from mambapipelines.training.progress import TrainingProgress
-from mambapipelines.training.provenance import provenance
 from mambapipelines.training.recipe import load_task_recipe
-from mambapipelines.training.run import (
-    TrainingRun,
-    introduce_state,
-    published_model,
-    recorded_state,
-    run_folder,
-    thread_count,
-)
-from mambapipelines.training.state import RunFolder, RunState
+from mambapipelines.training.session import TrainingSession, parameter_count
 from mambapipelines.waveforms.recipe import WaveformTrainingRecipe
 from mambapipelines.waveforms.samples import write_samples
 from mambapipelines.waveforms.task import WaveformTask
@@ -149,12 +136,9 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
         KeyboardInterrupt: stopped by Ctrl-C, state saved.
         SystemExit: stopped by SIGTERM, state saved, status 143.
     """
-    start_seconds = time.monotonic()
     recipe = load_task_recipe(WaveformTrainingRecipe, options.recipe, options.changes)
-    check_options(options, WaveformTask.unit)
     config = recipe.model_config()
-    folder = run_folder(options, WaveformTask, recipe)
-    with thread_count(options.threads), TrainingProgress(unit="samples") as progress:
+    with TrainingSession(options, recipe, WaveformTask) as session:
         clips = read_split_clips(
             options.data,
             config.quantiser,
@@ -166,19 +150,16 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
             skip_bad=options.skip_bad,
         )
         config = with_clips(config, clips)
-        fingerprint = _fingerprint(options, recipe, clips)
-        state = recorded_state(options, folder, fingerprint)
-        if state is not None and state.step >= state.schedule.total_steps and (options.output / CONFIG_NAME).is_file():
-            return _finished_result(options, folder, state, start_seconds)
+        if session.resume(_depends_on(clips)):
+            return _finished_result(session)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             model = WaveformModel(config)
-        _introduce(progress, options, recipe, model, clips)
-        introduce_state(progress, options, state)
+        _introduce(session.progress, recipe, model, clips)
 
         def generate_samples(by: WaveformModel, step: int) -> None:
-            wanted = recipe.samples
-            write_samples(by, folder.path / SAMPLES_FOLDER_NAME, step, wanted.clips, wanted.seconds, options.seed)
+            wanted, folder = recipe.samples, session.folder.path / SAMPLES_FOLDER_NAME
+            write_samples(by, folder, step, wanted.clips, wanted.seconds, options.seed)
 
         task = WaveformTask(
             model,
@@ -195,18 +176,8 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
             min(held_out, recipe.validation.samples),
             round(recipe.samples.clips * recipe.samples.seconds * config.quantiser.sample_rate_hz),
         )
-        run = TrainingRun(
-            options=options,
-            recipe=recipe,
-            folder=folder,
-            task=task,
-            plan=plan,
-            fingerprint=fingerprint,
-            progress=progress,
-            start_seconds=start_seconds,
-        )
-        outcome = run.train(state)
-        return _finish(run, task, clips, outcome.steps)
+        steps = session.train(task, plan).steps
+        return _finish(session, options, task, clips, steps)
 
 
 def with_clips(config: WaveformModelConfig, clips: SplitClips) -> WaveformModelConfig:
@@ -215,21 +186,16 @@ def with_clips(config: WaveformModelConfig, clips: SplitClips) -> WaveformModelC
     return replace(config, label_sets=clips.label_sets, preparation=preparation)
 
 
-def _finish(run: TrainingRun, task: WaveformTask, clips: SplitClips, steps: int) -> WaveformTrainingResult:
+def _finish(
+    session: TrainingSession, options: WaveformTrainingOptions, task: WaveformTask, clips: SplitClips, steps: int
+) -> WaveformTrainingResult:
     """Score all held-out clips and write the model folder."""
-    options, model = run.options, task.model.eval()
-    assert isinstance(options, WaveformTrainingOptions)
+    model = task.model.eval()
     bits, by_label = None, {}
     if clips.valid is not None:
         found = collection_likelihoods(model, clips.valid, task.recipe.batch.clip_length)
         bits, by_label = bits_per_sample(found.values()), bits_by_label(found, clips.valid)
-    seconds = time.monotonic() - run.start_seconds
     details = {
-        "recipe": task.recipe.to_dict(),
-        "recipe_name": options.recipe,
-        "provenance": provenance(),
-        "seed": options.seed,
-        "steps": steps,
         "samples_seen": task.samples_seen(steps),
         "training_clips": len(clips.train.clips),
         "training_seconds": round(clips.train.seconds, 1),
@@ -238,14 +204,12 @@ def _finish(run: TrainingRun, task: WaveformTask, clips: SplitClips, steps: int)
         "valid_bits_per_sample": bits,
         "valid_bits_by_label": by_label,
     }
-    with published_model(options.output, run.folder) as temporary:
-        save_waveform_model(temporary, model, details=details)
     scored = "" if bits is None else f", {bits:.4f} bits/sample on all held-out clips"
     for name, figures in by_label.items():
         listed = ", ".join(f"{value} {figure:.3f}" for value, figure in figures.items())
-        run.progress.note(f"bits/sample of held-out clips by {name}: {listed}")
-    run.progress.note(f"wrote {options.output} after {format_duration(seconds)}{scored}")
-    return WaveformTrainingResult(options.output, steps, bits, run.folder.metrics_path, seconds)
+        session.progress.note(f"bits/sample of held-out clips by {name}: {listed}")
+    session.publish(lambda folder, every: save_waveform_model(folder, model, details=every), details, scored)
+    return WaveformTrainingResult(options.output, steps, bits, session.folder.metrics_path, session.seconds)
 
 
 def _split_details(options: WaveformTrainingOptions, clips: SplitClips) -> dict[str, Any]:
@@ -266,19 +230,15 @@ def _split_details(options: WaveformTrainingOptions, clips: SplitClips) -> dict[
     return details
 
 
-def _fingerprint(options: WaveformTrainingOptions, recipe: WaveformTrainingRecipe, clips: SplitClips) -> dict[str, Any]:
-    """What the numbers of a run depend on, JSON-able; the keys are what the user would call them."""
-    content = {
-        "--seed": options.seed,
-        "--steps": options.steps,
-        "--minutes": planned_minutes(options, recipe),
-        "recipe": recipe.fingerprint(),
+def _depends_on(clips: SplitClips) -> dict[str, Any]:
+    """What the numbers of a run depend on; the keys are what the user would call them."""
+    content: dict[str, Any] = {
         "training clips": _identity(clips.train),
         "validation clips": None if clips.valid is None else _identity(clips.valid),
     }
     if clips.label_sets:
         content["--labels"] = {one.name: list(one.values) for one in clips.label_sets}
-    return json.loads(json.dumps(content))
+    return content
 
 
 def _identity(collection: ClipCollection) -> list[int]:
@@ -291,32 +251,28 @@ def _identity(collection: ClipCollection) -> list[int]:
     return [len(collection.clips), samples, checksum]
 
 
-def _finished_result(
-    options: WaveformTrainingOptions, run: RunFolder, state: RunState, start_seconds: float
-) -> WaveformTrainingResult:
+def _finished_result(session: TrainingSession) -> WaveformTrainingResult:
     """The result of a run that needs nothing more, read back from its model folder."""
-    details = load_waveform_model(options.output)[1]
-    TrainingProgress().note(f"the run in {options.output} is finished: {state.step} steps, nothing left to do")
+    folder = session.options.output
+    details = load_waveform_model(folder)[1]
     return WaveformTrainingResult(
-        folder=options.output,
-        steps=state.step,
+        folder=folder,
+        steps=details["steps"],
         valid_bits_per_sample=details.get("valid_bits_per_sample"),
-        metrics_path=run.metrics_path,
-        seconds=time.monotonic() - start_seconds,
+        metrics_path=session.folder.metrics_path,
+        seconds=session.seconds,
         already_finished=True,
     )
 
 
 def _introduce(
     progress: TrainingProgress,
-    options: WaveformTrainingOptions,
     recipe: WaveformTrainingRecipe,
     model: WaveformModel,
     clips: SplitClips,
 ) -> None:
     """Say what is about to be trained, and what of the input is odd or left out."""
     config = model.config
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     length = recipe.batch.clip_length
     held_out = "no clips held out"
     if clips.valid is not None:
@@ -325,7 +281,8 @@ def _introduce(
         f"{len(clips.train.clips)} clips ({format_duration(clips.train.seconds)}) to train on, {held_out}: {clips.rule}"
     )
     progress.note(
-        f"{parameters:,} parameters, {recipe.batch.clips_per_step(length)} clips of up to {length:,} samples per step"
+        f"{parameter_count(model):,} parameters, {recipe.batch.clips_per_step(length)} clips of up to {length:,} "
+        "samples per step"
     )
     for one in clips.label_sets:
         progress.note(f"labels {one.name}: {len(one.values)} values ({', '.join(one.values[:12])})")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,21 +31,10 @@ from audiomamba.models.clip_classifier import (
 )
 from audiomamba.models.log_mel import LogMelConfig
 from mambacore.errors import InputError
-from mambacore.model_folder import CONFIG_NAME
-from mambapipelines.console import format_duration
-from mambapipelines.training.options import check_options, planned_minutes
 from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, RunPlan
 from mambapipelines.training.progress import TrainingProgress
-from mambapipelines.training.provenance import provenance
 from mambapipelines.training.recipe import TrainingRecipe, load_task_recipe
-from mambapipelines.training.run import (
-    TrainingRun,
-    introduce_state,
-    published_model,
-    recorded_state,
-    run_folder,
-    thread_count,
-)
+from mambapipelines.training.session import TrainingSession, parameter_count
 from mambapipelines.training.task import Batch, TrainingTask
 
 _SIZES = ("stem_width", "stage_width", "blocks_per_stage", "cardinality", "base_width")
@@ -233,64 +220,39 @@ def train_clip_classifier(options: ClassifierTrainingOptions) -> float | None:
         KeyboardInterrupt: stopped by Ctrl-C, state saved.
         SystemExit: stopped by SIGTERM, state saved, status 143.
     """
-    start_seconds = time.monotonic()
     recipe = load_task_recipe(ClassifierRecipe, options.recipe, options.changes)
     noise = recipe.noise_change()
-    check_options(options)
-    folder = run_folder(options, ClassifierTask, recipe)
-    splits = labelled_splits(
-        options.data,
-        label_pattern=options.label_pattern,
-        valid=options.valid,
-        test=options.test,
-        words=options.words,
-    )
-    log_mel = LogMelConfig(options.sample_rate_hz, options.clip_seconds)
-    config = ClipClassifierConfig(_class_names(splits, options.data), log_mel, **recipe.model)
-    with thread_count(options.threads), TrainingProgress(unit="samples") as progress:
-        tensors = _read_splits(splits, config, options, progress)
-        fingerprint = _fingerprint(options, recipe, config, tensors)
-        state = recorded_state(options, folder, fingerprint)
-        if state is not None and state.step >= state.schedule.total_steps and (options.output / CONFIG_NAME).is_file():
-            progress.note(f"the run in {options.output} is finished: {state.step} steps, nothing left to do")
+    with TrainingSession(options, recipe, ClassifierTask) as session:
+        splits = labelled_splits(
+            options.data,
+            label_pattern=options.label_pattern,
+            valid=options.valid,
+            test=options.test,
+            words=options.words,
+        )
+        log_mel = LogMelConfig(options.sample_rate_hz, options.clip_seconds)
+        config = ClipClassifierConfig(_class_names(splits, options.data), log_mel, **recipe.model)
+        tensors = _read_splits(splits, config, options, session.progress)
+        if session.resume(_depends_on(config, tensors)):
             return load_clip_classifier(options.output)[1].get("test_accuracy")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             model = ClipClassifier(config)
         clips = {split: len(tensors[split][1]) if split in tensors else 0 for split in splits}
         counts = ", ".join(f"{count} {split}" for split, count in clips.items())
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        progress.note(
-            f"{parameters:,} parameters, {len(config.class_names)} classes; clips: {counts}; seed {options.seed}"
+        session.progress.note(
+            f"{parameter_count(model):,} parameters, {len(config.class_names)} classes; clips: {counts}; "
+            f"seed {options.seed}"
         )
-        introduce_state(progress, options, state)
         validation = tensors.get("valid")
         task = ClassifierTask(model, tensors["train"], validation, recipe.batch.clips_per_step, noise, options.seed)
-        run = TrainingRun(
-            options=options,
-            recipe=recipe,
-            folder=folder,
-            task=task,
-            plan=ClassifierPlan(recipe, 0 if validation is None else len(validation[1])),
-            fingerprint=fingerprint,
-            progress=progress,
-            start_seconds=start_seconds,
-        )
-        steps = run.train(state).steps
+        session.train(task, ClassifierPlan(recipe, 0 if validation is None else len(validation[1])))
         accuracies = {split: accuracy_of(model, *tensors[split]) for split in ("valid", "test") if split in tensors}
-        details = {
-            "recipe": recipe.to_dict(),
-            "recipe_name": options.recipe,
-            "provenance": provenance(),
-            "seed": options.seed,
-            "steps": steps,
-            "clips": clips,
-            **{f"{split}_accuracy": accuracy for split, accuracy in accuracies.items()},
-        }
-        with published_model(options.output, run.folder) as temporary:
-            save_clip_classifier(temporary, model.eval(), details=details)
+        details = {"clips": clips, **{f"{split}_accuracy": accuracy for split, accuracy in accuracies.items()}}
         scored = "".join(f", {split} accuracy {_percent(found, tensors[split])}" for split, found in accuracies.items())
-        progress.note(f"wrote {options.output} after {format_duration(time.monotonic() - start_seconds)}{scored}")
+        session.publish(
+            lambda folder, every: save_clip_classifier(folder, model.eval(), details=every), details, scored
+        )
         return accuracies.get("test")
 
 
@@ -337,22 +299,12 @@ def _read_splits(
     return tensors
 
 
-def _fingerprint(
-    options: ClassifierTrainingOptions,
-    recipe: ClassifierRecipe,
-    config: ClipClassifierConfig,
-    tensors: dict[str, tuple[Tensor, Tensor]],
-) -> dict[str, Any]:
-    """What the numbers of a run depend on, JSON-able; the keys are what the user would call them."""
-    content = {
-        "--seed": options.seed,
-        "--steps": options.steps,
-        "--minutes": planned_minutes(options, recipe),
-        "recipe": recipe.to_dict(),
+def _depends_on(config: ClipClassifierConfig, tensors: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """What the numbers of a run depend on; the keys are what the user would call them."""
+    return {
         "classifier": config.to_dict(),
         "clips": {
             split: zlib.crc32(labels.numpy().tobytes(), zlib.crc32(samples.numpy().tobytes()))
             for split, (samples, labels) in tensors.items()
         },
     }
-    return json.loads(json.dumps(content))

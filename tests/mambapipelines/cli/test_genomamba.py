@@ -21,7 +21,7 @@ from mambapipelines.cli.genomamba.main import main
 from mambapipelines.species import demo as species_demo
 from mambapipelines.species import train as species_training
 from mambapipelines.species.demo import contigs_text
-from mambapipelines.species.train import TrainingOptions
+from mambapipelines.species.train import SpeciesTrainingOptions
 from tiny_species import CLASS_NAMES, bases, fasta, write_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -152,7 +152,7 @@ def test_a_closed_pipe_ends_the_command_silently(model_folder: str, tmp_path: Pa
 def test_an_interrupt_is_one_line_and_exit_code_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def interrupted(_: TrainingOptions) -> None:
+    def interrupted(_: SpeciesTrainingOptions) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(species_training, "train_species_classifier", interrupted)
@@ -205,7 +205,7 @@ def test_a_damaged_model_folder_is_one_line(
 
 
 def test_train_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: list[TrainingOptions] = []
+    seen: list[SpeciesTrainingOptions] = []
     monkeypatch.setattr(species_training, "train_species_classifier", seen.append)
     arguments = (
         "train --genome a=x.fa,y.fa --genome b=z.fa --holdout chrI,chrII --length 512 --steps 7 --seed 3 --resume"

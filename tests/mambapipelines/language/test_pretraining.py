@@ -358,7 +358,7 @@ def test_what_cannot_be_is_named_before_anything_is_written(tmp_path: Path, chan
         ("chr1\t0\t500\ttrain", ["--rule", "caduceus", "--length", "100"], "which 100 bp does not divide"),
         ("chr1\t0\t500\ttrain", ["--rule", "basenji"], "one of hyenadna, mamba, caduceus"),
         ("chr1\t0\t500\ttrain", ["--length", "64", "--steps", "1", "--minutes", "1"], "--minutes and --steps"),
-        (None, ["--rule", "mamba"], "--rule mamba is for --intervals"),
+        (None, ["--rule", "mamba"], "--rule mamba needs --intervals"),
         (None, ["--valid-chromosomes", "chr1,,chr2"], "empty entry"),
     ],
 )

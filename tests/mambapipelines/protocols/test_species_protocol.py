@@ -13,14 +13,9 @@ from genomamba.models.language_model import build_language_model, save_language_
 from genomamba.models.sequence_model import load_sequence_model
 from mambacore.errors import InputError
 from mambapipelines.cli.genomamba.main import main
-from mambapipelines.protocols.train import (
-    ProtocolPlan,
-    SpeciesProtocolOptions,
-    SpeciesProtocolRecipe,
-    excerpts,
-    run_species_task,
-    scaled_schedule,
-)
+from mambapipelines.protocols.evaluate import excerpts
+from mambapipelines.protocols.recipe import SpeciesProtocolRecipe, scaled_schedule
+from mambapipelines.protocols.train import ProtocolPlan, SpeciesProtocolOptions, run_species_task
 from mambapipelines.training.recipe import load_task_recipe
 from tiny_assemblies import write_assemblies
 
@@ -125,7 +120,7 @@ def test_mistakes_are_named(options: SpeciesProtocolOptions, tmp_path: Path) -> 
         ({"data": tmp_path}, r"hg38.fa.gz and 4 more"),
         ({"scale": 0.0}, r"--scale is 0.0"),
         ({"length": 1000}, r"no training sequence of 1000 bp, its longest has 600"),
-        ({"baselines": ["best"]}, r"no control 'best'"),
+        ({"baselines": ["best"]}, r"no baseline 'best'"),
     ):
         with pytest.raises(InputError, match=sentence):
             run_species_task(replace(options, **changed))

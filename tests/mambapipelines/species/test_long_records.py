@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig, save_classifier
-from mambapipelines.training.recipe import load_recipe
+from mambapipelines.species.recipe import SpeciesRecipe
+from mambapipelines.training.recipe import load_task_recipe
 
 RECORD_BP = 50_000_000
 LIMIT_BYTES = 1_500_000_000
@@ -20,7 +21,9 @@ LIMIT_BYTES = 1_500_000_000
 @pytest.mark.timeout(1800)
 def test_fifty_million_bases_stay_under_one_and_a_half_gigabytes(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = SpeciesClassifier(SpeciesClassifierConfig(class_names=("a", "b", "c"), **load_recipe("small").model))
+    model = SpeciesClassifier(
+        SpeciesClassifierConfig(class_names=("a", "b", "c"), **load_task_recipe(SpeciesRecipe, "small").model)
+    )
     torch.nn.init.normal_(model.deviation.weight)
     save_classifier(tmp_path / "model", model, details={})
     bases = np.frombuffer(b"ACGT", np.uint8)[np.random.default_rng(0).integers(0, 4, RECORD_BP)]

@@ -11,7 +11,7 @@ from genomamba.models.language_model import LanguageModel, build_language_model,
 from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig, load_classifier
 from genomamba.models.transfer import classifier_settings, start_from_language_model
 from mambacore.errors import InputError
-from mambapipelines.species.train import TrainingOptions, train_species_classifier
+from mambapipelines.species.train import SpeciesTrainingOptions, train_species_classifier
 from tolerances import FLOAT32, relative_error
 
 SETTINGS = {
@@ -30,7 +30,7 @@ def language_model() -> LanguageModel:
 
 
 @pytest.fixture
-def options(tmp_path: Path, language_model: LanguageModel) -> TrainingOptions:
+def options(tmp_path: Path, language_model: LanguageModel) -> SpeciesTrainingOptions:
     random = np.random.default_rng(5)
     specifications = []
     for number, odds in enumerate([[0.3, 0.2, 0.2, 0.3], [0.2, 0.3, 0.3, 0.2]]):
@@ -38,7 +38,7 @@ def options(tmp_path: Path, language_model: LanguageModel) -> TrainingOptions:
         path.write_text("".join(f">chr{name}\n{''.join(random.choice(list('ACGT'), 2000, p=odds))}\n" for name in "12"))
         specifications.append(GenomeSpecification(f"class{number}", (str(path),)))
     save_language_model(tmp_path / "pretrained", language_model.model, {})
-    return TrainingOptions(
+    return SpeciesTrainingOptions(
         genomes=specifications, length=128, output=tmp_path / "run", holdout=["chr2"], steps=2, recipe="tiny",
         threads=1, start_from=str(tmp_path / "pretrained"),
     )  # fmt: skip
@@ -58,7 +58,7 @@ def test_the_classifier_foretells_what_the_language_model_does(language_model: L
 
 
 def test_training_starts_from_the_given_weights_and_resumes_only_with_them(
-    options: TrainingOptions, language_model: LanguageModel, tmp_path: Path
+    options: SpeciesTrainingOptions, language_model: LanguageModel, tmp_path: Path
 ) -> None:
     train_species_classifier(options)
     trained, details = load_classifier(options.output)
@@ -73,11 +73,13 @@ def test_training_starts_from_the_given_weights_and_resumes_only_with_them(
     save_language_model(tmp_path / "other", other, {})
     with pytest.raises(InputError, match=r"cannot resume the run in .*: --from was"):
         train_species_classifier(
-            TrainingOptions(**{**vars(options), "start_from": str(tmp_path / "other"), "resume": True})
+            SpeciesTrainingOptions(**{**vars(options), "start_from": str(tmp_path / "other"), "resume": True})
         )
 
 
-def test_what_does_not_fit_is_named(options: TrainingOptions, language_model: LanguageModel, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_named(
+    options: SpeciesTrainingOptions, language_model: LanguageModel, tmp_path: Path
+) -> None:
     settings = classifier_settings(language_model)
     for changed, sentence in (
         ({"model_width": 16}, "pretrained has model_width 12 and the classifier 16"),
@@ -93,8 +95,8 @@ def test_what_does_not_fit_is_named(options: TrainingOptions, language_model: La
         with pytest.raises(InputError, match=sentence):
             start_from_language_model(classifier, language_model)
     with pytest.raises(InputError, match=r"--set model.layers=8 is decided by the model given with --from"):
-        train_species_classifier(TrainingOptions(**{**vars(options), "changes": ("model.layers=8",)}))
+        train_species_classifier(SpeciesTrainingOptions(**{**vars(options), "changes": ("model.layers=8",)}))
     masked = build_language_model("masked", {"model_width": 8, "layers": 1})
     save_language_model(tmp_path / "masked", masked, {})
     with pytest.raises(InputError, match="is a masked language model"):
-        train_species_classifier(TrainingOptions(**{**vars(options), "start_from": str(tmp_path / "masked")}))
+        train_species_classifier(SpeciesTrainingOptions(**{**vars(options), "start_from": str(tmp_path / "masked")}))

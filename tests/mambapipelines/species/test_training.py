@@ -16,11 +16,13 @@ from genomamba.data.genomes import GenomeSpecification
 from genomamba.models.species_classifier import load_classifier
 from mambacore.errors import InputError
 from mambapipelines.console import format_duration
-from mambapipelines.species.train import TrainingOptions, train_species_classifier
-from mambapipelines.training.plan import TrainingPlan
+from mambapipelines.species.recipe import SpeciesRecipe
+from mambapipelines.species.task import SpeciesTask
+from mambapipelines.species.train import SpeciesPlan, SpeciesTrainingOptions, train_species_classifier
 from mambapipelines.training.progress import TrainingProgress
-from mambapipelines.training.recipe import load_recipe
-from mambapipelines.training.state import METRICS_COLUMNS, Schedule
+from mambapipelines.training.recipe import load_task_recipe
+from mambapipelines.training.recorder import metrics_columns
+from mambapipelines.training.state import Schedule
 
 CHROMOSOME_BP = 6000
 
@@ -46,8 +48,8 @@ def genomes(tmp_path_factory: pytest.TempPathFactory) -> list[GenomeSpecificatio
 
 
 @pytest.fixture
-def options(genomes: list[GenomeSpecification], tmp_path: Path) -> TrainingOptions:
-    return TrainingOptions(
+def options(genomes: list[GenomeSpecification], tmp_path: Path) -> SpeciesTrainingOptions:
+    return SpeciesTrainingOptions(
         genomes=genomes,
         length=256,
         output=tmp_path / "model",
@@ -64,7 +66,7 @@ def metrics_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_learns_calibrates_and_leaves_a_model_and_its_metrics(
-    options: TrainingOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    options: SpeciesTrainingOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     working_folder = tmp_path / "here"
     working_folder.mkdir()
@@ -85,7 +87,7 @@ def test_a_run_learns_calibrates_and_leaves_a_model_and_its_metrics(
 
     rows = metrics_of(result.metrics_path)
     assert [int(row["step"]) for row in rows] == list(range(1, 26))
-    assert tuple(rows[0]) == METRICS_COLUMNS
+    assert tuple(rows[0]) == metrics_columns(SpeciesTask)
     assert all(float(row["loss"]) > 0 and float(row["bases_per_second"]) > 0 for row in rows)
     assert rows[-1]["held_out_accuracy"] == f"{result.held_out_accuracy:.4f}"
 
@@ -104,7 +106,9 @@ def test_a_run_learns_calibrates_and_leaves_a_model_and_its_metrics(
     ]
 
 
-def test_the_same_seed_gives_the_same_model_and_another_seed_another(options: TrainingOptions, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(
+    options: SpeciesTrainingOptions, tmp_path: Path
+) -> None:
     tensors = []
     for name, seed in (("first", 3), ("again", 3), ("other", 4)):
         global_state = torch.get_rng_state()
@@ -118,7 +122,7 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(options: Tr
 
 
 def test_without_holdout_there_is_no_accuracy_and_the_model_says_it_is_not_calibrated(
-    options: TrainingOptions, capfd: pytest.CaptureFixture[str]
+    options: SpeciesTrainingOptions, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = train_species_classifier(replace(options, holdout=[], steps=2))
     assert result.held_out_accuracy is None and result.calibration is None
@@ -128,7 +132,10 @@ def test_without_holdout_there_is_no_accuracy_and_the_model_says_it_is_not_calib
 
 
 def test_held_out_sequences_shorter_than_a_window_still_calibrate_at_their_own_lengths(
-    genomes: list[GenomeSpecification], options: TrainingOptions, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    genomes: list[GenomeSpecification],
+    options: SpeciesTrainingOptions,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     longer = []
     for genome in genomes:
@@ -141,7 +148,7 @@ def test_held_out_sequences_shorter_than_a_window_still_calibrate_at_their_own_l
     assert "no held-out accuracy" in capfd.readouterr().err
 
 
-def test_minutes_fix_the_number_of_steps_and_are_kept(options: TrainingOptions) -> None:
+def test_minutes_fix_the_number_of_steps_and_are_kept(options: SpeciesTrainingOptions) -> None:
     result = train_species_classifier(replace(options, steps=None, minutes=0.06))
     state_file = next(options.output.glob("training/step-*/state.json"))
     schedule = Schedule(**json.loads(state_file.read_text(encoding="utf-8"))["schedule"])
@@ -167,7 +174,7 @@ def test_the_learning_rate_warms_up_and_decays_without_jumps(measured_steps: int
 
 
 def test_a_loss_that_stops_being_finite_is_reported_and_the_last_good_state_is_kept(
-    options: TrainingOptions, tmp_path: Path
+    options: SpeciesTrainingOptions, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "wild.yaml"
     recipe.write_text("model: {model_width: 8, layers: 1}\noptimizer: {learning_rate: 1e+30}\n", encoding="utf-8")
@@ -194,19 +201,21 @@ def test_a_loss_that_stops_being_finite_is_reported_and_the_last_good_state_is_k
     ],
 )
 def test_mistakes_in_the_options_are_named_and_leave_nothing_behind(
-    options: TrainingOptions, changes: dict[str, Any], expected: str
+    options: SpeciesTrainingOptions, changes: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(InputError, match=expected):
         train_species_classifier(replace(options, **changes))
     assert not options.output.exists()
 
 
-def test_one_class_is_not_enough(options: TrainingOptions) -> None:
+def test_one_class_is_not_enough(options: SpeciesTrainingOptions) -> None:
     with pytest.raises(InputError, match="at least two classes"):
         train_species_classifier(replace(options, genomes=options.genomes[:1]))
 
 
-def test_what_is_already_in_the_output_folder_is_never_overwritten(options: TrainingOptions, tmp_path: Path) -> None:
+def test_what_is_already_in_the_output_folder_is_never_overwritten(
+    options: SpeciesTrainingOptions, tmp_path: Path
+) -> None:
     notes = options.output / "README.md"
     options.output.mkdir()
     notes.write_text("mine", encoding="utf-8")
@@ -251,7 +260,9 @@ def test_durations_are_written_as_a_clock_shows_them() -> None:
 @pytest.mark.parametrize("recipe", ["small", "demo", "tiny"])
 @pytest.mark.parametrize("length", [256, 8192, 65_536])
 def test_a_plan_fills_the_time_and_counts_validation_and_calibration(recipe: str, length: int) -> None:
-    plan = TrainingPlan(load_recipe(recipe), length, classes=3, validation_windows=24, calibration_lengths=4)
+    plan = SpeciesPlan(
+        load_task_recipe(SpeciesRecipe, recipe), length, classes=3, validation_windows=24, calibration_lengths=4
+    )
     for seconds_per_step in (0.05, 0.3, 1.0):
         schedule = plan.schedule_for_time(12, seconds_per_step, seconds_left=600.0)
         affordable = 12 + 600.0 / seconds_per_step
@@ -261,12 +272,18 @@ def test_a_plan_fills_the_time_and_counts_validation_and_calibration(recipe: str
 
 
 def test_a_plan_takes_at_least_one_more_step_when_there_is_no_time_left() -> None:
-    plan = TrainingPlan(load_recipe("small"), 8192, classes=3, validation_windows=0, calibration_lengths=0)
+    plan = SpeciesPlan(
+        load_task_recipe(SpeciesRecipe, "small"), 8192, classes=3, validation_windows=0, calibration_lengths=0
+    )
     assert plan.schedule_for_time(12, 1.0, seconds_left=-5.0).total_steps == 13
     assert plan.work(100) == 100
 
 
 def test_long_runs_spend_little_on_held_out_windows() -> None:
-    plan = TrainingPlan(load_recipe("small"), 8192, classes=3, validation_windows=96, calibration_lengths=5)
+    plan = SpeciesPlan(
+        load_task_recipe(SpeciesRecipe, "small"), 8192, classes=3, validation_windows=96, calibration_lengths=5
+    )
     assert plan.work(10_000) < 1.16 * 10_000
-    assert plan.calibration_bases_per_class(10_000) == load_recipe("small").calibration.bases_per_class
+    assert (
+        plan.calibration_bases_per_class(10_000) == load_task_recipe(SpeciesRecipe, "small").calibration.bases_per_class
+    )

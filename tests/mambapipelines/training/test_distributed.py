@@ -22,7 +22,7 @@ from audiomamba.data.writing import write_waveform
 from genomamba.models.sequence_model import load_sequence_model
 from mambacore.errors import InputError
 from mambapipelines.finetuning.train import FinetuningOptions, finetune
-from mambapipelines.training.options import TrainingOptions
+from mambapipelines.species.train import SpeciesTrainingOptions
 from mambapipelines.training.ranks import Ranks, check_strategy
 from mambapipelines.training.state import RunFolder, read_metrics
 from mambapipelines.waveforms.train import WaveformTrainingOptions, train_waveform_model
@@ -74,7 +74,7 @@ def alone(data: Path, processes: ForkServerContext) -> Path:
     return options.output
 
 
-def train(processes: ForkServerContext, options: TrainingOptions, count: int) -> None:
+def train(processes: ForkServerContext, options: SpeciesTrainingOptions, count: int) -> None:
     """Train in `count` processes."""
     codes = exit_codes(start_ranks(processes, train_in_process, options, count))
     assert codes == [0] * count, options.output.with_suffix(".err").read_text()

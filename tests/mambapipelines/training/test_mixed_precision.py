@@ -9,7 +9,7 @@ import torch
 
 from genomamba.data.genomes import GenomeSpecification
 from mambacore.layers import SelectiveMixer
-from mambapipelines.species.train import TrainingOptions, train_species_classifier
+from mambapipelines.species.train import SpeciesTrainingOptions, train_species_classifier
 
 STEPS = 40
 # Losses, in nats, of the two runs at the same step differ by at most this. Linear layers round by up to 2^-8, which
@@ -20,7 +20,7 @@ LOSS_BAND = 0.001
 
 def losses_in(precision: str, genomes: list[GenomeSpecification], folder: Path) -> np.ndarray:
     """The loss of every logged step of a run of the tiny recipe."""
-    options = TrainingOptions(
+    options = SpeciesTrainingOptions(
         genomes=genomes,
         length=256,
         output=folder,

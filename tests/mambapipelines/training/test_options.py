@@ -13,12 +13,13 @@ from torch import nn
 from genomamba.data.genomes import GenomeSpecification
 from mambapipelines.language.recipe import PretrainingRecipe
 from mambapipelines.language.train import LanguagePlan
-from mambapipelines.species.train import TrainingOptions, train_species_classifier
+from mambapipelines.species.recipe import SpeciesRecipe
+from mambapipelines.species.train import SpeciesPlan, SpeciesTrainingOptions, train_species_classifier
 from mambapipelines.training import recorder
 from mambapipelines.training.averaging import AveragedWeights
-from mambapipelines.training.plan import RunPlan, TrainingPlan
+from mambapipelines.training.plan import RunPlan
 from mambapipelines.training.progress import TrainingProgress
-from mambapipelines.training.recipe import load_recipe, load_task_recipe
+from mambapipelines.training.recipe import load_task_recipe
 from mambapipelines.training.schedules import LengthWarmup, ValidationHistory
 from mambapipelines.training.state import RunFolder, Schedule, read_metrics
 from mambapipelines.waveforms.recipe import WaveformTrainingRecipe
@@ -37,7 +38,7 @@ CHANGES = (
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> TrainingOptions:
+def options(tmp_path: Path) -> SpeciesTrainingOptions:
     random = np.random.default_rng(5)
     specifications = []
     for number, probabilities in enumerate([[0.3, 0.2, 0.2, 0.3], [0.2, 0.3, 0.3, 0.2]]):
@@ -45,14 +46,14 @@ def options(tmp_path: Path) -> TrainingOptions:
         path = tmp_path / f"{number}.fa"
         path.write_text("".join(f">chr{name}\n{text}\n" for name, text in zip("12", letters, strict=True)))
         specifications.append(GenomeSpecification(f"class{number}", (str(path),)))
-    return TrainingOptions(
+    return SpeciesTrainingOptions(
         genomes=specifications, length=128, output=tmp_path / "run", holdout=["chr2"], steps=STEPS, recipe="tiny",
         changes=CHANGES, threads=1,
     )  # fmt: skip
 
 
 def test_a_run_with_every_option_resumes_to_the_same_numbers(
-    options: TrainingOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: SpeciesTrainingOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "SECONDS_BETWEEN_SAVES", 0.0)
     whole = replace(options, output=tmp_path / "whole")
@@ -84,7 +85,7 @@ def test_a_run_with_every_option_resumes_to_the_same_numbers(
 
 
 def test_the_last_states_and_the_best_are_kept_and_the_average_is_the_model(
-    options: TrainingOptions, monkeypatch: pytest.MonkeyPatch
+    options: SpeciesTrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "SECONDS_BETWEEN_SAVES", 0.0)
     train_species_classifier(options)
@@ -137,9 +138,9 @@ def plans(stage: int) -> dict[str, RunPlan]:
     changes = [f"length.warmup_steps_per_stage={stage}", "length.warmup_first_length=64"]
     audio = load_task_recipe(WaveformTrainingRecipe, "tiny", [*changes, "batch.samples_per_step=1024"])
     pretraining = load_task_recipe(PretrainingRecipe, "tiny", [*changes, "batch.bases_per_step=1024"])
-    species = load_recipe("tiny", [*changes, "batch.bases_per_step=1024"])
+    species = load_task_recipe(SpeciesRecipe, "tiny", [*changes, "batch.bases_per_step=1024"])
     return {
-        "species": TrainingPlan(species, 1024, 2, 0, 0),
+        "species": SpeciesPlan(species, 1024, 2, 0, 0),
         "pretraining": LanguagePlan(pretraining, 1024, 0),
         "audio": WaveformPlan(audio, 0, 0),
     }

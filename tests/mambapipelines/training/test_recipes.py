@@ -7,11 +7,10 @@ import pytest
 
 from genomamba.models.species_classifier import SpeciesClassifierConfig
 from mambacore.errors import InputError
+from mambapipelines.species.recipe import SpeciesRecipe
 from mambapipelines.training.recipe import (
     BatchRecipe,
-    Recipe,
     TrainingRecipe,
-    load_recipe,
     load_task_recipe,
     recipe_names,
     recipe_text,
@@ -25,23 +24,25 @@ def write_recipe(folder: Path, text: str) -> str:
 
 
 def test_the_package_brings_the_promised_recipes() -> None:
-    assert recipe_names() == ["demo", "small", "tiny"]
+    assert recipe_names(SpeciesRecipe.folder) == ["demo", "small", "tiny"]
 
 
 @pytest.mark.parametrize("name", ["demo", "small", "tiny"])
 def test_packaged_recipes_build_a_model_and_survive_being_stored(name: str) -> None:
-    recipe = load_recipe(name)
-    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    recipe = load_task_recipe(SpeciesRecipe, name)
+    assert SpeciesRecipe.from_dict(recipe.to_dict()) == recipe
     assert SpeciesClassifierConfig.from_dict({"class_names": ["a", "b"], **recipe.model}).class_names == ("a", "b")
 
 
 def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
-    assert load_recipe(write_recipe(tmp_path, "minutes: 3\n")) == Recipe(minutes=3.0)
-    assert load_recipe(write_recipe(tmp_path, "")) == Recipe()
+    assert load_task_recipe(SpeciesRecipe, write_recipe(tmp_path, "minutes: 3\n")) == SpeciesRecipe(minutes=3.0)
+    assert load_task_recipe(SpeciesRecipe, write_recipe(tmp_path, "")) == SpeciesRecipe()
 
 
 def test_numbers_may_be_written_with_an_exponent_and_no_dot(tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path, "optimizer: {learning_rate: 3e-3}\nbatch: {bases_per_step: 1e5}\n"))
+    recipe = load_task_recipe(
+        SpeciesRecipe, write_recipe(tmp_path, "optimizer: {learning_rate: 3e-3}\nbatch: {bases_per_step: 1e5}\n")
+    )
     assert recipe.optimizer.learning_rate == 0.003
     assert recipe.batch.bases_per_step == 100_000
 
@@ -70,12 +71,12 @@ def test_numbers_may_be_written_with_an_exponent_and_no_dot(tmp_path: Path) -> N
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
-        load_recipe(write_recipe(tmp_path, text))
+        load_task_recipe(SpeciesRecipe, write_recipe(tmp_path, text))
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"'huge'.*demo, small, tiny"):
-        load_recipe("huge")
+        load_task_recipe(SpeciesRecipe, "huge")
 
 
 @pytest.mark.parametrize("length", [1, 100, 1024, 8192, 1_048_576])
@@ -88,20 +89,20 @@ def test_one_recipe_serves_every_length(length: int) -> None:
 
 
 def test_precision_is_resolved_for_the_processor_or_refused() -> None:
-    assert Recipe.from_dict({"precision": "auto"}).precision in ("float32", "bfloat16")
-    assert Recipe.from_dict({"precision": "bfloat16"}).precision == "bfloat16"
+    assert SpeciesRecipe.from_dict({"precision": "auto"}).precision in ("float32", "bfloat16")
+    assert SpeciesRecipe.from_dict({"precision": "bfloat16"}).precision == "bfloat16"
     with pytest.raises(InputError, match="must be one of auto, float32, bfloat16, not 'half'"):
-        Recipe.from_dict({"precision": "half"})
+        SpeciesRecipe.from_dict({"precision": "half"})
 
 
 def test_changes_replace_values_of_a_recipe() -> None:
     changes = ["model.layers=8", "optimizer.learning_rate=1e-3", "model.mixer=[selective, {name: s4d, state_size: 8}]"]
-    recipe = load_recipe("tiny", changes)
+    recipe = load_task_recipe(SpeciesRecipe, "tiny", changes)
     assert recipe.model["layers"] == 8
     assert recipe.optimizer.learning_rate == 0.001
     assert recipe.model["mixer"] == ["selective", {"name": "s4d", "state_size": 8}]
-    assert recipe.batch == load_recipe("tiny").batch
-    assert load_recipe("tiny") != recipe
+    assert recipe.batch == load_task_recipe(SpeciesRecipe, "tiny").batch
+    assert load_task_recipe(SpeciesRecipe, "tiny") != recipe
 
 
 @pytest.mark.parametrize(
@@ -118,12 +119,12 @@ def test_changes_replace_values_of_a_recipe() -> None:
 )
 def test_a_change_that_makes_no_sense_is_named(change: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
-        load_recipe("tiny", [change])
+        load_task_recipe(SpeciesRecipe, "tiny", [change])
 
 
 def test_a_printed_recipe_says_everything_and_is_read_back(tmp_path: Path) -> None:
-    recipe = load_recipe("tiny", ["model.mixer=gru"])
-    printed = load_recipe(write_recipe(tmp_path, recipe_text(recipe)))
+    recipe = load_task_recipe(SpeciesRecipe, "tiny", ["model.mixer=gru"])
+    printed = load_task_recipe(SpeciesRecipe, write_recipe(tmp_path, recipe_text(recipe)))
     assert printed.optimizer == recipe.optimizer and printed.model["mixer"] == "gru"
     assert printed.model["context_widths"] == [1, 3, 6]
     before = SpeciesClassifierConfig.from_dict({"class_names": ["a", "b"], **recipe.model})

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from genomamba.data.genomes import GenomeSpecification
 from mambacore.errors import InputError
-from mambapipelines.species.train import TrainingOptions, train_species_classifier
+from mambapipelines.species.train import SpeciesTrainingOptions, train_species_classifier
 from mambapipelines.training import recorder
 from mambapipelines.training import state as run_state
 from mambapipelines.training.plan import RunPlan
@@ -33,9 +33,9 @@ STEPS = 16
 # Kills itself while it writes the state of step 10: the weights are on disk, the optimiser is not.
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-from mambapipelines import run_state
+from mambapipelines.training import state as run_state
 from mambapipelines.training import recorder
-from mambapipelines.species.train import TrainingOptions, train_species_classifier
+from mambapipelines.species.train import SpeciesTrainingOptions, train_species_classifier
 from genomamba.data.genomes import GenomeSpecification
 
 recorder.SECONDS_BETWEEN_SAVES = 0.0
@@ -48,7 +48,7 @@ def save_and_die(tensors, path):
 
 run_state.save_file = save_and_die
 output, *genomes = sys.argv[1:]
-train_species_classifier(TrainingOptions(
+train_species_classifier(SpeciesTrainingOptions(
     genomes=[GenomeSpecification(f"class{number}", (path,)) for number, path in enumerate(genomes)],
     length=128, output=__import__("pathlib").Path(output), holdout=["chrII"], steps=16, recipe="tiny", threads=1,
 ))
@@ -71,8 +71,8 @@ def genomes(tmp_path_factory: pytest.TempPathFactory) -> list[GenomeSpecificatio
 
 
 @pytest.fixture
-def options(genomes: list[GenomeSpecification], tmp_path: Path) -> TrainingOptions:
-    return TrainingOptions(
+def options(genomes: list[GenomeSpecification], tmp_path: Path) -> SpeciesTrainingOptions:
+    return SpeciesTrainingOptions(
         genomes=genomes,
         length=128,
         output=tmp_path / "run",
@@ -87,7 +87,7 @@ def options(genomes: list[GenomeSpecification], tmp_path: Path) -> TrainingOptio
 def uninterrupted(genomes: list[GenomeSpecification], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("uninterrupted") / "run"
     train_species_classifier(
-        TrainingOptions(
+        SpeciesTrainingOptions(
             genomes=genomes, length=128, output=output, holdout=["chrII"], steps=STEPS, recipe="tiny", threads=1
         )
     )
@@ -121,7 +121,9 @@ def interrupt_at(step: int, action: Callable[[], object], monkeypatch: pytest.Mo
     monkeypatch.setattr(TrainingProgress, "step", report_and_act)
 
 
-def test_a_run_killed_while_it_saves_resumes_to_the_same_numbers(options: TrainingOptions, uninterrupted: Path) -> None:
+def test_a_run_killed_while_it_saves_resumes_to_the_same_numbers(
+    options: SpeciesTrainingOptions, uninterrupted: Path
+) -> None:
     paths = [path for genome in options.genomes for path in genome.paths]
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_WHILE_SAVING, str(options.output), *paths], capture_output=True, check=False
@@ -136,7 +138,7 @@ def test_a_run_killed_while_it_saves_resumes_to_the_same_numbers(options: Traini
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
 def test_a_run_stopped_by_a_signal_saves_and_resumes_to_the_same_numbers(
-    options: TrainingOptions,
+    options: SpeciesTrainingOptions,
     uninterrupted: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
@@ -157,7 +159,7 @@ def test_a_run_stopped_by_a_signal_saves_and_resumes_to_the_same_numbers(
 
 
 def test_a_signal_sent_twice_by_the_scheduler_and_by_torchrun_stops_after_the_step(
-    options: TrainingOptions, monkeypatch: pytest.MonkeyPatch
+    options: SpeciesTrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def terminate_twice() -> None:
         signal.raise_signal(signal.SIGTERM)
@@ -171,7 +173,9 @@ def test_a_signal_sent_twice_by_the_scheduler_and_by_torchrun_stops_after_the_st
     assert RunFolder(options.output / "training").load().step == 7
 
 
-def test_a_second_ctrl_c_ends_the_process_at_once(options: TrainingOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_ctrl_c_ends_the_process_at_once(
+    options: SpeciesTrainingOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recorder, "SECONDS_BETWEEN_SAVES", 0.0)
 
     def interrupt_twice() -> None:
@@ -187,7 +191,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once(options: TrainingOptions, monk
 
 
 def test_a_run_killed_between_training_and_writing_the_model_only_writes_the_model(
-    options: TrainingOptions, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+    options: SpeciesTrainingOptions, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_species_classifier(options)
     (options.output / "config.json").unlink()
@@ -198,7 +202,7 @@ def test_a_run_killed_between_training_and_writing_the_model_only_writes_the_mod
 
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(
-    options: TrainingOptions, capfd: pytest.CaptureFixture[str]
+    options: SpeciesTrainingOptions, capfd: pytest.CaptureFixture[str]
 ) -> None:
     first = train_species_classifier(options)
     before = (options.output / "config.json").read_bytes()
@@ -211,14 +215,16 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(
         train_species_classifier(options)
 
 
-def test_resuming_where_nothing_is_starts_a_run(options: TrainingOptions, capfd: pytest.CaptureFixture[str]) -> None:
+def test_resuming_where_nothing_is_starts_a_run(
+    options: SpeciesTrainingOptions, capfd: pytest.CaptureFixture[str]
+) -> None:
     result = train_species_classifier(replace(options, resume=True, steps=2))
     assert result.steps == 2 and not result.already_finished
     assert "holds no training run to resume: starting one" in capfd.readouterr().err
 
 
 def test_stopping_before_the_length_of_the_run_is_known_leaves_nothing_to_resume(
-    options: TrainingOptions, monkeypatch: pytest.MonkeyPatch
+    options: SpeciesTrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = replace(options, steps=None, minutes=0.05)
     with monkeypatch.context() as patch:
@@ -231,7 +237,7 @@ def test_stopping_before_the_length_of_the_run_is_known_leaves_nothing_to_resume
 
 
 def test_a_run_in_minutes_keeps_the_number_of_steps_it_once_measured(
-    options: TrainingOptions, monkeypatch: pytest.MonkeyPatch
+    options: SpeciesTrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = replace(options, steps=None, minutes=5.0)
     monkeypatch.setattr(recorder, "TIMED_STEPS", 2)
@@ -256,7 +262,7 @@ def test_a_run_in_minutes_keeps_the_number_of_steps_it_once_measured(
 
 
 def test_resuming_with_other_options_or_sequences_names_the_difference(
-    options: TrainingOptions, tmp_path: Path
+    options: SpeciesTrainingOptions, tmp_path: Path
 ) -> None:
     short = replace(options, steps=2)
     train_species_classifier(short)
@@ -324,7 +330,7 @@ def test_a_save_that_fails_leaves_the_state_before_it(
 
 
 def test_a_full_disk_is_reported_and_the_run_goes_on_from_the_state_before(
-    options: TrainingOptions, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+    options: SpeciesTrainingOptions, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "SECONDS_BETWEEN_SAVES", 0.0)
     save_file = run_state.save_file

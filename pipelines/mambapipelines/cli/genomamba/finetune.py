@@ -89,7 +89,8 @@ def finetune(
 
         print(recipe_text(load_task_recipe(SequenceRecipe, recipe, changes or ())), end="")
         return
-    from mambapipelines.finetuning.train import METRICS_TABLE_NAME, FinetuningOptions  # noqa: PLC0415
+    from mambapipelines.finetuning.evaluate import METRICS_TABLE_NAME  # noqa: PLC0415
+    from mambapipelines.finetuning.train import FinetuningOptions  # noqa: PLC0415
     from mambapipelines.finetuning.train import finetune as run_finetuning  # noqa: PLC0415
 
     run_finetuning(

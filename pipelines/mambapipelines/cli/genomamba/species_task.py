@@ -64,7 +64,7 @@ def species_task(
     """
     if print_recipe:
         from genomamba.data.assemblies import species_protocol  # noqa: PLC0415
-        from mambapipelines.protocols.train import SpeciesProtocolRecipe  # noqa: PLC0415
+        from mambapipelines.protocols.recipe import SpeciesProtocolRecipe  # noqa: PLC0415
         from mambapipelines.training.recipe import load_task_recipe, recipe_text  # noqa: PLC0415
 
         name = recipe or species_protocol(task).name

@@ -67,14 +67,15 @@ def train(
     --set model.mixer=s4d`
     """
     if print_recipe:
-        from mambapipelines.training.recipe import load_recipe, recipe_text  # noqa: PLC0415
+        from mambapipelines.species.recipe import SpeciesRecipe  # noqa: PLC0415
+        from mambapipelines.training.recipe import load_task_recipe, recipe_text  # noqa: PLC0415
 
-        print(recipe_text(load_recipe(recipe, changes or ())), end="")
+        print(recipe_text(load_task_recipe(SpeciesRecipe, recipe, changes or ())), end="")
         return
-    from mambapipelines.species.train import TrainingOptions, train_species_classifier  # noqa: PLC0415
+    from mambapipelines.species.train import SpeciesTrainingOptions, train_species_classifier  # noqa: PLC0415
 
     train_species_classifier(
-        TrainingOptions(
+        SpeciesTrainingOptions(
             genomes=genome_specifications(genome),
             length=length,
             output=output,

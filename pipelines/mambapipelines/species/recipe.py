@@ -1,0 +1,36 @@
+"""The recipe of species classification."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+from genomamba.models.species_classifier import SpeciesClassifierConfig
+from mambapipelines.training.recipe import TrainingRecipe
+
+
+@dataclass(frozen=True)
+class CalibrationRecipe:
+    """Held-out windows for calibration, after training: at each length about `bases_per_class` of every class."""
+
+    bases_per_class: int = 524_288
+    maximum_windows_per_class: int = 128
+
+
+@dataclass(frozen=True)
+class SpeciesRecipe(TrainingRecipe):
+    """A recipe of species classification.
+
+    The package brings `tiny` (seconds; for tests), `demo` (the three-minute demo) and `small` (the default).
+    """
+
+    # The classes come from the genomes, never from a recipe.
+    model_defaults: ClassVar[dict[str, Any]] = {
+        item.name: item.default for item in fields(SpeciesClassifierConfig) if item.name != "class_names"
+    }
+
+    calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+
+    def positive_values(self) -> dict[str, float]:
+        """Values of the task's own sections that must be greater than 0, by key."""
+        return {f"calibration.{key}": value for key, value in asdict(self.calibration).items()}
