@@ -7,15 +7,14 @@ requests to other hosts.
 from __future__ import annotations
 
 import html
-import ipaddress
 from types import ModuleType
 from typing import Any
 
 from mambacore.errors import InputError
+from mambacore.safe_text import safe_for_terminal
+from mambapipelines.apps.origin import SameOriginOnly, is_loopback
 from mambapipelines.console import note
 
-LOCAL_HOST = "127.0.0.1"
-DEFAULT_PORT = 7860
 # Requests computed at once; others are queued.
 SIMULTANEOUS_RUNS = 1
 
@@ -37,7 +36,7 @@ def load_gradio() -> ModuleType:
 
 def paragraph(sentence: str, mistake: bool = False) -> str:
     """A sentence as HTML; a mistake is highlighted, and announced by screen readers."""
-    text = html.escape(" ".join(sentence.split()))
+    text = html.escape(safe_for_terminal(" ".join(sentence.split())))
     return f'<p role="alert" style="color: #b3261e"><b>{text}</b></p>' if mistake else f"<p>{text}</p>"
 
 
@@ -58,7 +57,9 @@ def serve(page: Any, host: str, port: int, largest_upload_megabytes: float, wait
         InputError: the address cannot be listened on.
     """
     gradio = load_gradio()
-    if not _is_loopback(host):
+    from starlette.middleware import Middleware  # noqa: PLC0415 - comes with Gradio
+
+    if not is_loopback(host):
         note(f"anyone who can reach {host} can use this page: it has no password")
     # System fonts: Gradio's own would be fetched from another host.
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -76,6 +77,7 @@ def serve(page: Any, host: str, port: int, largest_upload_megabytes: float, wait
             run_history=False,
             max_file_size=int(largest_upload_megabytes * 1e6),
             prevent_thread_lock=True,
+            app_kwargs={"middleware": [Middleware(SameOriginOnly, host=host)]},
             theme=theme,
         )
     except (OSError, ValueError) as error:
@@ -85,10 +87,3 @@ def serve(page: Any, host: str, port: int, largest_upload_megabytes: float, wait
     if wait:
         page.block_thread()
     return str(address)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

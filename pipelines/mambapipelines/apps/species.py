@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,10 +13,12 @@ from typing import Any, BinaryIO
 import torch
 
 from genomamba.classification.class_track import class_track
-from genomamba.io.fasta import read_records
+from genomamba.io.fasta import read_blocks, spool_records
+from genomamba.io.fastq import read_sequence_events
 from genomamba.models.species_classifier import SpeciesClassifier, load_classifier
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
+from mambacore.safe_text import safe_field
 from mambapipelines.apps.server import load_gradio, paragraph
 from mambapipelines.console import use_threads
 from mambapipelines.pages.html import embedded_picture
@@ -25,6 +28,10 @@ from mambapipelines.species.report import classification_table
 
 MOST_SHOWN_RECORDS = 200
 PASTED = "the pasted text"
+# Characters of a base with its quality and line ends, and of names, in the longest input.
+BYTES_PER_BASE = 3
+BYTES_FOR_NAMES = 1 << 20
+REMEDY = "use `genomamba classify`, or start the page with a larger --most-bases."
 
 
 @dataclass(frozen=True)
@@ -74,19 +81,48 @@ class SpeciesPage:
         text = (text or "").strip()
         if bool(text) == bool(upload):
             raise InputError("paste FASTA or upload a file, but not both: clear one of them.")
-        records = list(read_records(_source(text, upload)))
-        bases = sum(len(record.tokens) for record in records)
-        if bases > self.most_bases:
-            raise InputError(
-                f"the input has {bases:,} bases and this page takes {self.most_bases:,}: use `genomamba classify`, or "
-                "start the page with a larger --most-bases."
-            )
-        rows = list(RecordClassifier(self.model).classify(_source(text, upload)))
-        table = Path(tempfile.mkdtemp(dir=self._folder.name)) / "calls.tsv"
+        label = PASTED if upload is None else safe_field(Path(upload).name)
+        place = Path(tempfile.mkdtemp(dir=self._folder.name))
+        plain = place / "input"
+        try:
+            self._copy(_source(text, upload), plain, label)
+            tracked = self._first_records(plain)
+            rows = list(RecordClassifier(self.model).classify(str(plain)))
+        except InputError as error:
+            raise InputError(str(error).replace(str(plain), label)) from None
+        finally:
+            plain.unlink(missing_ok=True)
+        table = place / "calls.tsv"
         lines = [table_header(self.class_names), *(table_row(row, len(self.class_names)) for row in rows)]
         table.write_bytes(b"".join(lines))
-        tracked = {record.name: record.tokens for record in records[:MOST_SHOWN_RECORDS] if len(record.tokens)}
         return Answer(rows, tracked, table)
+
+    def _copy(self, source: str | BinaryIO, plain: Path, label: str) -> None:
+        """Copy the input to a plain file, decompressed, up to the limit: a small upload may expand to gigabytes."""
+        most_bytes = BYTES_PER_BASE * self.most_bases + BYTES_FOR_NAMES
+        written = 0
+        with plain.open("wb") as copy, closing(read_blocks(source, label)) as blocks:
+            for block in blocks:
+                written += len(block)
+                if written > most_bytes:
+                    raise InputError(f"the input has more than {most_bytes:,} characters: {REMEDY}")
+                copy.write(block)
+
+    def _first_records(self, plain: Path) -> dict[str, Tokens]:
+        """Tokens by name of the records that are shown; bases are counted while they are read.
+
+        Raises:
+            InputError: there are more bases than the page takes.
+        """
+        tokens: dict[str, Tokens] = {}
+        bases = 0
+        for number, record in enumerate(spool_records(str(plain), events_of=read_sequence_events)):
+            bases += record.length
+            if bases > self.most_bases:
+                raise InputError(f"the input has more bases than this page takes, {self.most_bases:,}: {REMEDY}")
+            if number < MOST_SHOWN_RECORDS and record.length:
+                tokens[record.name] = next(record.forward_pieces(record.length))
+        return tokens
 
     def track(self, name: str, tokens: Tokens) -> bytes:
         """Plot a record's track, PNG."""

@@ -10,8 +10,10 @@ import torch
 
 from browser import NARROW_PX, WIDE_PX, assert_page_does_not_scroll_sideways, browser, watched_page
 from genomamba.classification.class_track import class_track
+from genomamba.io.fasta import read_blocks
 from genomamba.tokenizer import COMPLEMENT_IDS, CharacterTokenizer
 from mambacore.errors import InputError
+from mambapipelines.apps import species
 from mambapipelines.apps.species import SpeciesPage
 from mambapipelines.cli.genomamba.main import main
 from tiny_species import CLASS_NAMES, bases, fasta, tiny_model, write_tiny_model
@@ -54,13 +56,33 @@ def test_an_upload_may_be_gzipped_and_bare_bases_may_be_pasted(page, tmp_path):
         ("ACGT", "records.fa", "not both"),
         (">x\nMKVLF", None, "the pasted text"),
         ("<html>", None, "the pasted text"),
-        ("A" * 2001, None, "takes 2,000"),
+        ("A" * 2001, None, "takes, 2,000"),
         ("", "missing.fa", "missing.fa"),
     ],
 )
 def test_mistakes_are_refused_in_a_sentence(page, text, upload, words):
     with pytest.raises(InputError, match=words):
         page.answer(text, upload)
+
+
+@pytest.mark.parametrize("content", [b"\n", b">x\n" + b"A" * 60, b">" + b"n" * 60 + b"\n", b"@r\nA\n+\nI\n"])
+def test_a_small_upload_that_expands_is_refused_while_it_is_read(page, tmp_path, monkeypatch, content):
+    read = 0
+
+    def counted(source, label):
+        nonlocal read
+        for block in read_blocks(source, label):
+            read += len(block)
+            yield block
+
+    monkeypatch.setattr(species, "read_blocks", counted)
+    path = tmp_path / "bomb.fa.gz"
+    with gzip.open(path, "wb", compresslevel=1) as stream:
+        for _ in range(50):
+            stream.write(content * (1_000_000 // len(content)))
+    with pytest.raises(InputError, match=r"more than .* characters"):
+        page.answer("", str(path))
+    assert read < 5_000_000
 
 
 def test_the_windows_of_a_track_add_up_to_the_record(page):
