@@ -25,8 +25,10 @@ from tolerances import BFLOAT16, FLOAT64, relative_error
 WIDTH, TOKENS = 6, 5
 COMPLEMENT = (3, 2, 1, 0, 4)
 OPTIONS = {"state_size": 3, "linear_bias": True}
-KINDS = [pytest.param(*kind, id=f"{kind[0]}-{'tied' if kind[1] else 'untied'}")
+MAMBA2 = {"name": "mamba2", "state_size": 3, "head_width": 4, "linear_bias": True}
+KINDS = [pytest.param(*kind, OPTIONS, id=f"{kind[0]}-{'tied' if kind[1] else 'untied'}")
          for kind in itertools.product(("add", "multiply"), (True, False))]  # fmt: skip
+KINDS += [pytest.param("add", True, MAMBA2, id="mamba2-tied"), pytest.param("multiply", False, MAMBA2, id="mamba2")]
 EXCHANGED = pytest.mark.parametrize("exchange_strands", [False, True], ids=["in place", "exchanged"])
 
 
@@ -44,9 +46,9 @@ def unlike(module):
     return module.double()
 
 
-def bidirectional_mixer(combination="add", tied_projections=True):
+def bidirectional_mixer(combination="add", tied_projections=True, options=OPTIONS):
     torch.manual_seed(0)
-    return unlike(BidirectionalMixer(WIDTH, OPTIONS, combination, tied_projections))
+    return unlike(BidirectionalMixer(WIDTH, options, combination, tied_projections))
 
 
 def both_directions_by_flips(mixer, inputs):
@@ -67,15 +69,15 @@ def compare_with_all_gradients(module, first, second, inputs):
     assert max(errors) < FLOAT64, errors
 
 
-@pytest.mark.parametrize(("combination", "tied"), KINDS)
-def test_both_directions_equal_explicit_flips_with_all_gradients(combination, tied):
-    mixer = bidirectional_mixer(combination, tied)
+@pytest.mark.parametrize(("combination", "tied", "options"), KINDS)
+def test_both_directions_equal_explicit_flips_with_all_gradients(combination, tied, options):
+    mixer = bidirectional_mixer(combination, tied, options)
     compare_with_all_gradients(mixer, mixer, lambda x: both_directions_by_flips(mixer, x), sequence(WIDTH))
 
 
-@pytest.mark.parametrize(("combination", "tied"), KINDS)
-def test_reverse_complement_of_a_block_equals_flipping_positions_and_channels(combination, tied):
-    block = unlike(BidirectionalBlock(WIDTH, bidirectional_mixer(combination, tied)))
+@pytest.mark.parametrize(("combination", "tied", "options"), KINDS)
+def test_reverse_complement_of_a_block_equals_flipping_positions_and_channels(combination, tied, options):
+    block = unlike(BidirectionalBlock(WIDTH, bidirectional_mixer(combination, tied, options)))
     compare_with_all_gradients(
         block,
         lambda x: block(x, reverse_complement=True),
@@ -103,13 +105,14 @@ def records_one_by_one(module, inputs, lengths):
     return torch.cat([module(record) for record in inputs.split(lengths, dim=1)], dim=1)
 
 
-@pytest.mark.parametrize("name", ["bidirectional", "equivariant", "exchanged"])
+@pytest.mark.parametrize("name", ["bidirectional", "equivariant", "exchanged", "mamba2"])
 def test_a_record_does_not_depend_on_its_neighbours_or_on_padding(name):
     torch.manual_seed(0)
     stack = {
         "bidirectional": lambda: BidirectionalStack(WIDTH, 2, OPTIONS),
         "equivariant": lambda: EquivariantStack(WIDTH, 2, OPTIONS),
         "exchanged": lambda: EquivariantStack(WIDTH, 3, OPTIONS, exchange_strands=True),
+        "mamba2": lambda: EquivariantStack(WIDTH, 2, MAMBA2),
     }[name]().double()  # fmt: skip
     lengths = [1, 2, 40, 20, 7]  # the last one is padding
     inputs = sequence(WIDTH if name == "bidirectional" else 2 * WIDTH)
@@ -122,15 +125,15 @@ def test_a_record_does_not_depend_on_its_neighbours_or_on_padding(name):
     assert not torch.equal(stack(other)[:, :63], stack(inputs)[:, :63])
 
 
-def equivariant_stack(layers, exchange_strands, **options):
+def equivariant_stack(layers, exchange_strands, mixer=OPTIONS, **options):
     torch.manual_seed(0)
-    return unlike(EquivariantStack(WIDTH, layers, OPTIONS, **options, exchange_strands=exchange_strands))
+    return unlike(EquivariantStack(WIDTH, layers, mixer, **options, exchange_strands=exchange_strands))
 
 
 @EXCHANGED
-@pytest.mark.parametrize("layers", [1, 2, 3])
-def test_a_stack_commutes_with_the_reverse_complement(layers, exchange_strands):
-    stack, inputs = equivariant_stack(layers, exchange_strands), sequence(2 * WIDTH)
+@pytest.mark.parametrize(("layers", "options"), [(1, OPTIONS), (2, OPTIONS), (3, OPTIONS), (2, MAMBA2)])
+def test_a_stack_commutes_with_the_reverse_complement(layers, options, exchange_strands):
+    stack, inputs = equivariant_stack(layers, exchange_strands, options), sequence(2 * WIDTH)
     assert relative_error(stack(reverse_complement(inputs)), reverse_complement(stack(inputs))) < FLOAT64
     # Neither flip alone does: the law is not met for trivial reasons.
     assert relative_error(stack(inputs.flip(1)), stack(inputs).flip(1)) > 1e-3
@@ -138,9 +141,9 @@ def test_a_stack_commutes_with_the_reverse_complement(layers, exchange_strands):
 
 
 @EXCHANGED
-@pytest.mark.parametrize(("combination", "tied"), KINDS)
-def test_a_stack_of_strands_equals_explicit_flips_with_all_gradients(combination, tied, exchange_strands):
-    stack = equivariant_stack(3, exchange_strands, combination=combination, tied_projections=tied)
+@pytest.mark.parametrize(("combination", "tied", "options"), KINDS)
+def test_a_stack_of_strands_equals_explicit_flips_with_all_gradients(combination, tied, options, exchange_strands):
+    stack = equivariant_stack(3, exchange_strands, options, combination=combination, tied_projections=tied)
 
     def with_flips(two_strands):
         read, other = two_strands[..., :WIDTH], two_strands[..., WIDTH:].flip(1, 2)
@@ -208,6 +211,8 @@ def test_mistakes_are_named():
         BidirectionalMixer(WIDTH, combination="concatenate")
     with pytest.raises(InputError, match="no option 'states'"):
         BidirectionalMixer(WIDTH, {"states": 3})
+    with pytest.raises(InputError, match="'attention' cannot walk a sequence backwards; choose selective, mamba2"):
+        BidirectionalMixer(WIDTH, {"name": "attention"})
     with pytest.raises(InputError, match="at least 1"):
         BidirectionalStack(WIDTH, 0)
     with pytest.raises(InputError, match="token 0 to 1, which is not mapped back to 0"):

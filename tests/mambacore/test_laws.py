@@ -24,6 +24,7 @@ from mambacore.layers import (
     s4d,
 )
 from mambacore.packing import starts_from_lengths
+from mambacore.ssd import chunked
 from mambacore.state import map_state, state_tensors
 from tolerances import FOURIER_CAUSALITY, PIECES_FLOAT32, PIECES_FLOAT64, relative_error
 
@@ -57,6 +58,7 @@ class Convolution(nn.Module):
 MODULES = {name: name for name in MIXERS} | {
     "selective": {"name": "selective", "state_size": 4},
     "selective complex": {"name": "selective", "state_size": 3, "complex_state": True},
+    "mamba2": {"name": "mamba2", "state_size": 4, "head_width": 4, "groups": 2},
     "s4d": {"name": "s4d", "state_size": 5, "convolution": False},
     "s4d real": {"name": "s4d", "state_size": 5, "convolution": False, "complex_state": False},
     "s4d convolution": {"name": "s4d", "state_size": 5, "convolution": True},
@@ -106,6 +108,7 @@ def small_constants(monkeypatch):
     """Chunks, blocks and pieces so small that a short test has several of each."""
     monkeypatch.setattr(linear_attention, "CHUNK", 16)
     monkeypatch.setattr(attention, "QUERY_BLOCK", 32)
+    monkeypatch.setattr(chunked, "CHUNK_ROWS", 16)
     monkeypatch.setattr(s4d, "CONVOLUTION_FROM", 12)
     monkeypatch.setattr(s4d, "CONVOLUTION_PIECE", 48)
     monkeypatch.setattr(s4d, "POWER_BLOCK", 8)

@@ -54,6 +54,33 @@ def selective_reference(mixer, sequence):
     return mixer.output_projection(torch.stack(outputs, dim=1) * F.silu(gate))
 
 
+def mamba2_reference(mixer, sequence):
+    """Convolution of x, B, C; h_t = exp(Delta_t A) h_{t-1} + Delta_t x_t B_t^T by head; norm of (h C + D x) silu(z)."""
+    inner, states, groups, heads = mixer.inner_width, mixer.state_size, mixer.groups, mixer.heads
+    gate, mixed, raw_step = mixer.input_projection(sequence).tensor_split([inner, -heads], dim=-1)
+    width = mixer.convolution_weight.shape[1]
+    extended = F.pad(mixed, (0, 0, width - 1, 0))
+    taps = [extended[:, tap : tap + mixed.shape[1]] * mixer.convolution_weight[:, tap] for tap in range(width)]
+    mixed = F.silu(sum(taps) if mixer.convolution_bias is None else sum(taps) + mixer.convolution_bias)
+    step = F.softplus(raw_step + mixer.step_bias)
+    if mixer.step_limits is not None:
+        step = step.clamp(*mixer.step_limits)
+    state, outputs = sequence.new_zeros(len(sequence), heads, inner // heads, states), []
+    for position, now in enumerate(mixed.unbind(1)):
+        values = now[:, :inner].unflatten(1, (heads, -1))
+        write, read = (
+            now[:, begin : begin + groups * states].unflatten(1, (groups, -1)).repeat_interleave(heads // groups, 1)
+            for begin in (inner, inner + groups * states)
+        )
+        step_now = step[:, position, :, None, None]
+        decay = torch.exp(-step_now * mixer.log_decay_rate.exp()[:, None, None])
+        state = decay * state + step_now * values.unsqueeze(-1) * write.unsqueeze(2)
+        outputs.append((state * read.unsqueeze(2)).sum(-1) + mixer.skip_weight[:, None] * values)
+    gated = (torch.stack(outputs, dim=1).flatten(2) * F.silu(gate)).unflatten(-1, (groups, -1))
+    scale = (gated.square().mean(-1, keepdim=True) + mixer.gate_norm.epsilon).rsqrt()
+    return mixer.output_projection((gated * scale).flatten(2) * mixer.gate_norm.weight)
+
+
 def s4d_reference(mixer, sequence):
     """h_t = exp(Delta A) h_{t-1} + (exp(Delta A) - 1) / A x_t; y = C h + D x; then GELU and a gated linear layer."""
     step = F.softplus(mixer.step_bias).unsqueeze(-1) * mixer.sampling_rate_factor
@@ -185,6 +212,15 @@ REFERENCES = {
     "s4d real": ({"state_size": 6, "complex_state": False, "convolution": False}, s4d_reference),
     "s4d real convolution": ({"state_size": 6, "complex_state": False, "convolution": True}, s4d_reference),
     "s4d random start": ({"state_size": 6, "state_matrix": "random", "convolution": True}, s4d_reference),
+    "mamba2": ({"state_size": 5}, mamba2_reference),
+    "mamba2 of groups": (
+        {"state_size": 3, "head_width": 4, "groups": 4, "kernel_width": 3, "linear_bias": True},
+        mamba2_reference,
+    ),
+    "mamba2 of limited steps": (
+        {"state_size": 3, "convolution_bias": False, "norm_epsilon": 1e-2, "step_limits": [0.01, 0.05]},
+        mamba2_reference,
+    ),
     "attention": ({}, attention_reference),
     "attention of two heads": ({"heads": 2, "rotary_base": 100.0, "linear_bias": True}, attention_reference),
     "linear_attention": ({}, linear_attention_reference),
@@ -245,6 +281,7 @@ WITHOUT_DECAY = {
     "selective without bias": {"log_decay_rate", "skip_weight", "step_bias"},
     "s4d": {"log_decay_rate", "frequency", "skip_weight", "step_bias"},
     "s4d real": {"log_decay_rate", "skip_weight", "step_bias"},
+    "mamba2": {"log_decay_rate", "skip_weight", "step_bias", "convolution_bias"},
     "rwkv": {"key_share", "value_share", "receptance_share", "log_decay_rate", "bonus"},
     "attention": set(),
     "linear_attention": set(),
@@ -264,7 +301,7 @@ def test_exactly_the_parameters_of_the_dynamics_are_spared_from_decay(case):
     names = {id(parameter): name for name, parameter in mixer.named_parameters()}
     spared = [names[id(parameter)] for parameter in mixer.parameters_without_decay]
     assert sorted(spared) == sorted(WITHOUT_DECAY[case])
-    has_matrix = case.startswith(("selective", "s4d"))
+    has_matrix = case.startswith(("selective", "s4d", "mamba2"))
     assert (mixer.state_matrix is not None) == has_matrix
     assert not has_matrix or (mixer.state_matrix.real < 0).all()
 
@@ -442,6 +479,9 @@ def test_an_unknown_option_is_refused_with_the_names_of_those_there_are(name):
         ({"name": "retention", "heads": 8}, "heads of width 1 cannot be rotated in pairs"),
         ({"name": "s4d", "state_matrix": "hippo"}, "a complex state cannot start from 'hippo'; choose"),
         ({"name": "s4d", "sampling_rate_factor": 0}, "sampling_rate_factor must be positive but is 0"),
+        ({"name": "mamba2", "head_width": 3}, "heads of width 3 do not divide 16 inner channels; choose a divisor"),
+        ({"name": "mamba2", "head_width": 4, "groups": 3}, "3 groups do not divide 4 heads; choose a divisor"),
+        ({"name": "mamba2", "step_limits": [0.1, 0.1]}, "step_limits must be two growing numbers from 0 on but are"),
         ({"name": "rwkv", "relative_depth": 2}, "relative_depth must lie between 0 and 1 but is 2"),
     ],
 )

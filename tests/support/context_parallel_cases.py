@@ -25,6 +25,7 @@ WIDE = {"name": "selective", "state_size": 2, "kernel_width": 7}
 COMPLEX = {"name": "selective", "state_size": 3, "complex_state": True}
 S4D = {"name": "s4d", "state_size": 4}
 ATTENTIONS = [{"name": "linear_attention", "heads": 2}, {"name": "retention", "heads": 1}]
+MAMBA2 = {"name": "mamba2", "state_size": 3, "head_width": 4}
 HYBRID = [SELECTIVE, {"name": "s4d", "state_size": 3, "complex_state": False, "convolution": False}, COMPLEX, WIDE]
 
 # Lengths of the ranks' stretches, for 2 and for 4 ranks.
@@ -59,6 +60,10 @@ CASES = {
     "no convolution": Case([SELECTIVE | {"kernel_width": 1}], UNEVEN),
     "s4d by recurrence": Case([S4D | {"convolution": False}], UNEVEN),
     "s4d by convolution": Case([S4D | {"convolution": True}], UNEVEN, initial_state=True),
+    "mamba2": Case([MAMBA2] * 2, UNEVEN, share_of_starts=0.03, initial_state=True, calls=2),
+    "mamba2 float32": Case([MAMBA2], UNEVEN, dtype=torch.float32),
+    "mamba2, first stretch empty": Case([MAMBA2], EMPTY_FIRST, initial_state=True),
+    "mamba2 in reverse": Case([MAMBA2], UNEVEN, reverse=True, share_of_starts=0.05, initial_state=True),
     "linear attention and retention": Case(ATTENTIONS, UNEVEN, initial_state=True),
     "linear attention and retention, records, two calls": Case(ATTENTIONS, UNEVEN, share_of_starts=0.03, calls=2),
     "stack": Case([SELECTIVE] * 3, UNEVEN),

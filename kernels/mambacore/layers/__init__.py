@@ -7,6 +7,7 @@ from mambacore.layers.equivariant import EquivariantEmbedding, EquivariantStack
 from mambacore.layers.feed_forward import GatedFeedForward
 from mambacore.layers.gru import GRUMixer, GRUState
 from mambacore.layers.linear_attention import LinearAttentionMixer, LinearAttentionState
+from mambacore.layers.mamba2 import Mamba2Mixer, Mamba2State
 from mambacore.layers.mixer import (
     MIXERS,
     Mixer,
@@ -40,6 +41,8 @@ __all__ = [
     "LastPooling",
     "LinearAttentionMixer",
     "LinearAttentionState",
+    "Mamba2Mixer",
+    "Mamba2State",
     "MeanPooling",
     "Mixer",
     "PoolingState",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambacore.errors import InputError
+from mambacore.layers.mamba2 import Mamba2Mixer
 from mambacore.layers.mixer import build_mixer, parameters_without_decay
 from mambacore.layers.norm import RootMeanSquareNorm, root_mean_square_norm
 from mambacore.layers.plain_modules import are_plain_linear, is_plain
@@ -25,20 +26,24 @@ from mambacore.layers.selective import SelectiveMixer
 
 COMBINATIONS: Final = ("add", "multiply")
 
+# The mixers that walk in both directions.
+ReversibleMixer = SelectiveMixer | Mamba2Mixer
+REVERSIBLE: Final = {kind.name: kind for kind in (SelectiveMixer, Mamba2Mixer)}
+
 
 class BidirectionalMixer(nn.Module):
-    """Two selective mixers, one for each direction, whose results are added or multiplied element by element.
+    """Two mixers of a kind, one for each direction, whose results are added or multiplied element by element.
 
     It has no state: position 0 depends on the last one, so that a sequence cannot be walked in pieces.
 
     Args:
         model_width: channels of the sequence that comes and goes.
-        mixer: options of ``SelectiveMixer``, the same for both directions.
+        mixer: a `name` of REVERSIBLE (``selective`` when absent) and options, the same for both directions.
         combination: ``add`` or ``multiply`` what the directions give.
         tied_projections: both directions share their input and output projections, where most parameters are.
 
     Raises:
-        InputError: an option that ``SelectiveMixer`` does not have, or another combination.
+        InputError: another mixer, an option that it does not have, or another combination.
     """
 
     def __init__(
@@ -53,9 +58,13 @@ class BidirectionalMixer(nn.Module):
             raise InputError(f"directions cannot be combined by {combination!r}; choose {' or '.join(COMBINATIONS)}")
         self.combination = combination
         self.tied_projections = tied_projections
-        description = {**(mixer or {}), "name": SelectiveMixer.name}
-        self.forward_mixer = cast(SelectiveMixer, build_mixer(model_width, description))
-        self.reverse_mixer = cast(SelectiveMixer, build_mixer(model_width, description))
+        description = {"name": SelectiveMixer.name, **(mixer or {})}
+        if description["name"] not in REVERSIBLE:
+            raise InputError(
+                f"the mixer {description['name']!r} cannot walk a sequence backwards; choose {', '.join(REVERSIBLE)}"
+            )
+        self.forward_mixer = cast(ReversibleMixer, build_mixer(model_width, description))
+        self.reverse_mixer = cast(ReversibleMixer, build_mixer(model_width, description))
         if tied_projections:
             self.reverse_mixer.input_projection = self.forward_mixer.input_projection
             self.reverse_mixer.output_projection = self.forward_mixer.output_projection
@@ -80,7 +89,8 @@ class BidirectionalMixer(nn.Module):
         Returns:
             (batch, length, model_width).
         """
-        if not (is_plain(self.forward_mixer, SelectiveMixer) and is_plain(self.reverse_mixer, SelectiveMixer)):
+        kind = REVERSIBLE[self.forward_mixer.name]
+        if not (is_plain(self.forward_mixer, kind) and is_plain(self.reverse_mixer, kind)):
             return self._combined(
                 *(
                     _whole(mixer, sequence, sequence_starts, reverse, reverse_complement)
@@ -88,10 +98,10 @@ class BidirectionalMixer(nn.Module):
                 )
             )
         projected = _project_in(self.forward_mixer, sequence, reverse_complement)
-        ahead, _ = self.forward_mixer.mix(*projected, None, sequence_starts, reverse=reverse_complement)
+        ahead = _mix(self.forward_mixer, projected, sequence_starts, reverse_complement)
         if self.reverse_mixer.input_projection is not self.forward_mixer.input_projection:
             projected = _project_in(self.reverse_mixer, sequence, reverse_complement)
-        behind, _ = self.reverse_mixer.mix(*projected, None, sequence_starts, reverse=not reverse_complement)
+        behind = _mix(self.reverse_mixer, projected, sequence_starts, not reverse_complement)
         projection = self.forward_mixer.output_projection
         shared = self.reverse_mixer.output_projection is projection and are_plain_linear(projection)
         if shared and self.combination == "add":
@@ -128,13 +138,13 @@ class BidirectionalStack(nn.Module):
     Args:
         model_width: channels of the sequence.
         layers: number of blocks.
-        mixer: options of ``SelectiveMixer``.
+        mixer: as of `BidirectionalMixer`.
         combination, tied_projections: see :class:`BidirectionalMixer`.
         norm_epsilon: keeps positions of zeros finite.
         residual_in_float32: keep the sum of residuals in float32 where the parameters have fewer bits.
 
     Raises:
-        InputError: an option that ``SelectiveMixer`` does not have, another combination, or no layers.
+        InputError: another mixer, an option that it does not have, another combination, or no layers.
     """
 
     def __init__(
@@ -189,27 +199,30 @@ def normalise(norm: RootMeanSquareNorm, sequence: Tensor, flipped: bool = False)
 
 
 def _whole(
-    mixer: SelectiveMixer, sequence: Tensor, sequence_starts: Tensor | None, reverse: bool, flipped: bool
+    mixer: ReversibleMixer, sequence: Tensor, sequence_starts: Tensor | None, reverse: bool, flipped: bool
 ) -> Tensor:
     """One direction by calling the mixer, whatever has been hung on it."""
     mixed, _ = mixer(sequence.flip(-1) if flipped else sequence, None, sequence_starts, reverse=reverse != flipped)
     return mixed.flip(-1) if flipped else mixed
 
 
-def _project_in(mixer: SelectiveMixer, sequence: Tensor, flipped: bool) -> tuple[Tensor, Tensor]:
-    """The inputs and the gate of a mixer, of the sequence with flipped channels if asked."""
+def _project_in(mixer: ReversibleMixer, sequence: Tensor, flipped: bool) -> Tensor:
+    """The input projection of the sequence, with flipped channels if asked."""
     projection = mixer.input_projection
-    if not flipped:
-        projected = projection(sequence)
-    elif are_plain_linear(projection):  # a flip of the weight moves less memory
-        projected = F.linear(sequence, projection.weight.flip(1), projection.bias)
-    else:
-        projected = projection(sequence.flip(-1))
-    inputs, gate = projected.chunk(2, dim=-1)
-    return inputs, gate
+    if flipped and are_plain_linear(projection):  # a flip of the weight moves less memory
+        return F.linear(sequence, projection.weight.flip(1), projection.bias)
+    return projection(sequence.flip(-1) if flipped else sequence)
 
 
-def _project_out(mixer: SelectiveMixer, inner: Tensor, flipped: bool, biases: int = 1) -> Tensor:
+def _mix(mixer: ReversibleMixer, projected: Tensor, sequence_starts: Tensor | None, reverse: bool) -> Tensor:
+    """What lies between the two projections."""
+    if isinstance(mixer, SelectiveMixer):
+        inputs, gate = projected.chunk(2, dim=-1)
+        return mixer.mix(inputs, gate, None, sequence_starts, reverse)[0]
+    return mixer.mix(projected, None, sequence_starts, reverse)[0]
+
+
+def _project_out(mixer: ReversibleMixer, inner: Tensor, flipped: bool, biases: int = 1) -> Tensor:
     """Back to model channels, flipped if asked; the bias of a plain projection is counted `biases` times."""
     projection = mixer.output_projection
     if not are_plain_linear(projection):

@@ -39,7 +39,7 @@ class MaskedLanguageModelConfig:
         complement: for every token the one that faces it on the other strand; padding tokens are their own. Without
             it there is no reverse complement.
         equivariant: share parameters between the strands (Caduceus-PS).
-        mixer: options of ``mambacore.layers.SelectiveMixer``.
+        mixer: a name and options, as of `mambacore.layers.BidirectionalMixer`.
         combination, tied_projections: see ``mambacore.layers.BidirectionalMixer``.
         exchange_strands: see ``mambacore.layers.EquivariantStack``; for equivariant models only.
         norm_epsilon, residual_in_float32, tied_head, vocabulary_multiple: as of ``CausalLanguageModelConfig``.

@@ -8,7 +8,7 @@ from mambacore.parallel.exchange import (
     recurrence_over_ranks,
     state_over_ranks,
 )
-from mambacore.parallel.operators import convolution_over_ranks, scan_over_ranks
+from mambacore.parallel.operators import convolution_over_ranks, scan_over_ranks, ssd_over_ranks
 from mambacore.parallel.training import part_of_mean, sum_gradients
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "ranks_of",
     "recurrence_over_ranks",
     "scan_over_ranks",
+    "ssd_over_ranks",
     "state_over_ranks",
     "stretch_of",
     "sum_gradients",

@@ -13,6 +13,7 @@ from mambacore.parallel.context import active_ranks
 from mambacore.parallel.exchange import history_over_ranks, recurrence_over_ranks
 from mambacore.scan import selective_scan
 from mambacore.scan.reference import positive_step_size
+from mambacore.ssd import ssd_scan
 
 
 def convolution_over_ranks(
@@ -80,3 +81,40 @@ def scan_over_ranks(
         return torch.exp(exponent).to(state_dtype(inputs.dtype, state_matrix.is_complex()))
 
     return recurrence_over_ranks(run, final_state, total_decay, initial_state, sequence_starts, reverse)
+
+
+def ssd_over_ranks(
+    inputs: Tensor,
+    log_decay: Tensor,
+    input_matrix: Tensor,
+    output_matrix: Tensor,
+    input_weight: Tensor | None = None,
+    own_weight: Tensor | None = None,
+    skip_weight: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+    sequence_starts: Tensor | None = None,
+    entering: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`mambacore.ssd_scan` of this rank's stretch: outputs, and the whole sequence's final state.
+
+    Arguments and errors are those of the operator; `initial_state` is that before the whole sequence. `entering`, of
+    its shape, is added to the state that arrives at this rank's stretch.
+    """
+
+    def run(initial: Tensor | None) -> tuple[Tensor, Tensor]:
+        if entering is not None:
+            initial = entering if initial is None else initial + entering
+        outputs, state = ssd_scan(
+            inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, initial, reverse,
+            True, sequence_starts,
+        )  # fmt: skip
+        return outputs, state
+
+    def total_decay() -> Tensor:
+        total = torch.exp(log_decay.sum(1, dtype=torch.float64))
+        return total.to(compute_dtype(inputs.dtype))[..., None, None]
+
+    return recurrence_over_ranks(
+        run, lambda initial: run(initial)[1], total_decay, initial_state, sequence_starts, reverse
+    )

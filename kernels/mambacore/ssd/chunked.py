@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # Rows of a chunk. A longer one means fewer states to hand on and to keep for backward, and larger masks.
 CHUNK_ROWS = 64
@@ -314,14 +315,15 @@ def backward(
         block.put_positions(grad_input_weight, grad_weight + own if own_weight is None else grad_weight)
         if own_weight is not None:
             block.put_positions(grad_own_weight, own)
-        # Of c, the summed decays; the decay of a position is in the sums of all that follow in the chunk.
-        faded = faded * block.weight.unsqueeze(-2)
+        # The decay of a position t stands between all i >= t and j < t. Their gradients are added up as they are: as
+        # differences of sums over rows and columns, those of one record would leave roundings in the others.
+        spanning = (faded * block.weight.unsqueeze(-2)).cumsum(-1)
+        grad_decay = F.pad(spanning.tril(-1)[..., :-1].sum(-2), (1, 0))
         from_state = block.sum_over_rank((read * block.output_matrix).sum(-1)) * block.from_state
-        in_state = in_state * block.weight
-        grad_total = faded.sum(-1) - faded.sum(-2) + from_state - in_state
-        at_end = in_state.sum(-1) + block.kept * (before * grad_after).sum((-1, -2))
-        grad_total[..., -1] += at_end
-        block.put_positions(grad_log_decay, grad_total.flip(-1).cumsum(-1, dtype=torch.float64).flip(-1))
+        grad_decay = grad_decay + from_state.flip(-1).cumsum(-1).flip(-1)
+        grad_decay = grad_decay + F.pad((in_state * block.weight).cumsum(-1)[..., :-1], (1, 0))
+        grad_decay = grad_decay + (block.kept * (before * grad_after).sum((-1, -2))).unsqueeze(-1)
+        block.put_positions(grad_log_decay, grad_decay)
     return (
         grad_inputs,
         grad_log_decay,

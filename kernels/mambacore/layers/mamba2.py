@@ -1,0 +1,202 @@
+"""The Mamba-2 mixer: the inside of a Mamba-2 block (Dao & Gu, arXiv 2405.21060, section 7.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mambacore.backends import compute_dtype
+from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.layers.norm import RootMeanSquareNorm, root_mean_square_norm
+from mambacore.layers.selective import initial_step_bias
+from mambacore.parallel import convolution_over_ranks, ssd_over_ranks
+
+# Rates of decay at the start of training: uniform between these, one per head.
+SLOWEST_DECAY, FASTEST_DECAY = 1.0, 16.0
+
+# Width of a head where it divides the inner channels; else the largest common divisor.
+HEAD_WIDTH = 64
+
+
+class Mamba2State(NamedTuple):
+    """What a Mamba-2 mixer hands on: the last inputs of its convolution, and the state of its scan."""
+
+    convolution: Tensor  # (batch, kernel_width - 1, inner_width + 2 * groups * state_size)
+    scan: Tensor  # (batch, heads, head_width, state_size), float32 or float64
+
+
+def head_width_for(inner_width: int, head_width: int | None) -> int:
+    """The given width of a head, or a fitting one.
+
+    Raises:
+        ValueError: a width that does not divide the inner channels.
+    """
+    if head_width is None:
+        return math.gcd(HEAD_WIDTH, inner_width)
+    if head_width < 1 or inner_width % head_width:
+        raise ValueError(f"heads of width {head_width} do not divide {inner_width} inner channels; choose a divisor")
+    return head_width
+
+
+def check_groups(heads: int, groups: int) -> None:
+    """Refuse groups that heads cannot be dealt out to evenly.
+
+    Raises:
+        ValueError: `groups` does not divide `heads`.
+    """
+    if groups < 1 or heads % groups:
+        raise ValueError(f"{groups} groups do not divide {heads} heads; choose a divisor")
+
+
+def norm_of_groups(inputs: Tensor, norm: RootMeanSquareNorm, groups: int) -> Tensor:
+    """Root-mean-square norm within each of `groups` equal stretches of the channels, (..., width) to the same."""
+    if groups == 1:
+        return norm(inputs)
+    parts = inputs.unflatten(-1, (groups, -1))
+    normalised = root_mean_square_norm(parts, norm.weight.new_ones(parts.shape[-1]), norm.epsilon)
+    return normalised.flatten(-2) * norm.weight.to(inputs.dtype)
+
+
+@register_mixer
+class Mamba2Mixer(Mixer):
+    """Mix along the sequence with a selective state space model that has one decay per head.
+
+    One projection gives the gate, the inputs, both matrices and the step size. Because all states of a head fade alike,
+    the scan is made of matrix products (`mambacore.ssd`), so states are cheap: 64 of them cost less here than 16 do in
+    the selective mixer.
+
+    Args:
+        model_width: channels of the sequence that comes and goes.
+        state_size: states per inner channel (the paper's N).
+        head_width: inner channels of a head (the paper's P); 64, or what divides the inner channels, when None.
+        kernel_width: taps of the causal convolution before the scan.
+        expansion: inner channels per model channel.
+        groups: how many input and output matrices the heads share among them (the paper's G).
+        linear_bias: the projections that come and go have biases.
+        convolution_bias: the convolution has a bias.
+        norm_epsilon: keeps positions of zeros finite in the norm after the gate.
+        step_limits: smallest and largest step size, after softplus; no limits when None.
+
+    Raises:
+        ValueError: heads that do not divide the inner channels, groups that do not divide the heads, or limits that are
+            not two growing numbers from 0 on.
+    """
+
+    name = "mamba2"
+    supports_context_parallel = True
+
+    def __init__(
+        self,
+        model_width: int,
+        state_size: int = 64,
+        head_width: int | None = None,
+        kernel_width: int = 4,
+        expansion: int = 2,
+        groups: int = 1,
+        linear_bias: bool = False,
+        convolution_bias: bool = True,
+        norm_epsilon: float = 1e-5,
+        step_limits: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if step_limits is not None and (len(step_limits) != 2 or not 0 <= step_limits[0] < step_limits[1]):
+            raise ValueError(f"step_limits must be two growing numbers from 0 on but are {step_limits}")
+        self.model_width = model_width
+        self.inner_width = expansion * model_width
+        self.head_width = head_width_for(self.inner_width, head_width)
+        self.heads = self.inner_width // self.head_width
+        check_groups(self.heads, groups)
+        self.state_size = state_size
+        self.groups = groups
+        self.step_limits = None if step_limits is None else (float(step_limits[0]), float(step_limits[1]))
+        self.matrix_width = groups * state_size
+        mixed = self.inner_width + 2 * self.matrix_width
+        self.input_projection = nn.Linear(model_width, self.inner_width + mixed + self.heads, bias=linear_bias)
+        self.convolution_weight = nn.Parameter(torch.empty(mixed, kernel_width))
+        self.convolution_bias = nn.Parameter(torch.empty(mixed)) if convolution_bias else None
+        self.step_bias = nn.Parameter(torch.empty(self.heads))
+        self.log_decay_rate = nn.Parameter(torch.empty(self.heads))
+        self.skip_weight = nn.Parameter(torch.empty(self.heads))
+        self.gate_norm = RootMeanSquareNorm(self.inner_width, norm_epsilon)
+        self.output_projection = nn.Linear(self.inner_width, model_width, bias=linear_bias)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise what the paper initialises specially; linear layers keep PyTorch's default."""
+        bound = self.convolution_weight.shape[1] ** -0.5
+        self.convolution_weight.uniform_(-bound, bound)
+        if self.convolution_bias is not None:
+            self.convolution_bias.uniform_(-bound, bound)
+        self.step_bias.copy_(initial_step_bias(self.heads))
+        self.log_decay_rate.uniform_(SLOWEST_DECAY, FASTEST_DECAY).log_()
+        self.skip_weight.fill_(1.0)
+
+    @property
+    def parameters_without_decay(self) -> list[nn.Parameter]:
+        """Parameters of the dynamics, for which weight decay would mean something else than small weights."""
+        dynamics = [self.log_decay_rate, self.skip_weight, self.step_bias, self.convolution_bias]
+        return [parameter for parameter in dynamics if parameter is not None]
+
+    @property
+    def state_matrix(self) -> Tensor:
+        """A (inner_width, 1): the negative rate of decay of each channel, one for all its states."""
+        rate = self.log_decay_rate
+        decay_rate = -torch.exp(rate.to(torch.promote_types(rate.dtype, torch.float32)))
+        return decay_rate.repeat_interleave(self.head_width).unsqueeze(-1)
+
+    def forward(
+        self,
+        sequence: Tensor,
+        state: Mamba2State | None = None,
+        sequence_starts: Tensor | None = None,
+        reverse: bool = False,
+    ) -> tuple[Tensor, Mamba2State]:
+        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state.
+
+        `reverse` walks from the last position to the first.
+        """
+        outputs, state = self.mix(self.input_projection(sequence), state, sequence_starts, reverse)
+        return self.output_projection(outputs), state
+
+    def mix(
+        self, projected: Tensor, state: Mamba2State | None, sequence_starts: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, Mamba2State]:
+        """What lies between the two projections: convolution, scan, gate and norm, to (batch, length, inner_width)."""
+        gate, mixed, raw_step = projected.split(
+            [self.inner_width, self.inner_width + 2 * self.matrix_width, self.heads], dim=-1
+        )
+        mixed, convolution_state = convolution_over_ranks(
+            mixed,
+            self.convolution_weight,
+            self.convolution_bias,
+            silu=True,
+            initial_state=None if state is None else state.convolution,
+            reverse=reverse,
+            sequence_starts=sequence_starts,
+        )
+        inputs, input_matrix, output_matrix = mixed.split(
+            [self.inner_width, self.matrix_width, self.matrix_width], dim=-1
+        )
+        dtype = compute_dtype(projected.dtype)
+        step_size = F.softplus(raw_step.to(dtype) + self.step_bias.to(dtype))
+        if self.step_limits is not None:
+            step_size = step_size.clamp(*self.step_limits)
+        outputs, scan_state = ssd_over_ranks(
+            inputs.unflatten(-1, (self.heads, self.head_width)),
+            -torch.exp(self.log_decay_rate.to(dtype)) * step_size,
+            input_matrix.unflatten(-1, (self.groups, self.state_size)),
+            output_matrix.unflatten(-1, (self.groups, self.state_size)),
+            input_weight=step_size,
+            skip_weight=self.skip_weight,
+            initial_state=None if state is None else state.scan,
+            reverse=reverse,
+            sequence_starts=sequence_starts,
+        )
+        gated = outputs.flatten(-2) * F.silu(gate)
+        return norm_of_groups(gated, self.gate_norm, self.groups), Mamba2State(convolution_state, scan_state)
