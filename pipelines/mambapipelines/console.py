@@ -41,27 +41,27 @@ def use_threads(count: int | None) -> None:
     torch.set_num_threads(count)
 
 
-class BaseProgress:
-    """Bases worked through, speed and time left on standard error; a context manager.
+class WorkProgress:
+    """Work done, speed and time left on standard error; a context manager.
 
     On a terminal this is a bar. Elsewhere it is a line every ten seconds, or nothing when `lines_elsewhere` is false.
     """
 
     def __init__(
-        self, activity: str, total_bases: int | None, lines_elsewhere: bool, bar: bool = True, unit: str = "bases"
+        self, activity: str, total: int | None, lines_elsewhere: bool, bar: bool = True, unit: str = "bases"
     ) -> None:
         """Get ready.
 
         Args:
             activity: what is being done, one word.
-            total_bases: how many bases there are, `None` when that is not known.
+            total: units of work in all; `None` when that is not known.
             lines_elsewhere: print lines when standard error is no terminal.
             bar: draw a bar when it is one.
-            unit: what is worked through, if it is not bases.
+            unit: what the work is counted in.
         """
         self._activity = activity
         self._unit = unit
-        self._total_bases = total_bases
+        self._total = total
         self._lines = lines_elsewhere and not sys.stderr.isatty()
         self._bar: Progress | None = None
         if bar and sys.stderr.isatty():
@@ -77,13 +77,13 @@ class BaseProgress:
                 redirect_stderr=False,
             )
         self._task: TaskID | None = None
-        self._bases = 0
+        self._done = 0
         self._start_seconds = self._line_seconds = time.monotonic()
 
-    def __enter__(self) -> BaseProgress:
+    def __enter__(self) -> WorkProgress:
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(self._activity, total=self._total_bases, figures="")
+            self._task = self._bar.add_task(self._activity, total=self._total, figures="")
         return self
 
     def __exit__(
@@ -92,11 +92,11 @@ class BaseProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, bases: int, figures: str = "") -> None:
-        """Count `bases` more; `figures` are shown in front of speed and time left."""
-        self._bases += bases
+    def advance(self, units: int, figures: str = "") -> None:
+        """Count `units` more; `figures` are shown in front of speed and time left."""
+        self._done += units
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._bases, figures=self._describe(figures))
+            self._bar.update(self._task, completed=self._done, figures=self._describe(figures))
         elif self._lines and time.monotonic() - self._line_seconds >= SECONDS_BETWEEN_LINES:
             self._line_seconds = time.monotonic()
             note(f"{self._activity}: {self._describe(figures)}")
@@ -104,8 +104,8 @@ class BaseProgress:
     def _describe(self, figures: str) -> str:
         seconds = max(time.monotonic() - self._start_seconds, 1e-9)
         parts = [figures] if figures else []
-        parts.append(f"{self._bases / seconds:,.0f} {self._unit}/s")
-        if self._total_bases and self._bases:
-            seconds_left = seconds * max(0, self._total_bases - self._bases) / self._bases
+        parts.append(f"{self._done / seconds:,.0f} {self._unit}/s")
+        if self._total and self._done:
+            seconds_left = seconds * max(0, self._total - self._done) / self._done
             parts.append(f"{format_duration(seconds_left)} left")
         return ", ".join(parts)

@@ -22,7 +22,7 @@ from genomamba.prediction.metrics import Predictions
 from genomamba.prediction.predict import model_outputs, predictions_from
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 
 NOT_AVAILABLE: Final = "NA"
@@ -72,7 +72,7 @@ def predict_files(options: PredictionOptions) -> int:
     with ExitStack() as opened:
         stream = opened.enter_context(written_whole(options.output)) if options.output else sys.stdout.buffer
         bar = options.output is not None or not sys.stdout.isatty()
-        progress = opened.enter_context(BaseProgress("predict", None, lines_elsewhere=False, bar=bar))
+        progress = opened.enter_context(WorkProgress("predict", None, lines_elsewhere=False, bar=bar))
         stream.write(_header(description).encode() + b"\n")
         for source in options.sources:
             for waiting in _groups(_read(source, options)):
@@ -114,7 +114,7 @@ def _row(description: TargetDescription, name: str, length: int, values: np.ndar
     return "\t".join([name, str(length), *shown])
 
 
-def _predicted(model: SequenceModel, waiting: Sequence[Named], progress: BaseProgress) -> str:
+def _predicted(model: SequenceModel, waiting: Sequence[Named], progress: WorkProgress) -> str:
     """The rows of some records."""
     description = model.config.targets
     predictions = np.full((len(waiting), description.outputs), np.nan)

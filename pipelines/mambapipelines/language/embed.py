@@ -19,7 +19,7 @@ from genomamba.models.language_model import LanguageModel, load_language_model
 from genomamba.scoring.embeddings import Embedder, Piece, as_the_model_reads, embed_pieces, require_windows, windows_of
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 
 ENDINGS = {".parquet": "pyarrow", ".npz": None, ".h5ad": "anndata"}
@@ -70,7 +70,7 @@ def run_embedding(options: EmbeddingOptions) -> None:
     count = bases = empty = 0
     with (
         _WRITERS[ending](options.output, embedder.width) as writer,
-        BaseProgress("embedding", None, lines_elsewhere=True) as progress,
+        WorkProgress("embedding", None, lines_elsewhere=True) as progress,
     ):
         for pieces, vectors in embed_pieces(embedder, _pieces(options, language_model)):
             writer.write(pieces, vectors)

@@ -25,7 +25,7 @@ from genomamba.letter_policy import LetterPolicy
 from genomamba.models.language_model import LanguageModel, load_language_model
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import check_writable_place, write_whole
 from mambapipelines.language.task import causal_losses, is_base, masked_losses
 from mambapipelines.language.train import Corpus, PretrainingOptions, read_corpus, training_tokens
@@ -243,11 +243,11 @@ def _fit_markov(corpus: Corpus, length: int, order: int) -> FittedMarkovModels:
     valid = _windows(corpus, "valid", length, LetterPolicy())
     validation = [window.tokens for window in valid.evaluation(max(1, MARKOV_VALIDATION_BASES // length))]
     bases = sum(row.length for row in corpus.rows if row.split == "train")
-    with BaseProgress("counting for Markov models", bases, lines_elsewhere=True) as progress:
+    with WorkProgress("counting for Markov models", bases, lines_elsewhere=True) as progress:
         return fit_markov_models(_reported(training_tokens(corpus), progress), validation, order)
 
 
-def _reported(sequences: Iterable[Tokens], progress: BaseProgress) -> Iterator[Tokens]:
+def _reported(sequences: Iterable[Tokens], progress: WorkProgress) -> Iterator[Tokens]:
     for tokens in sequences:
         yield tokens
         progress.advance(len(tokens))
@@ -272,7 +272,7 @@ def _rows_of_length(
     counts: list[int] = []
     places: list[tuple[str, int]] = []
     rows_at_a_time = max(1, BASES_AT_A_TIME // length)
-    with BaseProgress(f"windows of {length:,} bp", wanted * length, lines_elsewhere=True) as progress:
+    with WorkProgress(f"windows of {length:,} bp", wanted * length, lines_elsewhere=True) as progress:
         for batch in _batches(windows.evaluation(wanted), rows_at_a_time):
             tokens = torch.from_numpy(np.stack([window.tokens for window in batch]))
             losses = _model_losses(language_model, tokens)

@@ -20,7 +20,7 @@ from genomamba.scoring.embeddings import as_the_model_reads
 from genomamba.scoring.generation import Sampling, generate
 from genomamba.tokenizer import CharacterTokenizer, Tokens
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 
 LINE_BASES = 60
@@ -59,7 +59,7 @@ def run_generation(options: GenerationOptions) -> None:
     started = time.monotonic()
     with (
         _binary_output(options.output) as output,
-        BaseProgress("generating", len(named) * options.length, lines_elsewhere=True) as progress,
+        WorkProgress("generating", len(named) * options.length, lines_elsewhere=True) as progress,
     ):
         records = generate(
             language_model,

@@ -44,7 +44,7 @@ class WindowsRecipe:
 
 @dataclass(frozen=True)
 class MaskingRecipe:
-    """What a masked model has to foretell; shares are of the chosen positions, the rest of which stays as it is."""
+    """What a masked model has to predict; shares are of the masked positions, the rest of which stay as they are."""
 
     fraction: float = 0.15
     mask_share: float = 0.8

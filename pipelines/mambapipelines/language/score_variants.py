@@ -15,7 +15,7 @@ from genomamba.io.vcf import Variant, VariantFile, read_chromosome_map, require_
 from genomamba.models.language_model import load_language_model
 from genomamba.scoring.variant_scores import AlleleScore, StrandScore, VariantScorer, require_window, score_variants
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 
 FORMATS = ("tsv", "vcf")
@@ -85,7 +85,7 @@ def run_variant_scoring(options: VariantScoringOptions) -> None:
         statuses: Counter[str] = Counter()
         with (
             _text_output(options.output) as output,
-            BaseProgress("scoring", alleles * options.window, lines_elsewhere=True) as progress,
+            WorkProgress("scoring", alleles * options.window, lines_elsewhere=True) as progress,
         ):
             if output_format == "vcf":
                 output.write(annotated_header(variants.header_text))

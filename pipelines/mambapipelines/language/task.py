@@ -1,4 +1,4 @@
-"""Pretraining a language model of DNA as tasks of the training road: the next base, and hidden bases.
+"""Pretraining a language model of DNA as tasks of the training loop: the next base, and masked bases.
 
 What a step learns from is a function of the seed and the step. Positions that the letter policy does not score never
 count; a micro-batch weighs as much as it has targets, so a step's loss is the mean over all its targets however they
@@ -70,8 +70,8 @@ class LanguageTask(TrainingTask):
         return self._windows[length]
 
     def _examples(self, tokens: np.ndarray, scored: np.ndarray, first_index: int) -> Batch:
-        """(windows, length) inputs, and targets with `IGNORED` where nothing is to be foretold."""
-        raise TypeError(f"{type(self).__name__} does not say what is to be foretold")
+        """(windows, length) inputs, and targets with `IGNORED` where nothing is to be predicted."""
+        raise TypeError(f"{type(self).__name__} does not say what is to be predicted")
 
     def rows_per_micro_batch(self, length: int) -> int:
         """Windows of `length` bases that go through the model at once."""
@@ -122,7 +122,7 @@ class LanguageTask(TrainingTask):
 
 
 class CausalTask(LanguageTask):
-    """Foretell each base from those before it in its window; long windows go through the model in pieces, exactly.
+    """Predict each base from those before it in its window; long windows go through the model in pieces, exactly.
 
     A window may lie on several processes (`mambacore.parallel`): then each reads its stretch at once, and only states
     travel between them.
@@ -147,7 +147,7 @@ class CausalTask(LanguageTask):
 
 
 class MaskedTask(LanguageTask):
-    """Foretell hidden bases from both sides (BERT, Devlin et al., arXiv 1810.04805, section 3.1; Caduceus)."""
+    """Predict masked bases from both sides (BERT, Devlin et al., arXiv 1810.04805, section 3.1; Caduceus)."""
 
     def _examples(self, tokens: np.ndarray, scored: np.ndarray, first_index: int) -> Batch:
         inputs = tokens.copy()
@@ -178,13 +178,13 @@ def masked_example(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of one window: each scored position is a target with probability `masking.fraction`.
 
-    Of the targets, a part becomes [MASK], a part a base drawn uniformly, and the rest stays as it is, so that the model
+    Of the targets, a part becomes [MASK], a part a random base, and the rest stays as it is, so that the model
     cannot tell what it is asked for.
     """
-    drawn = random.random((2, len(tokens)))
-    is_target = scored & (drawn[0] < masking.fraction)
-    hide = is_target & (drawn[1] < masking.mask_share)
-    replace = is_target & ~hide & (drawn[1] < masking.mask_share + masking.random_share)
+    chances = random.random((2, len(tokens)))
+    is_target = scored & (chances[0] < masking.fraction)
+    hide = is_target & (chances[1] < masking.mask_share)
+    replace = is_target & ~hide & (chances[1] < masking.mask_share + masking.random_share)
     bases = random.integers(FIRST_BASE_TOKEN, FIRST_BASE_TOKEN + BASE_COUNT, len(tokens), dtype=np.uint8)
     inputs = np.where(hide, np.uint8(MASK_TOKEN), np.where(replace, bases, tokens))
     return inputs, np.where(is_target, tokens.astype(np.int16), IGNORED)
@@ -201,7 +201,7 @@ def causal_losses(language_model: LanguageModel, tokens: Tensor, piece_length: i
     The first position has nothing before it and is not scored. Memory is that of a piece, whatever the length.
     """
     losses = torch.zeros(tokens.shape[0], tokens.shape[1] - 1, dtype=torch.float64)
-    for positions, log_probabilities in _foretold(language_model, tokens[:, :-1], piece_length):
+    for positions, log_probabilities in _predicted(language_model, tokens[:, :-1], piece_length):
         following = tokens[:, positions.start + 1 : positions.stop + 1]
         losses[:, positions] = _losses_of(log_probabilities, following)
     return losses
@@ -213,7 +213,7 @@ def masked_losses(language_model: LanguageModel, tokens: Tensor, hidden: Tensor)
     return _losses_of(log_probabilities, tokens) * hidden
 
 
-def _foretold(language_model: LanguageModel, tokens: Tensor, piece_length: int) -> Iterator[tuple[slice, Tensor]]:
+def _predicted(language_model: LanguageModel, tokens: Tensor, piece_length: int) -> Iterator[tuple[slice, Tensor]]:
     state = None
     for begin in range(0, tokens.shape[1], piece_length):
         positions = slice(begin, min(begin + piece_length, tokens.shape[1]))

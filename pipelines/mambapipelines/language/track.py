@@ -18,7 +18,7 @@ from genomamba.io.reference import Reference
 from genomamba.models.language_model import load_language_model
 from genomamba.scoring.tracks import TrackMaker, TrackPiece, runs
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 
 BIGWIG_ENDINGS = (".bw", ".bigwig")
@@ -61,7 +61,7 @@ def run_track(options: TrackOptions) -> None:
         total = sum(region.end - region.start for region in regions) * maker.readings
         with (
             _writer(options.output, genome.lengths) as writer,
-            BaseProgress("reading", total, lines_elsewhere=True) as progress,
+            WorkProgress("reading", total, lines_elsewhere=True) as progress,
         ):
             for region in regions:
                 for piece in maker.pieces(region):

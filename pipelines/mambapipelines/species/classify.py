@@ -17,7 +17,7 @@ from genomamba.classification.records import Classification, Groups, RecordClass
 from genomamba.io.fasta import STANDARD_INPUT, is_gzipped
 from genomamba.models.species_classifier import load_classifier
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 from mambapipelines.species.outputs import CallSinks, group_rule, multiqc_text
 from mambapipelines.species.processes import (
@@ -125,7 +125,7 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
             sources = opened.enter_context(rereadable_sources(options.sources))
         # On a terminal the rows themselves show the progress, and a bar would overwrite them.
         bar = (options.output is not None or not sys.stdout.isatty()) and (launched is None or launched.rank == 0)
-        progress = BaseProgress("classify", _estimate_bases(sources), lines_elsewhere=False, bar=bar)
+        progress = WorkProgress("classify", _estimate_bases(sources), lines_elsewhere=False, bar=bar)
         opened.enter_context(progress)
         records: Iterator[RecordEvidence] | None
         if launched is not None:
@@ -181,7 +181,7 @@ def _write_answers(
     records: Iterator[RecordEvidence],
     sinks: CallSinks | None,
     sources: Sequence[str],
-    progress: BaseProgress,
+    progress: WorkProgress,
 ) -> ClassificationSummary:
     """Write the table and all other outputs; files appear when all are complete, the table last."""
     summary = ClassificationSummary(classifier.class_names)

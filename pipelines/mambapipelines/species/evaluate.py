@@ -20,7 +20,7 @@ from genomamba.data.windows import MAXIMUM_UNKNOWN_FRACTION, EvaluationWindows, 
 from genomamba.models.species_classifier import SpeciesClassifier, load_classifier
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import check_writable_place, write_whole
 from mambapipelines.species.evaluate_novelty import (
     DetectionRow,
@@ -223,7 +223,7 @@ def accuracy_by_length(
         raise InputError("no length has test windows of every class: give shorter --lengths or other genomes.")
     rows: list[AccuracyRow] = []
     total_bases = sum(material.length * len(material.windows) for material in materials)
-    with BaseProgress("evaluate", total_bases, lines_elsewhere=True) as progress:
+    with WorkProgress("evaluate", total_bases, lines_elsewhere=True) as progress:
         for material in materials:
             by_name = _independent_by_name(test, material.length)
             independent_counts = [min(by_name[name], count) for name, count in material.independent_per_class.items()]
@@ -243,7 +243,7 @@ def accuracy_by_length(
 
 
 def _classify_windows(
-    classifiers: Mapping[str, Scores], material: EvaluationWindows, progress: BaseProgress
+    classifiers: Mapping[str, Scores], material: EvaluationWindows, progress: WorkProgress
 ) -> dict[str, tuple[Labels, FloatArray | None]]:
     """Run every classifier on the windows, a few megabases at a time."""
     per_group = max(1, BASES_PER_GROUP // material.length)

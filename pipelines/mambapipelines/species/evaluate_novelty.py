@@ -26,7 +26,7 @@ from genomamba.data.windows import evaluation_windows
 from genomamba.models.species_classifier import SpeciesClassifier
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress, note
+from mambapipelines.console import WorkProgress, note
 
 FALSE_ALARM_RATE: Final = 0.05
 BASES_PER_GROUP: Final = 1 << 21
@@ -145,7 +145,7 @@ def detect_ood(
     inside = {length: scoring.scores(length) for length in sorted(scoring.parts)}
     materials = {length: evaluation_windows(ood_genomes, length, per_genome, seed) for length in inside}
     total_bases = sum(length * len(material.windows) for length, material in materials.items())
-    with BaseProgress("OOD", total_bases, lines_elsewhere=True) as progress:
+    with WorkProgress("OOD", total_bases, lines_elsewhere=True) as progress:
         for length, material in materials.items():
             if material.missing_classes:
                 note(f"{length:,} bp: {', '.join(material.missing_classes)} has no window of known bases")

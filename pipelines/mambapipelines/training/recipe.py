@@ -4,7 +4,7 @@ The package brings `tiny` (seconds; tests), `demo` (the three-minute demo) and `
 sizes in bases rather than in windows, so that one recipe serves every `--length`.
 
 A task declares its own recipe as a subclass of `TrainingRecipe` with further values and sections (frozen dataclasses).
-What a value may be follows from its default: a number, a whole number, true or false, a word, or a list (a tuple here).
+What a value may be follows from its default: a number, an integer, true or false, a word, or a list (a tuple here).
 The field's metadata says the rest: `choices` of a word or of a list's entries, `entries` the kind of a list's entries
 where the default is empty.
 """
@@ -262,7 +262,7 @@ def _number(value: object, kind: type, source: str) -> Any:
     except ValueError:
         number = math.nan
     if not math.isfinite(number) or (kind is int and number != int(number)):
-        wanted = "a whole number" if kind is int else "a number"
+        wanted = "an integer" if kind is int else "a number"
         raise InputError(f"{source} must be {wanted}, not {value!r}: correct the recipe")
     return kind(number)
 

@@ -1,4 +1,4 @@
-"""What a task tells the training road: its model, its batches, its loss and its validation. The road does the rest."""
+"""The interface between a task and the training loop: model, batches, loss and validation."""
 
 from __future__ import annotations
 

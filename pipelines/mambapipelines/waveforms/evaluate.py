@@ -19,7 +19,7 @@ from audiomamba.metrics.scores import half_sample_interval
 from audiomamba.models import WaveformModel, load_waveform_model
 from audiomamba.models.clip_classifier import ClipClassifier, load_clip_classifier
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import write_whole
 from mambapipelines.training.options import RUN_FOLDER_NAME
 from mambapipelines.training.state import METRICS_NAME
@@ -174,7 +174,7 @@ def _likelihoods(name: str, model: WaveformModel, test: LabelledFiles, bad: BadF
             bad.leave_out(length)
         else:
             total += length
-    with BaseProgress(f"likelihood under {name}", total, lines_elsewhere=True, unit="samples") as progress:
+    with WorkProgress(f"likelihood under {name}", total, lines_elsewhere=True, unit="samples") as progress:
         found = file_likelihoods(model, test.paths, progress=progress.advance)
     scored: dict[Path, ClipLikelihood] = {}
     for path, one in zip(test.paths, found, strict=True):

@@ -28,7 +28,7 @@ from audiomamba.metrics.scores import (
 from audiomamba.models import WaveformModel
 from audiomamba.models.clip_classifier import ClipClassifier, Opinions, fitted_clip, opinions
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress, note
+from mambapipelines.console import WorkProgress, note
 from mambapipelines.waveforms.evaluation_output import ScoredSet
 
 FEWEST_CLIPS: Final = 10
@@ -118,7 +118,7 @@ class SetScorer:
                 for samples in drawn.samples:
                     yield self.classifier.fitted(Waveform(samples, rate))
 
-        with BaseProgress(f"generating with {row.name}", total, lines_elsewhere=True, unit="samples") as progress:
+        with WorkProgress(f"generating with {row.name}", total, lines_elsewhere=True, unit="samples") as progress:
             found = opinions(self.classifier, clips(progress.advance))
         return self._scored(row, found)
 
@@ -134,7 +134,7 @@ class SetScorer:
     def _fitted(self, name: str, files: LabelledFiles) -> Iterator[tuple[Tensor, str]]:
         """The clips that can be read, as the classifier wants them, and their labels."""
         found = read_in_parallel(lambda number: fitted_clip(files.paths[number], self.log_mel), len(files.paths))
-        with BaseProgress(f"classifying {name}", len(files.paths), lines_elsewhere=True, unit="clips") as progress:
+        with WorkProgress(f"classifying {name}", len(files.paths), lines_elsewhere=True, unit="clips") as progress:
             for clip, label in zip(found, files.labels, strict=True):
                 progress.advance(1)
                 if isinstance(clip, InputError):

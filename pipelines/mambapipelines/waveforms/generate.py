@@ -20,7 +20,7 @@ from audiomamba.metrics.scores import likelihood_rejection
 from audiomamba.metrics.selection import flags_of, likelihoods_of_real_clips
 from audiomamba.models import WaveformModel
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import write_whole
 from mambapipelines.pages.clips import clip_page
 from mambapipelines.pages.html import Table
@@ -110,7 +110,7 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     shown: list[Tensor] = []
     batch = _clips_at_once(options, generator.quantiser.sample_rate_hz, prompt)
     total = options.clips * max(1, round(options.seconds * generator.quantiser.sample_rate_hz))
-    with BaseProgress("generating", total, lines_elsewhere=True, unit="samples") as progress:
+    with WorkProgress("generating", total, lines_elsewhere=True, unit="samples") as progress:
         for found in _batches(generator, options, labels, batch, prompt, progress):
             generated += found.log_likelihoods.numel()
             seconds_taken += found.seconds_taken
@@ -186,7 +186,7 @@ def _batches(
     labels: Mapping[str, str],
     batch: int,
     prompt: Prompt | None,
-    progress: BaseProgress,
+    progress: WorkProgress,
 ) -> Iterator[GeneratedClips]:
     for first in range(0, options.clips, batch):
         yield generator.generate(

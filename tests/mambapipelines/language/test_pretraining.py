@@ -80,7 +80,7 @@ def test_a_target_is_the_next_token_if_that_is_scored() -> None:
         ("caduceus", [8, IGNORED, 6, 9, 10]),
     ],
 )
-def test_each_letter_policy_decides_what_is_foretold(tmp_path: Path, policy: str, expected: list[int]) -> None:
+def test_each_letter_policy_decides_what_is_predicted(tmp_path: Path, policy: str, expected: list[int]) -> None:
     task = task_of(tmp_path, b"aCNRGT" * 2, length=12, policy=policy)
     _, targets = task.batch(0)
     assert targets[0, :5].tolist() == expected

@@ -11,7 +11,7 @@ import pytest
 
 from classification_ranks import run_rank
 from mambacore.errors import InputError
-from mambapipelines.console import BaseProgress
+from mambapipelines.console import WorkProgress
 from mambapipelines.species import classify as species_classification
 from mambapipelines.species.classify import ClassificationOptions, classify_files
 from tiny_species import bases, fasta, write_tiny_model
@@ -85,7 +85,7 @@ def test_a_process_that_is_killed_is_told_and_leaves_no_file(
         for child in multiprocessing.active_children()[:1]:
             child.kill()
 
-    monkeypatch.setattr(BaseProgress, "advance", kill_one)
+    monkeypatch.setattr(WorkProgress, "advance", kill_one)
     with pytest.raises(InputError, match="ended by signal 9"):
         classify_files(
             ClassificationOptions(model_folder, [str(tmp_path / "in.fa")], tmp_path / "out.tsv", processes=2)

@@ -1,4 +1,4 @@
-"""What the training road offers beyond its defaults: averaged weights, plateau, length warm-up, kept states."""
+"""What the training loop offers beyond its defaults: averaged weights, plateau, length warm-up, kept states."""
 
 import signal
 from dataclasses import replace

@@ -57,7 +57,7 @@ def test_numbers_may_be_written_with_an_exponent_and_no_dot(tmp_path: Path) -> N
         ("batch: {zzz: 8}", "unknown key 'zzz' in batch.*valid keys are bases_per_step"),
         ("optimizer: {learning_rate: fast}", "learning_rate of optimizer.*must be a number, not 'fast'"),
         ("optimizer: {learning_rate: .nan}", "learning_rate of optimizer.*must be a number"),
-        ("batch: {bases_per_step: 1.5}", "bases_per_step of batch.*whole number"),
+        ("batch: {bases_per_step: 1.5}", "bases_per_step of batch.*an integer"),
         ("minutes: true", "minutes in .*must be a number"),
         ("minutes: 0", "minutes in .*greater than 0"),
         ("optimizer: {learning_rate: -1}", "optimizer.learning_rate.*greater than 0"),
@@ -114,7 +114,7 @@ def test_changes_replace_values_of_a_recipe() -> None:
         ("=3", "not of the form key=value"),
         ("minutes.x=3", "minutes is a value, not a section"),
         ("minutes=[", "not valid YAML"),
-        ("batch.bases_per_step=1.5", "whole number"),
+        ("batch.bases_per_step=1.5", "an integer"),
     ],
 )
 def test_a_change_that_makes_no_sense_is_named(change: str, expected: str) -> None:
@@ -172,7 +172,7 @@ def test_a_task_declares_words_flags_and_lists(tmp_path: Path) -> None:
         ("colours: {title: 3}", "title of colours in .*must be a word, not 3"),
         ("colours: {glossy: 1}", "glossy of colours in .*must be true or false, not 1"),
         ("colours: {layers: 3}", "layers of colours in .*must be a list, not 3"),
-        ("colours: {layers: [1, 2.5]}", "entry 2 of layers of colours in .*whole number, not 2.5"),
+        ("colours: {layers: [1, 2.5]}", "entry 2 of layers of colours in .*an integer, not 2.5"),
         ("colours: {edges: [left, up]}", "entry 2 of edges of colours in .*one of left, right, not 'up'"),
         ("colours: {weight: [1]}", "weight of colours in .*must be a number"),
     ],
