@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genomamba.data.intervals import SPLITS, Interval, Positions, RuleWindows, Split, WindowRule
+from mambacore.safe_text import table_line
 
 Repair = Literal["drop", "trim"]
 REPAIRS: Final[tuple[Repair, ...]] = ("drop", "trim")
@@ -147,7 +148,7 @@ def audit_table(report: Iterable[SharedBases]) -> Iterator[str]:
     """Yield the lines of a report as tab-separated text with a header, without line ends."""
     yield "\t".join(AUDIT_COLUMNS)
     for line in report:
-        yield "\t".join(str(getattr(line, column)) for column in AUDIT_COLUMNS)
+        yield table_line(str(getattr(line, column)) for column in AUDIT_COLUMNS)
 
 
 def repair_intervals(

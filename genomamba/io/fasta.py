@@ -28,6 +28,8 @@ FastaSource = str | os.PathLike[str] | BinaryIO
 STANDARD_INPUT: Final = "-"
 GZIP_MAGIC: Final = b"\x1f\x8b"
 _BLOCK_BYTES: Final = 1 << 20
+# So many blank bytes in a row are a mistake or an attack: reading gigabytes of them would take minutes in silence.
+_MOST_BLANK_BLOCKS: Final = 64
 _LONGEST_HEADER_BYTES: Final = 1 << 20
 BLANKS: Final = b" \t\r\n"
 
@@ -285,11 +287,18 @@ def read_blocks(source: FastaSource, label: str) -> Generator[bytes, None, None]
             if start == GZIP_MAGIC:
                 decompressed = gzip.GzipFile(fileobj=cast(BinaryIO, rejoined), mode="rb")
                 rejoined = opened.enter_context(io.BufferedReader(decompressed, _BLOCK_BYTES))  # type: ignore[arg-type]
+        blank_blocks = 0
         while True:
             with _input_errors(label):
                 block = rejoined.read(_BLOCK_BYTES)
             if not block:
                 return
+            blank_blocks = blank_blocks + 1 if block.isspace() else 0
+            if blank_blocks > _MOST_BLANK_BLOCKS:
+                raise InputError(
+                    f"{label} has more than {_MOST_BLANK_BLOCKS * _BLOCK_BYTES:,} blank characters in a row: give "
+                    "a file of sequences."
+                )
             yield block
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 from sklearn import metrics
 
 from genomamba.data.targets import TargetDescription, TargetKind, Targets
+from mambacore.safe_text import table_line
 
 FIGURES: Final[Mapping[TargetKind, tuple[str, ...]]] = {
     "classes": ("accuracy", "mcc", "auroc", "auprc", "f1"),
@@ -69,11 +70,11 @@ def measure(
 
 def metrics_table(kind: TargetKind, rows: Sequence[MetricsRow]) -> str:
     """Tab-separated text with a header; four decimals, NA where a figure is not defined."""
-    lines = ["\t".join(["predictor", "target", "rows", *FIGURES[kind]])]
+    lines = [table_line(["predictor", "target", "rows", *FIGURES[kind]])]
     for row in rows:
         figures = [row.figures[name] for name in FIGURES[kind]]
         shown = ["NA" if math.isnan(value) else f"{value:.4f}" for value in figures]
-        lines.append("\t".join([row.predictor, row.target, str(row.rows), *shown]))
+        lines.append(table_line([row.predictor, row.target, str(row.rows), *shown]))
     return "\n".join(lines) + "\n"
 
 

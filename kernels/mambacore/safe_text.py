@@ -5,12 +5,19 @@ row, escape sequences that command a terminal, or invisible characters that disg
 replaced by its escape, so that it is seen and does nothing.
 """
 
+from collections.abc import Iterable
+
 LINE_STRUCTURE = "\t\n"
 
 
 def safe_field(text: str) -> str:
     r"""A cell of a table: characters that are not printable are escaped, a tab as `\t`, U+200B as `\u200b`."""
     return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def table_line(cells: Iterable[str]) -> str:
+    """Cells as one line of a tab-separated table, without a line feed; each is a `safe_field`."""
+    return "\t".join(map(safe_field, cells))
 
 
 def safe_for_terminal(text: str) -> str:

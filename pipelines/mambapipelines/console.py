@@ -10,13 +10,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from mambacore.errors import InputError
+from mambacore.safe_text import safe_for_terminal
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def note(text: str) -> None:
     """Print a line on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(safe_for_terminal(text), file=sys.stderr, flush=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 record`, `2,000 records`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def format_duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 from mambacore.safe_text import safe_field
 from mambapipelines.apps.server import load_gradio, paragraph
-from mambapipelines.console import use_threads
+from mambapipelines.console import counted, use_threads
 from mambapipelines.pages.html import embedded_picture
 from mambapipelines.pages.plots import plot_class_track
 from mambapipelines.species.classify import Classification, RecordClassifier, table_header, table_row
@@ -52,7 +52,7 @@ class Answer:
         """In words."""
         calls = ", ".join(f"{sum(row.call == call for row in self.rows):,} {call}" for call in self._calls())
         shown = f" The first {MOST_SHOWN_RECORDS} are shown; the table for download has all."
-        return f"{len(self.rows):,} records: {calls}." + (shown if len(self.rows) > MOST_SHOWN_RECORDS else "")
+        return f"{counted(len(self.rows), 'record')}: {calls}." + (shown if len(self.rows) > MOST_SHOWN_RECORDS else "")
 
     def _calls(self) -> list[str]:
         return sorted({row.call for row in self.rows})

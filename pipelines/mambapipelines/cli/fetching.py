@@ -35,6 +35,7 @@ def run_fetch(
     Raises:
         InputError: there is no such set or part, or a file cannot be fetched.
     """
+    from mambacore.safe_text import table_line  # noqa: PLC0415
     from mambapipelines.datasets.fetch import checksum_row, fetch, listing  # noqa: PLC0415
 
     if name not in known:
@@ -47,4 +48,4 @@ def run_fetch(
         results = fetch(known[name], output or Path(name), parts=parts, mirrors=mirrors, keep_archives=keep_archives)
         rows = [["path", "bytes", "checksum"], *map(checksum_row, results)]
     for row in rows:
-        sys.stdout.write("\t".join(row) + "\n")
+        sys.stdout.write(table_line(row) + "\n")

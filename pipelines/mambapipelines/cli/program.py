@@ -108,11 +108,12 @@ def run_program(application: Callable[..., Any], program_name: str, arguments: S
         application(args=None if arguments is None else list(arguments), prog_name=program_name)
     except ValueError as error:
         from mambacore.errors import InputError  # noqa: PLC0415
+        from mambacore.safe_text import safe_for_terminal  # noqa: PLC0415
 
         if not isinstance(error, InputError):
             raise
         sentence = " ".join(str(error).split())
-        print(f"{program_name}: error: {sentence}", file=sys.stderr)
+        print(f"{program_name}: error: {safe_for_terminal(sentence)}", file=sys.stderr)
         return EXIT_INPUT_ERROR
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from mambacore.errors import InputError
-from mambapipelines.console import SECONDS_BETWEEN_LINES, note
+from mambapipelines.console import SECONDS_BETWEEN_LINES, counted, note
 from mambapipelines.datasets.downloads import RemoteFile, Report, download, file_checksum
 
 
@@ -122,7 +122,7 @@ def checksum_row(path: Path) -> list[str]:
     """Path, bytes and checksum of a fetched file; of a folder, its number of files."""
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file()]
-        return [str(path), str(sum(file.stat().st_size for file in files)), f"{len(files)} files"]
+        return [str(path), str(sum(file.stat().st_size for file in files)), counted(len(files), "file")]
     return [str(path), str(path.stat().st_size), file_checksum(path, "md5")]
 
 

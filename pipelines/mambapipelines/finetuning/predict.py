@@ -22,7 +22,8 @@ from genomamba.prediction.metrics import Predictions
 from genomamba.prediction.predict import model_outputs, predictions_from
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
-from mambapipelines.console import WorkProgress, note, use_threads
+from mambacore.safe_text import table_line
+from mambapipelines.console import WorkProgress, counted, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 
 NOT_AVAILABLE: Final = "NA"
@@ -79,7 +80,7 @@ def predict_files(options: PredictionOptions) -> int:
                 stream.write(_predicted(model, waiting, progress).encode())
                 stream.flush()
                 count += len(waiting)
-    note(f"{count:,} records")
+    note(counted(count, "record"))
     return count
 
 
@@ -103,7 +104,7 @@ def _header(description: TargetDescription) -> str:
         columns = [f"p_{name}" for name in description.columns]
     else:
         columns = list(description.columns)
-    return "\t".join(["record", "length", *columns])
+    return table_line(["record", "length", *columns])
 
 
 def _row(description: TargetDescription, name: str, length: int, values: np.ndarray) -> str:
@@ -111,7 +112,7 @@ def _row(description: TargetDescription, name: str, length: int, values: np.ndar
     if description.kind == "classes":
         best = NOT_AVAILABLE if np.isnan(values).any() else description.class_names[int(values.argmax())]
         shown = [best, shown[int(values.argmax())], *shown]
-    return "\t".join([name, str(length), *shown])
+    return table_line([name, str(length), *shown])
 
 
 def _predicted(model: SequenceModel, waiting: Sequence[Named], progress: WorkProgress) -> str:

@@ -19,7 +19,7 @@ from genomamba.models.language_model import LanguageModel, load_language_model
 from genomamba.scoring.embeddings import Embedder, Piece, as_the_model_reads, embed_pieces, require_windows, windows_of
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
-from mambapipelines.console import WorkProgress, note, use_threads
+from mambapipelines.console import WorkProgress, counted, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 
 ENDINGS = {".parquet": "pyarrow", ".npz": None, ".h5ad": "anndata"}
@@ -79,7 +79,7 @@ def run_embedding(options: EmbeddingOptions) -> None:
             empty += sum(not len(piece.tokens) for piece in pieces)
             progress.advance(sum(len(piece.tokens) for piece in pieces), f"{count} vectors")
     without = f", {empty} of them NaN because their record has no bases" if empty else ""
-    note(f"{count} vectors of {embedder.width} channels from {bases} bases{without}")
+    note(f"{counted(count, 'vector')} of {embedder.width} channels from {counted(bases, 'base')}{without}")
 
 
 def _pieces(options: EmbeddingOptions, language_model: LanguageModel) -> Iterator[Piece]:

@@ -25,6 +25,7 @@ from genomamba.letter_policy import LetterPolicy
 from genomamba.models.language_model import LanguageModel, load_language_model
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
+from mambacore.safe_text import table_line
 from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import check_writable_place, write_whole
 from mambapipelines.language.task import causal_losses, is_base, masked_losses
@@ -144,7 +145,7 @@ class PerplexityRow:
         """The row of the table."""
         figures = [f"{value:.5f}" if math.isfinite(value) else "NA" for value in self._figures()]
         best = "yes" if self.best_on_valid else "no"
-        return "\t".join([str(self.length), self.scorer, best, str(self.windows), str(self.bases), *figures])
+        return table_line([str(self.length), self.scorer, best, str(self.windows), str(self.bases), *figures])
 
     def _figures(self) -> tuple[float, ...]:
         return (

@@ -20,7 +20,7 @@ from genomamba.scoring.embeddings import as_the_model_reads
 from genomamba.scoring.generation import Sampling, generate
 from genomamba.tokenizer import CharacterTokenizer, Tokens
 from mambacore.errors import InputError
-from mambapipelines.console import WorkProgress, note, use_threads
+from mambapipelines.console import WorkProgress, counted, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 
 LINE_BASES = 60
@@ -80,7 +80,10 @@ def run_generation(options: GenerationOptions) -> None:
             output.write(("\n".join(lines) + "\n").encode())
     seconds = max(time.monotonic() - started, 1e-9)
     bases = len(named) * options.length
-    note(f"{len(named)} records of {options.length} bp in {seconds:.1f} s: {bases / seconds:,.0f} bases per second")
+    note(
+        f"{counted(len(named), 'record')} of {options.length} bp in {seconds:.1f} s: "
+        f"{bases / seconds:,.0f} bases per second"
+    )
 
 
 def _prompts(prompt: str) -> list[tuple[str, Tokens]]:

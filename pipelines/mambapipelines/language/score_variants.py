@@ -15,7 +15,8 @@ from genomamba.io.vcf import Variant, VariantFile, read_chromosome_map, require_
 from genomamba.models.language_model import load_language_model
 from genomamba.scoring.variant_scores import AlleleScore, StrandScore, VariantScorer, require_window, score_variants
 from mambacore.errors import InputError
-from mambapipelines.console import WorkProgress, note, use_threads
+from mambacore.safe_text import table_line
+from mambapipelines.console import WorkProgress, counted, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 
 FORMATS = ("tsv", "vcf")
@@ -120,7 +121,7 @@ def table_rows(variant: Variant, scores: Sequence[AlleleScore]) -> str:
             MISSING if score is None else str(score.scored_bases),
             MISSING if score is None else str(allele.unknown_bases),
         ]
-        lines.append("\t".join(fields) + "\n")
+        lines.append(table_line(fields) + "\n")
     return "".join(lines)
 
 
@@ -207,7 +208,10 @@ def _report(
 ) -> None:
     alleles = sum(statuses.values())
     others = ", ".join(f"{count} {status}" for status, count in statuses.most_common() if status != "scored")
-    note(f"{records} records, {alleles} alleles: {statuses['scored']} scored" + (f", {others}" if others else ""))
+    note(
+        f"{counted(records, 'record')}, {counted(alleles, 'allele')}: {statuses['scored']} scored"
+        + (f", {others}" if others else "")
+    )
     missing = [name for name in chromosomes if name not in genome.lengths]
     if missing:
         note(f"not in {reference_label}: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")

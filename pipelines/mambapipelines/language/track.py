@@ -18,6 +18,7 @@ from genomamba.io.reference import Reference
 from genomamba.models.language_model import load_language_model
 from genomamba.scoring.tracks import TrackMaker, TrackPiece, runs
 from mambacore.errors import InputError
+from mambacore.safe_text import safe_field
 from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 
@@ -102,11 +103,12 @@ class _BedGraph:
         self._stream = stream
 
     def write(self, piece: TrackPiece) -> None:
+        contig = safe_field(piece.contig)
         for begin, end in runs(piece.values):
             values = piece.values[begin:end].tolist()
             self._stream.write(
                 "".join(
-                    f"{piece.contig}\t{place}\t{place + 1}\t{value:.5g}\n"
+                    f"{contig}\t{place}\t{place + 1}\t{value:.5g}\n"
                     for place, value in enumerate(values, piece.start + begin)
                 ).encode()
             )

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from mambacore.safe_text import safe_for_terminal
+
 PLAYER_STYLE: Final = """
 audio { width: 100%; max-width: 24rem; }
 .players { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
@@ -75,15 +77,15 @@ def page(title: str, sections: Sequence[Section]) -> str:
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title><style>{STYLE}{PLAYER_STYLE}</style></head><body>",
-        f"<h1>{html.escape(title)}</h1>",
+        f"<title>{_text(title)}</title><style>{STYLE}{PLAYER_STYLE}</style></head><body>",
+        f"<h1>{_text(title)}</h1>",
     ]
     for section in sections:
         if section.heading:
-            parts.append(f"<h2>{html.escape(section.heading)}</h2>")
+            parts.append(f"<h2>{_text(section.heading)}</h2>")
         parts += _rendered(section.content)
     parts.append("</body></html>\n")
-    return "\n".join(parts).encode("utf-8", "replace").decode()
+    return "\n".join(parts)
 
 
 def embedded_players(players: Sequence[Player]) -> str:
@@ -93,9 +95,14 @@ def embedded_players(players: Sequence[Player]) -> str:
 
 def embedded_picture(png: bytes, caption: str) -> str:
     """A picture as self-contained HTML; the caption is also its alternative text."""
-    text = html.escape(caption)
+    text = _text(caption)
     source = _embedded("image/png", png)
     return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def _text(text: str) -> str:
+    """Plain text as HTML: markup, control and invisible characters do nothing."""
+    return html.escape(safe_for_terminal(text))
 
 
 def _rendered(items: Sequence[Item]) -> list[str]:
@@ -112,17 +119,17 @@ def _embedded(media_type: str, content: bytes) -> str:
 
 def _render(item: Item) -> str:
     if isinstance(item, str):
-        return f"<p>{html.escape(item)}</p>"
+        return f"<p>{_text(item)}</p>"
     if isinstance(item, Picture):
         return embedded_picture(item.png, item.caption)
     if isinstance(item, Player):
-        caption = html.escape(item.caption)
+        caption = _text(item.caption)
         picture = "" if item.png is None else f'<img src="{_embedded("image/png", item.png)}" alt="{caption}">'
         source = _embedded(item.media_type, item.sound)
         return (
             f'<figure>{picture}<audio controls preload="metadata" src="{source}"></audio>'
             f"<figcaption>{caption}</figcaption></figure>"
         )
-    header = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in item.header)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in item.rows)
+    header = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in item.header)
+    rows = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>\n" for row in item.rows)
     return f'<div class="table"><table><thead><tr>{header}</tr></thead><tbody>\n{rows}</tbody></table></div>'

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window system and no global state
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
+from mambacore.safe_text import safe_field
+
 FloatArray = npt.NDArray[np.float64]
 DOTS_PER_INCH: Final = 120
 # Okabe & Ito's palette, distinguishable with colour blindness.
@@ -75,7 +77,7 @@ def plot_accuracy_by_length(rows: Sequence[AccuracyPoint], class_count: int) -> 
             [row.length * shift for row in points],
             accuracy,
             yerr=[below, above],
-            label=classifier,
+            label=_plain(classifier),
             color=COLORS[index % len(COLORS)],
             marker=MARKERS[index % len(MARKERS)],
             markersize=5,
@@ -154,7 +156,7 @@ def plot_run_curve(steps: FloatArray, values: FloatArray, name: str) -> bytes:
         smooth = np.convolve(values, np.full(width, 1 / width), mode="valid")
         axes.plot(steps[width - 1 :], smooth, color=COLORS[0], linewidth=2)
     axes.set_xlabel("step")
-    axes.set_ylabel(name)
+    axes.set_ylabel(_plain(name))
     axes.grid(alpha=0.25)
     return _to_png(figure)
 
@@ -206,7 +208,7 @@ def plot_probability_by_length(lengths: Sequence[int], probabilities: Sequence[f
             linewidths=0,
             color=COLORS[index % len(COLORS)],
             marker=MARKERS[index % len(MARKERS)],
-            label=call,
+            label=_plain(call),
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_length(value)))
@@ -235,12 +237,12 @@ def plot_class_track(
     for index, name in enumerate(class_names):
         upper = lower + probabilities[:, index]
         color = COLORS[index % len(COLORS)]
-        axes.stairs(upper, borders_bp, baseline=lower, fill=True, color=color, label=name)
+        axes.stairs(upper, borders_bp, baseline=lower, fill=True, color=color, label=_plain(name))
         lower = upper
     axes.set_xlim(borders_bp[0], borders_bp[-1])
     axes.set_ylim(0, 1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_length(value)))
-    axes.set_xlabel(f"position in {_shortened(record)}")
+    axes.set_xlabel(f"position in {_plain(_shortened(record))}")
     axes.set_ylabel("probability")
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return _to_png(figure)
@@ -291,6 +293,11 @@ def format_length(length_bp: float) -> str:
 
 def _shortened(name: str, longest: int = 60) -> str:
     return name if len(name) <= longest else f"{name[: longest - 3]}..."
+
+
+def _plain(text: str) -> str:
+    """Text for a plot, in which dollar signs would begin a formula."""
+    return safe_field(text).replace("$", r"\$")
 
 
 def _new_figure(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:

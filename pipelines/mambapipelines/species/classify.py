@@ -17,7 +17,7 @@ from genomamba.classification.records import Classification, Groups, RecordClass
 from genomamba.io.fasta import STANDARD_INPUT, is_gzipped
 from genomamba.models.species_classifier import load_classifier
 from mambacore.errors import InputError
-from mambapipelines.console import WorkProgress, note, use_threads
+from mambapipelines.console import WorkProgress, counted, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 from mambapipelines.species.outputs import CallSinks, group_rule, multiqc_text
 from mambapipelines.species.processes import (
@@ -146,7 +146,7 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
         summary = _write_answers(options, classifier, records, sinks, sources, progress)
     seconds = time.monotonic() - start_seconds
     calls = ", ".join(f"{count:,} {call}" for call, count in sorted(summary.records.items()))
-    note(f"{summary.record_count:,} records of {summary.base_count:,} bp in {seconds:.1f} s: {calls}")
+    note(f"{counted(summary.record_count, 'record')} of {summary.base_count:,} bp in {seconds:.1f} s: {calls}")
     return summary
 
 
@@ -203,12 +203,12 @@ def _write_answers(
                 groups.add(record.name, record.length, record.evidence, row.p_value)
             if sinks is not None:
                 sinks.add(row.call)
-            progress.advance(0, f"{summary.record_count:,} records")
+            progress.advance(0, counted(summary.record_count, "record"))
         stream.flush()
         if groups is not None and options.groups_output is not None:
             _write_beside(written, options.groups_output, _group_table(classifier, groups))
         if groups is not None and groups.without:
-            note(f"{groups.without:,} records belong to no group of --group-by and are in none of its rows")
+            note(f"{counted(groups.without, 'record')} in no group of --group-by, left out of its table")
         if options.multiqc is not None:
             text = multiqc_text(counts_by_source, classifier.class_names)
             _write_beside(written, options.multiqc, text.encode())

@@ -20,6 +20,7 @@ from genomamba.data.windows import MAXIMUM_UNKNOWN_FRACTION, EvaluationWindows, 
 from genomamba.models.species_classifier import SpeciesClassifier, load_classifier
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
+from mambacore.safe_text import table_line
 from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import check_writable_place, write_whole
 from mambapipelines.species.evaluate_novelty import (
@@ -280,7 +281,7 @@ def table_text(
     columns = ("accuracy", "low", "high")
     header = ("length", "classifier", *columns, "windows", "independent_windows", "expected_calibration_error")
     columns_beside, cells_by_length = ood_columns(detected, ood_genomes) if ood_genomes else ([], {})
-    lines = ["\t".join([*header, *columns_beside])]
+    lines = [table_line([*header, *columns_beside])]
     for row in rows:
         error = row.expected_calibration_error
         shares = [f"{getattr(row, column):.4f}" for column in columns]
@@ -288,7 +289,7 @@ def table_text(
         beside = ["NA"] * len(columns_beside)
         if row.classifier == MODEL_NAME:
             beside = cells_by_length.get(row.length, beside)
-        lines.append("\t".join([str(row.length), row.classifier, *shares, *counts, *beside]))
+        lines.append(table_line([str(row.length), row.classifier, *shares, *counts, *beside]))
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from genomamba.data.genomes import GenomeCollection, GenomeSequence, GenomeSpecification, load_genomes
 from mambacore.errors import InputError
-from mambapipelines.console import note
+from mambapipelines.console import counted, note
 
 
 def in_class_order(genomes: GenomeCollection, class_names: Sequence[str]) -> GenomeCollection:
@@ -117,7 +117,7 @@ def check_lengths(test: GenomeCollection, lengths: Sequence[int]) -> None:
 def describe_sequences(collection: GenomeCollection) -> str:
     """Numbers of sequences and bases, in words."""
     bases = sum(sequence.length for sequence in collection.sequences)
-    return f"{len(collection.sequences)} sequences of {bases:,} bp"
+    return f"{counted(len(collection.sequences), 'sequence')} of {bases:,} bp"
 
 
 def _manifest_sequences(details: Mapping[str, Any]) -> list[tuple[str, str, int]]:

@@ -15,6 +15,7 @@ from genomamba.class_names import UNCLASSIFIED
 from genomamba.classification.records import UNKNOWN
 from genomamba.io.fastq import read_record_texts
 from mambacore.errors import InputError
+from mambacore.safe_text import table_line
 from mambapipelines.files import check_writable_place, written_whole
 
 CALL_PLACE: Final = "{call}"
@@ -181,7 +182,7 @@ def multiqc_text(counts_by_source: Mapping[str, Mapping[str, int]], class_names:
     ]
     names = _sample_names(counts_by_source)
     for name, counts in zip(names, counts_by_source.values(), strict=True):
-        lines.append("\t".join([name, *(str(counts.get(call, 0)) for call in calls)]))
+        lines.append(table_line([name, *(str(counts.get(call, 0)) for call in calls)]))
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genomamba.classification.records import Classification
+from mambapipelines.console import counted
 from mambapipelines.pages.html import Item, Picture, Section, Table, page
 from mambapipelines.pages.plots import format_length, plot_probability_by_length, plot_probability_histogram
 from mambapipelines.species.rows import (
@@ -44,13 +45,13 @@ def classification_page(summary: ClassificationSummary, model_folder: Path, sour
         ],
     )
     overview = (
-        f"{summary.record_count:,} records of {summary.base_count:,} bp from {', '.join(sources)}, "
+        f"{counted(summary.record_count, 'record')} of {summary.base_count:,} bp from {', '.join(sources)}, "
         f"classified with the model {model_folder}. Probabilities are the mean of both strands."
     )
     sections = [Section("", [overview]), Section("Calls", [by_call])]
     if summary.plotted:
         plotted = summary.plotted
-        shown = f"{len(plotted):,} records" + (" sampled at random" if len(plotted) == MOST_PLOTTED_RECORDS else "")
+        shown = counted(len(plotted), "record") + (" sampled at random" if len(plotted) == MOST_PLOTTED_RECORDS else "")
         by_length = plot_probability_by_length(
             [row.length for row in plotted], [row.probability for row in plotted], [row.call for row in plotted]
         )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genomamba.classification.records import Classification
+from mambacore.safe_text import table_line
 
 NOT_AVAILABLE: Final = "NA"
 HISTOGRAM_BINS: Final = 20
@@ -69,7 +70,7 @@ class ClassificationSummary:
 def table_header(class_names: Sequence[str], with_p_value: bool = False) -> bytes:
     """The first line of the table, UTF-8."""
     columns = ["record", "length", "call", "probability", *(f"p_{name}" for name in class_names)]
-    return "\t".join(columns + ["p_value"] * with_p_value).encode() + b"\n"
+    return table_line(columns + ["p_value"] * with_p_value).encode() + b"\n"
 
 
 def table_row(row: Classification, class_count: int, with_p_value: bool = False) -> bytes:
@@ -80,4 +81,4 @@ def table_row(row: Classification, class_count: int, with_p_value: bool = False)
         figures = [f"{value:.6f}" for value in (row.probability, *row.probabilities)]
     if with_p_value:
         figures.append(NOT_AVAILABLE if row.p_value is None else f"{row.p_value:.6f}")
-    return "\t".join([row.name, str(row.length), row.call, *figures]).encode("utf-8", "replace") + b"\n"
+    return table_line([row.name, str(row.length), row.call, *figures]).encode() + b"\n"

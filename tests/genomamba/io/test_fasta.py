@@ -276,3 +276,13 @@ def test_temporary_files_are_gone_after_reading(tmp_path: Path, monkeypatch: pyt
             list(record.forward_pieces(2))
     assert len(list(descriptors.iterdir())) == before
     assert list(tmp_path.iterdir()) == []
+
+
+def test_gigabytes_of_blank_lines_are_refused_early(tmp_path: Path) -> None:
+    path = tmp_path / "blank.fa"
+    with path.open("wb") as stream:
+        stream.truncate(0)
+        for _ in range(70):
+            stream.write(b"\n" * 2**20)
+    with pytest.raises(InputError, match="blank characters in a row"):
+        list(read_records(str(path)))

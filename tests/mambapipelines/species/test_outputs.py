@@ -230,3 +230,24 @@ def test_options_that_cannot_be_met_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         classify_files(ClassificationOptions(model_folder, [str(source)], **options))  # type: ignore[arg-type]
+
+
+def test_names_cannot_forge_rows_columns_markup_or_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = b"a\x1b[31m\xe2\x80\xae<script>\x0bb"
+    (tmp_path / "escape.fa").write_bytes(b">" + name + b"\n" + bases(90) + b"\n")
+    summary = classify_files(
+        ClassificationOptions(
+            write_tiny_model(tmp_path / "model"),
+            [str(tmp_path / "escape.fa")],
+            output=tmp_path / "calls.tsv",
+            report=tmp_path / "calls.html",
+            multiqc=tmp_path / "calls_mqc.tsv",
+        )
+    )
+    assert summary.record_count == 1
+    for path in ("calls.tsv", "calls.html", "calls_mqc.tsv"):
+        text = (tmp_path / path).read_text(encoding="utf-8")
+        assert all(line.replace("\t", "").isprintable() for line in text.split("\n"))
+        assert "<script>" not in text or path == "calls.tsv"
+    assert len((tmp_path / "calls.tsv").read_text().splitlines()) == 2
+    assert "\x1b" not in capsys.readouterr().err
