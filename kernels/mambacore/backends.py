@@ -1,5 +1,5 @@
-"""Which implementation computes: ``native`` (the C++ library, CPU tensors), ``triton`` (kernels for CUDA tensors),
-``mamba_ssm`` (the package's scan, CUDA tensors) or ``torch`` (plain PyTorch, anything).
+"""Which implementation computes: `native` (the C++ library, CPU tensors), `triton` (kernels for CUDA tensors),
+`mamba_ssm` (the package's scan, CUDA tensors) or `torch` (plain PyTorch, anything).
 
 Unless one is asked for by name, the first that can take the tensors computes, whatever their size (each fits the number
 of its threads or programs to the size):
@@ -52,7 +52,7 @@ def state_dtype(element_dtype: torch.dtype, is_complex: bool) -> torch.dtype:
 
 
 def backends() -> dict[str, str]:
-    """What there is: backend name to ``"available ..."`` or the reason why not.
+    """What there is: backend name to `"available ..."` or the reason why not.
 
     Finding out about mamba-ssm imports it.
     """
@@ -120,7 +120,7 @@ def triton_computes(inputs: Tensor) -> bool:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Compute with the named backend inside the ``with`` block, whatever would be chosen otherwise."""
+    """Compute with the named backend inside the `with` block, whatever would be chosen otherwise."""
     _check(name, "use_backend")
     token = _forced.set(name)
     try:
@@ -130,7 +130,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def wanted_backend() -> str | None:
-    """The backend that is forced here, by ``use_backend`` or by the environment, or None."""
+    """The backend that is forced here, by `use_backend` or by the environment, or None."""
     wanted = _forced.get() or os.environ.get(BACKEND_VARIABLE)
     if wanted:
         _check(wanted, BACKEND_VARIABLE)

@@ -10,23 +10,25 @@ import importlib.resources
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 7
+INTERFACE_VERSION = 8
+OK, OUT_OF_MEMORY = 0, 1  # MambacoreStatus
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 
 _FILE_NAME = "libmambacore_native.dylib" if sys.platform == "darwin" else "libmambacore_native.so"
 
 
 class Sequence(ctypes.Structure):
-    """A (batch, length, channels) tensor: ``MambacoreSequence``."""
+    """A (batch, length, channels) tensor: `MambacoreSequence`."""
 
     _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("row_stride", ctypes.c_int64))
 
 
 class Matrix(ctypes.Structure):
-    """A (batch, length, groups, state_size) tensor, or a fixed (channels, state_size) one: ``MambacoreMatrix``."""
+    """A (batch, length, groups, state_size) tensor, or a fixed (channels, state_size) one: `MambacoreMatrix`."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -38,7 +40,7 @@ class Matrix(ctypes.Structure):
 
 
 class ScanPlan(ctypes.Structure):
-    """How a scan is cut into tasks: ``MambacoreScanPlan``."""
+    """How a scan is cut into tasks: `MambacoreScanPlan`."""
 
     _fields_ = (("ranges", ctypes.c_int64), ("segments", ctypes.c_int64))
 
@@ -48,17 +50,17 @@ def _fields(kind: Any, names: str) -> tuple[tuple[str, Any], ...]:
 
 
 class Scan(ctypes.Structure):
-    """The arguments of a scan: ``MambacoreScan``."""
+    """The arguments of a scan: `MambacoreScan`."""
 
     _fields_ = (
-        *_fields(ctypes.c_int64, "batch length channels groups state_size border_interval"),
+        *_fields(ctypes.c_int64, "batch length channels groups state_size boundary_interval"),
         *_fields(ctypes.c_int32, "element reverse step_softplus threads is_complex unused"),
         ("plan", ScanPlan),
         *_fields(Sequence, "inputs step_size gate"),
         *_fields(Matrix, "input_matrix output_matrix"),
         *_fields(ctypes.c_void_p, "state_matrix skip_weight step_bias initial_state resets"),
         ("outputs", Sequence),
-        *_fields(ctypes.c_void_p, "final_state border_states"),
+        *_fields(ctypes.c_void_p, "final_state boundary_states"),
         *_fields(Sequence, "grad_outputs grad_inputs grad_step_size grad_gate"),
         *_fields(
             ctypes.c_void_p,
@@ -69,7 +71,7 @@ class Scan(ctypes.Structure):
 
 
 class Convolution(ctypes.Structure):
-    """The arguments of a causal convolution: ``MambacoreConvolution``."""
+    """The arguments of a causal convolution: `MambacoreConvolution`."""
 
     _fields_ = (
         *_fields(ctypes.c_int64, "batch length channels kernel_width"),
@@ -84,7 +86,7 @@ class Convolution(ctypes.Structure):
 
 
 class Norm(ctypes.Structure):
-    """The arguments of a root-mean-square normalisation: ``MambacoreNorm``."""
+    """The arguments of a root-mean-square normalisation: `MambacoreNorm`."""
 
     _fields_ = (
         *_fields(ctypes.c_int64, "rows width"),
@@ -96,7 +98,7 @@ class Norm(ctypes.Structure):
 
 
 class BlockStep(ctypes.Structure):
-    """The arguments of one position through a residual selective block: ``MambacoreBlockStep``."""
+    """The arguments of one position through a residual selective block: `MambacoreBlockStep`."""
 
     _fields_ = (
         *_fields(ctypes.c_int64, "batch model_width inner_width state_size kernel_width step_rank"),
@@ -112,7 +114,7 @@ class BlockStep(ctypes.Structure):
 
 
 class StepOperation(ctypes.Structure):
-    """One operation of a program of steps: ``MambacoreStepOperation``."""
+    """One operation of a program of steps: `MambacoreStepOperation`."""
 
     _fields_ = (
         *_fields(ctypes.c_int32, "kind is_complex"),
@@ -126,7 +128,7 @@ class StepOperation(ctypes.Structure):
 
 
 class Generation(ctypes.Structure):
-    """The arguments of many steps in a row: ``MambacoreGeneration``."""
+    """The arguments of many steps in a row: `MambacoreGeneration`."""
 
     _fields_ = (
         *_fields(ctypes.c_int64, "batch count operation_count position memory_size logits classes"),
@@ -167,7 +169,7 @@ class Library:
 
     @property
     def instruction_set(self) -> str:
-        """The instruction set in use: ``avx512``, ``avx2`` or ``baseline``."""
+        """The instruction set in use: `avx512`, `avx2` or `baseline`."""
         return self._library.mambacore_instruction_set().decode()
 
     def use_instruction_set(self, name: str) -> None:
@@ -187,28 +189,53 @@ class Library:
         return self._library.mambacore_plan_scan(ctypes.byref(scan))
 
     def scan_forward(self, scan: Scan) -> None:
-        self._library.mambacore_scan_forward(ctypes.byref(scan))
+        """Run the scan (`mambacore.scan.native`)."""
+        self._run(self._library.mambacore_scan_forward, scan)
 
     def scan_backward(self, scan: Scan) -> None:
-        self._library.mambacore_scan_backward(ctypes.byref(scan))
+        """Compute the scan's gradients."""
+        self._run(self._library.mambacore_scan_backward, scan)
 
     def convolution_forward(self, convolution: Convolution) -> None:
-        self._library.mambacore_convolution_forward(ctypes.byref(convolution))
+        """Run the convolution (`mambacore.convolution.native`)."""
+        self._run(self._library.mambacore_convolution_forward, convolution)
 
     def convolution_backward(self, convolution: Convolution) -> None:
-        self._library.mambacore_convolution_backward(ctypes.byref(convolution))
+        """Compute the convolution's gradients."""
+        self._run(self._library.mambacore_convolution_backward, convolution)
 
     def norm_forward(self, norm: Norm) -> None:
-        self._library.mambacore_norm_forward(ctypes.byref(norm))
+        """Run the normalisation (`mambacore.layers.norm`)."""
+        self._run(self._library.mambacore_norm_forward, norm)
 
     def norm_backward(self, norm: Norm) -> None:
-        self._library.mambacore_norm_backward(ctypes.byref(norm))
+        """Compute the normalisation's gradients."""
+        self._run(self._library.mambacore_norm_backward, norm)
 
     def block_step(self, step: BlockStep) -> None:
-        self._library.mambacore_block_step(ctypes.byref(step))
+        """Run one position through a block (`mambacore.layers.step`)."""
+        self._run(self._library.mambacore_block_step, step)
 
     def generate(self, generation: Generation) -> None:
-        self._library.mambacore_generate(ctypes.byref(generation))
+        """Run a program of steps (`mambacore.layers.step_program`)."""
+        self._run(self._library.mambacore_generate, generation)
+
+    @staticmethod
+    def _run(kernel: Callable[[Any], int], arguments: ctypes.Structure) -> None:
+        """Call a kernel and raise what its status stands for.
+
+        Raises:
+            MemoryError: there was no memory for the kernel's buffers.
+            RuntimeError: the kernel failed in any other way.
+        """
+        status = kernel(ctypes.byref(arguments))
+        if status == OUT_OF_MEMORY:
+            raise MemoryError(
+                f"the native library had no memory left for the buffers of {kernel.__name__}; "
+                "use fewer threads, a smaller batch or a smaller state"
+            )
+        if status != OK:
+            raise RuntimeError(f"the native library failed in {kernel.__name__} with status {status}")
 
 
 def process_team() -> ctypes.c_void_p | None:

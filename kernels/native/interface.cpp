@@ -4,6 +4,8 @@
 
 #include <atomic>
 #include <cstring>
+#include <new>
+#include <stdexcept>
 
 #include "kernels.h"
 #include "parallel.h"
@@ -31,7 +33,7 @@ struct InstructionSet {
     #set, mambacore::set::plan_scan, mambacore::set::scan_forward, mambacore::set::scan_backward,             \
         mambacore::set::convolution_forward, mambacore::set::convolution_backward,                            \
         mambacore::set::norm_forward, mambacore::set::norm_backward, mambacore::set::block_step,              \
-        mambacore::set::generate, [] { return bool(test); }                                                                             \
+        mambacore::set::generate, [] { return bool(test); }                                                   \
   }
 
 // Best first.
@@ -66,8 +68,26 @@ const InstructionSet& current() {
 
 #define MAMBACORE_EXPORT extern "C" __attribute__((visibility("default")))
 
-// The layout of the structures above; Python refuses a library whose number differs from its own.
-MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 7; }
+namespace {
+
+// Runs a kernel and says how it ended: no exception may leave a C function.
+template <typename Kernel> int32_t status_of(const Kernel& kernel) noexcept {
+  try {
+    kernel();
+    return MAMBACORE_OK;
+  } catch (const std::bad_alloc&) {
+    return MAMBACORE_OUT_OF_MEMORY;
+  } catch (const std::length_error&) {  // more than any vector may hold
+    return MAMBACORE_OUT_OF_MEMORY;
+  } catch (...) {
+    return MAMBACORE_FAILED;
+  }
+}
+
+}  // namespace
+
+// The layout of the structures in interface.h; Python refuses a library whose number differs from its own.
+MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 8; }
 
 MAMBACORE_EXPORT const char* mambacore_instruction_set() { return current().name; }
 
@@ -86,15 +106,17 @@ MAMBACORE_EXPORT int32_t mambacore_use_instruction_set(const char* name) {
 MAMBACORE_EXPORT void mambacore_use_team(void* team) { mambacore::team.store(reinterpret_cast<mambacore::Team>(team)); }
 
 MAMBACORE_EXPORT MambacoreScanPlan mambacore_plan_scan(const MambacoreScan* scan) { return current().plan_scan(*scan); }
-MAMBACORE_EXPORT void mambacore_scan_forward(const MambacoreScan* scan) { current().scan_forward(*scan); }
-MAMBACORE_EXPORT void mambacore_scan_backward(const MambacoreScan* scan) { current().scan_backward(*scan); }
-MAMBACORE_EXPORT void mambacore_convolution_forward(const MambacoreConvolution* convolution) {
-  current().convolution_forward(*convolution);
-}
-MAMBACORE_EXPORT void mambacore_convolution_backward(const MambacoreConvolution* convolution) {
-  current().convolution_backward(*convolution);
-}
-MAMBACORE_EXPORT void mambacore_norm_forward(const MambacoreNorm* norm) { current().norm_forward(*norm); }
-MAMBACORE_EXPORT void mambacore_norm_backward(const MambacoreNorm* norm) { current().norm_backward(*norm); }
-MAMBACORE_EXPORT void mambacore_block_step(const MambacoreBlockStep* step) { current().block_step(*step); }
-MAMBACORE_EXPORT void mambacore_generate(const MambacoreGeneration* generation) { current().generate(*generation); }
+
+// Each of these returns a MambacoreStatus.
+#define MAMBACORE_EXPORT_KERNEL(name, Arguments)                        \
+  MAMBACORE_EXPORT int32_t mambacore_##name(const Arguments* arguments) { \
+    return status_of([&] { current().name(*arguments); });              \
+  }
+MAMBACORE_EXPORT_KERNEL(scan_forward, MambacoreScan)
+MAMBACORE_EXPORT_KERNEL(scan_backward, MambacoreScan)
+MAMBACORE_EXPORT_KERNEL(convolution_forward, MambacoreConvolution)
+MAMBACORE_EXPORT_KERNEL(convolution_backward, MambacoreConvolution)
+MAMBACORE_EXPORT_KERNEL(norm_forward, MambacoreNorm)
+MAMBACORE_EXPORT_KERNEL(norm_backward, MambacoreNorm)
+MAMBACORE_EXPORT_KERNEL(block_step, MambacoreBlockStep)
+MAMBACORE_EXPORT_KERNEL(generate, MambacoreGeneration)

@@ -5,6 +5,9 @@
 
 #include <cstdint>
 
+// What every kernel returns.
+enum MambacoreStatus : int32_t { MAMBACORE_OK = 0, MAMBACORE_OUT_OF_MEMORY = 1, MAMBACORE_FAILED = 2 };
+
 enum MambacoreElement : int32_t { MAMBACORE_FLOAT32 = 0, MAMBACORE_BFLOAT16 = 1, MAMBACORE_FLOAT64 = 2 };
 
 extern "C" {
@@ -31,7 +34,7 @@ struct MambacoreScanPlan {
 // States are real numbers of the compute type, or complex ones: pairs of them.
 struct MambacoreScan {
   int64_t batch, length, channels, groups, state_size;
-  int64_t border_interval;  // positions from one kept state to the next
+  int64_t boundary_interval;  // positions from one kept state to the next
   int32_t element, reverse, step_softplus, threads, is_complex, unused;
   MambacoreScanPlan plan;
   MambacoreSequence inputs, step_size, gate;  // gate.data may be null
@@ -43,7 +46,7 @@ struct MambacoreScan {
   void* final_state;    // (batch, channels, state_size)
   // (batch, intervals, numbers, channels): the state before each interval, numbers being the real and imaginary parts of
   // the states in turn; may be null.
-  void* border_states;
+  void* boundary_states;
   // backward
   MambacoreSequence grad_outputs, grad_inputs, grad_step_size, grad_gate;
   const void* grad_final_state;                     // may be null

@@ -37,6 +37,19 @@ template <> struct LanesOf<double> {
 template <typename Real> using Lanes = typename LanesOf<Real>::type;
 template <typename Real> constexpr int lane_count = vector_bytes / static_cast<int>(sizeof(Real));
 
+// As many numbers in double precision.
+template <typename Real> struct WideLanesOf;
+template <> struct WideLanesOf<float> { typedef double type __attribute__((vector_size(2 * vector_bytes))); };
+template <> struct WideLanesOf<double> { typedef double type __attribute__((vector_size(vector_bytes))); };
+template <typename Real> using WideLanes = typename WideLanesOf<Real>::type;
+// Added to in place and read by reference: a vector wider than the registers is not passed by value.
+template <typename Real> inline void add_widened(WideLanes<Real>& sum, Lanes<Real> lanes) {
+  sum += __builtin_convertvector(lanes, WideLanes<Real>);
+}
+template <typename Real> inline Lanes<Real> narrow_lanes(const WideLanes<Real>& lanes) {
+  return __builtin_convertvector(lanes, Lanes<Real>);
+}
+
 template <typename Real> inline Lanes<Real> splat(Real value) { return value - Lanes<Real>{}; }
 
 // ---- loads and stores; `count` < lane_count is the ragged end of the channels, filled with zeros ----

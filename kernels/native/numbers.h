@@ -38,6 +38,9 @@ template <typename Element_, bool is_complex_> struct Kind {
   // A complex state stands for itself and its conjugate, so twice its real part is read.
   static constexpr Real read_factor = Real(parts);
   static constexpr int lanes = lane_count<Real>;
+  // The sum of a segment's steps. A complex state turns by this sum times its frequency, thousands of turns of which only
+  // the fraction counts, so it is added up and multiplied in double precision, whatever the compute type.
+  using StepSum = WideLanes<Real>;
   // States that stay in registers together.
   static constexpr int states_at_once = MAMBACORE_INSTRUCTION_SET::states_at_once / parts;
 
@@ -54,6 +57,21 @@ template <typename Element_, bool is_complex_> struct Kind {
       return {magnitude * cosine, magnitude * sine};
     } else {
       return exp2_lanes(step * rate);
+    }
+  }
+  // The same over a segment.
+  static inline Value decay_over(const StepSum& step_sum, Value rate) {
+    if constexpr (is_complex) {
+      Vector turns, cosine, sine;
+      for (int lane = 0; lane < lanes; ++lane) {
+        const double exact = step_sum[lane] * static_cast<double>(rate.imaginary[lane]);
+        turns[lane] = static_cast<Real>(exact - std::nearbyint(exact));
+      }
+      cosine_and_sine(turns, cosine, sine);
+      const Vector magnitude = exp2_lanes(narrow_lanes<Real>(step_sum) * rate.real);
+      return {magnitude * cosine, magnitude * sine};
+    } else {
+      return exp2_lanes(narrow_lanes<Real>(step_sum) * rate);
     }
   }
   static inline Value in_powers_and_turns(Value rate) {

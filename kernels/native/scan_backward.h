@@ -27,12 +27,12 @@ template <typename Kind> struct Gradients {
   MatrixGradient<Kind> input_matrix, output_matrix;
 };
 
-// Takes `count` states of one unit back over an interval. `border` is the state before the interval, in the layout of
+// Takes `count` states of one unit back over an interval. `boundary` is the state before the interval, in the layout of
 // `history`; `zeros` stands for it where a record begins.
 template <typename Kind, int count, bool any_fixed>
 inline void retreat_states(const Interval<Kind>& interval, int64_t length, int64_t state_size, int64_t first_state,
                            const typename Kind::Vector* grad_outputs, const typename Kind::Value* rate,
-                           const typename Kind::Value* border, const typename Kind::Value* zeros,
+                           const typename Kind::Value* boundary, const typename Kind::Value* zeros,
                            const typename Kind::Value* history, const Gradients<Kind>& grad) {
   using Vector = typename Kind::Vector;
   using Value = typename Kind::Value;
@@ -46,7 +46,7 @@ inline void retreat_states(const Interval<Kind>& interval, int64_t length, int64
     const Vector grad_read = grad_outputs[offset] * Kind::read_factor;
     const bool begins = interval.resets[offset] != 0;
     const Value* kept = history + (offset * state_size + first_state) * 2;
-    const Value* before = begins ? zeros : offset > 0 ? kept - state_size * 2 : border + first_state * 2;
+    const Value* before = begins ? zeros : offset > 0 ? kept - state_size * 2 : boundary + first_state * 2;
     Value* grad_into = grad.input_matrix.sums + offset * grad.input_matrix.stride + first_state;
     Value* grad_out_of = grad.output_matrix.sums + offset * grad.output_matrix.stride + first_state;
     Vector step_sum = grad.step[offset], drive_sum = grad.drive[offset];
@@ -108,12 +108,12 @@ template <typename Kind> void backward_task(const Task<Kind>& task, typename Kin
   using Vector = typename Kind::Vector;
   using Value = typename Kind::Value;
   const MambacoreScan& scan = task.scan;
-  const int64_t size = scan.border_interval, states = scan.state_size;
+  const int64_t size = scan.boundary_interval, states = scan.state_size;
   const Parameters<Kind> parameters(task);
   Workspace<Kind> workspace(scan, 3);
   Interval<Kind>& interval = workspace.interval;
   Vector *grad_outputs = workspace.extra, *grad_step = grad_outputs + size, *grad_drive = grad_step + size;
-  Scratch<Value> history(size * states * 2), border(states * 2), zeros(states * 2), advanced(states);
+  Scratch<Value> history(size * states * 2), boundary(states * 2), zeros(states * 2), advanced(states);
   Scratch<Value> grad_rates(task.units() * states);
   Scratch<Vector> grad_skip(task.units()), grad_bias(task.units());
   // One for each position of an interval and state, or for each unit and state of a fixed matrix.
@@ -136,7 +136,7 @@ template <typename Kind> void backward_task(const Task<Kind>& task, typename Kin
       interval.read(task, index, unit);
       parameters.take_fixed(interval, unit);
       task.recall(index, unit, advanced.data());
-      for (int64_t state = 0; state < states; ++state) border[state * 2] = advanced[state];
+      for (int64_t state = 0; state < states; ++state) boundary[state * 2] = advanced[state];
 
       // Again forward through the interval, this time keeping states and decays in the cache.
       if (scan.gate.data != nullptr) {
@@ -170,7 +170,7 @@ template <typename Kind> void backward_task(const Task<Kind>& task, typename Kin
       with_fixed(parameters.any_fixed, [&](auto any_fixed) {
         for_states<Kind>(states, [&](auto count, int64_t first_state) {
           retreat_states<Kind, count(), any_fixed()>(interval, length, states, first_state, grad_outputs,
-                                                     parameters.natural(unit), border.data(), zeros.data(),
+                                                     parameters.natural(unit), boundary.data(), zeros.data(),
                                                      history.data(), grad);
         });
       });
@@ -207,7 +207,7 @@ template <typename Kind> void backward_task(const Task<Kind>& task, typename Kin
 // The gradient that a segment hands to the one before it is an affine map of the gradient that it receives. Returns
 // whether a record begins in it, which leaves nothing of the received one.
 template <typename Kind>
-bool summarise_backward(const Task<Kind>& task, typename Kind::Value* carries, typename Kind::Vector* step_sums) {
+bool summarise_backward(const Task<Kind>& task, typename Kind::Value* carries, typename Kind::StepSum* step_sums) {
   using Vector = typename Kind::Vector;
   using Value = typename Kind::Value;
   const MambacoreScan& scan = task.scan;
@@ -223,7 +223,7 @@ bool summarise_backward(const Task<Kind>& task, typename Kind::Value* carries, t
       for (int64_t offset = task.interval_length(index) - 1; offset >= 0; --offset) {
         const Vector grad_read = grad_before_gate(task, task.row(index, offset), unit) * Kind::read_factor;
         const Vector step = interval.step[offset];
-        step_sums[unit] += step;
+        add_widened<typename Kind::Real>(step_sums[unit], step);
         for (int64_t state = 0; state < scan.state_size; ++state) {
           Value& carry = carries[unit * scan.state_size + state];
           carry += Kind::scaled_conjugate(interval.output_matrix.template at<true>(offset, state), grad_read);

@@ -78,7 +78,7 @@ template <typename Kind> void forward_task(const Task<Kind>& task, typename Kind
     for (int64_t unit = 0; unit < task.units(); ++unit) {
       const int width = task.width(unit);
       const int64_t channel = task.channel(unit);
-      if (scan.border_states != nullptr) task.keep(index, unit, states + unit * scan.state_size);
+      if (scan.boundary_states != nullptr) task.keep(index, unit, states + unit * scan.state_size);
       interval.read(task, index, unit);
       parameters.take_fixed(interval, unit);
       const Vector skip_weight = task.parameter(scan.skip_weight, unit) / Kind::read_factor;
@@ -102,7 +102,7 @@ template <typename Kind> void forward_task(const Task<Kind>& task, typename Kind
 // its steps, from which the decay over the whole segment follows. Returns whether a record begins in it, which leaves
 // nothing of the incoming state.
 template <typename Kind>
-bool summarise_forward(const Task<Kind>& task, typename Kind::Value* states, typename Kind::Vector* step_sums) {
+bool summarise_forward(const Task<Kind>& task, typename Kind::Value* states, typename Kind::StepSum* step_sums) {
   const MambacoreScan& scan = task.scan;
   const Parameters<Kind> parameters(task);
   Workspace<Kind> workspace(scan, 0);
@@ -114,7 +114,7 @@ bool summarise_forward(const Task<Kind>& task, typename Kind::Value* states, typ
       const int64_t length = task.interval_length(index);
       interval.read(task, index, unit);
       parameters.take_fixed(interval, unit);
-      for (int64_t offset = 0; offset < length; ++offset) step_sums[unit] += interval.step[offset];
+      for (int64_t offset = 0; offset < length; ++offset) add_widened<typename Kind::Real>(step_sums[unit], interval.step[offset]);
       advance<Kind, false, false>(interval, length, scan.state_size, parameters, states + unit * scan.state_size, nullptr,
                                   NothingAhead{}, unit);
     }

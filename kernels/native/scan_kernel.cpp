@@ -37,8 +37,8 @@ template <typename Kind> class Handover {
 template <typename Kind, bool against, typename Summarise, typename Run>
 void run_segments(const MambacoreScan& scan, const void* received, void* handed_out, const Summarise& summarise,
                   const Run& run) {
-  using Vector = typename Kind::Vector;
   using Value = typename Kind::Value;
+  using StepSum = typename Kind::StepSum;
   const int64_t segments = scan.plan.segments;
   const int64_t tasks = scan.batch * scan.groups * scan.plan.ranges * segments;
   Handover<Kind> handover(scan, tasks);
@@ -53,7 +53,7 @@ void run_segments(const MambacoreScan& scan, const void* received, void* handed_
   }
   if (segments > 1) {
     Handover<Kind> made(scan, tasks);
-    Scratch<Vector> step_sums(tasks * handover.units());
+    Scratch<StepSum> step_sums(tasks * handover.units());
     std::vector<uint8_t> cut(tasks);
     parallel_for(tasks, scan.threads, [&](int64_t index) {
       const Task<Kind> task(scan, index);
@@ -68,8 +68,8 @@ void run_segments(const MambacoreScan& scan, const void* received, void* handed_
           Value& handed_on = handover.of(index + towards)[at];
           handed_on = made.of(index)[at];
           if (cut[index]) continue;
-          const Vector step_sum = step_sums[index * handover.units() + at / scan.state_size];
-          const Value decay = Kind::decay(step_sum, parameters.binary(0)[at]);
+          const StepSum& step_sum = step_sums[index * handover.units() + at / scan.state_size];
+          const Value decay = Kind::decay_over(step_sum, parameters.binary(0)[at]);
           if constexpr (against) handed_on += Kind::product_with_conjugate(handover.of(index)[at], decay);
           else handed_on += decay * handover.of(index)[at];
         }
@@ -99,10 +99,11 @@ template <typename Function> void with_kind(const MambacoreScan& scan, const Fun
 
 MambacoreScanPlan plan_scan(const MambacoreScan& scan) {
   const int64_t lanes = scan.element == MAMBACORE_FLOAT64 ? lane_count<double> : lane_count<float>;
-  const int64_t units = (scan.channels / scan.groups + lanes - 1) / lanes;
   const int64_t rows = scan.batch * scan.groups;
+  if (rows == 0) return {1, 1};
+  const int64_t units = (scan.channels / scan.groups + lanes - 1) / lanes;
   const int64_t ranges = std::max<int64_t>(1, std::min(units, (scan.threads + rows - 1) / rows));
-  const int64_t intervals = std::max<int64_t>(1, (scan.length + scan.border_interval - 1) / scan.border_interval);
+  const int64_t intervals = std::max<int64_t>(1, (scan.length + scan.boundary_interval - 1) / scan.boundary_interval);
   // Splitting the length costs a second walk over it, so it pays from three threads' worth of idle hands.
   const int64_t idle = scan.threads / (rows * ranges);
   return {ranges, idle >= 3 ? std::min(intervals, idle) : 1};

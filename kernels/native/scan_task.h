@@ -41,16 +41,16 @@ template <typename Kind> struct Task {
     end_interval = intervals() * (segment + 1) / plan.segments;
   }
 
-  int64_t intervals() const { return (scan.length + scan.border_interval - 1) / scan.border_interval; }
+  int64_t intervals() const { return (scan.length + scan.boundary_interval - 1) / scan.boundary_interval; }
   int64_t units() const { return (channels + lanes - 1) / lanes; }
   int width(int64_t unit) const { return static_cast<int>(std::min<int64_t>(lanes, channels - unit * lanes)); }
   int64_t channel(int64_t unit) const { return first_channel + unit * lanes; }
   int64_t interval_length(int64_t interval) const {
-    return std::min(scan.border_interval, scan.length - interval * scan.border_interval);
+    return std::min(scan.boundary_interval, scan.length - interval * scan.boundary_interval);
   }
   // The row in memory of the `offset`-th position of an interval in scan order.
   int64_t row(int64_t interval, int64_t offset) const {
-    const int64_t position = interval * scan.border_interval + offset;
+    const int64_t position = interval * scan.boundary_interval + offset;
     return scan.reverse ? scan.length - 1 - position : position;
   }
   Element* at(const MambacoreSequence& sequence, int64_t row, int64_t channel) const {
@@ -88,17 +88,17 @@ template <typename Kind> struct Task {
   void keep(int64_t interval, int64_t unit, const Value* states) const {
     const Vector* vectors = reinterpret_cast<const Vector*>(states);
     for (int64_t number = 0; number < parts * scan.state_size; ++number)
-      store<Real>(border(interval, number, unit), vectors[number], width(unit));
+      store<Real>(boundary(interval, number, unit), vectors[number], width(unit));
   }
   void recall(int64_t interval, int64_t unit, Value* states) const {
     Vector* vectors = reinterpret_cast<Vector*>(states);
     for (int64_t number = 0; number < parts * scan.state_size; ++number)
-      vectors[number] = load<Real>(border(interval, number, unit), width(unit));
+      vectors[number] = load<Real>(boundary(interval, number, unit), width(unit));
   }
 
  private:
-  Real* border(int64_t interval, int64_t number, int64_t unit) const {
-    return static_cast<Real*>(scan.border_states) +
+  Real* boundary(int64_t interval, int64_t number, int64_t unit) const {
+    return static_cast<Real*>(scan.boundary_states) +
            ((batch * intervals() + interval) * parts * scan.state_size + number) * scan.channels + channel(unit);
   }
 };
@@ -167,7 +167,7 @@ template <typename Kind> class Ahead {
   // Asks for the lines that are due at this unit and offset of the present interval. Always inline: GCC takes a function
   // that only prefetches for one without effect, and drops its calls.
   __attribute__((always_inline)) inline void fetch(int64_t unit, int64_t offset) const {
-    const int64_t due = unit * task_.scan.border_interval + offset;
+    const int64_t due = unit * task_.scan.boundary_interval + offset;
     const int64_t row = due / units_, place = due % units_ * Kind::lanes;
     if (row >= rows_) return;
     for (int index = 0; index < count_; ++index) __builtin_prefetch(first_[index] + row * stride_[index] + place, 0, 2);
@@ -219,9 +219,9 @@ template <typename Kind> class Workspace {
  public:
   using Vector = typename Kind::Vector;
   Workspace(const MambacoreScan& scan, int64_t vectors_per_position)
-      : rows_(2 * scan.border_interval), vectors_((4 + vectors_per_position) * scan.border_interval),
-        resets_(scan.border_interval) {
-    const int64_t size = scan.border_interval;
+      : rows_(2 * scan.boundary_interval), vectors_((4 + vectors_per_position) * scan.boundary_interval),
+        resets_(scan.boundary_interval) {
+    const int64_t size = scan.boundary_interval;
     interval.inputs = vectors_.data();
     interval.step = interval.inputs + size;
     interval.drive = interval.step + size;

@@ -101,5 +101,5 @@ def test_a_whole_stack_works_in_float16(mixer):
 
 
 def test_a_weight_of_another_width_is_refused():
-    with pytest.raises(ValueError, match="weight must have the width"):
+    with pytest.raises(ValueError, match=r"weight must have shape \(8,\) to fit the inputs"):
         root_mean_square_norm(torch.zeros(2, 8), torch.ones(7))

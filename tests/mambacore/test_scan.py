@@ -5,9 +5,9 @@ import torch
 
 from gradients import gradients_of
 from mambacore import selective_scan, use_backend
+from mambacore.layout import INTERVAL
 from mambacore.native_library import native_library
 from mambacore.scan import selective_scan_reference
-from mambacore.scan.operator import BORDER_INTERVAL
 from scan_cases import leaves, scan_arguments
 from tolerances import FLOAT32, FLOAT64, OF_DTYPE, PIECES_FLOAT64, relative_error
 
@@ -27,9 +27,9 @@ def scan_with_state(**arguments):
 
 SHAPES = {
     "one position": (2, 1, 16, 16, 1),
-    "one short of an interval": (1, BORDER_INTERVAL - 1, 24, 5, 2),
-    "one interval": (1, BORDER_INTERVAL, 5, 1, 1),
-    "one past an interval": (2, BORDER_INTERVAL + 1, 20, 16, 1),
+    "one short of an interval": (1, INTERVAL - 1, 24, 5, 2),
+    "one interval": (1, INTERVAL, 5, 1, 1),
+    "one past an interval": (2, INTERVAL + 1, 20, 16, 1),
     "ragged channels, odd states": (1, 200, 7, 13, 1),
     "groups": (2, 150, 48, 8, 3),
 }

@@ -5,12 +5,12 @@ import torch
 
 from gradients import gradients_of
 from mambacore import selective_scan, use_backend
+from mambacore.layout import INTERVAL
 from mambacore.native_library import native_library
 from mambacore.packing import starts_from_cumulative_lengths, starts_from_lengths
 from mambacore.scan import selective_scan_reference
-from mambacore.scan.operator import BORDER_INTERVAL
 from scan_cases import complex_scan_arguments, leaves, random_starts, scan_arguments, time_invariant
-from tolerances import COMPLEX_FLOAT32, FLOAT64, OF_DTYPE, PIECES_FLOAT64, relative_error
+from tolerances import COMPLEX_FLOAT32, FLOAT64, LONG_PHASE_FLOAT32, OF_DTYPE, PIECES_FLOAT64, relative_error
 
 BACKENDS = [
     pytest.param("native", marks=pytest.mark.skipif(native_library() is None, reason="no native library")),
@@ -42,7 +42,7 @@ def assert_equal(found, expected, tolerance):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("packed", [False, True], ids=["one record", "many records"])
 def test_scan_and_all_gradients_equal_the_reference(case, fixed, dtype, reverse, packed, backend):
-    batch, length = 2, BORDER_INTERVAL + 7
+    batch, length = 2, INTERVAL + 7
     arguments = time_invariant(case(batch, length, 21, 6, groups=1 if fixed else 3), fixed)
     options = {"step_softplus": True, "reverse": reverse}
     if packed:
@@ -236,3 +236,28 @@ def test_starts_from_lengths():
         starts_from_lengths([[3, 2]], 4)
     with pytest.raises(ValueError, match="must begin with 0"):
         starts_from_cumulative_lengths(torch.tensor([1, 2]), 4)
+
+
+@pytest.mark.skipif(native_library() is None, reason="no native library")
+@pytest.mark.parametrize("reverse", [False, True], ids=["onwards", "reverse"])
+def test_a_state_that_turns_thousands_of_times_is_the_same_in_segments(reverse):
+    """Over a segment of 65,536 positions the state turns 40,000 times; what counts is the fraction."""
+    length, channels = 1 << 18, 2
+    generator = torch.Generator().manual_seed(0)
+    arguments = {
+        "inputs": torch.randn(1, length, channels, generator=generator),
+        "step_size": torch.rand(1, length, channels, generator=generator) * 0.15,
+        "state_matrix": torch.complex(torch.full((channels, 1), -1e-5), torch.full((channels, 1), 50.0)),
+        "input_matrix": torch.ones(channels, 1, dtype=torch.complex64),
+        "output_matrix": torch.ones(channels, 1, dtype=torch.complex64),
+    }
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            results.append(gradients_of(scan_with_state, arguments, torch.float32, reverse=reverse))
+    finally:
+        torch.set_num_threads(before)
+    alone, in_segments = results
+    errors = {name: relative_error(in_segments[name], alone[name]) for name in ("outputs", "final_state", "inputs")}
+    assert max(errors.values()) < LONG_PHASE_FLOAT32, errors

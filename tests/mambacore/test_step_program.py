@@ -140,3 +140,62 @@ def test_tokens_are_drawn_by_their_cumulative_probabilities(options):
     counts = torch.bincount(drawn[:, 0], minlength=CLASSES) / grid
     assert (counts - expected).abs().max() < 1.5 / grid
     assert torch.equal(drawn[:, 0], drawn[:, 0].sort().values)  # in the order of the classes
+
+
+MISTAKES = {
+    "unknown token": (
+        {"tokens": torch.tensor([0, CLASSES])},
+        ValueError,
+        "tokens must lie from 0 to 22 but lie from 0",
+    ),
+    "token out of the world": ({"tokens": torch.tensor([0, 10**10])}, ValueError, "tokens must lie from 0 to 22"),
+    "negative token": ({"given": torch.tensor([[0], [-1]])}, ValueError, "given must lie from 0 to 22 but lie from -1"),
+    "unknown given token": ({"given": torch.tensor([[0], [10**10]])}, ValueError, "given must lie from 0 to 22"),
+    "another batch": ({"tokens": torch.zeros(3, dtype=torch.int64)}, ValueError, r"tokens must have shape \(2,\)"),
+    "memory of another program": ({"memory": torch.zeros(2, 16)}, ValueError, "memory must have shape"),
+    "memory in another dtype": ({"memory": 64}, TypeError, "memory must be torch.float32 but is torch.float64"),
+    "tokens in another dtype": ({"tokens": torch.zeros(2)}, TypeError, "tokens must be torch.int64"),
+    "memory in columns": ({"memory": "columns"}, ValueError, "memory is written in place and must be contiguous"),
+    "memory on another device": ({"memory": "meta"}, ValueError, "memory must be on the device"),
+    "negative position": ({"position": -1}, ValueError, "position must not be negative"),
+    "logits out of the memory": ({"logits": 10**9}, ValueError, "logits must be the place of 23 numbers"),
+    "more classes than tokens": ({"classes": CLASSES + 1}, ValueError, "as many as the embedding has tokens"),
+    "nothing to choose by": ({"given": None}, ValueError, "uniforms or given must be there"),
+    "uniform 1": ({"given": None, "uniforms": torch.ones(2, 1, dtype=torch.float64)}, ValueError, "to below 1"),
+}
+
+
+@pytest.mark.parametrize(("changed", "error", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_what_does_not_fit_the_program_is_refused(changed, error, message):
+    program, logits, _ = program_of(*layers_of("selective", 16, torch.float32), torch.float32)
+    memory = {
+        64: torch.zeros(2, program.memory_size, dtype=torch.float64),
+        "columns": torch.zeros(program.memory_size, 2).t(),
+        "meta": torch.zeros(2, program.memory_size, device="meta"),
+    }
+    arguments = {
+        "memory": torch.zeros(2, program.memory_size), "tokens": torch.zeros(2, dtype=torch.int64), "position": 0,
+        "logits": logits, "classes": CLASSES, "given": torch.zeros(2, 1, dtype=torch.int64),
+    } | changed  # fmt: skip
+    if not isinstance(arguments["memory"], torch.Tensor):
+        arguments["memory"] = memory[arguments["memory"]]
+    with pytest.raises(error, match=message):
+        program.run(native_library(), **arguments)
+
+
+def test_a_program_is_a_copy_of_what_it_was_made_from():
+    layers = layers_of("selective", 16, torch.float32)
+    program, logits, _ = program_of(*layers, torch.float32)
+
+    def found():
+        memory, given = torch.zeros(1, program.memory_size), torch.zeros(1, 3, dtype=torch.int64)
+        return program.run(
+            native_library(), memory, given[:, 0].clone(), position=0, logits=logits, classes=CLASSES, given=given
+        )[1]
+
+    before = found()
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in layer.parameters():
+                parameter.mul_(1.5)
+    assert torch.equal(found(), before)

@@ -10,6 +10,7 @@ if importlib.util.find_spec("triton") is None:
 from mambacore.convolution import triton_kernels as convolution_kernels
 from mambacore.layers import triton_step as step
 from mambacore.layers import triton_step_kernels as step_kernels
+from mambacore.layout import DEVICE_INTERVAL
 from mambacore.scan import triton as scan
 from mambacore.scan import triton_backward as scan_backward
 from mambacore.scan import triton_forward as scan_forward
@@ -22,13 +23,13 @@ pytestmark = pytest.mark.skipif(
 STATES = 16
 SCAN = {"SOFTPLUS": True, "REVERSE": False, "HAS_GATE": True, "HAS_BIAS": True, "OUT_OF_FIXED": False,
         "BLOCK_STATES": STATES}  # fmt: skip
-WALK = {"HAS_SKIP": True, "INTO_FIXED": False, "INTERVAL": scan.INTERVAL}
+WALK = {"HAS_SKIP": True, "INTO_FIXED": False, "INTERVAL": DEVICE_INTERVAL}
 CONVOLUTION = {"REVERSE": False, "WIDTH": 4, "BLOCK_POSITIONS": 32, "BLOCK_CHANNELS": 64}
 CONVOLVE = CONVOLUTION | {"SILU": True, "HAS_BIAS": True, "HAS_STATE": True}
 CARRY = {"CONJUGATE": True, "HAS_STATE": True, "BLOCK_CHANNELS": 32}
 KERNELS = {
-    "summary": (scan_forward.walk, SCAN | WALK | {"SUMMARY": True, "HAS_STATE": False, "KEEP_BORDERS": False}, 1),
-    "outputs": (scan_forward.walk, SCAN | WALK | {"SUMMARY": False, "HAS_STATE": True, "KEEP_BORDERS": True}, 1),
+    "summary": (scan_forward.walk, SCAN | WALK | {"SUMMARY": True, "HAS_STATE": False, "KEEP_BOUNDARIES": False}, 1),
+    "outputs": (scan_forward.walk, SCAN | WALK | {"SUMMARY": False, "HAS_STATE": True, "KEEP_BOUNDARIES": True}, 1),
     "carry": (scan_forward.carry, CARRY, 1),
     "backward's summary": (scan_backward.summary, SCAN, 1),
     "retreat": (scan_backward.retreat, SCAN | WALK | {"HAS_CARRY": True, "KEPT": scan.KEPT}, 1),

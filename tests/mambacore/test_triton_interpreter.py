@@ -142,6 +142,38 @@ def test_scan_passes_opcheck():
     torch.library.opcheck(operator, (*(arguments[name] for name in names), None, True, False, True), test_utils=tests)
 
 
+@pytest.mark.parametrize("conjugate", [False, True], ids=["states", "gradients"])
+def test_a_state_that_turns_thousands_of_times_keeps_its_phase_from_chunk_to_chunk(conjugate):
+    from mambacore.scan import triton_forward  # noqa: PLC0415
+
+    chunks, sums = 4, torch.tensor([9876.54321, 12345.678912, 4321.98765, 0.0], dtype=torch.float64)
+    frequency = 50.0  # turns per unit of step size
+    chunk_states = torch.zeros(1, chunks, 2, 1)
+    triton_forward.carry.start(
+        (1, 1), chunk_states, sums.reshape(1, chunks, 1), torch.tensor([[0.0], [frequency]]), sums,
+        torch.tensor([[[1.0], [0.0]]]), 1, 1, chunks, 0, 1, state_count=1, IS_COMPLEX=True, CONJUGATE=conjugate,
+        HAS_STATE=True, HAS_RESETS=False, BLOCK_CHANNELS=1,
+    )  # fmt: skip
+    turns = torch.cat([torch.zeros(1), sums.cumsum(0)[:-1]]) * frequency * (-1 if conjugate else 1)
+    expected = torch.polar(torch.ones(chunks, dtype=torch.float64), 2 * torch.pi * (turns - turns.floor()))
+    assert relative_error(torch.view_as_complex(chunk_states[0, :, :, 0]), expected) < COMPLEX_FLOAT32
+
+
+def test_many_sequences_lie_along_the_axis_of_a_grid_that_takes_them(monkeypatch):
+    """CUDA takes 65,535 programs along the second and third axis of a grid, and 2^31 - 1 along the first."""
+    from mambacore.triton import launch  # noqa: PLC0415
+
+    grids = []
+    monkeypatch.setattr(launch.Kernel, "start", lambda self, grid, *arguments, **named: grids.append(grid))
+    batch = 70_000
+    tensors = {name: tensor.float() for name, tensor in scan_arguments(batch, 2, 1, 1, everything=False).items()}
+    gradients_of(scan_with_state, tensors, torch.float32)
+    gradients_of(convolution_with_state, convolution_arguments(batch, 2, 1, 2), torch.float32)
+    long = {name: tensor.float() for name, tensor in scan_arguments(1, 4096, 1, 1, everything=False).items()}
+    gradients_of(scan_with_state, long, torch.float32)
+    assert len(grids) > 6 and all(axis <= 65_535 for grid in grids for axis in grid[1:])
+
+
 CONVOLUTION_SHAPES = ((2, 37, 5, 4), (1, 2, 3, 4), (1, 33, 3, 2))
 QUICK_CONVOLUTIONS = (((2, 37, 5, 4), False, True), ((1, 2, 3, 4), True, False), ((1, 33, 3, 2), True, True))
 

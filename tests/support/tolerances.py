@@ -9,6 +9,8 @@ FLOAT64 = 1e-12
 FLOAT32 = 2e-5
 # A complex state turns as well: rounded phases weigh in the gradients of the step, which sum over the sequence.
 COMPLEX_FLOAT32 = 5e-5
+# A state that turns 160,000 times in 2^18 positions: roundings of each phase by 6e-8 turns add up along the sequence.
+LONG_PHASE_FLOAT32 = 1e-2
 # bfloat16 keeps 8 bits: outputs and their gradients are rounded by up to 2^-8; sums over the sequence average that out.
 BFLOAT16 = 2e-2
 # A sequence in pieces repeats the arithmetic of the whole, but products are cut into pieces of other shapes.

@@ -14,7 +14,7 @@ OF_INPUTS = {"inputs", "step_size", "gate", "grad_outputs", "outputs", "grad_inp
              "state", "grad_state", "new_state", "matrices"}  # fmt: skip
 FLAGS = {"resets", "kept"}
 FLOATS = {"input_matrix", "output_matrix", "rates", "skip_weight", "step_bias", "chunk_states", "step_sums",
-          "final_state", "borders", "scratch_states", "chunk_carries", "grad_into", "grad_out_of", "grad_rates",
+          "final_state", "boundaries", "scratch_states", "chunk_carries", "grad_into", "grad_out_of", "grad_rates",
           "grad_skip", "grad_bias", "grad_first_state", "first_state", "weight", "bias", "grads",
           "grad_weight", "scan_state", "new_scan_state", "log_decay_rate", "frequency"}  # fmt: skip
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -37,6 +37,8 @@ def compiled(kernel, switches: dict, capability: int, dtype: str, warps: int) ->
             signature[name] = "constexpr"
         elif name in OF_INPUTS | FLAGS | FLOATS:
             signature[name] = "*" + (dtype if name in OF_INPUTS else "u8" if name in FLAGS else "fp32")
+            if name == "step_sums" and switches["IS_COMPLEX"]:
+                signature[name] = "*fp64"
         else:
             signature[name] = "i64" if name in ("length", "inputs_row") else "i32"
     # Tensors begin at multiples of 16 bytes, and sizes are multiples of 16: the case that is worth being fast.

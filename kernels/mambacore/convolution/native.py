@@ -1,12 +1,13 @@
-"""Adapter from tensors to the native library's convolution (kernels/native/convolution_kernel.cpp)."""
+"""The native library's convolution (kernels/native/convolution_kernel.cpp) on tensors."""
 
 import torch
 from torch import Tensor
 
 from mambacore.backends import ELEMENT_TYPES, compute_dtype
+from mambacore.layout import channels_contiguous, optional_contiguous, sum_of_parts
 from mambacore.native_library import Convolution, Library
 from mambacore.packing import resets_before
-from mambacore.scan.native import as_pointer, as_sequence, channels_contiguous
+from mambacore.scan.native import as_pointer, as_sequence
 
 # Below this many outputs a second thread costs more than it saves.
 _OUTPUTS_PER_THREAD = 1 << 15
@@ -42,8 +43,7 @@ def forward(
     """Outputs (batch, length, channels); weight is (channels, kernel_width)."""
     inputs = channels_contiguous(inputs)
     by_tap = weight.t().contiguous()
-    initial_state = None if initial_state is None else initial_state.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    initial_state, bias = optional_contiguous(initial_state), optional_contiguous(bias)
     outputs = inputs.new_empty(inputs.shape)
     resets = None if sequence_starts is None else resets_before(sequence_starts, reverse).contiguous()
     convolution = _arguments(inputs, by_tap, silu, reverse)
@@ -68,8 +68,7 @@ def backward(
     """Gradients of inputs, weight, bias and initial state; those of absent arguments are empty."""
     inputs, grad_outputs = channels_contiguous(inputs), channels_contiguous(grad_outputs)
     by_tap = weight.t().contiguous()
-    initial_state = None if initial_state is None else initial_state.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    initial_state, bias = optional_contiguous(initial_state), optional_contiguous(bias)
     resets = None if sequence_starts is None else resets_before(sequence_starts, reverse).contiguous()
     convolution = _arguments(inputs, by_tap, silu, reverse)
     convolution.resets = as_pointer(resets)
@@ -83,5 +82,5 @@ def backward(
     convolution.grad_weight, convolution.grad_bias = as_pointer(grad_weight), as_pointer(grad_bias)
     convolution.grad_initial_state = None if initial_state is None else as_pointer(grad_initial_state)
     native.convolution_backward(convolution)
-    grad_bias = inputs.new_empty(0) if bias is None else grad_bias.sum(0)
-    return grad_inputs, grad_weight.sum(0).t().contiguous(), grad_bias, grad_initial_state
+    grad_bias = inputs.new_empty(0) if bias is None else sum_of_parts(grad_bias)
+    return grad_inputs, sum_of_parts(grad_weight).t().contiguous(), grad_bias, grad_initial_state

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from mambacore.backends import INPUT_DTYPES, compute_dtype, native_library_for, triton_computes
+from mambacore.backends import compute_dtype, native_library_for, triton_computes
+from mambacore.contracts import Expected, check_boolean, check_devices, check_sequence, check_shapes
 from mambacore.convolution import native
 from mambacore.convolution.reference import causal_convolution_reference, tap_mask, weighted_sum, with_history
+from mambacore.vmap import vmap_by_loop
 
 
 def causal_convolution(
@@ -27,9 +29,9 @@ def causal_convolution(
         silu: apply SiLU to the result.
         initial_state: (batch, kernel_width - 1, channels), the inputs before the first, oldest first; zeros if absent.
         reverse: walk from the last position to the first.
-        return_final_state: also return the last ``kernel_width - 1`` inputs in the direction of the walk, zero where
+        return_final_state: also return the last `kernel_width - 1` inputs in the direction of the walk, zero where
             they belong to an earlier record than the last one.
-        sequence_starts: (batch, length), boolean, True where a new record begins (``mambacore.packing``): no tap
+        sequence_starts: (batch, length), boolean, True where a new record begins (`mambacore.packing`): no tap
             reaches into another record.
 
     Returns:
@@ -37,29 +39,29 @@ def causal_convolution(
         (batch, kernel_width - 1, channels). Everything is differentiable.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: shapes that do not fit each other, or tensors on different devices.
         TypeError: an unsupported dtype.
     """
-    if inputs.dim() != 3:
-        raise ValueError(f"inputs must be (batch, length, channels) but has shape {tuple(inputs.shape)}")
-    if inputs.dtype not in INPUT_DTYPES:
-        raise TypeError(f"inputs must be float32, bfloat16, float16 or float64 but is {inputs.dtype}; convert it first")
+    check_sequence("inputs", inputs)
     batch, _, channels = inputs.shape
     if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
-        raise ValueError(f"weight must be (channels={channels}, kernel_width) but has shape {tuple(weight.shape)}")
-    if bias is not None and tuple(bias.shape) != (channels,):
-        raise ValueError(f"bias must have shape {(channels,)} but has {tuple(bias.shape)}")
+        raise ValueError(
+            f"weight must be (channels={channels}, kernel_width) but has shape {tuple(weight.shape)}; "
+            "give one row of taps for each channel of the inputs"
+        )
     history = weight.shape[1] - 1
-    if initial_state is not None and tuple(initial_state.shape) != (batch, history, channels):
-        raise ValueError(
-            f"initial_state must have shape {(batch, history, channels)} but has {tuple(initial_state.shape)}"
-        )
-    if sequence_starts is not None and tuple(sequence_starts.shape) != tuple(inputs.shape[:2]):
-        raise ValueError(
-            f"sequence_starts must have shape {tuple(inputs.shape[:2])} but has {tuple(sequence_starts.shape)}"
-        )
-    if sequence_starts is not None and sequence_starts.dtype != torch.bool:
-        raise TypeError(f"sequence_starts must be boolean but is {sequence_starts.dtype}")
+    check_shapes(
+        {
+            "bias": Expected(bias, (channels,), "give one number per channel"),
+            "initial_state": Expected(
+                initial_state, (batch, history, channels), "hand on the final state of the same batch and kernel"
+            ),
+            "sequence_starts": Expected(sequence_starts, tuple(inputs.shape[:2]), "mark every position"),
+        }
+    )
+    check_boolean("sequence_starts", sequence_starts)
+    others = {"weight": weight, "bias": bias, "initial_state": initial_state, "sequence_starts": sequence_starts}
+    check_devices(inputs, others)
     dtype = compute_dtype(inputs.dtype)
     state = None if initial_state is None else initial_state.to(inputs.dtype)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -75,7 +77,7 @@ def causal_convolution(
 
 
 def _last_inputs(inputs: Tensor, initial_state: Tensor | None, history: int, reverse: bool) -> Tensor:
-    """The last ``history`` inputs in the direction of the walk, reaching back into the initial state if need be."""
+    """The last `history` inputs in the direction of the walk, reaching back into the initial state if need be."""
     batch, length, channels = inputs.shape
     kept = min(history, length)
     last = inputs[:, :kept].flip(1) if reverse else inputs[:, length - kept :]
@@ -188,3 +190,5 @@ def _gradient(ctx, grad_outputs):
 
 
 _forward.register_autograd(_gradient, setup_context=_keep_for_backward)
+vmap_by_loop(_forward)
+vmap_by_loop(_backward)

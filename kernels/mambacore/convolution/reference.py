@@ -8,7 +8,7 @@ from mambacore.packing import resets_before
 
 
 def with_history(inputs: Tensor, initial_state: Tensor | None, kernel_width: int) -> Tensor:
-    """Put the last ``kernel_width - 1`` earlier inputs (zeros when absent) before the inputs, in scan order."""
+    """Put the last `kernel_width - 1` earlier inputs (zeros when absent) before the inputs, in scan order."""
     if initial_state is None:
         initial_state = inputs.new_zeros(inputs.shape[0], kernel_width - 1, inputs.shape[2])
     return torch.cat([initial_state.to(inputs.dtype), inputs], dim=1)
@@ -53,7 +53,7 @@ def causal_convolution_reference(
 ) -> tuple[Tensor, Tensor]:
     """The whole operator: outputs (batch, length, channels) and the state for what follows.
 
-    ``weight`` is (channels, kernel_width); states are (batch, kernel_width - 1, channels), the last inputs in the
+    `weight` is (channels, kernel_width); states are (batch, kernel_width - 1, channels), the last inputs in the
     direction of the walk, oldest first, zero where they belong to an earlier record.
     """
     kernel_width = weight.shape[1]
@@ -67,7 +67,7 @@ def causal_convolution_reference(
 
 
 def state_after(extended: Tensor, mask: Tensor | None, kernel_width: int) -> Tensor:
-    """The last ``kernel_width - 1`` inputs, zero where they belong to another record than the last position."""
+    """The last `kernel_width - 1` inputs, zero where they belong to another record than the last position."""
     last = extended[:, extended.shape[1] - (kernel_width - 1) :]
     if mask is None or mask.shape[2] == 0 or kernel_width == 1:
         return last

@@ -1,4 +1,4 @@
-"""Adapter from tensors to the convolution's kernels."""
+"""The convolution's Triton kernels on tensors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambacore.convolution import triton_kernels as kernels
+from mambacore.convolution.triton_kernels import convolve, grad_before_activation, grad_of_inputs
+from mambacore.layout import channels_contiguous, optional_contiguous, sequence_strides
 from mambacore.packing import resets_before
-from mambacore.scan.native import channels_contiguous
 from mambacore.triton.launch import or_first
 
 BLOCK_POSITIONS, BLOCK_CHANNELS, WARPS = 32, 64, 4
@@ -30,7 +30,7 @@ class _Arguments:
     ) -> None:
         self.inputs, self.by_tap = channels_contiguous(inputs), weight.t().contiguous()
         self.batch, self.length, self.channels = inputs.shape
-        self.bias, self.state = (None if tensor is None else tensor.contiguous() for tensor in (bias, initial_state))
+        self.bias, self.state = (optional_contiguous(tensor) for tensor in (bias, initial_state))
         resets = None if sequence_starts is None else resets_before(sequence_starts, reverse)
         self.resets = None if resets is None else resets.contiguous().view(torch.uint8)
         self.positions = min(BLOCK_POSITIONS, 1 << max(self.length - 1, 0).bit_length())
@@ -38,16 +38,20 @@ class _Arguments:
             self.inputs, self.by_tap, or_first(self.bias, self.by_tap), or_first(self.state, self.inputs),
             or_first(self.resets, self.inputs),
         )  # fmt: skip
-        self.sizes = (self.length, self.channels, *self.inputs.stride()[:2])
+        self.sizes = (self.length, self.channels, *sequence_strides(self.inputs))
         self.cut: dict[str, Any] = {
             "REVERSE": reverse, "HAS_RESETS": resets is not None, "WIDTH": weight.shape[1], "num_warps": WARPS,
             "BLOCK_POSITIONS": self.positions, "BLOCK_CHANNELS": BLOCK_CHANNELS,
         }  # fmt: skip
         self.switches = self.cut | {"SILU": silu, "HAS_BIAS": bias is not None, "HAS_STATE": initial_state is not None}
 
-    def grid(self, positions: int) -> tuple[int, int, int]:
-        # The first axis alone takes more than 65,535 programs.
-        return -(-positions // self.positions), -(-self.channels // BLOCK_CHANNELS), self.batch
+    def stretches(self, positions: int) -> int:
+        """How many programs one batch item and block of channels take."""
+        return -(-positions // self.positions)
+
+    def grid(self, stretches: int) -> tuple[int, int]:
+        """Programs: the stretches of every batch item along the only axis that takes more than 65,535, and channels."""
+        return self.batch * stretches, -(-self.channels // BLOCK_CHANNELS)
 
 
 def forward(
@@ -62,7 +66,8 @@ def forward(
     """Outputs (batch, length, channels); weight is (channels, kernel_width)."""
     run = _Arguments(inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
     outputs = inputs.new_empty(inputs.shape)
-    kernels.convolve.start(run.grid(run.length), *run.tensors, outputs, *run.sizes, **run.switches)
+    stretches = run.stretches(run.length)
+    convolve.start(run.grid(stretches), *run.tensors, outputs, stretches, *run.sizes, **run.switches)
     return outputs
 
 
@@ -79,20 +84,22 @@ def backward(
     """Gradients of inputs, weight, bias and initial state; those of absent arguments are empty."""
     run = _Arguments(inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
     grad_outputs = channels_contiguous(grad_outputs)
-    grid = run.grid(run.length)
-    parts, history = run.batch * grid[0], 0 if initial_state is None else weight.shape[1] - 1
+    stretches = run.stretches(run.length)
+    parts, history = run.batch * stretches, 0 if initial_state is None else weight.shape[1] - 1
     grads = inputs.new_empty(inputs.shape, dtype=torch.float32)
     grad_weight = grads.new_empty(parts, *run.by_tap.shape)
     grad_bias = grads.new_empty(parts, run.channels)
     grad_inputs = inputs.new_empty(inputs.shape)
     grad_state = inputs.new_empty(0) if initial_state is None else inputs.new_empty(initial_state.shape)
-    kernels.grad_before_activation.start(
-        grid, grad_outputs, *run.tensors, grads, *run.sizes, *grad_outputs.stride()[:2], grad_weight, grad_bias,
-        **run.switches,
+    grad_before_activation.start(
+        run.grid(stretches), grad_outputs, *run.tensors, grads, stretches, *run.sizes, *sequence_strides(grad_outputs),
+        grad_weight, grad_bias, **run.switches,
     )  # fmt: skip
-    kernels.grad_of_inputs.start(
-        run.grid(run.length + history), grads, run.by_tap, or_first(run.resets, run.inputs), grad_inputs,
-        or_first(None if history == 0 else grad_state, grad_inputs), run.length, run.channels, -history, **run.cut,
+    stretches = run.stretches(run.length + history)
+    grad_of_inputs.start(
+        run.grid(stretches), grads, run.by_tap, or_first(run.resets, run.inputs), grad_inputs,
+        or_first(None if history == 0 else grad_state, grad_inputs), stretches, run.length, run.channels, -history,
+        **run.cut,
     )  # fmt: skip
     return (
         grad_inputs,

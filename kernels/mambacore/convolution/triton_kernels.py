@@ -18,7 +18,7 @@ def met_inputs(
     inputs, state, resets, batch, positions, channels, back, length, channel_count, inputs_batch, inputs_row, present,
     HAS_STATE: tl.constexpr, HAS_RESETS: tl.constexpr, REVERSE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The inputs (positions, channels) that a tap ``back`` positions back meets, zero beyond a record's begin.
+    """The inputs (positions, channels) that a tap `back` positions back meets, zero beyond a record's begin.
 
     Positions are in the order of the walk; those before the first are in the state (batch, width - 1, channels).
     """
@@ -43,14 +43,14 @@ def met_inputs(
 
 @kernel
 def convolve(
-    inputs, weight, bias, state, resets, outputs, length, channel_count, inputs_batch, inputs_row,
+    inputs, weight, bias, state, resets, outputs, stretch_count, length, channel_count, inputs_batch, inputs_row,
     SILU: tl.constexpr, REVERSE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr,
     HAS_RESETS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Outputs (batch, length, channels). Weight is (width, channels)."""
-    batch = tl.program_id(2).to(tl.int64)
+    batch, stretch = (tl.program_id(0) // stretch_count).to(tl.int64), (tl.program_id(0) % stretch_count).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    positions = tl.program_id(0).to(tl.int64) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
+    positions = stretch * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
     present = channels < channel_count
     sums = tl.full((BLOCK_POSITIONS, BLOCK_CHANNELS), 0.0, tl.float32)
     if HAS_BIAS:
@@ -71,15 +71,15 @@ def convolve(
 
 @kernel
 def grad_before_activation(
-    grad_outputs, inputs, weight, bias, state, resets, grads, length, channel_count, inputs_batch, inputs_row,
-    grad_batch, grad_row, grad_weight, grad_bias,
+    grad_outputs, inputs, weight, bias, state, resets, grads, stretch_count, length, channel_count, inputs_batch,
+    inputs_row, grad_batch, grad_row, grad_weight, grad_bias,
     SILU: tl.constexpr, REVERSE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr,
     HAS_RESETS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The gradient before SiLU in float32, (batch, length, channels), and this program's part of those of the weight
     (batch x stretches, width, channels) and the bias.
     """
-    batch, stretch = tl.program_id(2).to(tl.int64), tl.program_id(0).to(tl.int64)
+    batch, stretch = (tl.program_id(0) // stretch_count).to(tl.int64), (tl.program_id(0) % stretch_count).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     positions = stretch * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
     present = channels < channel_count
@@ -100,7 +100,7 @@ def grad_before_activation(
         opening = sigmoid(sums)
         grad *= opening * (1.0 + sums * (1.0 - opening))
     tl.store(grads + (batch * length + row)[:, None] * channel_count + channels[None, :], grad, mask=mask)
-    part = batch * tl.num_programs(0) + stretch
+    part = batch * stretch_count + stretch
     for tap in tl.static_range(WIDTH):
         values = met_inputs(
             inputs, state, resets, batch, positions, channels, WIDTH - 1 - tap, length, channel_count, inputs_batch,
@@ -114,14 +114,14 @@ def grad_before_activation(
 
 @kernel
 def grad_of_inputs(
-    grads, weight, resets, grad_inputs, grad_state, length, channel_count, first,
+    grads, weight, resets, grad_inputs, grad_state, stretch_count, length, channel_count, first,
     REVERSE: tl.constexpr, HAS_RESETS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the inputs, from position ``first`` on: -(width - 1) to include those of the state, else 0."""
-    batch = tl.program_id(2).to(tl.int64)
+    """Gradients of the inputs, from position `first` on: -(width - 1) to include those of the state, else 0."""
+    batch, stretch = (tl.program_id(0) // stretch_count).to(tl.int64), (tl.program_id(0) % stretch_count).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    positions = first + tl.program_id(0).to(tl.int64) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
+    positions = first + stretch * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
     present = channels < channel_count
     sums = tl.full((BLOCK_POSITIONS, BLOCK_CHANNELS), 0.0, tl.float32)
     allowed = positions < length

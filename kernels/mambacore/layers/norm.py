@@ -6,8 +6,11 @@ PyTorch's own is composed of ten passes over memory on a CPU, forward and backwa
 import torch
 from torch import Tensor, nn
 
-from mambacore.backends import ELEMENT_TYPES, INPUT_DTYPES, compute_dtype, native_library_for
+from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for
+from mambacore.contracts import Expected, check_devices, check_sequence, check_shapes
+from mambacore.layout import sum_of_parts
 from mambacore.native_library import Norm
+from mambacore.vmap import vmap_by_loop
 
 # Below this many elements a second thread costs more than it saves.
 _ELEMENTS_PER_THREAD = 1 << 16
@@ -44,15 +47,12 @@ def root_mean_square_norm(inputs: Tensor, weight: Tensor, epsilon: float = 1e-5)
         epsilon: keeps rows of zeros finite.
 
     Raises:
-        ValueError: weight does not fit the inputs.
+        ValueError: a weight that does not fit the inputs, or lies on another device.
         TypeError: an unsupported dtype.
     """
-    if inputs.dtype not in INPUT_DTYPES:
-        raise TypeError(f"inputs must be float32, bfloat16, float16 or float64 but is {inputs.dtype}; convert it first")
-    if inputs.dim() < 1 or tuple(weight.shape) != tuple(inputs.shape[-1:]):
-        raise ValueError(
-            f"weight must have the width of the inputs {tuple(inputs.shape)} but has {tuple(weight.shape)}"
-        )
+    check_sequence("inputs", inputs, dimensions=None)
+    check_shapes({"weight": Expected(weight, tuple(inputs.shape[-1:]), "give one number per channel")})
+    check_devices(inputs, {"weight": weight})
     outputs, _ = _forward(inputs, weight.to(compute_dtype(inputs.dtype)), epsilon)
     return outputs
 
@@ -101,7 +101,7 @@ def _backward(
     norm.grad_outputs, norm.grad_inputs = grad_outputs.data_ptr(), grad_inputs.data_ptr()
     norm.grad_weight = grad_weight.data_ptr()
     library.norm_backward(norm)
-    return grad_inputs, grad_weight.sum(0)
+    return grad_inputs, sum_of_parts(grad_weight)
 
 
 @_backward.register_fake
@@ -119,3 +119,5 @@ def _gradient(ctx, grad_outputs, _grad_inverse):
 
 
 _forward.register_autograd(_gradient, setup_context=_keep_for_backward)
+vmap_by_loop(_forward)
+vmap_by_loop(_backward)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mambacore.backends import ELEMENT_TYPES
+from mambacore.contracts import Expected, check_devices, check_shapes
 from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.s4d import S4DMixer, S4DState
 from mambacore.layers.selective import SelectiveMixer, SelectiveState, as_complex
@@ -76,6 +77,7 @@ class StepProgram:
         self.memory_size = 0
         self._operations: list[StepOperation] = []
         self._kept: list[Tensor] = []  # what the operations point at
+        self._tokens = 0  # how many tokens every embedding knows
 
     def place(self, width: int) -> int:
         """Room for so many numbers, which start as zeros."""
@@ -86,9 +88,13 @@ class StepProgram:
     def add(self, kind: int, weights: Sequence[Tensor | None] = (), **values: float) -> int:
         """One more operation; returns its number."""
         operation = StepOperation(kind=kind, **values)
+        if kind == EMBED:
+            assert weights[0] is not None  # an embedding is its weight
+            self._tokens = min(self._tokens or len(weights[0]), len(weights[0]))
         for number, weight in enumerate(weights):
             if weight is not None:
-                kept = weight.detach().to(self.dtype).contiguous()
+                # A copy, also of what has the dtype already: training goes on in place.
+                kept = weight.detach().to(self.dtype, memory_format=torch.contiguous_format, copy=True)
                 self._kept.append(kept)
                 operation.weights[number] = kept.data_ptr()
         self._operations.append(operation)
@@ -217,7 +223,7 @@ class StepProgram:
         temperature: float = 1.0,
         top_p: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """As many steps as ``uniforms`` or ``given`` have columns, in place in memory and tokens.
+        """As many steps as `uniforms` or `given` have columns, in place in memory and tokens.
 
         Args:
             library: the native library.
@@ -228,16 +234,21 @@ class StepProgram:
             classes: how many logits there are.
             uniforms: (batch, count), float64, from 0 to below 1: what the tokens are drawn with.
             given: (batch, count), int64: tokens that are taken instead.
-            temperature, top_p: as ``mambacore.models.sampling.sample_tokens``; 0 takes the likeliest.
+            temperature, top_p: as `mambacore.models.sampling.sample_tokens`; 0 takes the likeliest.
 
         Returns:
             Tokens (batch, count) and the log-likelihoods (batch, count), float64, of each, by the logits as they are.
+
+        Raises:
+            ValueError: tensors that do not fit the program, or tokens that its embedding does not know.
+            TypeError: tensors of another dtype than the ones above.
         """
         like = uniforms if given is None else given
-        assert like is not None  # one of the two is given
+        if like is None:
+            raise ValueError("uniforms or given must be there, to choose tokens by; give one of the two")
+        self._check(like, memory, tokens, position, logits, classes, given)
         batch, count = like.shape
         like = like.contiguous()
-        assert memory.is_contiguous() and tokens.is_contiguous()  # both are written to
         drawn = torch.empty(batch, count, dtype=torch.int64)
         log_likelihoods = torch.empty(batch, count, dtype=torch.float64)
         operations = (StepOperation * len(self._operations))(*self._operations)
@@ -252,6 +263,57 @@ class StepProgram:
             )
         )  # fmt: skip
         return drawn, log_likelihoods
+
+    def _check(
+        self,
+        like: Tensor,
+        memory: Tensor,
+        tokens: Tensor,
+        position: int,
+        logits: int,
+        classes: int,
+        given: Tensor | None,
+    ) -> None:
+        """Refuse what the native library would read or write out of bounds."""
+        name, dtype = ("uniforms", torch.float64) if given is None else ("given", torch.int64)
+        if like.dim() != 2:
+            raise ValueError(
+                f"{name} must be (batch, count) but has shape {tuple(like.shape)}; give one column per step"
+            )
+        batch = like.shape[0]
+        check_shapes(
+            {
+                "memory": Expected(memory, (batch, self.memory_size), "make it for this program and batch"),
+                "tokens": Expected(tokens, (batch,), "give one token per sequence"),
+            },
+            of="program and batch",
+        )
+        check_devices(torch.empty(0), {"memory": memory, "tokens": tokens, name: like}, of="native library")
+        for argument, tensor, wanted in (
+            (name, like, dtype),
+            ("memory", memory, self.dtype),
+            ("tokens", tokens, torch.int64),
+        ):
+            if tensor.dtype != wanted:
+                raise TypeError(f"{argument} must be {wanted} but is {tensor.dtype}; convert it first")
+            if argument != name and not tensor.is_contiguous():
+                raise ValueError(f"{argument} is written in place and must be contiguous but is not; copy it first")
+        if position < 0:
+            raise ValueError(f"position must not be negative but is {position}; count from the start of the sequence")
+        known_tokens = self._tokens or classes  # a program may have no embedding
+        if not 0 < classes <= known_tokens or not 0 <= logits <= self.memory_size - classes:
+            raise ValueError(
+                f"logits must be the place of {classes} numbers, as many as the embedding has tokens ({known_tokens}) "
+                f"at most, but it is {logits} in a memory of {self.memory_size}; take the place that was made for them"
+            )
+        for argument, numbers, known in (("tokens", tokens, known_tokens), ("given", given, classes)):
+            if numbers is not None and numbers.numel() and not (numbers.min() >= 0 and numbers.max() < known):
+                raise ValueError(
+                    f"{argument} must lie from 0 to {known - 1} but lie from {numbers.min()} to {numbers.max()}; "
+                    "give tokens of this model's vocabulary"
+                )
+        if given is None and like.numel() and not (like.min() >= 0 and like.max() < 1):
+            raise ValueError("uniforms must lie from 0 to below 1 but do not; draw them with torch.rand")
 
 
 def _states_first(states: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The scan of the mamba-ssm package as an optional backend for CUDA tensors.
 
-It is imported when it is first asked for: by name (``use_backend("mamba_ssm")``), by ``backends()``, or because CUDA
+It is imported when it is first asked for: by name (`use_backend("mamba_ssm")`), by `backends()`, or because CUDA
 tensors come. Its absence, or a build that cannot be imported (the package on the index needs a compiled CUDA extension
 even to be imported), is a reason to use another backend, never an error by itself.
 
@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambacore.scan.arguments import ScanArguments
+
 # The kernel's own limit (selective_scan.cpp: "selective_scan only supports state dimension <= 256").
 LARGEST_STATE_SIZE = 256
 
 
 @functools.cache
 def scan_function() -> tuple[Callable[..., Any] | None, str]:
-    """mamba-ssm's ``selective_scan_fn`` and ``""``, or None and the reason why it cannot be used."""
+    """mamba-ssm's `selective_scan_fn` and `""`, or None and the reason why it cannot be used."""
     try:
         module = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
         return module.selective_scan_fn, ""
@@ -36,36 +38,20 @@ def scan_function() -> tuple[Callable[..., Any] | None, str]:
         return None, f"mamba-ssm cannot be imported: {error}"
 
 
-def refusal(
-    inputs: Tensor,
-    state_matrix: Tensor,
-    initial_state: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-) -> str:
-    """Why its operator cannot do this, or ``""``."""
+def refusal(arguments: ScanArguments) -> str:
+    """Why its operator cannot do this, or `""`."""
     cannot = {
-        "start from a state": initial_state is not None,
-        "reset states between records": resets is not None,
-        "walk in reverse": reverse,
-        "compute in float64": inputs.dtype == torch.float64,
-        f"keep more than {LARGEST_STATE_SIZE} states": state_matrix.shape[1] > LARGEST_STATE_SIZE,
-        "scan an empty sequence": inputs.numel() == 0,
+        "start from a state": arguments.initial_state is not None,
+        "reset states between records": arguments.resets is not None,
+        "walk in reverse": arguments.reverse,
+        "compute in float64": arguments.inputs.dtype == torch.float64,
+        f"keep more than {LARGEST_STATE_SIZE} states": arguments.state_size > LARGEST_STATE_SIZE,
+        "scan an empty sequence": arguments.inputs.numel() == 0,
     }
     return next((what for what, holds in cannot.items() if holds), "")
 
 
-def scan(
-    inputs: Tensor,
-    step_size: Tensor,
-    state_matrix: Tensor,
-    input_matrix: Tensor,
-    output_matrix: Tensor,
-    skip_weight: Tensor | None,
-    gate: Tensor | None,
-    step_bias: Tensor | None,
-    step_softplus: bool,
-) -> tuple[Tensor, Tensor]:
+def scan(arguments: ScanArguments) -> tuple[Tensor, Tensor]:
     """Outputs (batch, length, channels) and the final state through mamba-ssm's operator.
 
     Its layout is (batch, channels, length) and (batch, groups, state_size, length). It drops the final state's
@@ -75,15 +61,15 @@ def scan(
     if function is None:
         raise RuntimeError(f"the mamba_ssm backend was asked for but cannot be used: {reason}")
     outputs, state = function(
-        _channels_first(inputs),
-        _channels_first(step_size),
-        state_matrix,
-        _states_first(input_matrix, inputs.dtype),
-        _states_first(output_matrix, inputs.dtype),
-        skip_weight,
-        None if gate is None else _channels_first(gate),
-        step_bias,
-        step_softplus,
+        _channels_first(arguments.inputs),
+        _channels_first(arguments.step_size),
+        arguments.state_matrix,
+        _states_first(arguments.input_matrix, arguments.inputs.dtype),
+        _states_first(arguments.output_matrix, arguments.inputs.dtype),
+        arguments.skip_weight,
+        None if arguments.gate is None else _channels_first(arguments.gate),
+        arguments.step_bias,
+        arguments.step_softplus,
         return_last_state=True,
     )
     state = state.detach()

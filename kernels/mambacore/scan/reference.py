@@ -30,7 +30,7 @@ def decay(step_size: Tensor, state_matrix: Tensor) -> Tensor:
 def drive(step_size: Tensor, inputs: Tensor, input_matrix: Tensor) -> Tensor:
     """Delta B x, Euler's rule for B, which stands in for equation 4's second half when B depends on the input.
 
-    ``input_matrix`` is already per channel: (..., channels, state_size).
+    `input_matrix` is already per channel: (..., channels, state_size).
     """
     return (step_size * inputs).unsqueeze(-1) * input_matrix
 
@@ -41,7 +41,7 @@ def next_state(state: Tensor, decay_now: Tensor, drive_now: Tensor) -> Tensor:
 
 
 def read_out(state: Tensor, output_matrix: Tensor) -> Tensor:
-    """C h, summed over the states (equation 2b); ``output_matrix`` is already per channel.
+    """C h, summed over the states (equation 2b); `output_matrix` is already per channel.
 
     A complex state stands for itself and its conjugate, so that the sum over both is twice its real part.
     """
@@ -86,8 +86,8 @@ def selective_scan_reference(
     """The whole operator, position by position.
 
     Returns:
-        ``outputs`` (batch, length, channels) and the final ``state`` (batch, channels, state_size): the state after the
-        last position in scan order, which is position 0 when ``reverse``.
+        `outputs` (batch, length, channels) and the final `state` (batch, channels, state_size): the state after the
+        last position in scan order, which is position 0 when `reverse`.
     """
     batch, length, channels = inputs.shape
     state = initial_state

@@ -2,11 +2,11 @@
 
 The gradient of the state comes from later positions, so chunks are walked from their end, `summary` and
 `scan_forward.carry` hand the gradient from the last chunk to the first, and `retreat` computes everything else. It
-takes the chunk interval by interval. From the border that forward kept, states are computed again, some of them noted
+takes the chunk interval by interval. From the boundary that forward kept, states are computed again, some of them noted
 in a small buffer that stays in the cache; and from these once more, stretch by stretch from the last, to stay in
 registers until the walk back has used them. The gradients of input_matrix and output_matrix, which all channels
 share, go to a buffer with one place per block of channels and are added up in its order: no atomics, and the same bits
-every time. The formulas are those of ``mambacore.scan.fallback.backward``.
+every time. The formulas are those of `mambacore.scan.fallback.backward`.
 """
 
 # Compile-time switches and sizes are named like constants, and a kernel is one long function.
@@ -29,14 +29,15 @@ from mambacore.triton.launch import kernel
 @kernel
 def summary(
     grad_outputs, step_size, gate, output_matrix, rates, step_bias, resets, chunk_carries, step_sums,
-    length, channel_count, group_channels, blocks_per_group, state_count, chunk_length, chunk_count,
+    length, channel_count, group_channels, blocks_per_group, block_count, state_count, chunk_length, chunk_count,
     grad_batch, grad_row, step_batch, step_row, gate_batch, gate_row, out_of_batch, out_of_row, out_of_group,
     IS_COMPLEX: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, HAS_GATE: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESETS: tl.constexpr, OUT_OF_FIXED: tl.constexpr, BLOCK_STATES: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """What a chunk (from the second on) hands to the one before it if nothing comes from behind; its sum of steps."""
-    block, chunk, batch = tl.program_id(0), tl.program_id(1).to(tl.int64) + 1, tl.program_id(2).to(tl.int64)
+    block, chunk = tl.program_id(0) % block_count, tl.program_id(1).to(tl.int64) + 1
+    batch = (tl.program_id(0) // block_count).to(tl.int64)
     numbers: tl.constexpr = 2 if IS_COMPLEX else 1
     read_factor: tl.constexpr = 2.0 if IS_COMPLEX else 1.0
     group = block // blocks_per_group
@@ -54,7 +55,7 @@ def summary(
         out_of, out_of_imaginary = load_states(output_matrix, states, channels, tile, channel_count, IS_COMPLEX)
     held = tl.full((BLOCK_STATES, BLOCK_CHANNELS), 0.0, tl.float32)
     held_imaginary = held
-    sum_of_steps = tl.full((BLOCK_CHANNELS,), 0.0, tl.float32)
+    sum_of_steps = tl.full((BLOCK_CHANNELS,), 0.0, step_sums.dtype.element_ty)
     begin = chunk * chunk_length
     count = tl.minimum(begin + chunk_length, length) - begin
     for offset in range(count):
@@ -83,7 +84,7 @@ def summary(
             begins = tl.load(resets + batch * length + here) != 0
             held = tl.where(begins, 0.0, held)
             held_imaginary = tl.where(begins, 0.0, held_imaginary)
-        sum_of_steps += step
+        sum_of_steps += step.to(step_sums.dtype.element_ty)
     of_chunk = chunk_carries + (batch * chunk_count + chunk) * numbers * state_count * channel_count
     store_states(of_chunk, states, channels, tile, channel_count, held, held_imaginary, IS_COMPLEX)
     tl.store(step_sums + (batch * chunk_count + chunk) * channel_count + channels, sum_of_steps, mask=present)
@@ -92,18 +93,20 @@ def summary(
 @kernel
 def retreat(
     grad_outputs, inputs, step_size, gate, input_matrix, output_matrix, rates, skip_weight, step_bias, resets,
-    borders, scratch_states, chunk_carries, grad_inputs, grad_step_size, grad_gate, grad_into, grad_out_of, grad_rates,
-    grad_skip, grad_bias, grad_first_state,
-    length, channel_count, group_channels, blocks_per_group, group_count, state_count, chunk_length, chunk_count,
-    interval_count, grad_batch, grad_row, inputs_batch, inputs_row, step_batch, step_row, gate_batch, gate_row,
+    boundaries, scratch_states, chunk_carries, grad_inputs, grad_step_size, grad_gate, grad_into, grad_out_of,
+    grad_rates, grad_skip, grad_bias, grad_first_state,
+    batch_count, group_count, length, channel_count, group_channels, blocks_per_group, block_count, state_count,
+    chunk_length, chunk_count, interval_count,
+    grad_batch, grad_row, inputs_batch, inputs_row, step_batch, step_row, gate_batch, gate_row,
     into_batch, into_row, into_group, out_of_batch, out_of_row, out_of_group,
     IS_COMPLEX: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, HAS_GATE: tl.constexpr,
     HAS_SKIP: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESETS: tl.constexpr, HAS_CARRY: tl.constexpr,
     INTO_FIXED: tl.constexpr, OUT_OF_FIXED: tl.constexpr, INTERVAL: tl.constexpr, KEPT: tl.constexpr,
     BLOCK_STATES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of one chunk. ``rates`` hold log2(e) A, so the gradients by A are scaled back by the caller."""
-    block, chunk, batch = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    """All gradients of one chunk. `rates` hold log2(e) A, so the gradients by A are scaled back by the caller."""
+    block, chunk = tl.program_id(0) % block_count, tl.program_id(1).to(tl.int64)
+    batch = (tl.program_id(0) // block_count).to(tl.int64)
     numbers: tl.constexpr = 2 if IS_COMPLEX else 1
     read_factor: tl.constexpr = 2.0 if IS_COMPLEX else 1.0
     per_rate: tl.constexpr = 0.6931471805599453
@@ -141,8 +144,8 @@ def retreat(
     intervals = (end - begin + INTERVAL - 1) // INTERVAL
     for backwards in range(intervals):
         first = begin + (intervals - 1 - backwards) * INTERVAL
-        border = borders + (batch * interval_count + first // INTERVAL) * numbers * state_count * channel_count
-        held, held_imaginary = load_states(border, states, channels, tile, channel_count, IS_COMPLEX)
+        boundary = boundaries + (batch * interval_count + first // INTERVAL) * numbers * state_count * channel_count
+        held, held_imaginary = load_states(boundary, states, channels, tile, channel_count, IS_COMPLEX)
         # Forward through the interval, leaving the state before each stretch of KEPT positions; backward through the
         # stretches, whose states stay in registers.
         for passed in range(INTERVAL - KEPT):
@@ -283,7 +286,7 @@ def retreat(
                     if IS_COMPLEX:
                         sum_into_imaginary += of_into_imaginary
                 else:
-                    row = ((block_in_group * tl.num_programs(2) + batch) * length + here) * group_count + group
+                    row = ((block_in_group * batch_count + batch) * length + here) * group_count + group
                     row = grad_into + row * numbers * state_count + numbers * states
                     tl.store(row, total(of_into, 1), mask=some_states & there)
                     if IS_COMPLEX:
@@ -293,7 +296,7 @@ def retreat(
                     if IS_COMPLEX:
                         sum_out_of_imaginary += of_out_of_imaginary
                 else:
-                    row = ((block_in_group * tl.num_programs(2) + batch) * length + here) * group_count + group
+                    row = ((block_in_group * batch_count + batch) * length + here) * group_count + group
                     row = grad_out_of + row * numbers * state_count + numbers * states
                     tl.store(row, total(of_out_of, 1), mask=some_states & there)
                     if IS_COMPLEX:

@@ -5,9 +5,10 @@ A program walks one stretch of the length (a chunk) for one batch item and a blo
 so that the sum over the states is mostly inside a lane. One exponential per state and position, and nothing of size
 length x channels x states in memory.
 
-With several chunks, `walk` first runs with ``SUMMARY``, from zero, and leaves each chunk's last state and sum of steps;
+With several chunks, `walk` first runs with `SUMMARY`, from zero, and leaves each chunk's last state and sum of steps;
 `carry` hands states from chunk to chunk through the affine map that a chunk is, exp(A sum of Delta) h + last state; and
-`walk` runs again from the right states. Offsets that count the length are 64 bit.
+`walk` runs again from the right states. Offsets that count the length are 64 bit. The sum of Delta is kept in double
+precision where states are complex: it is the angle that a state turns by, thousands of turns, whose fraction counts.
 """
 
 # Compile-time switches and sizes are named like constants, and a kernel is one long function.
@@ -16,6 +17,7 @@ With several chunks, `walk` first runs with ``SUMMARY``, from zero, and leaves e
 import triton.language as tl
 
 from mambacore.triton.arithmetic import (
+    cosine_and_sine,
     decay,
     load_numbers,
     load_states,
@@ -30,17 +32,18 @@ from mambacore.triton.launch import kernel
 @kernel
 def walk(
     inputs, step_size, gate, input_matrix, output_matrix, rates, skip_weight, step_bias, resets,
-    chunk_states, step_sums, outputs, final_state, borders,
-    length, channel_count, group_channels, blocks_per_group, state_count, chunk_length, chunk_count, interval_count,
-    inputs_batch, inputs_row, step_batch, step_row, gate_batch, gate_row,
+    chunk_states, step_sums, outputs, final_state, boundaries,
+    length, channel_count, group_channels, blocks_per_group, block_count, state_count, chunk_length, chunk_count,
+    interval_count, inputs_batch, inputs_row, step_batch, step_row, gate_batch, gate_row,
     into_batch, into_row, into_group, out_of_batch, out_of_row, out_of_group,
     SUMMARY: tl.constexpr, IS_COMPLEX: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
     HAS_GATE: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESETS: tl.constexpr,
-    HAS_STATE: tl.constexpr, KEEP_BORDERS: tl.constexpr, INTO_FIXED: tl.constexpr, OUT_OF_FIXED: tl.constexpr,
+    HAS_STATE: tl.constexpr, KEEP_BOUNDARIES: tl.constexpr, INTO_FIXED: tl.constexpr, OUT_OF_FIXED: tl.constexpr,
     INTERVAL: tl.constexpr, BLOCK_STATES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """One chunk: its outputs, borders and the final state from ``chunk_states``; or, for a summary, from zero to it."""
-    block, chunk, batch = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    """One chunk: its outputs, boundary and final states from `chunk_states`; or, for a summary, from zero to it."""
+    block, chunk = tl.program_id(0) % block_count, tl.program_id(1).to(tl.int64)
+    batch = (tl.program_id(0) // block_count).to(tl.int64)
     numbers: tl.constexpr = 2 if IS_COMPLEX else 1
     read_factor: tl.constexpr = 2.0 if IS_COMPLEX else 1.0
     group = block // blocks_per_group
@@ -66,18 +69,18 @@ def walk(
     of_chunk = chunk_states + (batch * chunk_count + chunk) * numbers * state_count * channel_count
     if HAS_STATE:
         held, held_imaginary = load_states(of_chunk, states, channels, tile, channel_count, IS_COMPLEX)
-    sum_of_steps = tl.full((BLOCK_CHANNELS,), 0.0, tl.float32)
+    sum_of_steps = tl.full((BLOCK_CHANNELS,), 0.0, step_sums.dtype.element_ty)
     begin = chunk * chunk_length
     count = tl.minimum(begin + chunk_length, length) - begin
     position = length - 1 - begin if REVERSE else begin
     direction = -1 if REVERSE else 1
     for offset in range(count):
         here = position + offset * direction
-        if KEEP_BORDERS:  # noqa: SIM102  one is decided when the kernel is compiled, the other when it runs
+        if KEEP_BOUNDARIES:  # noqa: SIM102  one is decided when the kernel is compiled, the other when it runs
             if offset % INTERVAL == 0:
                 interval = (begin + offset) // INTERVAL
-                border = borders + (batch * interval_count + interval) * numbers * state_count * channel_count
-                store_states(border, states, channels, tile, channel_count, held, held_imaginary, IS_COMPLEX)
+                boundary = boundaries + (batch * interval_count + interval) * numbers * state_count * channel_count
+                store_states(boundary, states, channels, tile, channel_count, held, held_imaginary, IS_COMPLEX)
         if HAS_RESETS:
             begins = tl.load(resets + batch * length + here) != 0
             held = tl.where(begins, 0.0, held)
@@ -98,7 +101,7 @@ def walk(
         else:
             held = left * held + drive * into
         if SUMMARY:
-            sum_of_steps += step
+            sum_of_steps += step.to(step_sums.dtype.element_ty)
         else:
             if not OUT_OF_FIXED:
                 row = output_matrix + batch * out_of_batch + here * out_of_row + group * out_of_group
@@ -128,18 +131,18 @@ def walk(
 
 @kernel
 def carry(
-    chunk_states, step_sums, rates, kept, first_state, channel_count, chunk_count, first_chunk, direction,
+    chunk_states, step_sums, rates, kept, first_state, channel_count, block_count, chunk_count, first_chunk, direction,
     IS_COMPLEX: tl.constexpr, CONJUGATE: tl.constexpr, HAS_STATE: tl.constexpr, HAS_RESETS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr, state_count,
 ):  # fmt: skip
-    """Replace each chunk's last state from zero by the state that comes into it, from ``first_chunk`` on.
+    """Replace each chunk's last state from zero by the state that comes into it, from `first_chunk` on.
 
     States do not meet each other here, so a program is one state of a block of channels and walks all chunks. Backward
     hands gradients on in the other direction, through the conjugate map.
     """
-    state, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    state, batch = tl.program_id(1), (tl.program_id(0) // block_count).to(tl.int64)
     numbers: tl.constexpr = 2 if IS_COMPLEX else 1
-    channels = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channels = (tl.program_id(0) % block_count) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     present = channels < channel_count
     place = numbers * state * channel_count + channels
     rate = tl.load(rates + place, mask=present, other=0.0)
@@ -160,9 +163,14 @@ def carry(
         here = chunk_states + chunk * numbers * state_count * channel_count + place
         step = tl.load(step_sums + chunk * channel_count + channels, mask=present, other=0.0)
         if number == chunk_count - 1:  # nothing comes after it, so it has no summary
-            step = tl.full((BLOCK_CHANNELS,), 0.0, tl.float32)
-        left, left_imaginary = decay(step, rate[None, :], frequency[None, :], IS_COMPLEX)
-        left, left_imaginary = total(left, 0), total(left_imaginary, 0)  # (1, channels) to (channels,)
+            step = tl.full((BLOCK_CHANNELS,), 0.0, step_sums.dtype.element_ty)
+        left = tl.exp2(step.to(tl.float32) * rate)
+        left_imaginary = left
+        if IS_COMPLEX:
+            # Only the fraction of many turns counts: in double precision until it is taken.
+            turns = step * frequency.to(tl.float64)
+            cosine, sine = cosine_and_sine((turns - tl.floor(turns)).to(tl.float32))
+            left, left_imaginary = left * cosine, left * sine
         before, before_imaginary = held, held_imaginary
         if HAS_RESETS:
             goes_on = tl.load(kept + chunk) != 0

@@ -11,7 +11,7 @@ from mambacore.triton.launch import kernel
 
 @kernel
 def total(values, axis: tl.constexpr):
-    """The sum along an axis, in a fixed order. (``tl.sum`` cannot be interpreted unless Triton was imported so.)"""
+    """The sum along an axis, in a fixed order. (`tl.sum` cannot be interpreted unless Triton was imported so.)"""
     return tl.reduce(values, axis, _sum_combine)
 
 

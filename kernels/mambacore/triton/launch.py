@@ -16,9 +16,9 @@ MULTIPROCESSORS_WITHOUT_DEVICE = 132
 
 
 class Kernel(JITFunction):
-    """A ``triton.jit`` function that can also be interpreted.
+    """A `triton.jit` function that can also be interpreted.
 
-    ``triton.jit`` decides between the two once, when a module is imported, from an environment variable; here the
+    `triton.jit` decides between the two once, when a module is imported, from an environment variable; here the
     tensors decide at each start, so that tests of the arithmetic and of the compilation share a process.
     """
 

@@ -1,0 +1,28 @@
+"""Registered operators under `torch.func.vmap`: the item after the other, since each has a batch of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.library import CustomOpDef
+
+
+def vmap_by_loop(operator: CustomOpDef) -> None:
+    """Let an operator be mapped by `torch.func.vmap`: it is called for every item and the results are stacked."""
+
+    def over_items(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        items = [
+            operator(
+                *(
+                    argument if dim is None else argument.select(dim, item)
+                    for argument, dim in zip(arguments, in_dims, strict=True)
+                )
+            )
+            for item in range(info.batch_size)
+        ]
+        if isinstance(items[0], torch.Tensor):
+            return torch.stack(items), 0
+        return tuple(torch.stack(parts) for parts in zip(*items, strict=True)), (0,) * len(items[0])
+
+    operator.register_vmap(over_items)
