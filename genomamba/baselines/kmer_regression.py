@@ -29,7 +29,7 @@ class KmerControl:
     """Fitted regressions on k-mer spectra, each k-mer counted with its reverse complement; one for each column.
 
     Attributes:
-        description: what is foretold.
+        description: what is predicted.
         word_length, penalty: what served best on the validation rows.
     """
 
@@ -52,7 +52,7 @@ def fit_kmer_control(
     """Choose k and the penalty on the validation rows, by likelihood or squared error; fit to the training rows.
 
     Args:
-        description: what is foretold.
+        description: what is predicted.
         training, validation: sequences and targets (rows, columns), NaN where missing.
         balanced: give every class or label the same weight, as in the model that the control stands beside.
     """

@@ -29,7 +29,7 @@ class TargetDescription:
             other; `numbers`, columns of numbers.
         columns: their names.
         class_names: of `classes`, sorted; a class is its place here.
-        means, deviations: of `numbers`, over the training rows: the model foretells (number - mean) / deviation.
+        means, deviations: of `numbers`, over the training rows: the model predicts (number - mean) / deviation.
     """
 
     kind: TargetKind

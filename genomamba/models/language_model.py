@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genomamba.letter_policy import LetterPolicy, letter_policy
+from genomamba.models.device import device_of
 from genomamba.tokenizer import COMPLEMENT_IDS, PADDED_VOCABULARY_SIZE, VOCABULARY, CharacterTokenizer, Tokens
 from mambacore import checkpoints
 from mambacore.errors import InputError
@@ -59,7 +60,7 @@ class LanguageModel:
 
     @property
     def objective(self) -> Objective:
-        """What it foretells."""
+        """What it predicts: the next base, or hidden bases."""
         return objective_of(self.model)
 
     @classmethod
@@ -100,8 +101,8 @@ class LanguageModel:
         """
         self.require("causal", "the probability of the next base")
         assert isinstance(self.model, CausalLanguageModel)
-        logits, state = self.model(tokens.long(), state)
-        return base_log_probabilities(logits), state
+        logits, state = self.model(tokens.long().to(device_of(self.model)), state)
+        return base_log_probabilities(logits).to(tokens.device), state
 
     @torch.no_grad()
     def masked_base_log_probabilities(
@@ -124,11 +125,12 @@ class LanguageModel:
         """
         self.require("masked", "the probability of a base given both sides")
         assert isinstance(self.model, MaskedLanguageModel)
-        tokens = tokens.long()
+        place, tokens = tokens.device, tokens.long().to(device_of(self.model))
         if masked is not None:
-            tokens = tokens.masked_fill(masked, MASK_TOKEN)
+            tokens = tokens.masked_fill(masked.to(tokens.device), MASK_TOKEN)
         conjoin = both_strands and not self.model.config.equivariant and self.model.complement is not None
-        return base_log_probabilities(self.model.conjoined_logits(tokens) if conjoin else self.model(tokens))
+        logits = self.model.conjoined_logits(tokens) if conjoin else self.model(tokens)
+        return base_log_probabilities(logits).to(place)
 
 
 def base_log_probabilities(logits: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ def base_log_probabilities(logits: Tensor) -> Tensor:
 
 
 def objective_of(model: CoreModel) -> Objective:
-    """What a model of the core foretells."""
+    """Return what a model of the core predicts."""
     return "causal" if isinstance(model, CausalLanguageModel) else "masked"
 
 
@@ -258,14 +260,14 @@ def _load_foreign(folder: Path, reference: str) -> LanguageModel:
 def _card(model: CoreModel, details: Mapping[str, Any]) -> str:
     """The model card: what the folder is and how to use it."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    foretells = {
-        "causal": "foretells each base from those before it",
-        "masked": "foretells hidden bases from both sides",
+    predicts = {
+        "causal": "predicts each base from those before it",
+        "masked": "predicts hidden bases from both sides",
     }[objective_of(model)]
     lines = [
         "# Language model of DNA",
         "",
-        f"{parameters:,} parameters; {foretells}, single bases as tokens.",
+        f"{parameters:,} parameters; {predicts}, single bases as tokens.",
         "",
         "```python",
         "from genomamba.models.language_model import load_language_model",

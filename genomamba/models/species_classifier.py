@@ -1,6 +1,6 @@
 """The species classifier: a causal selective model that weighs, base by base, the evidence for each class.
 
-Two kinds of evidence are added up. The *likelihood* of a class is how well its own head foretells the next base; it
+Two kinds of evidence are added up. The *likelihood* of a class is how well its own head predicts the next base; it
 accumulates over the length by construction, as in a Markov model. The *deviation* is learned freely by telling the
 classes apart. Both are pooled over the length; how far a given mean may be trusted grows with the length and is
 calibrated on held-out sequence.
@@ -150,7 +150,7 @@ class ClassifierState(NamedTuple):
     contexts: Tensor  # (batch, history): the last bases, for the embedding
     evidence_contexts: Tensor  # the same for the evidence of contexts
     stack: StackState
-    foretold: Tensor  # (batch, classes, bases): log-probability of the next base under each class
+    prediction: Tensor  # (batch, classes, bases): log-probability of the next base under each class
     evidence: PoolingState  # (batch, classes)
 
 
@@ -241,21 +241,21 @@ class SpeciesClassifier(nn.Module):
         numbers, evidence_contexts = self.context_evidence.context_numbers(
             bases, None if state is None else state.evidence_contexts
         )
-        foretelling, features = self._foretell(hidden)
-        first = hidden.new_full((batch, classes, BASES), -math.log(BASES)) if state is None else state.foretold
-        foretold = torch.cat([first.unsqueeze(1), foretelling[:, :-1]], dim=1) if length else foretelling
+        following, features = self._predict_next_base(hidden)
+        first = hidden.new_full((batch, classes, BASES), -math.log(BASES)) if state is None else state.prediction
+        predicted = torch.cat([first.unsqueeze(1), following[:, :-1]], dim=1) if length else following
         known = (bases >= 0) & (bases < BASES)
         here = torch.where(known, bases, 0)[:, :, None, None].expand(-1, -1, classes, 1)
-        likelihood = foretold.gather(3, here).squeeze(3) * known.unsqueeze(-1)
+        likelihood = predicted.gather(3, here).squeeze(3) * known.unsqueeze(-1)
         pooled = (
             PoolingState(hidden.new_zeros(batch, classes, dtype=torch.float64), 0) if state is None else state.evidence
         )
         outgoing = ClassifierState(
-            contexts, evidence_contexts, stack_state, foretelling[:, -1] if length else first, pooled
+            contexts, evidence_contexts, stack_state, following[:, -1] if length else first, pooled
         )
         return Reading(likelihood, features, numbers, known), outgoing
 
-    def _foretell(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict_next_base(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """From (batch, length, model_width): log-probabilities of the base after each position under each class
         (batch, length, classes, bases), and the features (batch, length, feature_width).
 

@@ -1,6 +1,6 @@
 """A species classifier that starts from a pretrained language model of DNA instead of from random weights.
 
-The embedding, the stack and the head that foretells the next base are taken over; what tells the classes apart starts,
+The embedding, the stack and the head that predicts the next base are taken over; what tells the classes apart starts,
 as always, without evidence. The classifier takes the language model's shape. What has no place in it is the language
 model's table of contexts at its head (`output_context_widths`): the part of its predictions that such tables make is
 learned anew.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genomamba.data.targets import TargetDescription
+from genomamba.models.device import device_of
 from genomamba.models.sequence_model import SequenceModel, SequenceState
 from genomamba.prediction.metrics import Predictions
 from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
@@ -73,7 +74,7 @@ def padded_batch(sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
 
 
 def _together(model: SequenceModel, sequences: Sequence[Tokens]) -> Tensor:
-    tokens, lengths = padded_batch(sequences)
+    tokens, lengths = (tensor.to(device_of(model)) for tensor in padded_batch(sequences))
     outputs = model.padded(tokens, lengths).double()
     if not model.config.both_strands:
         return outputs
@@ -85,5 +86,6 @@ def _in_pieces(model: SequenceModel, sequence: Tokens) -> Tensor:
     strands = np.stack([sequence, COMPLEMENT_IDS[sequence[::-1]]] if model.config.both_strands else [sequence])
     state: SequenceState | None = None
     for begin in range(0, strands.shape[1], PIECE_LENGTH_BP):
-        outputs, state = model(torch.from_numpy(strands[:, begin : begin + PIECE_LENGTH_BP].copy()), state)
+        piece = torch.from_numpy(strands[:, begin : begin + PIECE_LENGTH_BP].copy())
+        outputs, state = model(piece.to(device_of(model)), state)
     return outputs.double().mean(dim=0)

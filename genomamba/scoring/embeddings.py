@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from genomamba.models.device import device_of
 from genomamba.models.language_model import FIRST_BASE_TOKEN, CoreModel, LanguageModel
 from genomamba.tokenizer import COMPLEMENT_IDS, PADDED_VOCABULARY_SIZE, UNKNOWN_TOKEN, VOCABULARY, Tokens
 from mambacore.errors import InputError
@@ -88,7 +89,7 @@ class Embedder:
                 pooled = self._pooled(torch.from_numpy(tokens))
                 if self._both_strands:
                     pooled = (pooled + self._pooled(torch.from_numpy(COMPLEMENT_IDS[tokens[:, ::-1]]))) / 2
-                vectors[some] = pooled.float().numpy()
+                vectors[some] = pooled.float().cpu().numpy()
         return vectors
 
     def _pooled(self, tokens: Tensor) -> Tensor:
@@ -111,8 +112,8 @@ class Embedder:
 
     def _hidden(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         if isinstance(self._model, CausalLanguageModel):
-            return self._model.hidden(tokens, state)
-        return self._model.hidden(tokens), None
+            return self._model.hidden(tokens.to(device_of(self._model)), state)
+        return self._model.hidden(tokens.to(device_of(self._model))), None
 
 
 def embed_pieces(embedder: Embedder, pieces: Iterable[Piece]) -> Iterator[tuple[list[Piece], npt.NDArray[np.float32]]]:

@@ -17,7 +17,8 @@ import torch
 from genomamba.data.bed import Region
 from genomamba.io.reference import Reference
 from genomamba.io.vcf import is_known
-from genomamba.models.language_model import FIRST_BASE_TOKEN, LanguageModel
+from genomamba.models.language_model import LanguageModel
+from genomamba.scoring.likelihood import base_log_likelihoods
 from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
 from mambacore.errors import InputError
 
@@ -130,8 +131,8 @@ class TrackMaker:
             if before is None:
                 before = torch.full_like(following, torch.nan)
             if position >= start:
-                foretold = torch.cat([before, found[:, :-1]], dim=1)[0]
-                yield position, _values(foretold, tokens, letters)
+                predicted = torch.cat([before, found[:, :-1]], dim=1)[0]
+                yield position, _values(predicted, tokens, letters)
             before, position = following, stop
 
     @torch.no_grad()
@@ -171,7 +172,5 @@ def runs(values: Values) -> Iterator[tuple[int, int]]:
 
 def _values(log_probabilities: torch.Tensor, tokens: Tokens, letters: bytes) -> Values:
     """Log-probabilities (length, 4) and the bases that are there to the values of the bases, (length,)."""
-    known = is_known(letters)
-    bases = np.where(known, tokens - FIRST_BASE_TOKEN, 0).astype(np.int64)
-    values = log_probabilities.gather(1, torch.from_numpy(bases)[:, None])[:, 0].float().numpy()
-    return np.where(known, values, np.float32(np.nan)).astype(np.float32)
+    values = base_log_likelihoods(log_probabilities, torch.from_numpy(tokens)).float().numpy()
+    return np.where(is_known(letters), values, np.float32(np.nan)).astype(np.float32)

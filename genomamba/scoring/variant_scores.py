@@ -26,7 +26,9 @@ from torch import Tensor
 
 from genomamba.io.reference import Reference
 from genomamba.io.vcf import HaplotypeWindows, Status, Variant, allele_windows, check_allele, is_known
-from genomamba.models.language_model import FIRST_BASE_TOKEN, LanguageModel, base_log_probabilities
+from genomamba.models.device import device_of
+from genomamba.models.language_model import LanguageModel, base_log_probabilities
+from genomamba.scoring.likelihood import base_log_likelihoods
 from mambacore.errors import InputError
 from mambacore.models import CausalLanguageModel, MaskedLanguageModel
 from mambacore.state import map_state
@@ -88,7 +90,8 @@ class VariantScorer:
         return scores
 
     def _tokens(self, letters: Sequence[bytes]) -> Tensor:
-        return torch.from_numpy(np.stack([self.language_model.tokens(one) for one in letters])).long()
+        tokens = np.stack([self.language_model.tokens(one) for one in letters])
+        return torch.from_numpy(tokens).long().to(device_of(self.language_model.model))
 
     def _score_causal(self, windows: Sequence[HaplotypeWindows]) -> list[StrandScore | None]:
         model = self.language_model.model
@@ -102,12 +105,12 @@ class VariantScorer:
         hidden, _ = model.hidden(tokens, state)
         # The first base of a contig has nothing before it, so that the model says nothing about it.
         before = hidden[:, :-1] if first is None else torch.cat([first, hidden[:, :-1]], dim=1)
-        foretold = tokens if first is not None else tokens[:, 1:]
-        likelihoods = _of_bases(base_log_probabilities(model.logits(before)), foretold)
-        known = torch.tensor([one.known for one in windows]).repeat(2)
+        predicted = tokens if first is not None else tokens[:, 1:]
+        likelihoods = base_log_likelihoods(base_log_probabilities(model.logits(before)), predicted)
+        known = torch.tensor([one.known for one in windows], device=tokens.device).repeat(2)
         if first is None:
             known = known - 1
-        counted = torch.arange(foretold.shape[1]) < known[:, None]
+        counted = torch.arange(predicted.shape[1], device=tokens.device) < known[:, None]
         sums = torch.where(counted, likelihoods.double(), 0.0).sum(1)
         ratios = (sums[len(windows) :] - sums[: len(windows)]).tolist()
         return [
@@ -158,15 +161,14 @@ class VariantScorer:
         rows = max(1, _POSITIONS_AT_ONCE // max((len(letters) for letters, _ in hidden), default=1))
         for begin in range(0, len(hidden), rows):
             some = hidden[begin : begin + rows]
-            masked = torch.zeros(len(some), len(some[0][0]), dtype=torch.bool)
+            tokens = self._tokens([letters for letters, _ in some])
+            masked = torch.zeros(tokens.shape, dtype=torch.bool, device=tokens.device)
             for row, (_, places) in enumerate(some):
                 masked[row, torch.tensor(places)] = True
             # Both strands are scored one by one already.
-            log_probabilities = self.language_model.masked_base_log_probabilities(
-                self._tokens([letters for letters, _ in some]), masked, both_strands=False
-            )
+            log_probabilities = self.language_model.masked_base_log_probabilities(tokens, masked, both_strands=False)
             for row, (_, places) in enumerate(some):
-                yield log_probabilities[row, torch.tensor(places)].double().numpy()
+                yield log_probabilities[row, torch.tensor(places)].double().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -261,12 +263,6 @@ def _with_scores(
             results.append(AlleleScore(alternative, found, of_strands, windows[begin].unknown_bases))
             begin += strands
         yield variant, results
-
-
-def _of_bases(log_probabilities: Tensor, tokens: Tensor) -> Tensor:
-    """The log-probability of each token that is a base; of other tokens that of A, which callers leave out."""
-    bases = (tokens - FIRST_BASE_TOKEN).clamp(0, 3)
-    return log_probabilities.gather(-1, bases[..., None]).squeeze(-1)
 
 
 def _distances(hidden: Tensor) -> list[float]:

@@ -1,4 +1,4 @@
-"""Small genomes for language models: sequence that can be foretold, and FASTA files of it."""
+"""Small genomes for language models: sequence that can be predicted, and FASTA files of it."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy import stats
 
 from genomamba.baselines.interpolated_markov import FittedMarkovModels, fit_markov_models
 from genomamba.data.intervals import Split
@@ -23,12 +21,12 @@ from genomamba.data.pretraining_windows import PretrainingWindow, PretrainingWin
 from genomamba.data.reference_set import SEPARATOR
 from genomamba.letter_policy import LetterPolicy
 from genomamba.models.language_model import LanguageModel, load_language_model
+from genomamba.scoring.likelihood import WindowScores, base_losses, blocks_of, is_base
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 from mambacore.safe_text import table_line
 from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import check_writable_place, write_whole
-from mambapipelines.language.task import causal_losses, is_base, masked_losses
 from mambapipelines.language.train import Corpus, PretrainingOptions, read_corpus, training_tokens
 
 COLUMNS = (
@@ -45,16 +43,8 @@ COLUMNS = (
     "ratio_low",
     "ratio_high",
 )
-CONFIDENCE = 0.95
-# Bases nearer than this to each other, and homologous ones of other assemblies, are not independent evidence. Where
-# that gives hardly any blocks they are halved, down to the length of a window.
-BLOCK_BP = 65_536
-FEWEST_BLOCKS = 16
-# Each base is hidden once from a masked model, in as many passes over the window: about the 15 % of its training.
-MASKING_PASSES = 7
 # Memory of a pass through the model.
 BASES_AT_A_TIME = 65_536
-PIECE_LENGTH = 16_384
 # What strengths and the order of Markov models are chosen on.
 MARKOV_VALIDATION_BASES = 1_000_000
 MODEL_NAME = "model"
@@ -91,37 +81,6 @@ class PerplexityOptions:
     markov_order: int | None = 12
     output: Path | None = None
     threads: int | None = None
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What one scorer says of all windows of a length: nats summed per window, and the bases counted."""
-
-    nats: npt.NDArray[np.float64]
-    bases: npt.NDArray[np.int64]
-    blocks: Sequence[tuple[str, int]]
-
-    @property
-    def nats_per_base(self) -> float:
-        """The cross entropy."""
-        return float(self.nats.sum() / self.bases.sum())
-
-    def interval(self, other: Scores | None = None) -> tuple[float, float]:
-        """95 % interval of the nats per base, or of how many more they are than the other scorer's.
-
-        Blocks of the genome are the independent observations: the ratio of their sums, its linearised variance (Cochran
-        1977, "Sampling techniques", equation 6.13, no finite population) and Student's t. Not a number for one block.
-        """
-        nats = self.nats if other is None else self.nats - other.nats
-        names, numbers = np.unique([f"{name} {number}" for name, number in self.blocks], return_inverse=True)
-        count = len(names)
-        if count < 2:
-            return math.nan, math.nan
-        mean = float(nats.sum() / self.bases.sum())
-        residuals = np.bincount(numbers, nats - mean * self.bases, count)
-        deviation = math.sqrt(float((residuals**2).sum()) * count / (count - 1)) / float(self.bases.sum())
-        reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * deviation
-        return mean - reach, mean + reach
 
 
 @dataclass(frozen=True)
@@ -276,7 +235,7 @@ def _rows_of_length(
     with WorkProgress(f"windows of {length:,} bp", wanted * length, lines_elsewhere=True) as progress:
         for batch in _batches(windows.evaluation(wanted), rows_at_a_time):
             tokens = torch.from_numpy(np.stack([window.tokens for window in batch]))
-            losses = _model_losses(language_model, tokens)
+            losses = base_losses(language_model, tokens)
             scored = is_base(tokens)[:, 1:]
             nats[MODEL_NAME] += losses.sum(dim=1).tolist()
             counts += scored.sum(dim=1).tolist()
@@ -293,7 +252,7 @@ def _rows_of_length(
     if not sum(counts):
         raise InputError(f"no {options.split} window of {length} bp has a base to score: use another length or split.")
     blocks = blocks_of(places, length)
-    scores = {name: Scores(np.array(values), np.array(counts), blocks) for name, values in nats.items()}
+    scores = {name: WindowScores(np.array(values), np.array(counts), blocks) for name, values in nats.items()}
     best = None if markov is None else f"markov-{markov.best.order}"
     for name, score in scores.items():
         low, high = score.interval()
@@ -312,34 +271,13 @@ def _rows_of_length(
         _summarise(length, scores[MODEL_NAME], scores[best], best)
 
 
-def blocks_of(places: Sequence[tuple[str, int]], length: int) -> list[tuple[str, int]]:
-    """The block of the genome that each window (chromosome, start) of `length` bp is evidence from."""
-    size = BLOCK_BP
-    while size // 2 >= length and len({(name, start // size) for name, start in places}) < FEWEST_BLOCKS:
-        size //= 2
-    return [(name, start // size) for name, start in places]
-
-
-def _summarise(length: int, model: Scores, markov: Scores, name: str) -> None:
+def _summarise(length: int, model: WindowScores, markov: WindowScores, name: str) -> None:
     low, high = markov.interval(model)
     verdict = "lower" if low > 0 else "higher" if high < 0 else "not clearly different"
     note(
         f"{length:,} bp: perplexity {math.exp(model.nats_per_base):.4f}, {name} (the best on the validation split) "
         f"{math.exp(markov.nats_per_base):.4f}: the model's is {verdict}"
     )
-
-
-def _model_losses(language_model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Nats of each base after the first, (rows, length - 1), 0 where there is none."""
-    if language_model.objective == "causal":
-        return causal_losses(language_model, tokens, PIECE_LENGTH)
-    # Every base belongs to one of the passes, neighbours to different ones, whatever the window's place.
-    passes = torch.from_numpy(np.random.default_rng(0).permuted(np.arange(tokens.shape[1]) % MASKING_PASSES))
-    losses = torch.zeros(tokens.shape, dtype=torch.float64)
-    for number in range(MASKING_PASSES):
-        hidden = is_base(tokens) & (passes == number)
-        losses += masked_losses(language_model, tokens, hidden)
-    return losses[:, 1:]
 
 
 def _batches(items: Iterable[PretrainingWindow], size: int) -> Iterator[list[PretrainingWindow]]:

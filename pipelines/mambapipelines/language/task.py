@@ -8,7 +8,7 @@ are spread, and a batch without any gives 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from genomamba.data.pretraining_windows import PretrainingWindow, PretrainingWindows
 from genomamba.models.language_model import BASE_COUNT, FIRST_BASE_TOKEN, MASK_TOKEN, CoreModel, LanguageModel
+from genomamba.scoring.likelihood import causal_losses, is_base, masked_losses
 from mambacore.longsequence import TokenCrossEntropy
 from mambapipelines.language.recipe import MaskingRecipe, PretrainingRecipe
 from mambapipelines.training.task import Batch, Pieces, TrainingTask
@@ -188,40 +189,3 @@ def masked_example(
     bases = random.integers(FIRST_BASE_TOKEN, FIRST_BASE_TOKEN + BASE_COUNT, len(tokens), dtype=np.uint8)
     inputs = np.where(hide, np.uint8(MASK_TOKEN), np.where(replace, bases, tokens))
     return inputs, np.where(is_target, tokens.astype(np.int16), IGNORED)
-
-
-def is_base(tokens: Tensor) -> Tensor:
-    """Where a token is A, C, G or T."""
-    return (tokens >= FIRST_BASE_TOKEN) & (tokens < FIRST_BASE_TOKEN + BASE_COUNT)
-
-
-def causal_losses(language_model: LanguageModel, tokens: Tensor, piece_length: int) -> Tensor:
-    """-log P of each base given those before it in its row, nats; (rows, length - 1), float64, 0 where there is none.
-
-    The first position has nothing before it and is not scored. Memory is that of a piece, whatever the length.
-    """
-    losses = torch.zeros(tokens.shape[0], tokens.shape[1] - 1, dtype=torch.float64)
-    for positions, log_probabilities in _predicted(language_model, tokens[:, :-1], piece_length):
-        following = tokens[:, positions.start + 1 : positions.stop + 1]
-        losses[:, positions] = _losses_of(log_probabilities, following)
-    return losses
-
-
-def masked_losses(language_model: LanguageModel, tokens: Tensor, hidden: Tensor) -> Tensor:
-    """-log P of each hidden base given the rest of its row, nats, (rows, length), float64; 0 elsewhere."""
-    log_probabilities = language_model.masked_base_log_probabilities(tokens, hidden)
-    return _losses_of(log_probabilities, tokens) * hidden
-
-
-def _predicted(language_model: LanguageModel, tokens: Tensor, piece_length: int) -> Iterator[tuple[slice, Tensor]]:
-    state = None
-    for begin in range(0, tokens.shape[1], piece_length):
-        positions = slice(begin, min(begin + piece_length, tokens.shape[1]))
-        log_probabilities, state = language_model.next_base_log_probabilities(tokens[:, positions], state)
-        yield positions, log_probabilities
-
-
-def _losses_of(log_probabilities: Tensor, tokens: Tensor) -> Tensor:
-    known = is_base(tokens)
-    bases = torch.where(known, tokens.long() - FIRST_BASE_TOKEN, 0)
-    return torch.where(known, -log_probabilities.gather(-1, bases.unsqueeze(-1)).squeeze(-1), 0.0).double()

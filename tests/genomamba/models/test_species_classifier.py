@@ -57,7 +57,7 @@ def test_a_record_does_not_depend_on_its_neighbours_in_the_batch():
     assert relative_error(alone, together[1:2]) < PIECES_FLOAT64
 
 
-def test_likelihoods_are_those_of_the_foretold_bases():
+def test_likelihoods_are_those_of_the_predicted_bases():
     model, tokens = classifier(), random_tokens(1, 30)
     with torch.no_grad():
         model.deviation.weight.zero_()
@@ -66,9 +66,9 @@ def test_likelihoods_are_those_of_the_foretold_bases():
         assert torch.equal(evidence, likelihood)
         _, before = model(tokens[:, :20])
     here = int(tokens[0, 20]) - 7
-    expected = before.foretold[0, :, here] if here < 4 else torch.zeros(3)
+    expected = before.prediction[0, :, here] if here < 4 else torch.zeros(3)
     assert torch.allclose(likelihood[0, 20], expected.double())
-    assert torch.allclose(before.foretold.exp().sum(-1), torch.ones(1, 3, dtype=torch.float64))
+    assert torch.allclose(before.prediction.exp().sum(-1), torch.ones(1, 3, dtype=torch.float64))
     assert (likelihood[0, tokens[0] == 11] == 0).all()  # N says nothing
 
 
@@ -125,9 +125,9 @@ def test_loss_averages_over_the_windows_within_the_window():
             parts = [evidence[:, begin : begin + window].mean(1) for begin in range(0, 64, window)]
             losses = [F.cross_entropy(model.logits(part, window), labels) for part in parts]
             entropies.append(torch.stack(losses).mean())
-        foretelling = -(likelihood[0, :, 0].mean() + likelihood[1, :, 2].mean()) / 2
+        predicting = -(likelihood[0, :, 0].mean() + likelihood[1, :, 2].mean()) / 2
     assert torch.isclose(report["cross_entropy"], torch.stack(entropies).mean())
-    assert torch.isclose(report["loss"].detach(), report["cross_entropy"] + foretelling)
+    assert torch.isclose(report["loss"].detach(), report["cross_entropy"] + predicting)
 
 
 def test_training_makes_the_loss_fall():

@@ -68,11 +68,11 @@ def causal_definition(model: LanguageModel, windows: HaplotypeWindows) -> float:
     sums = []
     for continuation in (windows.reference, windows.alternative):
         tokens = torch.from_numpy(model.tokens(windows.context + continuation)).long()
-        foretold = model.next_base_log_probabilities(tokens[None])[0][0, :-1]
+        predicted = model.next_base_log_probabilities(tokens[None])[0][0, :-1]
         likelihoods = []
         for place in range(1, len(tokens)):
             base = int(tokens[place]) - VOCABULARY["A"]
-            likelihoods.append(float(foretold[place - 1, base]) if 0 <= base < 4 else 0.0)
+            likelihoods.append(float(predicted[place - 1, base]) if 0 <= base < 4 else 0.0)
         first = max(1, len(windows.context))
         sums.append(sum(likelihoods[first - 1 : len(windows.context) + windows.known - 1]))
     return sums[1] - sums[0]

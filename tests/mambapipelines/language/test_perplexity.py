@@ -15,11 +15,11 @@ from genomamba.models.language_model import (
     load_language_model,
     save_language_model,
 )
+from genomamba.scoring.likelihood import WindowScores, blocks_of, causal_losses, masked_losses
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
 from mambapipelines.cli.genomamba import main as genomamba_cli
-from mambapipelines.language.evaluate import COLUMNS, PerplexityOptions, Scores, blocks_of, measure_perplexity
-from mambapipelines.language.task import causal_losses, masked_losses
+from mambapipelines.language.evaluate import COLUMNS, PerplexityOptions, measure_perplexity
 from mambapipelines.language.train import PretrainingOptions, pretrain
 from tiny_dna import predictable_dna, write_genome, yeast_like
 from tolerances import FLOAT32, relative_error
@@ -154,7 +154,7 @@ def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
         shared = random.normal(0, 0.05, 12).repeat(5)  # five windows of a block are alike
         bases = random.integers(50, 100, 60)
         nats = bases * (1.3 + shared + random.normal(0, 0.02, 60))
-        low, high = Scores(nats, bases, [("chr1", number // 5) for number in range(60)]).interval()
+        low, high = WindowScores(nats, bases, [("chr1", number // 5) for number in range(60)]).interval()
         covered += low < 1.3 < high
     assert 0.90 < covered / 400 < 0.99
 
@@ -168,7 +168,7 @@ def test_blocks_are_large_where_there_are_enough_and_never_shorter_than_a_window
 
 
 def test_a_single_block_has_no_interval() -> None:
-    scores = Scores(np.array([1.0, 2.0]), np.array([1, 1]), [("chr1", 0)] * 2)
+    scores = WindowScores(np.array([1.0, 2.0]), np.array([1, 1]), [("chr1", 0)] * 2)
     assert all(math.isnan(end) for end in scores.interval())
 
 
