@@ -81,6 +81,20 @@ def _walk(inputs: Tensor, log_decay: Tensor, input_matrix: Tensor, reverse: bool
     return _Walk(length, rank, input_matrix.shape[2], reverse, at_once)
 
 
+def _running_sum(values: Tensor, starts: Tensor | None) -> Tensor:
+    """Sums along the last dimension, which begin at 0 again where `starts` is True.
+
+    Not as differences of sums over all: a record shall not depend on its neighbours, not even by roundings.
+    """
+    if starts is None:
+        return values.cumsum(-1)
+    total, sums = torch.zeros_like(values[..., 0]), []
+    for value, start in zip(values.unbind(-1), starts.unbind(-1), strict=True):
+        total = torch.where(start, 0.0, total + value)
+        sums.append(total)
+    return torch.stack(sums, dim=-1)
+
+
 class _Block:
     """The chunks that are computed side by side.
 
@@ -109,8 +123,9 @@ class _Block:
         )
         weight = self._of_positions(input_weight)
         own = weight if own_weight is None else self._of_positions(own_weight)
+        starts = None if resets is None else walk.take(resets, self.span, chunk, 1, torch.bool)[:, :, None, None]
         # c: (b, c, g, k, positions). In float64: differences of it may be small where it is large itself.
-        total = self._of_positions(log_decay).cumsum(-1, dtype=torch.float64)
+        total = _running_sum(self._of_positions(log_decay).double(), starts)
         distance = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(self.dtype)
         position = torch.arange(chunk, device=inputs.device)
         before = position.unsqueeze(-1) > position
@@ -119,9 +134,8 @@ class _Block:
             (total[..., -1:] - total).to(self.dtype).exp()
         )  # what is left of an input at the end of the chunk
         self.kept = self.from_state[..., -1]  # what is left of the state that arrives: (b, c, g, k)
-        if resets is not None:
-            starts = walk.take(resets, self.span, chunk, 1, torch.int64)
-            record = starts.cumsum(2)[:, :, None, None]  # 0 for the record that comes into the chunk
+        if starts is not None:
+            record = starts.cumsum(-1)  # 0 for the record that comes into the chunk
             last = record[..., -1:]
             before = before & (record.unsqueeze(-1) == record.unsqueeze(-2))
             self.from_state = self.from_state * (record == 0)
