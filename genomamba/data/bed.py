@@ -15,7 +15,7 @@ Strand = Literal["+", "-", "."]
 STRANDS: Final = ("+", "-", ".")
 
 _POSITION = re.compile(r"[0-9]{1,15}")
-_REGION = re.compile(r"(?P<contig>.+?)(?::(?P<start>[0-9,]{1,20})-(?P<end>[0-9,]{1,20}))?")
+_REGION = re.compile(r"(?P<contig>.+?):(?P<start>[0-9,]{1,20})(?:-(?P<end>[0-9,]{0,20}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +69,19 @@ def bed_text(regions: list[Region]) -> str:
 
 
 def parse_region(text: str, contig_lengths: Mapping[str, int], reference_label: str = "the reference") -> Region:
-    """Read `contig` or `contig:start-end`, 1-based and inclusive as samtools and genome browsers write it.
+    """Read `contig`, `contig:start-end`, `contig:start-` or `contig:start`, 1-based, end included, as samtools does.
 
     **Raises** `InputError` for another form, and for a region that does not lie within a contig.
     """
     if text in contig_lengths:
         return Region(text, 0, contig_lengths[text])
     match = _REGION.fullmatch(text)
-    if match is None or match["start"] is None:
+    if match is None:
         raise InputError(f"{reference_label} has no contig '{text}': {suggest_names(text, contig_lengths)}.")
-    digits = [match[part].replace(",", "") or "0" for part in ("start", "end")]
-    region = Region(match["contig"], int(digits[0]) - 1, int(digits[1]))
+    start, end = ((match[part] or "").replace(",", "") for part in ("start", "end"))
+    # Without an end the region reaches to that of the contig.
+    last = int(end) if end else max(contig_lengths.get(match["contig"], 0), 1)
+    region = Region(match["contig"], int(start or 0) - 1, last)
     require_region(region, contig_lengths, reference_label, f"the region '{text}'")
     return region
 

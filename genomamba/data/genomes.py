@@ -8,7 +8,6 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from genomamba.class_names import check_class_name
 from genomamba.io.fasta import STANDARD_INPUT, FastaHeader, is_gzipped, read_events, read_records, source_label
 from genomamba.io.reference import Reference
 from genomamba.tokenizer import Tokens
@@ -24,22 +23,6 @@ class GenomeSpecification:
 
     name: str
     paths: tuple[str, ...]
-
-
-def parse_genome_option(option: str) -> GenomeSpecification:
-    """Read the value of one `--genome` option, `NAME=PATH[,PATH...]`.
-
-    Raises:
-        InputError: it has another form, or a class name that breaks the rule of `genomamba.class_names`.
-    """
-    name, equals_sign, path_list = option.partition("=")
-    if not equals_sign:
-        raise InputError(f"--genome '{option}' has no '=': write NAME=PATH[,PATH...].")
-    check_class_name(name, f"--genome '{option}'")
-    paths = tuple(path_list.split(","))
-    if not all(paths):
-        raise InputError(f"--genome '{option}' has an empty path: write NAME=PATH[,PATH...] without spare commas.")
-    return GenomeSpecification(name, paths)
 
 
 class SequenceStore(Protocol):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genomamba.class_names import check_class_name, check_class_names
-from genomamba.data.genomes import parse_genome_option
+from genomamba.data.genome_lists import parse_genome_option
 from genomamba.models.species_classifier import SpeciesClassifierConfig
 from mambacore.errors import InputError
 

@@ -12,7 +12,9 @@ import typer
 if TYPE_CHECKING:
     from genomamba.data.genomes import GenomeSpecification
 
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", "-t", min=1, help="CPU threads.", show_default="all cores")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same result.")]
 
 # Training runs.
@@ -40,7 +42,7 @@ ContextRanksOption = Annotated[
     int, typer.Option(min=1, help="Processes that share each sequence (context parallelism), with ddp or fsdp.")
 ]
 RunFolderOption = Annotated[
-    Path, typer.Option("--output", metavar="DIR", help="Folder for the model and the state of the run.")
+    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the model and the state of the run.")
 ]
 
 # Models and genomes.
@@ -60,9 +62,19 @@ PretrainedOption = Annotated[
     ),
 ]
 GenomeOption = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
-        "--genome", metavar="NAME=PATH[,PATH...]", help="A class and its FASTA files, plain or gzipped; once per class."
+        "--genome",
+        metavar="NAME=PATH[,PATH...]",
+        help="A class and its FASTA files, folders or patterns; once per class.",
+    ),
+]
+GenomeListOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--genomes",
+        metavar="LIST|DIR",
+        help="Classes as a list (name, tab, path), or as a folder with a subfolder or a file per class.",
     ),
 ]
 GenomesOption = Annotated[
@@ -119,7 +131,8 @@ SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Report files th
 
 # Downloads.
 FetchOutputOption = Annotated[
-    Path | None, typer.Option("--output", metavar="DIR", help="Folder for the data.", show_default="the set's name")
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Folder for the data.", show_default="the set's name"),
 ]
 MirrorOption = Annotated[
     list[str] | None,
@@ -168,11 +181,25 @@ def integer(text: str, option: str, unit: str = "bases") -> int:
         raise input_error(f"{option} has '{text}', which is not an integer: write numbers of {unit}.") from None
 
 
-def genome_specifications(options: Sequence[str] | None) -> "list[GenomeSpecification]":
-    """The classes and files of `--genome` options."""
-    from genomamba.data.genomes import parse_genome_option  # noqa: PLC0415
+def genome_specifications(
+    options: Sequence[str] | None, lists: Sequence[str] | None = None
+) -> "list[GenomeSpecification]":
+    """The classes and files of `--genome` and `--genomes` options."""
+    from genomamba.data.genome_lists import parse_genome_option, read_genome_list, refuse_shared_files  # noqa: PLC0415
 
-    return [parse_genome_option(option) for option in options or ()]
+    found = [parse_genome_option(option) for option in options or ()]
+    for path in lists or ():
+        found += read_genome_list(path)
+    refuse_shared_files(found)
+    return found
+
+
+def required_genomes(options: Sequence[str] | None, lists: Sequence[str] | None) -> "list[GenomeSpecification]":
+    """As `genome_specifications`, of a command that needs genomes."""
+    found = genome_specifications(options, lists)
+    if not found:
+        raise input_error("no genome is given: add --genome NAME=PATH for each class, or --genomes LIST.")
+    return found
 
 
 def baseline_names(chosen: Sequence[str] | None) -> list[str]:

@@ -13,7 +13,10 @@ def report(
         typer.Argument(metavar="[PATH]...", help="Further folders or files with tables, plots and sounds to show."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="File for the page.", show_default="report.html in DIR")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.html", help="File for the page.", show_default="report.html in DIR"
+        ),
     ] = None,
 ) -> None:
     """Write the HTML report of a training run: curves, recipe, hardware, evaluations and players, readable offline.

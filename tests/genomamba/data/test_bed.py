@@ -91,6 +91,8 @@ def test_intervals_come_back_as_they_were_written(rows: list[tuple[str, int, int
         ("chr1", Region("chr1", 0, 1000)),
         ("chr1:1-1,000", Region("chr1", 0, 1000)),
         ("chr2:7-7", Region("chr2", 6, 7)),
+        ("chr1:101-", Region("chr1", 100, 1000)),
+        ("chr1:5", Region("chr1", 4, 1000)),
         ("a:b", Region("a:b", 0, 9)),
         ("a:b:2-3", Region("a:b", 1, 3)),
     ],
@@ -99,7 +101,9 @@ def test_a_region_is_written_as_genome_browsers_write_it(text: str, expected: Re
     assert parse_region(text, LENGTHS) == expected
 
 
-@pytest.mark.parametrize("text", ["2", "chr2:0-5", "chr2:9-8", "chr2:1-51", "chr3:1-2", "chr1:5", ""])
+@pytest.mark.parametrize(
+    "text", ["2", "chr2:0-5", "chr2:9-8", "chr2:1-51", "chr3:1-2", "chr1:x", "chr1:1001-", "chr9:5-", ""]
+)
 def test_a_region_that_is_not_there_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         parse_region(text, LENGTHS)

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from genomamba.data.genome_lists import parse_genome_option
 from genomamba.data.genomes import (
     GenomeCollection,
     GenomeSpecification,
     IndexedStore,
     MemoryStore,
     load_genomes,
-    parse_genome_option,
     require_training_classes,
 )
 from genomamba.io import reference

@@ -46,7 +46,8 @@ def evaluate(
     ] = False,
     resamples: Annotated[int, typer.Option(min=20, metavar="N", help="Random halves for each interval.")] = 200,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the tables and the plot.", show_default="none")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder for the tables and the plot.", show_default="none"),
     ] = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,

@@ -12,7 +12,10 @@ def generate(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="Folder written by `audiomamba train`, or hf://owner/name@revision.")
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the clips, their table and their page.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="New folder for the clips, their table and their page."),
+    ],
     clips: Annotated[int, typer.Option(metavar="N", help="How many.")] = 16,
     seconds: Annotated[float, typer.Option(metavar="S", help="Length of each, without what it goes on from.")] = 1.0,
     seed: SeedOption = 0,

@@ -27,7 +27,8 @@ def train(
         str, typer.Option(metavar="NAME|FILE", help="A recipe of the package (an unknown name lists them) or a file.")
     ] = "mamba-sc09-6m",
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the model and the state of the run.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder for the model and the state of the run."),
     ] = None,
     valid: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="Clips for validation, such as '*_1[0-4].wav'.")

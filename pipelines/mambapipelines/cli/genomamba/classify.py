@@ -17,7 +17,8 @@ def classify(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File for the table.", show_default="standard output")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File for the table.", show_default="standard output"),
     ] = None,
     threads: ThreadsOption = None,
     min_length: Annotated[int, typer.Option(metavar="BP", help="Leave shorter records unclassified.")] = 1,
@@ -55,7 +56,9 @@ def classify(
     unclassified_out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Copy unknown and unclassified records to this file.")
     ] = None,
-    processes: Annotated[int, typer.Option(metavar="N", help="Processes, each with --threads threads.")] = 1,
+    processes: Annotated[
+        int, typer.Option("--processes", "-p", metavar="N", help="Processes, each with --threads threads.")
+    ] = 1,
 ) -> None:
     """Classify each record of FASTA or FASTQ files by species.
 

@@ -10,7 +10,10 @@ from mambapipelines.cli.options import SeedOption, SetOption, ThreadsOption
 
 def demo(
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for all results; an earlier demo there is replaced.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Folder for all results; an earlier demo there is replaced."
+        ),
     ] = Path("genomamba-demo"),
     minutes: Annotated[float, typer.Option(help="Time limit for training.")] = 3.0,
     recipe: Annotated[

@@ -10,7 +10,9 @@ from mambapipelines.cli.options import LanguageModelArgument, ThreadsOption
 
 def embed(
     model: LanguageModelArgument,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="Output file: .parquet, .npz or .h5ad (AnnData).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Output file: .parquet, .npz or .h5ad (AnnData).")
+    ],
     fasta: Annotated[
         list[str] | None, typer.Argument(metavar="[FASTA]...", help="FASTA or FASTQ, plain or compressed; - is stdin.")
     ] = None,

@@ -7,6 +7,7 @@ import typer
 
 from mambapipelines.cli.options import (
     BaselineOption,
+    GenomeListOption,
     GenomeOption,
     ModelArgument,
     SeedOption,
@@ -15,12 +16,14 @@ from mambapipelines.cli.options import (
     entries,
     genome_specifications,
     integer,
+    required_genomes,
 )
 
 
 def evaluate(
     model: ModelArgument,
-    genome: GenomeOption,
+    genome: GenomeOption = None,
+    genomes: GenomeListOption = None,
     lengths: Annotated[
         str, typer.Option(metavar="BP[,BP...]", help="Window lengths.")
     ] = "1024,4096,16384,65536,262144,1048576",
@@ -46,6 +49,8 @@ def evaluate(
     output: Annotated[
         Path | None,
         typer.Option(
+            "--output",
+            "-o",
             metavar="DIR|FILE.tsv",
             help="Folder for the table and the plot, or a file for the table.",
             show_default="standard output",
@@ -84,7 +89,7 @@ def evaluate(
     evaluate_species_classifier(
         EvaluationOptions(
             model_folder=model,
-            genomes=genome_specifications(genome),
+            genomes=required_genomes(genome, genomes),
             lengths=[integer(length, "--lengths") for length in entries(lengths, "--lengths")],
             per_class=per_class,
             baselines=baseline_names(baseline),

@@ -23,7 +23,8 @@ def generate(
     ] = 1.0,
     seed: SeedOption = 0,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="FASTA file to write.", show_default="standard output")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="FASTA file to write.", show_default="standard output"),
     ] = None,
     threads: ThreadsOption = None,
 ) -> None:

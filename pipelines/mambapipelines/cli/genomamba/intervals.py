@@ -35,7 +35,9 @@ def audit(
             help="Write rows without shared bases: drop rows that overlap another split, or trim them.",
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="File for the rows of --fix.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File for the rows of --fix.")
+    ] = None,
 ) -> None:
     """Count the bases that windows of different splits share once rows are extended to the given length.
 
@@ -105,7 +107,8 @@ def make(
         typer.Option(metavar="SHARE", help="Leave out rows with a larger share of N and other ambiguity codes."),
     ] = 0.01,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File for the rows.", show_default="standard output")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File for the rows.", show_default="standard output"),
     ] = None,
 ) -> None:
     """Tile a genome with rows that do not overlap, split by chromosome; contigs not named are for training.

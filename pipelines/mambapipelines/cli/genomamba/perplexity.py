@@ -43,7 +43,8 @@ def perplexity(
     markov: Annotated[bool, typer.Option("--markov/--no-markov", help="Fit Markov models for comparison.")] = True,
     markov_order: Annotated[int, typer.Option(metavar="K", help="Highest order of the Markov models, up to 12.")] = 12,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.tsv", help="File for the table.", show_default="standard output")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.tsv", help="File for the table.", show_default="standard output"),
     ] = None,
     threads: ThreadsOption = None,
 ) -> None:

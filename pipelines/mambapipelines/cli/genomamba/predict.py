@@ -19,7 +19,8 @@ def predict(
     fasta: RecordsOption = None,
     reference: IntervalReferenceOption = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File for the table.", show_default="standard output")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File for the table.", show_default="standard output"),
     ] = None,
     threads: ThreadsOption = None,
 ) -> None:

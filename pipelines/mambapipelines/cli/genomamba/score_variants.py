@@ -20,6 +20,8 @@ def score_variants(
     output: Annotated[
         Path | None,
         typer.Option(
+            "--output",
+            "-o",
             metavar="FILE",
             help="Output file: a table, or the annotated VCF if it ends in .vcf or .vcf.gz.",
             show_default="standard output",

@@ -14,13 +14,15 @@ def track(
     output: Annotated[
         Path | None,
         typer.Option(
+            "--output",
+            "-o",
             metavar="FILE",
             help="Output file: bigWig if it ends in .bw, else bedGraph.",
             show_default="bedGraph to standard output",
         ),
     ] = None,
     region: Annotated[
-        list[str] | None, typer.Option(metavar="CHR[:START-END]", help="Region, 1-based, end included. Repeatable.")
+        list[str] | None, typer.Option(metavar="CHR[:START[-[END]]]", help="Region, 1-based, end included. Repeatable.")
     ] = None,
     bed: Annotated[
         str | None, typer.Option(metavar="FILE", help="Regions as BED; overlapping ones are merged.")

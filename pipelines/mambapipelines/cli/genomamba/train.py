@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
+    GenomeListOption,
     GenomeOption,
     MinutesOption,
     PrintRecipeOption,
@@ -16,14 +17,15 @@ from mambapipelines.cli.options import (
     StrategyOption,
     ThreadsOption,
     entries,
-    genome_specifications,
+    required_genomes,
 )
 
 
 def train(
-    genome: GenomeOption,
     length: Annotated[int, typer.Option(metavar="BP", help="Length of a training window in bases.")],
     output: RunFolderOption,
+    genome: GenomeOption = None,
+    genomes: GenomeListOption = None,
     holdout: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,6 +65,8 @@ def train(
 
     `genomamba train --genome cow=cow.fa.gz --genome dog=dog.fa --holdout chr7 --length 8192 --output model --resume`
 
+    `genomamba train --genomes genomes.tsv --length 8192 -o model`
+
     `genomamba train --genome cow=cow.fa.gz --genome dog=dog.fa --length 8192 --output model --set model.layers=8
     --set model.mixer=s4d`
     """
@@ -76,7 +80,7 @@ def train(
 
     train_species_classifier(
         SpeciesTrainingOptions(
-            genomes=genome_specifications(genome),
+            genomes=required_genomes(genome, genomes),
             length=length,
             output=output,
             holdout=[name for option in holdout or () for name in entries(option, "--holdout")],
