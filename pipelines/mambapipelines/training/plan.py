@@ -1,4 +1,4 @@
-"""How a run divides its time between steps, validation and calibration, without a clock except for one measured step.
+"""How a run divides its time between steps, validation and what follows, from the measured time of a step.
 
 All work is counted in optimiser steps, so everything but the total number of steps is a pure function of it and a
 resumed run does the same.
@@ -80,11 +80,17 @@ class RunPlan:
 
     def schedule_for_time(self, measured_steps: int, seconds_per_step: float, seconds_left: float) -> Schedule:
         """The schedule with the most steps that fit into `seconds_left` after the first `measured_steps`."""
-        measured_cost = self.steps_cost(measured_steps)
         # The steps that were timed may have had shorter windows than those to come.
-        seconds_per_full_step = seconds_per_step * (max(1, measured_steps) / (measured_cost or 1.0))
-        affordable = measured_cost + seconds_left / seconds_per_full_step
-        most = max(measured_steps + 1, math.ceil(affordable)) + self.longest_warmup
-        candidates = range(measured_steps + 1, most + 1)
-        fitting = bisect.bisect_right(candidates, affordable, key=self.work)
-        return self.schedule(candidates[max(0, fitting - 1)], measured_steps)
+        seconds_per_full_step = seconds_per_step * (max(1, measured_steps) / (self.steps_cost(measured_steps) or 1.0))
+        return self.schedule(self.steps_within(measured_steps, seconds_left / seconds_per_full_step), measured_steps)
+
+    def steps_within(self, steps_done: int, affordable: float, validations_done: int = 0) -> int:
+        """The most steps of a whole run whose rest costs no more than `affordable`, in steps of the full length.
+
+        At least one step follows the `steps_done`, even if it is not affordable.
+        """
+        done = self.steps_cost(steps_done) + validations_done * self.validation_steps
+        most = max(steps_done + 1, math.ceil(self.steps_cost(steps_done) + affordable)) + self.longest_warmup
+        candidates = range(steps_done + 1, most + 1)
+        fitting = bisect.bisect_right(candidates, done + affordable, key=self.work)
+        return candidates[max(0, fitting - 1)]

@@ -14,10 +14,11 @@ import lightning.pytorch as pl
 import torch
 
 from mambacore.errors import InputError
+from mambapipelines.training.metrics import MetricsLog
 from mambapipelines.training.module import TrainingModule
 from mambapipelines.training.progress import TrainingProgress
 from mambapipelines.training.schedules import Schedule
-from mambapipelines.training.state import MetricsLog, RunFolder, RunState
+from mambapipelines.training.state import RunFolder, RunState
 from mambapipelines.training.task import TrainingTask
 
 SECONDS_BETWEEN_SAVES = 30.0
@@ -26,6 +27,12 @@ UNTIMED_STEPS = 2
 TIMED_STEPS = 10
 # Measuring never takes more than this part of the run, which matters when one step takes minutes.
 MEASURING_FRACTION = 0.05
+# A run in minutes is planned again each time that this part of it has passed,
+REPLANNING_FRACTION = 0.05
+# and left as it was planned where the number of steps would change by less than this part.
+REPLANNING_TOLERANCE = 0.02
+# SIGHUP, which a closed terminal sends, stops a run as SIGTERM does, unless it is ignored (nohup).
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A scheduler may signal torchrun and the processes it started, and torchrun then signals these again.
 SECONDS_OF_ONE_SIGTERM = 5.0
 
@@ -53,8 +60,11 @@ class TrainingRecorder(pl.Callback):
         fingerprint: what the run depends on, stored with every state.
         plan_schedule: called once, with the number of steps done and the mean seconds of a step, when enough steps have
             been timed; gives the schedule. Not called when the module already has one.
+        plan_again: called now and then with the steps taken since the last plan, the validations among them and the
+            seconds all this took; gives the total number of steps. `None` for a run of a fixed number of steps.
         validation_interval: steps between validations, of the total number of steps.
         planned_seconds: length of the whole run, of which only a small part may be spent on timing steps.
+        elapsed_seconds: wall time of the whole run so far; `None` where earlier processes did not record it.
     """
 
     def __init__(
@@ -65,14 +75,18 @@ class TrainingRecorder(pl.Callback):
         progress: TrainingProgress,
         fingerprint: dict[str, Any],
         plan_schedule: Callable[[int, float], Schedule],
+        plan_again: Callable[[TrainingModule, int, int, float], int] | None,
         validation_interval: Callable[[int], int],
         planned_seconds: float,
+        elapsed_seconds: Callable[[], float | None],
     ) -> None:
         self.folder = folder
         self.metrics = metrics
         self.progress = progress
         self.fingerprint = fingerprint
         self.plan_schedule = plan_schedule
+        self.plan_again = plan_again
+        self.elapsed_seconds = elapsed_seconds
         self.validation_interval = validation_interval
         self.planned_seconds = planned_seconds
         self.validation: dict[str, float] | None = None
@@ -84,6 +98,9 @@ class TrainingRecorder(pl.Callback):
         self._start_seconds = time.monotonic()
         self._step_end_seconds = self._start_seconds
         self._step_durations: list[float] = []
+        self._planned_time = self._start_seconds
+        self._planned_step = 0
+        self._validations_since = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clocks and take the signals over from Lightning, whose own handling exits without saving."""
@@ -91,9 +108,11 @@ class TrainingRecorder(pl.Callback):
         total_steps = module.schedule.total_steps if module.schedule is not None else None
         self.progress.start(module.steps_done, total_steps)
         self._step_end_seconds = self._saved_seconds = time.monotonic()
+        self._remember_plan(module)
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._on_signal)
+            for number in STOPPING_SIGNALS:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, self._on_signal)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -110,6 +129,9 @@ class TrainingRecorder(pl.Callback):
             timed = self._step_durations[UNTIMED_STEPS:]
             module.schedule = self.plan_schedule(module.steps_done, sum(timed) / len(timed))
             self.progress.set_total(module.schedule.total_steps)
+            self._remember_plan(module)
+        elif module.schedule is not None:
+            self._plan_again(module)
         step, schedule = module.steps_done, module.schedule
         self.finished = schedule is not None and step >= schedule.total_steps
         row: dict[str, object] = {
@@ -144,6 +166,7 @@ class TrainingRecorder(pl.Callback):
         """Take a validation down; whether it was the best so far."""
         task = module.task
         self.validation = module.validate()
+        self._validations_since += 1
         self.progress.validated(task.describe_validation(self.validation))
         module.history = module.history.after(
             self.validation[task.deciding_figure],
@@ -180,6 +203,7 @@ class TrainingRecorder(pl.Callback):
             optimizer=module.optimizer_state(),
             average=module.average.tensors if module.average is not None else {},
             history=module.history,
+            seconds=self.elapsed_seconds(),
         )
         try:
             self.folder.save(state, module.ranks)
@@ -190,6 +214,28 @@ class TrainingRecorder(pl.Callback):
             ) from error
         self._saved_step, self._saved_seconds = module.steps_done, time.monotonic()
 
+    def _remember_plan(self, module: TrainingModule) -> None:
+        self._planned_time, self._planned_step, self._validations_since = time.monotonic(), module.steps_done, 0
+
+    def _plan_again(self, module: TrainingModule) -> None:
+        """Change the number of steps that are left where the machine has become faster or slower."""
+        schedule = module.schedule
+        assert schedule is not None
+        if self.plan_again is None or module.steps_done >= schedule.total_steps:
+            return
+        seconds = time.monotonic() - self._planned_time
+        total = 0
+        if module.ranks.is_first and seconds >= REPLANNING_FRACTION * self.planned_seconds:
+            total = self.plan_again(module, module.steps_done - self._planned_step, self._validations_since, seconds)
+        # The clocks of several processes differ; that of the first one counts.
+        total = int(module.ranks.of_first([float(total)])[0])
+        if total == 0:
+            return
+        if abs(total - schedule.total_steps) > REPLANNING_TOLERANCE * schedule.total_steps:
+            module.schedule = schedule.replanned(module.steps_done, total)
+            self.progress.set_total(module.schedule.total_steps)
+        self._remember_plan(module)
+
     def _measured_enough(self) -> bool:
         timed = len(self._step_durations) - UNTIMED_STEPS
         late = time.monotonic() - self._start_seconds > MEASURING_FRACTION * self.planned_seconds
@@ -198,7 +244,7 @@ class TrainingRecorder(pl.Callback):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.stop_signal is not None:
-            if number == signal.SIGTERM and now - self._signalled_seconds < SECONDS_OF_ONE_SIGTERM:
+            if number != signal.SIGINT and now - self._signalled_seconds < SECONDS_OF_ONE_SIGTERM:
                 return
             raise SystemExit(128 + number)
         self.stop_signal, self._signalled_seconds = number, now
@@ -216,11 +262,11 @@ def _training_module(module: pl.LightningModule) -> TrainingModule:
 
 @contextmanager
 def signal_handlers_restored() -> Iterator[None]:
-    """Put the handlers of SIGINT and SIGTERM back afterwards."""
+    """Put the handlers of the signals that stop a run back afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in STOPPING_SIGNALS}
     try:
         yield
     finally:

@@ -16,8 +16,9 @@ from mambapipelines.console import format_duration
 from mambapipelines.files import write_whole
 from mambapipelines.pages.html import Item, Picture, Player, Section, Table, page
 from mambapipelines.pages.plots import plot_run_curve, plot_run_pace
+from mambapipelines.training.metrics import read_metrics
 from mambapipelines.training.options import RUN_FOLDER_NAME
-from mambapipelines.training.state import RUN_DESCRIPTION_NAME, RunFolder, read_metrics
+from mambapipelines.training.state import RUN_DESCRIPTION_NAME, RunFolder
 
 REPORT_NAME: Final = "report.html"
 SPEED_SUFFIX: Final = "_per_second"

@@ -15,8 +15,9 @@ import lightning.pytorch as pl
 
 from mambacore.errors import InputError
 from mambacore.model_folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME
+from mambapipelines.files import temporary_name
 from mambapipelines.training.module import StepDataModule, TrainingModule
-from mambapipelines.training.options import RUN_FOLDER_NAME, RunOptions, check_output, strategy_of
+from mambapipelines.training.options import RUN_FOLDER_NAME, RunOptions, planned_minutes, strategy_of
 from mambapipelines.training.plan import RunPlan
 from mambapipelines.training.progress import TrainingProgress, quiet_lightning
 from mambapipelines.training.provenance import provenance
@@ -36,21 +37,19 @@ def run_folder(options: RunOptions, task: type[TrainingTask], recipe: TrainingRe
     """Where the state of the run lies.
 
     Raises:
-        InputError: the output folder holds something else, or the task needs whole sequences and is not to have them.
+        InputError: the task needs whole sequences and is not to have them.
     """
     if strategy_of(options)[1] > 1 and not task.splits_over_context:
         raise InputError(
             "--context-ranks divides sequences, and this model reads them whole: leave it out, or train a causal "
             "language model."
         )
-    folder = RunFolder(
+    return RunFolder(
         options.output / RUN_FOLDER_NAME,
         metrics_columns(task),
         keep_last=recipe.checkpoints.keep_last,
         keep_best=recipe.checkpoints.keep_best > 0,
     )
-    check_output(options, folder)
-    return folder
 
 
 @dataclass(frozen=True)
@@ -80,31 +79,37 @@ class TrainingRun:
     start_seconds: float
     _validation: dict[str, float] | None = field(default=None, init=False)
     _ranks: Ranks = field(default=ONE_PROCESS, init=False)
+    _seconds_before: float | None = field(default=0.0, init=False)
 
     def train(self, state: RunState | None) -> TrainingOutcome:
         """Take all steps that are left; the task's model then has its final weights, averaged if the recipe says so.
 
-        With `minutes`, the first steps are timed and the number of steps is fixed from them, leaving 5 % of the time in
-        reserve; everything is a function of the step from then on. A state is written about every 30 seconds, at the
-        end, and on Ctrl-C or SIGTERM; until the number of steps is fixed there is none.
+        With `minutes`, the first steps are timed and the number of steps follows from them, leaving 5 % of the time in
+        reserve; it is planned again whenever 5 % of the time has passed. Minutes are those of all calls that worked on
+        the run. The learning rate is a function of the step and of the schedule in the state, whatever the plan. A
+        state is written about every 30 seconds, at the end, and on Ctrl-C, SIGTERM or SIGHUP; until there is a plan
+        there is none.
 
         Raises:
             InputError: a loss that stopped being finite, data that cannot be read, or a state that cannot be written.
             KeyboardInterrupt: stopped by Ctrl-C, state saved.
-            SystemExit: stopped by SIGTERM, state saved, status 143.
+            SystemExit: stopped by SIGTERM (status 143) or SIGHUP (129), state saved.
         """
         ranks = join_ranks(*strategy_of(self.options))
         try:
             module = self._train(state, ranks)
         finally:
             leave_ranks(ranks)
+        assert module.schedule is not None
+        if module.steps_done < module.schedule.total_steps:
+            raise InputError(f"the run ended after step {module.steps_done} of {module.schedule.total_steps}: --resume")
         if not ranks.is_first:
             # What is left, such as writing the model, is for the first process alone.
             raise SystemExit(0)
-        assert module.schedule is not None
         return TrainingOutcome(module.schedule.total_steps, self._validation)
 
     def _train(self, state: RunState | None, ranks: Ranks) -> TrainingModule:
+        self._seconds_before = state.seconds if state is not None else 0.0
         if state is not None:
             self.task.model.load_state_dict(state.weights)
         if not ranks.is_first:
@@ -136,8 +141,10 @@ class TrainingRun:
             progress=self.progress,
             fingerprint=self.fingerprint,
             plan_schedule=self._plan_schedule,
+            plan_again=self._plan_again if self._minutes is not None and self._seconds_before is not None else None,
             validation_interval=self.plan.validation_interval,
-            planned_seconds=60 * (self.options.minutes or self.recipe.minutes),
+            planned_seconds=60 * (self._minutes or self.recipe.minutes),
+            elapsed_seconds=self._elapsed_seconds,
         )
         try:
             with quiet_lightning(), signal_handlers_restored():
@@ -161,32 +168,54 @@ class TrainingRun:
 
     def _plan_schedule(self, steps_done: int, seconds_per_step: float) -> Schedule:
         """The schedule of a run in minutes, from the time that a step takes."""
-        minutes = self.options.minutes if self.options.minutes is not None else self.recipe.minutes
-        seconds_left = PLANNED_FRACTION * 60 * minutes - (time.monotonic() - self.start_seconds)
-        schedule = self.plan.schedule_for_time(steps_done, seconds_per_step, seconds_left)
+        schedule = self.plan.schedule_for_time(steps_done, seconds_per_step, self._seconds_left())
         # The clocks of several processes differ; that of the first one counts.
         return self.plan.schedule(int(self._ranks.of_first([schedule.total_steps])[0]), steps_done)
+
+    @property
+    def _minutes(self) -> float | None:
+        return planned_minutes(self.options, self.recipe)
+
+    def _elapsed_seconds(self) -> float | None:
+        """Wall time of the whole run, over all its processes."""
+        if self._seconds_before is None:
+            return None
+        return self._seconds_before + time.monotonic() - self.start_seconds
+
+    def _seconds_left(self) -> float:
+        return PLANNED_FRACTION * 60 * (self._minutes or self.recipe.minutes) - (self._elapsed_seconds() or 0.0)
+
+    def _plan_again(self, module: TrainingModule, steps: int, validations: int, seconds: float) -> int:
+        """The total number of steps that fits, if work goes on at the speed of the last `steps` steps."""
+        plan, schedule, done = self.plan, module.schedule, module.steps_done
+        assert schedule is not None
+        work = plan.steps_cost(done) - plan.steps_cost(done - steps) + validations * plan.validation_steps
+        validations_done = done // plan.validation_interval(schedule.total_steps)
+        return plan.steps_within(done, self._seconds_left() * work / seconds, validations_done)
 
     def _stop(self, recorder: TrainingRecorder, module: TrainingModule) -> None:
         if self.folder.holds_a_run():
             self.progress.note(f"stopped after step {module.steps_done}: go on with the same command and --resume")
         else:
             self.progress.note("stopped before there was anything to save: start again")
-        if recorder.stop_signal == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
-        raise KeyboardInterrupt
+        if recorder.stop_signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + (recorder.stop_signal or signal.SIGTERM))
 
 
 @contextmanager
 def published_model(output: Path, folder: RunFolder) -> Iterator[Path]:
     """Where to write the model folder inside; afterwards it is moved to the output folder, beside the run and its page.
 
-    The configuration comes last, because it makes a model folder.
+    The configuration comes last, because it makes a model folder; that of the shorter run that was extended goes first.
     """
-    temporary = folder.path / "model"
+    temporary = temporary_name(folder.path / "model")
     shutil.rmtree(temporary, ignore_errors=True)
-    yield temporary
-    for name in (TENSORS_NAME, CARD_NAME, CONFIG_NAME):
-        (temporary / name).replace(output / name)
-    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
+        (output / CONFIG_NAME).unlink(missing_ok=True)
+        for name in (TENSORS_NAME, CARD_NAME, CONFIG_NAME):
+            (temporary / name).replace(output / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     write_run_report(output)

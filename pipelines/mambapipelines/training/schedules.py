@@ -6,7 +6,7 @@ A resumed run therefore repeats them exactly.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SCHEDULES = ("cosine", "plateau")
 MEASURING_WARMUP_STEPS = 100
@@ -27,6 +27,10 @@ class Schedule:
         kind: what comes after the warm-up: `cosine` (Loshchilov & Hutter, arXiv 1608.03983, equation 5, one cycle), or
             `plateau`, the peak times `plateau_factor` for each time that validation stopped getting better.
         plateau_factor: see `kind`.
+        replanned_step: steps taken when `total_steps` was last changed; the rates of steps before it are those of the
+            schedule as it was.
+        replanned_progress: how much of the decay lay behind then, from 0 to 1. The rest is spread over the steps that
+            are left, so the rate does not jump.
     """
 
     peak_learning_rate: float
@@ -36,6 +40,8 @@ class Schedule:
     measured_steps: int = 0
     kind: str = "cosine"
     plateau_factor: float = 0.5
+    replanned_step: int = 0
+    replanned_progress: float = 0.0
 
     def learning_rate(self, step: int, reductions: int = 0) -> float:
         """Learning rate of the update that makes step `step` (0-based) into `step + 1`.
@@ -52,9 +58,25 @@ class Schedule:
             return start + (self.peak_learning_rate - start) * progress
         if self.kind == "plateau":
             return self.peak_learning_rate * max(self.final_fraction, self.plateau_factor**reductions)
-        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        cosine = 0.5 * (1.0 + math.cos(math.pi * self.progress(step)))
         return self.peak_learning_rate * (self.final_fraction + (1.0 - self.final_fraction) * cosine)
+
+    def progress(self, step: int) -> float:
+        """How much of the decay after the warm-up lies before step `step`, from 0 to 1."""
+        start = max(self.warmup_steps, self.replanned_step)
+        part = min(1.0, max(0, step - start) / max(1, self.total_steps - start))
+        return self.replanned_progress + (1.0 - self.replanned_progress) * part
+
+    def replanned(self, steps_done: int, total_steps: int) -> Schedule:
+        """The schedule with another number of steps in all, from step `steps_done` on; the warm-up stays as it is."""
+        if steps_done <= self.warmup_steps:
+            return replace(self, total_steps=max(total_steps, self.warmup_steps + 1))
+        return replace(
+            self,
+            total_steps=total_steps,
+            replanned_step=steps_done,
+            replanned_progress=self.progress(steps_done),
+        )
 
 
 def measuring_learning_rate(peak_learning_rate: float, step: int) -> float:

@@ -13,22 +13,30 @@ A driver reads its data, builds its model and measures it; the session does the 
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
 import torch
 from torch import nn
 
+from mambacore.errors import InputError
 from mambacore.model_folder import CONFIG_NAME
 from mambapipelines.console import format_duration, use_threads
+from mambapipelines.files import remove_leftovers
 from mambapipelines.training.fingerprint import refuse_other_run
-from mambapipelines.training.options import RunOptions, check_options, planned_minutes
+from mambapipelines.training.lock import RunLock
+from mambapipelines.training.options import RunOptions, check_options, check_output, planned_minutes
 from mambapipelines.training.plan import RunPlan
 from mambapipelines.training.progress import TrainingProgress
 from mambapipelines.training.provenance import provenance
+from mambapipelines.training.ranks import cluster_environment
 from mambapipelines.training.recipe import TrainingRecipe
 from mambapipelines.training.run import TrainingOutcome, TrainingRun, published_model, run_folder
 from mambapipelines.training.state import RunState
@@ -56,7 +64,8 @@ class TrainingSession:
         task: the class of task that is trained.
 
     Raises:
-        InputError: options that make no sense, or an output folder with something else in it.
+        InputError: options that make no sense; on entering, an output folder that another process is working in, or
+            that has something else in it.
     """
 
     def __init__(self, options: SessionOptions, recipe: TrainingRecipe, task: type[TrainingTask]) -> None:
@@ -69,19 +78,44 @@ class TrainingSession:
         self.state: RunState | None = None
         self._fingerprint: dict[str, Any] = {}
         self._steps = 0
-        self._threads_before = torch.get_num_threads()
+        self._extended_to: int | None = None
+        self._opened = ExitStack()
 
     def __enter__(self) -> Self:
-        self._threads_before = torch.get_num_threads()
-        use_threads(self.options.threads)
-        self.progress.__enter__()
+        with ExitStack() as opened:
+            opened.callback(torch.set_num_threads, torch.get_num_threads())
+            use_threads(self.options.threads)
+            opened.enter_context(signals_raise())
+            self._take_folder(opened)
+            opened.enter_context(self.progress)
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.progress.__exit__(kind, error, traceback)
-        torch.set_num_threads(self._threads_before)
+        self._opened.__exit__(kind, error, traceback)
+
+    def _take_folder(self, opened: ExitStack) -> None:
+        """Make the output folder this run's alone: the first process's, for all of its processes."""
+        lock = RunLock(self.folder.path)
+        environment = cluster_environment()
+        if environment is not None and environment.global_rank() > 0:
+            check_output(self.options, self.folder)
+            return
+        lock.refuse_if_held()
+        check_output(self.options, self.folder)
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise InputError(
+                f"the output folder {self.options.output} cannot be made ({error.strerror}): choose another --output."
+            ) from error
+        opened.callback(lock.release)
+        # Once more: a run of the same moment may have ended in between.
+        check_output(self.options, self.folder)
+        remove_leftovers(self.folder.path)
+        remove_leftovers(self.options.output)
 
     @property
     def seconds(self) -> float:
@@ -110,14 +144,25 @@ class TrainingSession:
         self.state = self.folder.load() if self.folder.holds_a_run() else None
         if self.state is None:
             return False
-        refuse_other_run(self.state.fingerprint, self._fingerprint, options.output)
-        finished = self.state.step >= self.state.schedule.total_steps and (options.output / CONFIG_NAME).is_file()
+        recorded, step = self.state.fingerprint, self.state.step
+        taken_all = step >= self.state.schedule.total_steps
+        if taken_all and options.steps is not None and options.steps > step:
+            self._extended_to = options.steps
+            recorded = recorded | {name: self._fingerprint[name] for name in ("--steps", "--minutes")}
+        refuse_other_run(recorded, self._fingerprint, options.output)
+        finished = taken_all and self._extended_to is None and _published_steps(options.output) == step
         if finished:
-            self.progress.note(f"the run in {options.output} is finished: {self.state.step} steps, nothing left to do")
+            self.progress.note(
+                f"the run in {options.output} is finished: {step} steps, nothing left to do; "
+                f"give --steps above {step} to extend it"
+            )
         return finished
 
     def train(self, task: TrainingTask, plan: RunPlan) -> TrainingOutcome:
         """Take all steps that are left; see `TrainingRun.train`."""
+        if self.state is not None and self._extended_to is not None:
+            self.state = replace(self.state, schedule=plan.schedule(self._extended_to))
+            self.progress.note(f"extending the run of {self.state.step} steps to {self._extended_to}")
         self._introduce_state()
         run = TrainingRun(
             options=self.options,
@@ -166,6 +211,36 @@ class TrainingSession:
                 )
         elif self.options.resume:
             self.progress.note(f"{self.options.output} holds no training run to resume: starting one")
+
+
+def _published_steps(output: Path) -> int | None:
+    """Optimiser steps of the model that lies in the output folder; `None` where there is none."""
+    try:
+        return int(json.loads((output / CONFIG_NAME).read_text(encoding="utf-8"))["details"]["steps"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{output / CONFIG_NAME} is damaged ({error}): choose another --output.") from error
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block by `SystemExit`, so that temporary folders and locks are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -4,6 +4,7 @@ Layout of the folder:
 
     current.json              {"folder": "step-000120"}: which state counts; replaced by one rename
     step-000120/state.json    step, schedule, options and recipe
+    step-000120/sha256sums.txt    of the other files, for `sha256sum --check`; a state that differs is not loaded
     step-000120/weights.safetensors
     step-000120/optimizer.safetensors
     step-000120/average.safetensors     the moving average of the weights, where the run has one
@@ -19,8 +20,7 @@ validation may be kept, as the recipe says.
 
 from __future__ import annotations
 
-import contextlib
-import csv
+import hashlib
 import json
 import os
 import shutil
@@ -28,7 +28,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -36,13 +36,17 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mambacore.errors import InputError
+from mambapipelines.files import replaced_when_whole, temporary_name
+from mambapipelines.training.metrics import METRICS_NAME, MetricsLog
 from mambapipelines.training.ranks import ONE_PROCESS, Ranks
 from mambapipelines.training.schedules import Schedule, ValidationHistory
 
-STATE_VERSION = 2
+STATE_VERSION = 3
+# Version 2 is read as well: it has neither checksums nor the time that the run has taken.
+OLDEST_STATE_VERSION = 2
 POINTER_NAME = "current.json"
-METRICS_NAME = "metrics.csv"
-EVENTS_NAME = "events"
+STATE_NAME = "state.json"
+CHECKSUMS_NAME = "sha256sums.txt"
 RUN_DESCRIPTION_NAME = "run.json"
 
 
@@ -59,6 +63,7 @@ class RunState:
         optimizer: tensors of AdamW, named `PARAMETER/TENSOR`.
         average: moving average of the parameters by name; empty where there is none.
         history: the validations so far.
+        seconds: wall time of the run so far, over all its processes; `None` where that was not recorded.
     """
 
     step: int
@@ -69,6 +74,7 @@ class RunState:
     optimizer: dict[str, torch.Tensor]
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     history: ValidationHistory = field(default_factory=ValidationHistory)
+    seconds: float | None = None
 
 
 class RunFolder:
@@ -112,7 +118,7 @@ class RunFolder:
                 self._remove_others(state)
             return
         writer = int(ranks.of_first([os.getpid()])[0])
-        temporary = self.path / f".{name}.{writer}"
+        temporary = temporary_name(self.path / name, writer)
         with ranks.all_or_none():
             if ranks.is_first:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -134,6 +140,7 @@ class RunFolder:
             "schedule": asdict(state.schedule),
             "threads": state.threads,
             "history": asdict(state.history),
+            "seconds": state.seconds,
             "fingerprint": state.fingerprint,
         }
         if parts > 1:
@@ -143,13 +150,15 @@ class RunFolder:
                 kind: [key for key, tensor in named.items() if isinstance(tensor, DTensor)]
                 for kind, named in tensors.items()
             }
-        (temporary / "state.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        (temporary / STATE_NAME).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        sums = [f"{_sha256(file)}  {file.name}\n" for file in sorted(temporary.iterdir())]
+        (temporary / CHECKSUMS_NAME).write_text("".join(sums), encoding="utf-8")
         for file in temporary.iterdir():
             _flush_to_disk(file)
         # A folder of this name that nothing points at was left by a process that was killed right here.
         shutil.rmtree(self.path / name, ignore_errors=True)
         temporary.rename(self.path / name)
-        write_text_atomically(self.path / POINTER_NAME, json.dumps({"folder": name}) + "\n")
+        _write_durably(self.path / POINTER_NAME, json.dumps({"folder": name}) + "\n")
 
     def _remove_others(self, state: RunState) -> None:
         """Remove states that are not to be kept beside `state`, and leftovers of killed writers."""
@@ -171,45 +180,23 @@ class RunFolder:
             name = _folder_name(step)
         folder = self.path / name
         try:
-            description = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            version = description["state_version"]
-            if version == STATE_VERSION:
-                return RunState(
-                    step=description["step"],
-                    schedule=Schedule(**description["schedule"]),
-                    fingerprint=description["fingerprint"],
-                    threads=description["threads"],
-                    weights=_read_tensors(folder, "weights", description),
-                    optimizer=_read_tensors(folder, "optimizer", description),
-                    average=_read_tensors(folder, "average", description),
-                    history=ValidationHistory(**description["history"]),
-                )
+            return _read_state(folder)
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(
                 f"the training run in {self.path} is damaged ({error}): start again with another --output"
             ) from error
-        raise InputError(
-            f"the training run in {self.path} has format {version} and this program reads {STATE_VERSION}: "
-            "resume it with the version that wrote it, or start again with another --output"
-        )
 
     def open_metrics(self, step: int) -> MetricsLog:
         """The metrics log, cut back to the rows up to `step`."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(self.metrics_path) if int(row["step"]) <= step] if step > 0 else []
-        temporary = self.path / f".{METRICS_NAME}.{os.getpid()}"
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.metrics_columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(kept)
-        temporary.replace(self.metrics_path)
-        return MetricsLog(self.metrics_path, self.metrics_columns, self.path / EVENTS_NAME, step)
+        return MetricsLog(self.path, self.metrics_columns, step)
 
     def describe(self, fingerprint: dict[str, Any], provenance: dict[str, Any]) -> None:
         """Write down what the run depends on and what it runs with, for people and reports."""
         description = {"depends_on": fingerprint, "provenance": provenance}
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(self.path / RUN_DESCRIPTION_NAME, json.dumps(description, indent=1) + "\n")
+        _write_durably(self.path / RUN_DESCRIPTION_NAME, json.dumps(description, indent=1) + "\n")
 
     def _kept_names(self, state: RunState) -> set[str]:
         """Folders that stay when `state` has become the one that counts."""
@@ -222,57 +209,16 @@ class RunFolder:
 
     def _current_name(self) -> str | None:
         try:
-            name = json.loads((self.path / POINTER_NAME).read_text(encoding="utf-8"))["folder"]
+            name = str(json.loads((self.path / POINTER_NAME).read_text(encoding="utf-8"))["folder"])
+            if name != _folder_name(_step_of(name)):
+                raise ValueError(f"it names {name!r}")
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.path / POINTER_NAME} is damaged ({error}): start again with another --output"
             ) from error
-        return str(name)
-
-
-class MetricsLog:
-    """Rows of figures: in a table, on disk as soon as they are known, and as events for TensorBoard.
-
-    Args:
-        path: the table.
-        columns: of the table; `step` is one of them.
-        events: folder of the events.
-        first_step: TensorBoard is told to forget events of an earlier process after this step.
-    """
-
-    def __init__(self, path: Path, columns: Sequence[str], events: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow to import, and only training logs
-
-        self._file: TextIO = path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
-        self._events = SummaryWriter(str(events), purge_step=first_step + 1)
-
-    def append(self, row: dict[str, object]) -> None:
-        """Write one row; what is missing stays empty."""
-        self._writer.writerow(row)
-        self._file.flush()
-        for name, value in row.items():
-            if name != "step" and value != "":
-                self._events.add_scalar(name, float(str(value)), int(str(row["step"])))
-
-    def close(self) -> None:
-        """Close table and events."""
-        self._file.close()
-        # A disk that is full has been reported by then, or the events are the only thing lost.
-        with contextlib.suppress(OSError):
-            self._events.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Rows of a metrics log, in order; a last row that a killed process left unfinished is passed over."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        text = file.read()
-    whole_lines = text[: text.rfind("\n") + 1].splitlines()
-    return [row for row in csv.DictReader(whole_lines) if None not in row and None not in row.values()]
+        return name
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -306,6 +252,57 @@ def divided_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     if isinstance(parameter, DTensor) and not isinstance(tensor, DTensor) and tensor.shape == parameter.shape:
         return distribute_tensor(tensor.clone(), parameter.device_mesh, parameter.placements, src_data_rank=None)
     return tensor.clone()
+
+
+def _read_state(folder: Path) -> RunState:
+    """The state in a folder.
+
+    Raises:
+        InputError: another version wrote it.
+        OSError, ValueError, KeyError, TypeError, SafetensorError: it is damaged.
+    """
+    if (folder / CHECKSUMS_NAME).is_file():
+        _verify_checksums(folder)
+    description = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
+    version = description["state_version"]
+    if version not in range(OLDEST_STATE_VERSION, STATE_VERSION + 1):
+        raise InputError(
+            f"the training run in {folder.parent} has format {version} and this program reads {STATE_VERSION}: "
+            "resume it with the version that wrote it, or start again with another --output"
+        )
+    if version > OLDEST_STATE_VERSION and not (folder / CHECKSUMS_NAME).is_file():
+        raise ValueError(f"{folder.name}/{CHECKSUMS_NAME} is missing")
+    schedule = Schedule(**description["schedule"])
+    if description["step"] != _step_of(folder.name) or description["step"] > schedule.total_steps:
+        raise ValueError(f"{folder.name} holds step {description['step']} of {schedule.total_steps}")
+    return RunState(
+        step=description["step"],
+        schedule=schedule,
+        fingerprint=description["fingerprint"],
+        threads=description["threads"],
+        weights=_read_tensors(folder, "weights", description),
+        optimizer=_read_tensors(folder, "optimizer", description),
+        average=_read_tensors(folder, "average", description),
+        history=ValidationHistory(**description["history"]),
+        seconds=description.get("seconds"),
+    )
+
+
+def _verify_checksums(folder: Path) -> None:
+    """Raise `ValueError` that names the first file that is missing, added, or other than it was written."""
+    lines = (folder / CHECKSUMS_NAME).read_text(encoding="utf-8").splitlines()
+    recorded = {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
+    present = {file.name for file in folder.iterdir()} - {CHECKSUMS_NAME}
+    for name in sorted(recorded.keys() | present):
+        if name not in present:
+            raise ValueError(f"{folder.name}/{name} is missing")
+        if recorded.get(name) != _sha256(folder / name):
+            raise ValueError(f"{folder.name}/{name} is not what was written")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_tensors(state: RunState, folder: Path, suffix: str) -> None:
@@ -347,12 +344,14 @@ def _part_suffix(part: int, parts: int) -> str:
     return f"-{part + 1:05d}-of-{parts:05d}"
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace the file `path` by `text` in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    _flush_to_disk(temporary)
-    temporary.replace(path)
+def _write_durably(path: Path, text: str) -> None:
+    """Replace the file `path` by `text` in one step.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replaced_when_whole(path, durable=True) as stream:
+        stream.write(text.encode())
 
 
 def _folder_name(step: int) -> str:

@@ -21,8 +21,8 @@ from audiomamba.models.clip_classifier import ClipClassifier, load_clip_classifi
 from mambacore.errors import InputError
 from mambapipelines.console import WorkProgress, note, use_threads
 from mambapipelines.files import write_whole
+from mambapipelines.training.metrics import METRICS_NAME
 from mambapipelines.training.options import RUN_FOLDER_NAME
-from mambapipelines.training.state import METRICS_NAME
 from mambapipelines.waveforms.evaluation_output import (
     ModelFacts,
     ScoredSet,

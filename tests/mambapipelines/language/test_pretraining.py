@@ -20,8 +20,8 @@ from mambapipelines.language.recipe import MaskingRecipe, PretrainingRecipe
 from mambapipelines.language.task import IGNORED, CausalTask, MaskedTask, masked_example, next_token_targets
 from mambapipelines.language.train import PretrainingOptions, pretrain
 from mambapipelines.training import recorder
+from mambapipelines.training.metrics import read_metrics
 from mambapipelines.training.recipe import load_task_recipe, recipe_names
-from mambapipelines.training.state import read_metrics
 from tiny_dna import predictable_dna, write_genome, yeast_like
 from tolerances import PIECES_FLOAT32, relative_error
 

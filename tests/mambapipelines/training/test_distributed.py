@@ -23,8 +23,9 @@ from genomamba.models.sequence_model import load_sequence_model
 from mambacore.errors import InputError
 from mambapipelines.finetuning.train import FinetuningOptions, finetune
 from mambapipelines.species.train import SpeciesTrainingOptions
+from mambapipelines.training.metrics import read_metrics
 from mambapipelines.training.ranks import Ranks, check_strategy
-from mambapipelines.training.state import RunFolder, read_metrics
+from mambapipelines.training.state import RunFolder
 from mambapipelines.waveforms.train import WaveformTrainingOptions, train_waveform_model
 from tolerances import TRAINING_FLOAT32, TRAINING_FLOAT32_LOSS, relative_error
 from training_runs import (

@@ -17,11 +17,12 @@ from mambapipelines.species.recipe import SpeciesRecipe
 from mambapipelines.species.train import SpeciesPlan, SpeciesTrainingOptions, train_species_classifier
 from mambapipelines.training import recorder
 from mambapipelines.training.averaging import AveragedWeights
+from mambapipelines.training.metrics import read_metrics
 from mambapipelines.training.plan import RunPlan
 from mambapipelines.training.progress import TrainingProgress
 from mambapipelines.training.recipe import load_task_recipe
 from mambapipelines.training.schedules import LengthWarmup, ValidationHistory
-from mambapipelines.training.state import RunFolder, Schedule, read_metrics
+from mambapipelines.training.state import RunFolder, Schedule
 from mambapipelines.waveforms.recipe import WaveformTrainingRecipe
 from mambapipelines.waveforms.train import WaveformPlan
 

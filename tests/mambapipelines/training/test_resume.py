@@ -1,5 +1,7 @@
 """Resuming: a run that was stopped, whatever stopped it, ends in the numbers of a run that was not."""
 
+import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from mambacore.errors import InputError
 from mambapipelines.species.train import SpeciesTrainingOptions, train_species_classifier
 from mambapipelines.training import recorder
 from mambapipelines.training import state as run_state
+from mambapipelines.training.metrics import read_metrics
 from mambapipelines.training.plan import RunPlan
 from mambapipelines.training.progress import TrainingProgress
 from mambapipelines.training.state import (
@@ -25,7 +28,6 @@ from mambapipelines.training.state import (
     RunState,
     Schedule,
     optimizer_tensors,
-    read_metrics,
     restore_optimizer,
 )
 
@@ -136,7 +138,7 @@ def test_a_run_killed_while_it_saves_resumes_to_the_same_numbers(
     assert [entry.name for entry in (options.output / "training").glob("*step-*")] == ["step-000016"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["ctrl-c", "term", "hup"])
 def test_a_run_stopped_by_a_signal_saves_and_resumes_to_the_same_numbers(
     options: SpeciesTrainingOptions,
     uninterrupted: Path,
@@ -145,12 +147,12 @@ def test_a_run_stopped_by_a_signal_saves_and_resumes_to_the_same_numbers(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handlers = [signal.getsignal(each) for each in recorder.STOPPING_SIGNALS]
     with monkeypatch.context() as patch:
         interrupt_at(7, lambda: signal.raise_signal(number), patch)
         with pytest.raises(expected):
             train_species_classifier(options)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert [signal.getsignal(each) for each in recorder.STOPPING_SIGNALS] == handlers
     assert "--resume" in capfd.readouterr().err
     assert RunFolder(options.output / "training").load().step == 7
     train_species_classifier(replace(options, resume=True))
@@ -275,7 +277,7 @@ def test_resuming_with_other_options_or_sequences_names_the_difference(
     other: list[tuple[dict[str, Any], str]] = [
         ({"length": 64}, "--length was 128 and is now 64"),
         ({"seed": 9}, "--seed was 0 and is now 9"),
-        ({"steps": 3}, "--steps was 2 and is now 3"),
+        ({"steps": 1}, "--steps was 2 and is now 1"),
         ({"steps": None, "minutes": 1.0}, "--steps was 2 and is now not given"),
         ({"holdout": []}, "--holdout was chrII and is now empty"),
         ({"recipe": str(recipe)}, "recipe.model.model_width was 16 and is now not given"),
@@ -309,14 +311,14 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in folder.path.iterdir()) == ["current.json", "step-000005"]
 
 
-@pytest.mark.parametrize("function", ["save_file", "write_text_atomically"])
+@pytest.mark.parametrize("function", ["save_file", "replaced_when_whole"])
 def test_a_save_that_fails_leaves_the_state_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     folder = RunFolder(tmp_path)
     folder.save(make_state(3))
 
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
@@ -348,23 +350,109 @@ def test_a_full_disk_is_reported_and_the_run_goes_on_from_the_state_before(
     assert_same_run(options.output, uninterrupted)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "version", "pointer"])
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+STATE_FILES = ("weights.safetensors", "optimizer.safetensors", "average.safetensors", "state.json", "sha256sums.txt")
+
+
+def damages() -> dict[str, tuple[Callable[[Path], object], str]]:
+    """What may befall the state of step 3, and what is said of it."""
+    cases: dict[str, tuple[Callable[[Path], object], str]] = {}
+    for name in STATE_FILES:
+        cases[f"flip {name}"] = (lambda state, name=name: flip_a_bit(state / name), "step-000003/")
+        cases[f"remove {name}"] = (lambda state, name=name: (state / name).unlink(), f"{name} is missing")
+        cases[f"empty {name}"] = (lambda state, name=name: (state / name).write_bytes(b""), "step-000003/")
+
+    def rewrite(state: Path, old: str, new: str) -> None:
+        text = (state / "state.json").read_text(encoding="utf-8")
+        assert old in text
+        (state / "state.json").write_text(text.replace(old, new), encoding="utf-8")
+
+    cases["another step"] = (lambda state: rewrite(state, '"step": 3', '"step": 9'), "state.json is not what")
+    cases["fewer steps in all"] = (
+        lambda s: rewrite(s, '"total_steps": 9', '"total_steps": 3'),
+        "state.json is not what",
+    )
+    cases["added file"] = (lambda state: (state / "more.txt").write_text(""), "more.txt is not what")
+    cases["another folder"] = (lambda state: state.rename(state.with_name("step-000004")), "No such file")
+    cases["pointer"] = (lambda state: (state.parent / "current.json").write_text("{"), "current.json is damaged")
+    cases["pointer elsewhere"] = (
+        lambda state: (state.parent / "current.json").write_text('{"folder": "../step-000003"}'),
+        "current.json is damaged",
+    )
+    return cases
+
+
+@pytest.mark.parametrize("damage", damages())
 def test_a_damaged_run_is_reported_not_loaded(tmp_path: Path, damage: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save(replace(make_state(3), average={"weight": torch.ones(3)}))
+    assert folder.load().step == 3
+    befall, expected = damages()[damage]
+    befall(tmp_path / "step-000003")
+    with pytest.raises(InputError, match=expected):
+        folder.load()
+
+
+def write_checksums(state: Path) -> None:
+    """As `sha256sum` in the folder would."""
+    files = [file for file in sorted(state.iterdir()) if file.name != "sha256sums.txt"]
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
+    (state / "sha256sums.txt").write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"state_version": 3', '"state_version": 4', "has format 4 and this program reads 3"),
+        ('"step": 3', '"step": 2', "step-000003 holds step 2 of 9"),
+        ('"total_steps": 9', '"total_steps": 2', "step-000003 holds step 3 of 2"),
+    ],
+)
+def test_a_state_is_checked_against_its_version_and_its_folder(
+    tmp_path: Path, old: str, new: str, expected: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save(make_state(3))
+    description = tmp_path / "step-000003" / "state.json"
+    description.write_text(description.read_text().replace(old, new))
+    write_checksums(description.parent)
+    with pytest.raises(InputError, match=expected):
+        folder.load()
+
+
+def test_a_state_of_the_version_before_checksums_is_loaded(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.save(make_state(3))
     state = tmp_path / "step-000003"
-    if damage == "truncate":
-        (state / "weights.safetensors").write_bytes((state / "weights.safetensors").read_bytes()[:20])
-    elif damage == "remove":
-        (state / "optimizer.safetensors").unlink()
-    elif damage == "version":
-        text = (state / "state.json").read_text(encoding="utf-8")
-        (state / "state.json").write_text(text.replace('"state_version": 2', '"state_version": 3'), encoding="utf-8")
-    else:
-        (tmp_path / "current.json").write_text("{", encoding="utf-8")
-    expected = "has format 3 and this program reads 2" if damage == "version" else "damaged"
-    with pytest.raises(InputError, match=expected):
+    (state / "sha256sums.txt").unlink()
+    with pytest.raises(InputError, match=r"sha256sums\.txt is missing"):
         folder.load()
+    description = json.loads((state / "state.json").read_text())
+    del description["seconds"]
+    description["state_version"] = 2
+    for name in ("replanned_step", "replanned_progress"):
+        del description["schedule"][name]
+    (state / "state.json").write_text(json.dumps(description))
+    loaded = folder.load()
+    assert loaded.step == 3 and loaded.seconds is None and loaded.schedule == make_state(3).schedule
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"x,0.5\n", b"4\n", b"4,0.5,7\n", b"4,many\n", b"4,\0\n"])
+def test_damaged_metrics_are_one_sentence(tmp_path: Path, damage: bytes) -> None:
+    folder = RunFolder(tmp_path)
+    log = folder.open_metrics(0)
+    for step in range(1, 4):
+        log.append({"step": step, "loss": 0.5})
+    log.close()
+    before = folder.metrics_path.read_bytes()
+    folder.metrics_path.write_bytes(before + damage + b"5,0.5\n")
+    with pytest.raises(InputError, match=r"metrics\.csv (are damaged at line 5|cannot be read)"):
+        folder.open_metrics(3)
 
 
 def test_metrics_are_cut_back_to_the_resumed_step_and_unfinished_rows_are_dropped(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from mambacore.errors import InputError
 from mambapipelines.species.task import SpeciesTask
 from mambapipelines.species.train import train_species_classifier
 from mambapipelines.training import recorder
-from mambapipelines.training.state import RunFolder, read_metrics
+from mambapipelines.training.metrics import read_metrics
+from mambapipelines.training.state import RunFolder
 from training_runs import run_options, train_in_process, write_genomes
 
 STEPS = 40
