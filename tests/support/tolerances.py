@@ -26,6 +26,8 @@ TRAINING_FLOAT32 = 2e-3
 FOURIER_CAUSALITY = 1e-12
 # Layers in bfloat16 round after every operator, by up to 2^-8 each time.
 BFLOAT16_LAYERS = 5e-2
+# Root mean square of the roundings of a few layers in bfloat16, 2^-9 each on average, relative to that of the outputs.
+ONE_BFLOAT16_LAYER = 1e-2
 # float16 keeps 11 bits, and layers in it round after every operator, too.
 FLOAT16 = 2e-3
 FLOAT16_LAYERS = 2e-2

@@ -136,8 +136,9 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, records: Tensor | Non
     """Each query, one of the last positions, reads the keys of its record up to its own position."""
     length, past = queries.shape[1], keys.shape[1] - queries.shape[1]
     queries, keys, values = (tensor.transpose(1, 2) for tensor in (queries, keys, values))
-    if records is None and (past == 0 or length == 1):
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=past == 0).transpose(1, 2)
+    is_first = bool(past == 0)  # lengths are symbols when a graph is exported
+    if records is None and (is_first or length == 1):
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=is_first).transpose(1, 2)
     key_position = torch.arange(past + length, device=queries.device)
     outputs = [queries[:, :, :0]]
     for begin in range(0, length, QUERY_BLOCK):

@@ -16,8 +16,8 @@ Nothing here is causal, so nothing here has a state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,8 @@ def reverse_complement(sequence: Tensor) -> Tensor:
     return sequence.flip(1, 2)
 
 
-def complement_table(complement: Sequence[int], vocabulary_size: int) -> Tensor:
-    """The complement of every token, (vocabulary_size,); tokens beyond ``complement`` are their own.
+def complement_tokens(complement: Sequence[int], vocabulary_size: int) -> list[int]:
+    """The complement of every token; tokens beyond `complement` are their own.
 
     Raises:
         InputError: a table that is too long, or that does not give a token back when applied twice.
@@ -49,7 +49,18 @@ def complement_table(complement: Sequence[int], vocabulary_size: int) -> Tensor:
                 f"complement maps token {token} to {other}, which is not mapped back to {token}; "
                 "give a table that is its own inverse"
             )
-    return torch.tensor(table, dtype=torch.long)
+    return table
+
+
+def complement_table(complement: Sequence[int], vocabulary_size: int) -> Tensor:
+    """`complement_tokens` as a tensor (vocabulary_size,)."""
+    return torch.tensor(complement_tokens(complement, vocabulary_size), dtype=torch.long)
+
+
+def restore_complement(buffer: Tensor | None, tokens: Sequence[int] | None) -> None:
+    """Write a complement into the buffer that holds it, wherever that has been moved to."""
+    if buffer is not None and tokens is not None and buffer.device.type != "meta":
+        buffer.copy_(torch.tensor(tokens, dtype=torch.long))
 
 
 def starts_of_reversed(sequence_starts: Tensor) -> Tensor:
@@ -73,7 +84,14 @@ class EquivariantEmbedding(nn.Module):
     def __init__(self, vocabulary_size: int, model_width: int, complement: Sequence[int]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(vocabulary_size, model_width))
-        self.register_buffer("complement", complement_table(complement, vocabulary_size), persistent=False)
+        self._complement_tokens = complement_tokens(complement, vocabulary_size)
+        self.register_buffer("complement", torch.tensor(self._complement_tokens), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert everything; the complement is written anew, since `to_empty` leaves what memory held."""
+        super()._apply(fn, recurse)
+        restore_complement(self.complement, self._complement_tokens)
+        return self
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Whole numbers (batch, length) to (batch, length, 2 * model_width)."""

@@ -53,7 +53,9 @@ def chunkwise_attention(
                 tensor[:, begin:end].unflatten(1, (-1, chunk)) for tensor in (queries, keys, values)
             )
             starts = None if sequence_starts is None else sequence_starts[:, begin:end].unflatten(1, (-1, chunk))
-            output, memory = _walk_chunks(queries_here, keys_here, values_here, memory, log_decay, starts)
+            # A memory sums over the whole past: in the dtype that it comes in, not in that of autocast.
+            with torch.autocast(queries.device.type, enabled=False):
+                output, memory = _walk_chunks(queries_here, keys_here, values_here, memory, log_decay, starts)
             outputs.append(output.flatten(1, 2))
     return torch.cat(outputs, dim=1), memory
 

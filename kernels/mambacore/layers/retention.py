@@ -10,6 +10,7 @@ from mambacore.backends import compute_dtype
 from mambacore.layers.attention import even_head_count, rotated
 from mambacore.layers.linear_attention import chunkwise_attention
 from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.layers.plain_modules import is_plain
 from mambacore.parallel import positions_over_ranks, recurrence_over_ranks
 
 # Head number h keeps 1 - 2^-(5 + h) of its memory per position (equation 8).
@@ -64,6 +65,13 @@ class RetentionMixer(Mixer):
         self.norm = nn.GroupNorm(self.heads, self.inner_width, norm_epsilon)
         self.output_projection = nn.Linear(self.inner_width, model_width, bias=linear_bias)
 
+    def _normed(self, read: Tensor) -> Tensor:
+        """(positions, inner_width) through the group norm, in their own dtype."""
+        if not is_plain(self.norm, nn.GroupNorm):
+            return self.norm(read.to(self.norm.weight.dtype))
+        weight, bias = self.norm.weight.to(read.dtype), self.norm.bias.to(read.dtype)
+        return F.group_norm(read, self.heads, weight, bias, self.norm.eps)
+
     @property
     def log_decay(self) -> Tensor:
         """(heads,), float64: the logarithm of what a head keeps per position."""
@@ -94,6 +102,8 @@ class RetentionMixer(Mixer):
             initial_state=None if state is None else state.memory,
             sequence_starts=sequence_starts,
         )
-        # Group norm sees every position as a sample of its own, so that nothing is shared along the sequence.
-        normed = self.norm(read.flatten(-2).flatten(0, 1).to(sequence.dtype)).view_as(gate)
+        # Group norm sees every position as a sample of its own, so that nothing is shared along the sequence. What is
+        # read from a long past is too large for float16 until it is normalised.
+        with torch.autocast(sequence.device.type, enabled=False):
+            normed = self._normed(read.flatten(-2).flatten(0, 1)).to(sequence.dtype).view_as(gate)
         return self.output_projection(F.silu(gate) * normed), RetentionState(memory, after)

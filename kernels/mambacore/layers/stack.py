@@ -22,6 +22,8 @@ StackState = tuple[Any, ...]
 # Without gradients a long sequence is walked in pieces of this many positions (over the batch), whose buffers stay in
 # the cache and are used again: about twice as fast on a CPU as one sweep over freshly mapped memory.
 PIECE_POSITIONS = 4096
+# A piece of a large batch has at least this many positions: calling the operators costs as much as so many.
+SHORTEST_PIECE = 64
 
 
 class ResidualBlock(nn.Module):
@@ -179,10 +181,9 @@ class ResidualStack(nn.Module):
                 f"the state is of {len(state)} blocks but the stack has {len(self.blocks)}; "
                 "hand on what this stack returned"
             )
-        positions = max(1, PIECE_POSITIONS // max(1, sequence.shape[0]))
-        # Ranks exchange states once per layer, however long their stretches are, so these are not cut into pieces.
-        if torch.is_grad_enabled() or sequence.shape[1] <= positions or active_ranks() is not None:
+        if not self._walks_in_pieces(sequence):
             return self._walk(sequence, state, sequence_starts)
+        positions = max(SHORTEST_PIECE, PIECE_POSITIONS // sequence.shape[0])
         outputs = torch.empty_like(sequence)
         for begin in range(0, sequence.shape[1], positions):
             piece = slice(begin, begin + positions)
@@ -190,6 +191,15 @@ class ResidualStack(nn.Module):
             outputs[:, piece], state = self._walk(sequence[:, piece], state, starts)
         assert state is not None  # the sequence is longer than one piece
         return outputs, state
+
+    def _walks_in_pieces(self, sequence: Tensor) -> bool:
+        """Is a sequence so long that pieces of it are faster than one sweep?"""
+        # A graph that is compiled or exported holds for any length. Ranks exchange states once per layer, however long
+        # their stretches are, so these are not cut either.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or active_ranks() is not None:
+            return False
+        batch, length = sequence.shape[:2]
+        return length > SHORTEST_PIECE and batch * length > PIECE_POSITIONS
 
     def _walk(
         self, sequence: Tensor, state: StackState | None, sequence_starts: Tensor | None

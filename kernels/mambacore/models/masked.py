@@ -8,8 +8,8 @@ averaged afterwards (``conjoined_logits``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from mambacore.layers.bidirectional import BidirectionalStack
 from mambacore.layers.equivariant import (
     EquivariantEmbedding,
     EquivariantStack,
-    complement_table,
+    complement_tokens,
     equivariant_logits,
+    restore_complement,
     starts_of_reversed,
 )
 from mambacore.layers.mixer import parameters_without_decay
@@ -113,13 +114,20 @@ class MaskedLanguageModel(nn.Module):
         for table in (self.embedding, self.head):
             if table is not None:
                 nn.init.normal_(table.weight, std=EMBEDDING_DEVIATION)
-        complement = None if config.complement is None else complement_table(config.complement, rows)
+        self._complement_tokens = None if config.complement is None else complement_tokens(config.complement, rows)
+        complement = None if self._complement_tokens is None else torch.tensor(self._complement_tokens)
         self.register_buffer("complement", complement, persistent=False)
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
         """Parameters of the dynamics of all mixers."""
         return parameters_without_decay(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert everything; the complement is written anew, since `to_empty` leaves what memory held."""
+        super()._apply(fn, recurse)
+        restore_complement(self.complement, self._complement_tokens)
+        return self
 
     def forward(self, tokens: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
         """Logits (batch, length, padded_vocabulary_size) of tokens (batch, length).
