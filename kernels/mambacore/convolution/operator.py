@@ -79,6 +79,9 @@ def causal_convolution(
 def _last_inputs(inputs: Tensor, initial_state: Tensor | None, history: int, reverse: bool) -> Tensor:
     """The last `history` inputs in the direction of the walk, reaching back into the initial state if need be."""
     batch, length, channels = inputs.shape
+    if torch.compiler.is_compiling():  # one graph for all lengths, those below the history included
+        before = inputs.new_zeros(batch, history, channels) if initial_state is None else initial_state
+        return torch.cat([before, inputs.flip(1) if reverse else inputs], dim=1)[:, length:]
     kept = min(history, length)
     last = inputs[:, :kept].flip(1) if reverse else inputs[:, length - kept :]
     if kept == history:

@@ -121,10 +121,12 @@ def test_a_complement_survives_memory_that_was_never_filled():
 def test_an_exported_stack_takes_any_length(name, no_grad):
     torch.manual_seed(0)
     layers = ResidualStack(WIDTH, ["selective", "s4d"] if name == "hybrid" else [name]).eval()
-    shapes = {"sequence": {1: Dim("length", min=2, max=100_000)}, "state": None, "sequence_starts": None}
+    # With gradients, states are kept before every 64 positions, and what is sized one in a graph stays so.
+    shortest = 2 if no_grad else 65
+    shapes = {"sequence": {1: Dim("length", min=shortest, max=100_000)}, "state": None, "sequence_starts": None}
     with torch.set_grad_enabled(not no_grad):
-        exported = torch.export.export(layers, (normal(1, 50, WIDTH), None, None), dynamic_shapes=shapes).module()
-        for length in (2, 33, 1000, 9000 if name != "attention" else 1001):
+        exported = torch.export.export(layers, (normal(1, 200, WIDTH), None, None), dynamic_shapes=shapes).module()
+        for length in (shortest, 83, 1000, 9000 if name != "attention" else 1001):
             sequence = normal(1, length, WIDTH)
             assert relative_error(exported(sequence, None, None)[0], layers(sequence)[0]) < 10 * FLOAT32
 
@@ -166,6 +168,6 @@ def test_a_meta_weight_beside_cpu_inputs_is_refused():
     layers.blocks[0].norm.to("meta")
     with (
         torch.no_grad(),
-        pytest.raises((ValueError, RuntimeError), match="must be on the device of the inputs, cpu, but is on meta"),
+        pytest.raises((ValueError, RuntimeError), match="must be on the device of the inputs, cpu"),
     ):
         layers(normal(1, 1, WIDTH))
