@@ -1,1 +1,35 @@
-"""DNA on the shared core: alphabet, tokenizer, FASTA, genomes, windows, the species classifier and its baselines."""
+"""DNA on the shared core: readers, models, and what is done with them.
+
+model = genomamba.load("yeasts")  # a folder, or hf://owner/name@revision
+table = model.classify("contigs.fa")
+print(table)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genomamba.loaded import LoadedLanguageModel, LoadedModel, LoadedSequenceModel, LoadedSpeciesClassifier, load
+    from genomamba.results import Embeddings, ResultTable
+
+__all__ = [
+    "Embeddings",
+    "LoadedLanguageModel",
+    "LoadedModel",
+    "LoadedSequenceModel",
+    "LoadedSpeciesClassifier",
+    "ResultTable",
+    "load",
+]
+
+_MODULES = dict.fromkeys(__all__, "genomamba.loaded") | {
+    "Embeddings": "genomamba.results",
+    "ResultTable": "genomamba.results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first asked for: torch takes seconds."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'genomamba' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO, Final, cast
+from typing import Final, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from genomamba.classification.evidence import (
 from genomamba.classification.held_out import FloatArray
 from genomamba.classification.novelty import LikelihoodQuantiles, best_likelihood, own_likelihood, pair_counts
 from genomamba.io.fasta import SpooledRecord, spool_records
-from genomamba.io.fastq import read_sequence_events
+from genomamba.io.sources import SequenceSource, sequence_events
 from genomamba.models.device import device_of
 from genomamba.models.species_classifier import BASES, SpeciesClassifier
 from genomamba.tokenizer import Tokens
@@ -170,14 +170,14 @@ class RecordClassifier:
         """Whether classifications have a p-value."""
         return self._quantiles is not None
 
-    def classify(self, source: str | BinaryIO, advance: Callable[[int], object] = _ignore) -> Iterator[Classification]:
+    def classify(self, source: SequenceSource, advance: Callable[[int], object] = _ignore) -> Iterator[Classification]:
         """Classify the records of a FASTA or FASTQ source, in order.
 
         Neighbouring records of similar length share a batch; results depend neither on that nor on the length of the
         pieces that longer records are cut into.
 
         Args:
-            source: a path, "-" for standard input, or a binary stream.
+            source: a file, stream, mapping of names to letters, or letters (`genomamba.io.sources`).
             advance: called with the number of bases done.
 
         Raises:
@@ -187,7 +187,7 @@ class RecordClassifier:
             yield self.answer(record)
 
     def evidence(
-        self, sources: Sequence[str | BinaryIO], share: Share, advance: Callable[[int], object] = _ignore
+        self, sources: Sequence[SequenceSource], share: Share, advance: Callable[[int], object] = _ignore
     ) -> Iterator[tuple[int, RecordEvidence]]:
         """Yield (batch number, evidence) for the records of a share of the batches, in the order of the input.
 
@@ -203,7 +203,7 @@ class RecordClassifier:
         for place, source in enumerate(sources):
             waiting: list[_WaitingRecord] = []
             waiting_bases = 0
-            with closing(spool_records(source, events_of=read_sequence_events)) as records:  # type: ignore[type-var]
+            with closing(spool_records(source, events_of=sequence_events)) as records:  # type: ignore[type-var]
                 for record in records:
                     is_long = record.length > self._piece_length and record.length >= self._minimum_length
                     full = len(waiting) >= MOST_WAITING_RECORDS or waiting_bases >= MOST_WAITING_BASES

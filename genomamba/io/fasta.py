@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Final, Protocol, cast
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class SpooledRecord:
         return tokens
 
 
-EventReader = Callable[[FastaSource], Generator[FastaHeader | Tokens, None, None]]
+EventReader = Callable[[Any], Generator[FastaHeader | Tokens, None, None]]
 """What `read_events` does, for some format."""
 
 
@@ -138,12 +138,12 @@ def read_records(source: FastaSource) -> Iterator[FastaRecord]:
 
 
 def spool_records(
-    source: FastaSource, memory_bytes: int = 16 * 2**20, events_of: EventReader | None = None
+    source: Any, memory_bytes: int = 16 * 2**20, events_of: EventReader | None = None
 ) -> Iterator[SpooledRecord]:
     """Yield the records of a source one by one in bounded memory, whatever their length.
 
     A record of more than `memory_bytes` bases goes to a temporary file. Each record is valid until the next is drawn
-    or the iterator is closed. `events_of` is the parser, `read_events` for FASTA unless another one is given.
+    or the iterator is closed. `events_of` is the parser of the source, `read_events` for FASTA unless another is given.
 
     **Raises** `InputError`, one sentence that names the source, for anything that the parser refuses.
     """

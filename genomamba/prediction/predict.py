@@ -1,11 +1,12 @@
-"""What a sequence model says: grouped by length, both strands averaged, long sequences in pieces."""
+"""Predictions of a sequence model: batches of similar length, both strands averaged, long sequences in pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +19,11 @@ from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
 PIECE_LENGTH_BP: Final = 16_384
 """Longer sequences go through a causal stack in pieces of this length, alone."""
 BASES_PER_FORWARD: Final = 32_768
+# Sequences wait for others of similar length, with which they share a batch; the number that waits is bounded.
+MOST_WAITING_SEQUENCES: Final = 256
+MOST_WAITING_BASES: Final = 1 << 20
+
+NamedTokens = tuple[str, Tokens]
 
 
 @torch.inference_mode()
@@ -53,6 +59,59 @@ def model_outputs(
         start = end
     model.train(training)
     return outputs
+
+
+def predict_sequences(
+    model: SequenceModel, sequences: Iterable[NamedTokens], advance: Callable[[int], object] = lambda bases: None
+) -> Iterator[tuple[str, int, npt.NDArray[np.float64]]]:
+    """Yield name, length (bp) and predictions (outputs,) of each sequence, in order and in bounded memory.
+
+    Predictions are those of `predictions_from`, NaN for a sequence without bases.
+    """
+    for waiting in _groups(sequences):
+        predictions = np.full((len(waiting), model.config.targets.outputs), np.nan)
+        present = [place for place, (_, tokens) in enumerate(waiting) if len(tokens)]
+        if present:
+            outputs = model_outputs(model, [waiting[place][1] for place in present], advance)
+            predictions[present] = predictions_from(model.config.targets, outputs)
+        for (name, tokens), values in zip(waiting, predictions, strict=True):
+            yield name, len(tokens), values
+
+
+def prediction_columns(description: TargetDescription) -> list[str]:
+    """Name the columns of a prediction: `call`, `probability` and `p_CLASS` of classes, `p_COLUMN` of labels, or the
+    columns of numbers.
+    """
+    if description.kind == "classes":
+        return ["call", "probability", *(f"p_{name}" for name in description.class_names)]
+    if description.kind == "labels":
+        return [f"p_{name}" for name in description.columns]
+    return list(description.columns)
+
+
+def prediction_values(description: TargetDescription, predictions: npt.NDArray[np.float64]) -> list[Any]:
+    """Return the values of one sequence in the order of `prediction_columns`; None where there is no prediction."""
+    values: list[Any] = [None if np.isnan(value) else float(value) for value in predictions]
+    if description.kind != "classes":
+        return values
+    if np.isnan(predictions).any():
+        return [None, None, *values]
+    best = int(predictions.argmax())
+    return [description.class_names[best], values[best], *values]
+
+
+def _groups(sequences: Iterable[NamedTokens]) -> Iterator[list[NamedTokens]]:
+    """Consecutive sequences, a bounded number of them at a time."""
+    waiting: list[NamedTokens] = []
+    bases = 0
+    for sequence in sequences:
+        waiting.append(sequence)
+        bases += len(sequence[1])
+        if len(waiting) >= MOST_WAITING_SEQUENCES or bases >= MOST_WAITING_BASES:
+            yield waiting
+            waiting, bases = [], 0
+    if waiting:
+        yield waiting
 
 
 def predictions_from(description: TargetDescription, outputs: Tensor) -> Predictions:

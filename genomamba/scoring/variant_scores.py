@@ -17,7 +17,7 @@ Everything is computed for each strand in its own direction; the score is the me
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,20 @@ from mambacore.state import map_state
 DEFAULT_WINDOW_BP: Final = 1024
 DEFAULT_SPAN_BP: Final = 5
 SMALLEST_WINDOW_BP: Final = 16
+ALLELE_COLUMNS: Final = (
+    "chromosome",
+    "position",
+    "id",
+    "reference",
+    "alternative",
+    "status",
+    "log_likelihood_ratio",
+    "log_likelihood_ratio_forward",
+    "log_likelihood_ratio_reverse",
+    "embedding_distance",
+    "scored_bases",
+    "unknown_bases",
+)
 LONGEST_ALLELE_SHARE: Final = 4
 """Alleles are scored up to one part in so many of the window: the rest is what they are judged by."""
 _POSITIONS_AT_ONCE: Final = 1 << 15
@@ -196,6 +210,25 @@ class AlleleScore:
             float(np.mean([score.embedding_distance for score in present])),
             max(score.scored_bases for score in present),
         )
+
+
+def allele_values(variant: Variant, allele: AlleleScore) -> tuple[Any, ...]:
+    """Return the values of one allele in the order of `ALLELE_COLUMNS`; None where there is no score."""
+    score = allele.score
+    of_strands = [None if one is None else one.log_likelihood_ratio for one in (*allele.strands, None, None)[:2]]
+    return (
+        variant.chromosome,
+        variant.position,
+        variant.identifier,
+        variant.reference,
+        allele.alternative or ".",
+        allele.status,
+        None if score is None else score.log_likelihood_ratio,
+        *of_strands,
+        None if score is None else score.embedding_distance,
+        None if score is None else score.scored_bases,
+        None if score is None else allele.unknown_bases,
+    )
 
 
 def require_window(length: int) -> None:

@@ -1,4 +1,4 @@
-"""`genomamba predict`: what a sequence model says of FASTA records or of the rows of a table, in their order."""
+"""`genomamba predict`: predictions for FASTA records or the rows of a table, in order."""
 
 from __future__ import annotations
 
@@ -10,28 +10,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
 from genomamba.data.targets import TargetDescription
 from genomamba.io.fasta import STANDARD_INPUT, is_gzipped, read_records
 from genomamba.io.tables import read_sequence_table
-from genomamba.models.sequence_model import SequenceModel, load_sequence_model
+from genomamba.models.sequence_model import load_sequence_model
 from genomamba.prediction.metrics import Predictions
-from genomamba.prediction.predict import model_outputs, predictions_from
-from genomamba.tokenizer import Tokens
+from genomamba.prediction.predict import NamedTokens, predict_sequences, prediction_columns, prediction_values
 from mambacore.errors import InputError
 from mambacore.safe_text import table_line
 from mambapipelines.console import WorkProgress, counted, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 
 NOT_AVAILABLE: Final = "NA"
-# Records wait for others of about their length, which go through the model together; the waiting is bounded.
-MOST_WAITING_RECORDS: Final = 256
-MOST_WAITING_BASES: Final = 1 << 20
-
-Named = tuple[str, Tokens]
 
 
 @dataclass(frozen=True)
@@ -76,10 +70,10 @@ def predict_files(options: PredictionOptions) -> int:
         progress = opened.enter_context(WorkProgress("predict", None, lines_elsewhere=False, bar=bar))
         stream.write(_header(description).encode() + b"\n")
         for source in options.sources:
-            for waiting in _groups(_read(source, options)):
-                stream.write(_predicted(model, waiting, progress).encode())
-                stream.flush()
-                count += len(waiting)
+            for name, length, values in predict_sequences(model, _read(source, options), progress.advance):
+                stream.write(f"{_row(description, name, length, values)}\n".encode())
+                count += 1
+        stream.flush()
     note(counted(count, "record"))
     return count
 
@@ -98,53 +92,20 @@ def predictions_table(
 
 
 def _header(description: TargetDescription) -> str:
-    if description.kind == "classes":
-        columns = ["call", "probability", *(f"p_{name}" for name in description.class_names)]
-    elif description.kind == "labels":
-        columns = [f"p_{name}" for name in description.columns]
-    else:
-        columns = list(description.columns)
-    return table_line(["record", "length", *columns])
+    return table_line(["record", "length", *prediction_columns(description)])
 
 
 def _row(description: TargetDescription, name: str, length: int, values: np.ndarray) -> str:
-    shown = [NOT_AVAILABLE if np.isnan(value) else f"{value:.6g}" for value in values]
-    if description.kind == "classes":
-        best = NOT_AVAILABLE if np.isnan(values).any() else description.class_names[int(values.argmax())]
-        shown = [best, shown[int(values.argmax())], *shown]
-    return table_line([name, str(length), *shown])
+    return table_line([name, str(length), *map(_shown, prediction_values(description, values))])
 
 
-def _predicted(model: SequenceModel, waiting: Sequence[Named], progress: WorkProgress) -> str:
-    """The rows of some records."""
-    description = model.config.targets
-    predictions = np.full((len(waiting), description.outputs), np.nan)
-    present = [place for place, (_, tokens) in enumerate(waiting) if len(tokens)]
-    if present:
-        outputs = model_outputs(model, [waiting[place][1] for place in present], progress.advance)
-        predictions[present] = predictions_from(description, outputs)
-    rows = [
-        _row(description, name, len(tokens), values)
-        for (name, tokens), values in zip(waiting, predictions, strict=True)
-    ]
-    return "".join(f"{row}\n" for row in rows)
+def _shown(value: Any) -> str:
+    if value is None:
+        return NOT_AVAILABLE
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _groups(records: Iterator[Named]) -> Iterator[list[Named]]:
-    """Records that follow each other, a bounded number of them at a time."""
-    waiting: list[Named] = []
-    bases = 0
-    for record in records:
-        waiting.append(record)
-        bases += len(record[1])
-        if len(waiting) >= MOST_WAITING_RECORDS or bases >= MOST_WAITING_BASES:
-            yield waiting
-            waiting, bases = [], 0
-    if waiting:
-        yield waiting
-
-
-def _read(source: str, options: PredictionOptions) -> Iterator[Named]:
+def _read(source: str, options: PredictionOptions) -> Iterator[NamedTokens]:
     """The records of a FASTA file, or the rows of a table."""
     stream: str | BinaryIO = source
     if source == STANDARD_INPUT:

@@ -13,28 +13,22 @@ from typing import TextIO, cast
 from genomamba.io.reference import Reference
 from genomamba.io.vcf import Variant, VariantFile, read_chromosome_map, require_shared_contigs
 from genomamba.models.language_model import load_language_model
-from genomamba.scoring.variant_scores import AlleleScore, StrandScore, VariantScorer, require_window, score_variants
+from genomamba.scoring.variant_scores import (
+    ALLELE_COLUMNS,
+    AlleleScore,
+    StrandScore,
+    VariantScorer,
+    allele_values,
+    require_window,
+    score_variants,
+)
 from mambacore.errors import InputError
-from mambacore.safe_text import table_line
+from mambacore.safe_text import safe_field
 from mambapipelines.console import WorkProgress, counted, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 
 FORMATS = ("tsv", "vcf")
 MISSING = "NA"
-COLUMNS = (
-    "chromosome",
-    "position",
-    "id",
-    "reference",
-    "alternative",
-    "status",
-    "log_likelihood_ratio",
-    "log_likelihood_ratio_forward",
-    "log_likelihood_ratio_reverse",
-    "embedding_distance",
-    "scored_bases",
-    "unknown_bases",
-)
 RATIO_KEY, DISTANCE_KEY, STATUS_KEY = "GENOMAMBA_LLR", "GENOMAMBA_DISTANCE", "GENOMAMBA_STATUS"
 
 
@@ -91,7 +85,7 @@ def run_variant_scoring(options: VariantScoringOptions) -> None:
             if output_format == "vcf":
                 output.write(annotated_header(variants.header_text))
             else:
-                output.write("\t".join(COLUMNS) + "\n")
+                output.write("\t".join(ALLELE_COLUMNS) + "\n")
             line_of: Callable[[Variant, Sequence[AlleleScore]], str] = (
                 annotated_line if output_format == "vcf" else table_rows
             )
@@ -103,26 +97,20 @@ def run_variant_scoring(options: VariantScoringOptions) -> None:
 
 
 def table_rows(variant: Variant, scores: Sequence[AlleleScore]) -> str:
-    """One line per allele of a record, in the order of `COLUMNS`."""
+    """One line per allele of a record, in the order of `ALLELE_COLUMNS`."""
     lines = []
     for allele in scores:
-        score = allele.score
-        forward = allele.strands[0] if allele.strands else None
-        other = allele.strands[1] if len(allele.strands) > 1 else None
-        fields = [
-            variant.chromosome,
-            str(variant.position),
-            variant.identifier,
-            variant.reference,
-            allele.alternative or ".",
-            allele.status,
-            *(_ratio(one) for one in (score, forward, other)),
-            MISSING if score is None else f"{score.embedding_distance:.6g}",
-            MISSING if score is None else str(score.scored_bases),
-            MISSING if score is None else str(allele.unknown_bases),
-        ]
-        lines.append(table_line(fields) + "\n")
+        values = zip(ALLELE_COLUMNS, allele_values(variant, allele), strict=True)
+        lines.append("\t".join(_shown(column, value) for column, value in values) + "\n")
     return "".join(lines)
+
+
+def _shown(column: str, value: object) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, float):
+        return f"{value:.6g}" if column == "embedding_distance" else f"{value:.5f}"
+    return safe_field(str(value))
 
 
 def annotated_header(header: str) -> str:

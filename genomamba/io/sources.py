@@ -1,0 +1,78 @@
+"""Sequences however a caller has them: a file, a stream, a mapping of names to letters, or the letters themselves."""
+
+import os
+from collections.abc import Generator, Iterator, Mapping
+from typing import BinaryIO, Final
+
+import numpy as np
+
+from genomamba.alphabet import IUPAC_CODES
+from genomamba.io.fasta import STANDARD_INPUT, FastaHeader, FastaRecord, tokenize
+from genomamba.io.fastq import read_sequence_events
+from genomamba.tokenizer import Tokens
+from mambacore.errors import InputError
+
+SequenceSource = str | bytes | os.PathLike[str] | BinaryIO | Mapping[str, str | bytes]
+"""A path to FASTA or FASTQ, plain or compressed; "-" for standard input; a binary stream; a mapping of names to
+letters; or the letters of one sequence."""
+
+LETTERS_NAME: Final = "sequence"
+"""The name of a sequence that is given as letters."""
+
+_LETTERS: Final = frozenset(IUPAC_CODES + IUPAC_CODES.lower() + "-*.?")
+
+
+def sequence_events(source: SequenceSource) -> Generator[FastaHeader | Tokens, None, None]:
+    """Yield a `FastaHeader` for each sequence of a source, followed by its tokens.
+
+    Raises:
+        InputError: a file that is neither FASTA nor FASTQ, letters that are not DNA, or a text that is neither the name
+            of a file nor letters.
+    """
+    if isinstance(source, Mapping):
+        for name, letters in source.items():
+            yield from _events_of_letters(str(name), letters)
+    elif isinstance(source, bytes) or (isinstance(source, str) and _is_letters(source)):
+        yield from _events_of_letters(LETTERS_NAME, source)
+    elif isinstance(source, str) and source != STANDARD_INPUT and not os.path.exists(source) and not _is_path(source):
+        shown = source if len(source) <= 40 else source[:40] + "..."
+        raise InputError(f"'{shown}' is neither a file nor letters of DNA: give one of these.")
+    else:
+        yield from read_sequence_events(source)
+
+
+def read_sequences(source: SequenceSource) -> Iterator[FastaRecord]:
+    """Yield the sequences of a source, each whole in memory (1 byte a base).
+
+    Raises:
+        InputError: as `sequence_events`.
+    """
+    header: FastaHeader | None = None
+    tokens = bytearray()
+    for event in sequence_events(source):
+        if not isinstance(event, FastaHeader):
+            tokens += event.data
+            continue
+        if header is not None:
+            yield FastaRecord(header.name, header.description, np.frombuffer(tokens, dtype=np.uint8))
+        header, tokens = event, bytearray()
+    if header is not None:
+        yield FastaRecord(header.name, header.description, np.frombuffer(tokens, dtype=np.uint8))
+
+
+def _events_of_letters(name: str, letters: str | bytes) -> Generator[FastaHeader | Tokens, None, None]:
+    header = FastaHeader(name, "")
+    yield header
+    text = letters.encode("utf-8", "replace") if isinstance(letters, str) else bytes(letters)
+    tokens = tokenize(text, 0, header, "the given sequences")
+    if len(tokens):
+        yield tokens
+
+
+def _is_letters(text: str) -> bool:
+    return bool(text) and text != STANDARD_INPUT and set(text) <= _LETTERS and not os.path.exists(text)
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text that names no file was meant to."""
+    return os.sep in text or "." in text
