@@ -164,11 +164,11 @@ class WaveformGenerator:
             for first in range(0, count, SAMPLES_AT_ONCE):
                 here = min(SAMPLES_AT_ONCE, count - first)
                 uniforms = torch.from_numpy(np.stack([stream.random(here) for stream in streams]))
-                drawn, found = walk(uniforms)
-                classes[:, before + first : before + first + here] = drawn
+                chosen, found = walk(uniforms)
+                classes[:, before + first : before + first + here] = chosen
                 likelihoods[:, first : first + here] = found
                 if progress is not None:
-                    progress(drawn.numel())
+                    progress(chosen.numel())
         seconds_taken = time.perf_counter() - begin
         return GeneratedClips(classes, likelihoods, self.quantiser, numbers, seconds_taken, asked, gain)
 
@@ -276,10 +276,10 @@ class _Sampling(NamedTuple):
     def choose(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """One class for each clip from the logits of (clips, or twice as many with guidance, classes)."""
         if self.guidance == 1:
-            return draw(logits, uniforms, self.temperature, self.top_p)
+            return sample_classes(logits, uniforms, self.temperature, self.top_p)
         labelled, unlabelled = logits.to(_widest(logits)).chunk(2)
         guided = unlabelled + self.guidance * (labelled - unlabelled)
-        chosen, _ = draw(guided, uniforms, self.temperature, self.top_p)
+        chosen, _ = sample_classes(guided, uniforms, self.temperature, self.top_p)
         return chosen, torch.log_softmax(labelled, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
 
 
@@ -300,17 +300,17 @@ class _NativeWalk:
             )
             self._position += uniforms.shape[1]
             return found
-        drawn, likelihoods = [], []
+        classes, likelihoods = [], []
         for uniform in uniforms.unbind(1):
-            # What is "given" replaces the class that would be drawn; only the logits are wanted.
+            # What is "given" replaces the class that would be sampled; only the logits are wanted.
             self._steps.run(self._memory, self._tokens, self._position, given=self._tokens.unsqueeze(1).clone())
             logits = self._memory[:, self._steps.logits : self._steps.logits + self._steps.classes]
             chosen, likelihood = self._sampling.choose(logits, uniform)
             self._tokens = chosen.repeat(2)
             self._position += 1
-            drawn.append(chosen)
+            classes.append(chosen)
             likelihoods.append(likelihood)
-        return torch.stack(drawn, dim=1), torch.stack(likelihoods, dim=1)
+        return torch.stack(classes, dim=1), torch.stack(likelihoods, dim=1)
 
 
 class _ComposedWalk:
@@ -326,14 +326,14 @@ class _ComposedWalk:
     def __call__(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """(clips, count) uniforms to classes and their log-likelihoods of the same shape."""
         copies = 1 if self._sampling.guidance == 1 else 2
-        drawn, likelihoods = [], []
+        classes, likelihoods = [], []
         for uniform in uniforms.unbind(1):
             logits, self._state = self._model(self._token.repeat(copies, 1), self._state)
             chosen, likelihood = self._sampling.choose(logits[:, 0], uniform.to(self._device))
             self._token = chosen.unsqueeze(1)
-            drawn.append(chosen.cpu())
+            classes.append(chosen.cpu())
             likelihoods.append(likelihood.cpu())
-        return torch.stack(drawn, dim=1), torch.stack(likelihoods, dim=1)
+        return torch.stack(classes, dim=1), torch.stack(likelihoods, dim=1)
 
 
 def check_guidance(guidance: float, labels: Mapping[str, str] | None) -> None:
@@ -348,12 +348,14 @@ def check_guidance(guidance: float, labels: Mapping[str, str] | None) -> None:
         raise InputError("guidance exaggerates what labels say; ask for a label too")
 
 
-def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+def sample_classes(
+    logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Sample one class per row by its cumulative probabilities, as the native steps do.
 
     Args:
         logits: (batch, classes).
-        uniforms: (batch,), from 0 to below 1: the same number draws the same class.
+        uniforms: (batch,), from 0 to below 1: the same number gives the same class.
         temperature, top_p: see `WaveformGenerator.generate`.
 
     Returns:

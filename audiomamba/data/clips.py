@@ -94,7 +94,7 @@ class ClipCollection:
         return stacked([self.example(number, length, start) for number, start in places])
 
     def examples(self, length: int) -> Iterator[tuple[Clip, Example]]:
-        """Every sample of every clip once, in pieces of ``length``, the last of a clip padded."""
+        """Every sample of every clip once, in pieces of `length`, the last of a clip padded."""
         _require_length(length)
         for number, clip in enumerate(self.clips):
             for start in range(0, clip.classes.shape[0], length):
@@ -102,14 +102,14 @@ class ClipCollection:
 
 
 class ClipSampler:
-    """Draws training examples of one length.
+    """Samples training examples of one length.
 
     Args:
-        collection: what to draw from.
+        collection: the clips to sample from.
         length: samples in an example. Longer clips are cut at a random place, shorter ones padded.
         seed: from 0 to 2^64 - 1.
-        by_duration: draw every second of sound equally often, for a few recordings of unlike lengths. Otherwise every
-            clip is drawn once before any is drawn again.
+        by_duration: sample every second of sound equally often, for a few recordings of unlike lengths. Otherwise every
+            clip comes once before any comes again.
         silence_after: samples of silence (the middle class) after each clip, for a model to learn where clips end.
         drop_labels: probability that an example comes without labels, so that a model learns to do without; of several
             label sets, each is also dropped alone with this probability.
@@ -129,7 +129,7 @@ class ClipSampler:
     ) -> None:
         _require_length(length)
         if not 0 <= seed < 2**64:
-            raise InputError(f"the seed is {seed}; use a whole number from 0 to 2^64 - 1")
+            raise InputError(f"the seed is {seed}; use an integer from 0 to 2^64 - 1")
         if not collection.clips:
             raise InputError("there is no clip to train on; give a folder that holds some")
         self.collection = collection
@@ -143,7 +143,7 @@ class ClipSampler:
         self._order: tuple[int, np.ndarray] | None = None  # the last epoch's, which is a function of (seed, epoch)
 
     def sample(self, index: int) -> Example:
-        """Example number ``index``. Depends on (seed, index) only."""
+        """Example number `index`. Depends on (seed, index) only."""
         random = self._random(index, stream=0)
         if self.by_duration:
             number = min(int(np.searchsorted(self._shares, random.random(), side="right")), len(self._shares) - 1)
@@ -293,10 +293,10 @@ def read_clips(
 
 
 def read_in_parallel(read: Callable[[int], Read], count: int) -> Iterator[Read | InputError]:
-    """What ``read`` makes of 0 to count - 1, in order, by several threads.
+    """What `read` makes of 0 to count - 1, in order, by several threads.
 
-    They are never more than ``READ_AHEAD`` files ahead, so that a slow reader of the results does not fill the memory.
-    An ``InputError`` is handed on as a result: what to do with a bad file is for the caller to say.
+    They are never more than `READ_AHEAD` files ahead, so that a slow reader of the results does not fill the memory.
+    An `InputError` is handed on as a result: what to do with a bad file is for the caller to say.
     """
 
     def attempt(number: int) -> Read | InputError:
@@ -317,7 +317,7 @@ def speech_commands_files(folder: Path | str, split: str, words: Sequence[str] =
 
     Args:
         folder: the archive, unpacked.
-        split: one of ``SPLITS``.
+        split: one of `SPLITS`.
         words: names of its folders; the ten digits make SC09.
 
     Raises:
@@ -360,7 +360,7 @@ def split_recording(
         preparation: of the whole recording, so that all parts get the same gain.
 
     Raises:
-        InputError: as :func:`read_clip`; shares that are not positive or do not make 1, or a recording too short.
+        InputError: as `read_clip`; shares that are not positive or do not make 1, or a recording too short.
     """
     if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise InputError(f"the parts of {path} have shares {dict(shares)}; give positive ones that add up to 1")

@@ -36,7 +36,7 @@ class NoiseChange(NamedTuple):
     """
 
     share: float = 0.0  # of the clips that get any
-    lowest_ratio_db: float = -30.0  # of the power of the clip to that of the noise, drawn evenly
+    lowest_ratio_db: float = -30.0  # of the power of the clip to that of the noise, uniformly distributed
     highest_ratio_db: float = 30.0
 
 
@@ -56,18 +56,18 @@ def labelled_splits(
     words: Sequence[str] | None = None,
     labelled: bool = True,
 ) -> dict[str, LabelledFiles]:
-    """The files of a folder for training, validation and the test (``SPLITS``), with labels.
+    """The files of a folder for training, validation and the test (`SPLITS`), with labels.
 
     Args:
         data: a folder with a folder per class, as Speech Commands has them, or with the label in each file's name.
         label_pattern: a regular expression that is searched for in the file's name; its first group is the label.
-        valid, test: shell patterns (``*_[5-9].wav``) that paths within the folder are held against. Without any, the
+        valid, test: shell patterns (`*_[5-9].wav`) that paths within the folder are held against. Without any, the
             lists in the folder say it, as in Speech Commands; a split that nothing is said of is empty.
         words: only clips of these labels, for which they need to be known.
         labelled: whether the labels are needed for anything else; without them any layout will do.
 
     Raises:
-        InputError: a pattern that is none or fits nothing, a file without a label, or nothing to train on.
+        InputError: a pattern that is not valid or matches nothing, a file without a label, or nothing to train on.
     """
     folder = Path(data)
     expression = _expression(label_pattern)
@@ -141,7 +141,7 @@ def read_fitted(files: LabelledFiles, log_mel: LogMelConfig, *, skip_bad: bool =
 def changed_clip(clip: Tensor, sample_rate_hz: int, seed: int, index: int, noise: NoiseChange | None = None) -> Tensor:
     """(samples,) moved by up to 0.1 s, mixed with noise, and made softer or louder.
 
-    A function of (clip, seed, index) only. The gain is drawn evenly in decibels from -12 to 6.
+    A function of (clip, seed, index) only. The gain is uniformly distributed from -12 to 6 dB.
     """
     key = np.array([seed, index], dtype=np.uint64)
     random = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 3]))
@@ -181,7 +181,7 @@ def _expression(pattern: str | None) -> re.Pattern[str] | None:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise InputError(f"the label pattern {pattern!r} is no regular expression ({error}); correct it") from error
+        raise InputError(f"the label pattern {pattern!r} is not a regular expression ({error}); correct it") from error
     if expression.groups < 1:
         raise InputError(f"the label pattern {pattern!r} has no group; put the label in parentheses: '^([0-9])_'")
     return expression

@@ -111,12 +111,12 @@ class ClipPreparation:
         return samples[: measure.samples] * measure.gain, measure.gain
 
     def to_config(self) -> dict[str, Any]:
-        """JSON-able; :meth:`from_config` reads it back."""
+        """JSON-able; `from_config` reads it back."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_config(cls, values: object) -> ClipPreparation:
-        """The opposite of :meth:`to_config`.
+        """The opposite of `to_config`.
 
         Raises:
             InputError: it is not a mapping, has an unknown key, or a value outside of its range.

@@ -28,15 +28,15 @@ QUANTISER_VERSION: Final = 1
 class Quantiser:
     """Turns samples into classes and classes into samples.
 
-    With Q = 2^bits classes and a sample x, divided by ``full_scale`` and limited to [-1, 1]:
+    With Q = 2^bits classes and a sample x, divided by `full_scale` and limited to [-1, 1]:
 
-    - ``mu-law`` (ITU-T G.711's continuous curve with mu = Q - 1, as in WaveNet, arXiv 1609.03499, section 2.2):
+    - `mu-law` (ITU-T G.711's continuous curve with mu = Q - 1, as in WaveNet, arXiv 1609.03499, section 2.2):
       y = sign(x) log(1 + mu |x|) / log(1 + mu), class = floor((y + 1) / 2 * mu + 1/2). Zero lies between two classes
       and goes to the upper one, Q / 2, which decodes to -81 dB of full scale with 8 bits.
-    - ``linear`` (unsigned PCM): class = floor(x * Q / 2 + Q / 2 + 1/2), at most Q - 1. Zero is class Q / 2 exactly.
+    - `linear` (unsigned PCM): class = floor(x * Q / 2 + Q / 2 + 1/2), at most Q - 1. Zero is class Q / 2 exactly.
 
     Attributes:
-        scheme: one of ``SCHEMES``.
+        scheme: one of `SCHEMES`.
         bits: 8 to 16.
         sample_rate_hz: of the waveforms that the model was trained on.
         full_scale: the largest amplitude; what is louder is clipped.
@@ -56,7 +56,7 @@ class Quantiser:
         if not _is_whole(self.bits) or not FEWEST_BITS <= self.bits <= MOST_BITS:
             raise InputError(f"a quantiser has {FEWEST_BITS} to {MOST_BITS} bits but {self.bits!r} were asked for")
         if not _is_whole(self.sample_rate_hz) or self.sample_rate_hz < 1:
-            raise InputError(f"sample_rate_hz is {self.sample_rate_hz!r}; give a whole number of samples per second")
+            raise InputError(f"sample_rate_hz is {self.sample_rate_hz!r}; give an integer number of samples per second")
         if isinstance(self.full_scale, bool) or not isinstance(self.full_scale, int | float):
             raise InputError(f"full_scale is {self.full_scale!r}; give the largest amplitude as a number")
         if not math.isfinite(self.full_scale) or self.full_scale <= 0:
@@ -78,10 +78,10 @@ class Quantiser:
         return torch.uint8 if self.bits == 8 else torch.int32
 
     def encode(self, samples: Tensor) -> Tensor:
-        """Samples of any shape and floating dtype to classes of the same shape, ``class_dtype``.
+        """Samples of any shape and floating dtype to classes of the same shape, `class_dtype`.
 
         Raises:
-            InputError: a sample that is no finite number, or samples that are not floating.
+            InputError: a sample that is not finite, or samples that are not floating.
         """
         if not samples.is_floating_point():
             raise InputError(
@@ -90,7 +90,7 @@ class Quantiser:
         # In float64, so that rounding never moves a decoded sample to a neighbouring class, at any depth.
         wide = samples.double() / self.full_scale
         if not torch.isfinite(wide).all():
-            raise InputError("the waveform holds samples that are no finite numbers (NaN or infinity); repair it first")
+            raise InputError("the waveform holds samples that are not finite (NaN or infinity); repair it first")
         wide = wide.clamp(-1.0, 1.0)
         if self.scheme == "linear":
             half = self.classes / 2
@@ -108,7 +108,7 @@ class Quantiser:
             InputError: a class that does not exist.
         """
         if classes.is_floating_point() or classes.is_complex():
-            raise InputError(f"classes must be whole numbers but are {classes.dtype}; encode the waveform first")
+            raise InputError(f"classes must be integers but are {classes.dtype}; encode the waveform first")
         numbers = classes.long()
         if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.classes:
             raise InputError(
@@ -125,12 +125,12 @@ class Quantiser:
         return (samples * self.full_scale).float()
 
     def to_config(self) -> dict[str, Any]:
-        """JSON-able: everything that :meth:`from_config` needs."""
+        """JSON-able: everything that `from_config` needs."""
         return {**dataclasses.asdict(self), "version": QUANTISER_VERSION}
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Quantiser:
-        """The opposite of :meth:`to_config`.
+        """The opposite of `to_config`.
 
         Raises:
             InputError: a key that is unknown or missing, a value that makes no sense, or another version.

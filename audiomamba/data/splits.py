@@ -43,8 +43,8 @@ class SplitClips(NamedTuple):
 
     train: ClipCollection
     valid: ClipCollection | None  # None: nothing to validate on
-    rule: str  # how they were told apart, in words
-    are_recordings: bool  # few and long: every second of sound should be drawn equally often
+    rule: str  # how they were split, in words
+    are_recordings: bool  # few and long: every second of sound should be sampled equally often
     test_names: tuple[str, ...] = ()  # the paths within the folder of what is left for the test, unread
     label_rules: tuple[str, ...] = ()
 
@@ -86,20 +86,20 @@ def read_split_clips(
 ) -> SplitClips:
     """Read the training and validation clips of a folder or a recording; those of the test are not even read.
 
-    One recording is cut by time (``RECORDING_SHARES``). In a folder, ``valid`` and ``test`` say by pattern which files
-    are for what; else the lists in the folder (``LIST_NAMES``) do, as in Speech Commands; else a folder of few files
+    One recording is cut by time (`RECORDING_SHARES`). In a folder, `valid` and `test` say by pattern which files
+    are for what; else the lists in the folder (`LIST_NAMES`) do, as in Speech Commands; else a folder of few files
     has each of them cut by time, and one of many has one in twenty, by checksums of their names, for validation.
 
     Args:
         data: a folder of any layout, or one audio file.
         quantiser: what makes classes of the samples, at its rate.
-        valid, test: shell patterns (``*_1[0-4].wav``) that the paths of files within the folder are held against.
+        valid, test: shell patterns (`*_1[0-4].wav`) that the paths of files within the folder are held against.
         words: only clips in folders of these names. Where the lists and folders of Speech Commands are, these are the
             ten digits (SC09) unless others are asked for.
         labels: rules of `audiomamba.data.labels.read_clip_labels`. Without any, the words of Speech Commands are the
             label set `word`; `NO_LABELS` alone means none.
         preparation: gain and trimming of each clip.
-        skip_bad: leave out files that cannot be read, and say so in the collections' ``bad``.
+        skip_bad: leave out files that cannot be read, and say so in the collections' `bad`.
 
     Raises:
         InputError: nothing to read, a pattern that fits no file or all of them, or a bad file.

@@ -2,7 +2,7 @@
 
 Everything that can be wrong with a file ends in one sentence that names it. What can be worked with is worked with:
 integers of any depth, floating samples somewhat beyond full scale (the quantiser clips them), silence, clipping; the
-last two are for the caller to judge, by :func:`condition_of`.
+last two are for the caller to judge, by `condition_of`.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
-from torchaudio.transforms import Resample
 
+from audiomamba.data.extras import audio_package
 from mambacore.errors import InputError
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
 
 SUFFIXES: Final = (".wav", ".flac", ".ogg", ".mp3")
 SLOWEST_RATE_HZ: Final = 1_000
 FASTEST_RATE_HZ: Final = 768_000
 LARGEST_PEAK: Final = 8.0
-"""Times full scale. A mix in floating point goes somewhat beyond 1; whole numbers stored as such go far beyond."""
+"""Times full scale. A mix in floating point goes somewhat beyond 1; integers stored as floating point go far beyond."""
 
 SILENT_PEAK: Final = 1e-4
 """-80 dB of full scale: less than half a step of 12-bit samples."""
@@ -96,7 +98,7 @@ def read_waveform(
         seconds: how long it is at most; to the end of the file when None.
 
     Raises:
-        InputError: the file is missing, empty, no audio, damaged or shorter than it states; it holds NaN or infinity,
+        InputError: the file is missing, empty, not audio, damaged or shorter than it states; it holds NaN or infinity,
             or values that are no samples; or the stretch does not lie within it.
     """
     pieces = list(waveform_pieces(path, sample_rate_hz, start_seconds, seconds))
@@ -108,7 +110,7 @@ def read_header(path: Path | str) -> WaveformHeader:
     """What a file says of itself, checked for what can be seen without decoding it.
 
     Raises:
-        InputError: as :func:`read_waveform`, as far as this can be seen.
+        InputError: as `read_waveform`, as far as this can be seen.
     """
     with _opened(Path(path)) as sound:
         return WaveformHeader(sound.samplerate, sound.channels, sound.frames, f"{sound.format} {sound.subtype}")
@@ -120,10 +122,10 @@ def waveform_pieces(
     start_seconds: float = 0.0,
     seconds: float | None = None,
 ) -> Iterator[Tensor]:
-    """The samples of :func:`read_waveform` piece by piece, for recordings of hours.
+    """The samples of `read_waveform` piece by piece, for recordings of hours.
 
     Raises:
-        InputError: as :func:`read_waveform`, the first time that something is wrong.
+        InputError: as `read_waveform`, the first time that something is wrong.
     """
     path = Path(path)
     if not (math.isfinite(start_seconds) and start_seconds >= 0):
@@ -158,7 +160,7 @@ def resample(samples: Tensor, from_rate_hz: int, to_rate_hz: int) -> Tensor:
 
 
 def cut_or_pad(samples: Tensor, length: int, start: int = 0, fill: float = 0.0) -> Tensor:
-    """``length`` samples of (samples,) from ``start`` on, filled up at the end where there are fewer."""
+    """`length` samples of (samples,) from `start` on, filled up at the end where there are fewer."""
     cut = samples[start : start + length]
     missing = length - cut.shape[0]
     return torch.cat([cut, cut.new_full((missing,), fill)]) if missing else cut
@@ -205,8 +207,9 @@ def find_audio_files(folder: Path | str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+def _opened(path: Path) -> Iterator[SoundFile]:
     """The file, open and looked over; every error of libsndfile while it is open becomes a sentence."""
+    soundfile = audio_package("soundfile")
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder; name an audio file")
@@ -257,8 +260,8 @@ def _check_completeness(path: Path, stream: BinaryIO) -> None:
             raise InputError(f"{path} is cut off: its last page is missing; copy it again")
 
 
-def _mono_blocks(path: Path, sound: soundfile.SoundFile, first: int, last: int) -> Iterator[Tensor]:
-    """Frames ``first`` to ``last`` with the channels averaged, checked for what is no sample."""
+def _mono_blocks(path: Path, sound: SoundFile, first: int, last: int) -> Iterator[Tensor]:
+    """Frames `first` to `last` with the channels averaged, checked for what is no sample."""
     sound.seek(first)
     block, position = max(1, _BLOCK_VALUES // sound.channels), first
     while position < last:
@@ -284,7 +287,7 @@ def _resampled(blocks: Iterator[Tensor], ratio: Fraction) -> Iterator[Tensor]:
     """The whole of the blocks, resampled: as if at once, but with as much around each border as the filter sees."""
     ratio = ratio.limit_denominator(_LARGEST_DENOMINATOR)
     up, down = ratio.numerator, ratio.denominator
-    resampler = Resample(down, up)
+    resampler = audio_package("torchaudio.transforms").Resample(down, up)
     # Whole periods of the pattern of filters, so that each piece begins in the same phase.
     margin = -(-(int(resampler.width) + 1) // down) * down if up != down else 0
     held, left = torch.empty(0), 0

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-import soundfile
 from torch import Tensor
 
+from audiomamba.data.extras import audio_package
 from mambacore.errors import InputError
 
 FORMATS: Final = ("wav", "flac", "ogg", "mp3")
@@ -22,8 +22,8 @@ def check_format(name: str) -> None:
         InputError: an unknown one, or one that this libsndfile has no encoder for.
     """
     if name not in FORMATS:
-        raise InputError(f"there is no audio format {name!r} here; choose {', '.join(FORMATS)}")
-    if name.upper() not in soundfile.available_formats():
+        raise InputError(f"the audio format {name!r} cannot be written; choose {', '.join(FORMATS)}")
+    if name.upper() not in audio_package("soundfile").available_formats():
         raise InputError(
             f"this machine has no encoder for {name}: the libsndfile that is installed lacks it; choose wav"
         )
@@ -33,9 +33,10 @@ def encoded(samples: Tensor, sample_rate_hz: int, audio_format: str = "wav") -> 
     """(length,) samples from -1 to 1 as the content of a file; WAV and FLAC with 16 bits.
 
     Raises:
-        InputError: as :func:`check_format`, or the encoder refuses the rate.
+        InputError: as `check_format`, or the encoder refuses the rate.
     """
     check_format(audio_format)
+    soundfile = audio_package("soundfile")
     content = io.BytesIO()
     subtype = "PCM_16" if audio_format in ("wav", "flac") else None
     try:
@@ -49,7 +50,7 @@ def write_waveform(path: Path | str, samples: Tensor, sample_rate_hz: int) -> No
     """Write (length,) samples to a file of the format that its ending says.
 
     Raises:
-        InputError: as :func:`encoded`; the file cannot be written, the disk is full.
+        InputError: as `encoded`; the file cannot be written, the disk is full.
     """
     path = Path(path)
     content = encoded(samples, sample_rate_hz, path.suffix.lstrip(".").lower())

@@ -41,7 +41,7 @@ class _Piecewise:
         self._state: WaveformState | None = model.labelled_state(labels)
 
     def read(self, inputs: Tensor, targets: Tensor) -> None:
-        """Go on with (clips, length) of what ``audiomamba.data.clips.Example`` holds."""
+        """Go on with (clips, length) of what `audiomamba.data.clips.Example` holds."""
         hidden, self._state = self.model.hidden(inputs, self._state)
         stretch = max(1, _LOGIT_POSITIONS // inputs.shape[0])
         for part, wanted in zip(hidden.split(stretch, dim=1), targets.split(stretch, dim=1), strict=True):
@@ -51,7 +51,7 @@ class _Piecewise:
 
 
 def bits_per_sample(likelihoods: Iterable[ClipLikelihood]) -> float:
-    """Of all samples of some clips, or NaN where there are none."""
+    """Bits per sample of some clips, every sample counting the same."""
     nats, samples = map(sum, zip(*((one.nats, one.samples) for one in likelihoods), strict=True))
     return nats / (samples * math.log(2))
 
@@ -143,14 +143,14 @@ def recording_likelihood(
     piece_samples: int = PIECE_SAMPLES,
     progress: Callable[[int], object] | None = None,
 ) -> ClipLikelihood:
-    """As :func:`clip_likelihoods`, of one file of any length, which is read piece by piece as well.
+    """As `clip_likelihoods`, of one file of any length, which is read piece by piece as well.
 
     Args:
         path: the file, of any rate.
         progress: called with how many samples were scored.
 
     Raises:
-        InputError: as ``audiomamba.data.waveforms.read_waveform``.
+        InputError: as `audiomamba.data.waveforms.read_waveform`.
     """
     quantiser = model.config.quantiser
     found, samples = _Piecewise(model, 1), 0
@@ -172,9 +172,9 @@ def file_likelihoods(
     piece_samples: int = PIECE_SAMPLES,
     progress: Callable[[int], object] | None = None,
 ) -> list[ClipLikelihood | InputError]:
-    """As :func:`clip_likelihoods`, of files in any order; the result is in theirs.
+    """As `clip_likelihoods`, of files in any order; the result is in theirs.
 
-    Short ones go through the model together with others of about their length, at most ``piece_samples`` with the
+    Short ones go through the model together with others of about their length, at most `piece_samples` with the
     padding; longer ones piece by piece, so memory is bounded whatever their lengths.
 
     Args:
@@ -222,14 +222,14 @@ def clip_samples(path: Path, quantiser: Quantiser) -> int:
     """About how many samples a file has at a quantiser's rate, by its header.
 
     Raises:
-        InputError: as ``audiomamba.data.waveforms.read_header``.
+        InputError: as `audiomamba.data.waveforms.read_header`.
     """
     header = read_header(path)
     return max(1, -(-header.frames * quantiser.sample_rate_hz // header.sample_rate_hz))
 
 
 def _batches(lengths: dict[int, int], piece_samples: int) -> Iterator[list[int]]:
-    """Numbers of clips of like lengths, the shortest first; a batch has at most ``piece_samples`` with the padding."""
+    """Numbers of clips of like lengths, the shortest first; a batch has at most `piece_samples` with the padding."""
     batch: list[int] = []
     for number in sorted(lengths, key=lambda one: (lengths[one], one)):
         if batch and (len(batch) == _MOST_CLIPS or (len(batch) + 1) * lengths[number] > piece_samples):

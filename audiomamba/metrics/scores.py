@@ -86,10 +86,10 @@ def frechet_distance(first: npt.ArrayLike | FeatureSummary, second: npt.ArrayLik
     clips than features, which have no inverse, are nothing special.
 
     Args:
-        first, second: (clips, features), or what :func:`feature_summary` made of them.
+        first, second: (clips, features), or what `feature_summary` made of them.
 
     Raises:
-        InputError: as :func:`feature_summary`; or sets of different features.
+        InputError: as `feature_summary`; or sets of different features.
     """
     one = first if isinstance(first, FeatureSummary) else feature_summary(first)
     other = second if isinstance(second, FeatureSummary) else feature_summary(second)
@@ -106,7 +106,7 @@ def inception_score(probabilities: npt.ArrayLike, seed: int = 0, *, held_out: bo
     Args:
         probabilities: (clips, classes), of each clip.
         seed: of the halves.
-        held_out: the mean p over one half, drawn at random, and the divergences over the other (SaShiMi's code);
+        held_out: the mean p over one half, chosen at random, and the divergences over the other (SaShiMi's code);
             otherwise both over all clips, the common definition.
 
     Returns:
@@ -178,7 +178,7 @@ class FrechetDistanceTo:
         features: (clips, features) to choose from.
 
     Raises:
-        InputError: as :func:`feature_summary`; or sets of different features.
+        InputError: as `feature_summary`; or sets of different features.
     """
 
     def __init__(self, reference: FeatureSummary, features: npt.ArrayLike) -> None:
@@ -260,19 +260,19 @@ def likelihood_rejection(
 ) -> Rejection:
     """Leave out the least and the most likely clips, as is done with autoregressive models (arXiv 2202.09729, C.4).
 
-    ``paper`` leaves out the bottom 40 % and the top 5 % of all clips: the published code searches for thresholds but
-    never keeps the best it found, so that is what it always does. ``search`` does what is written in the paper: on a
-    random half of the clips it takes the pair of ``BOTTOM_FRACTIONS`` and ``TOP_FRACTIONS`` with the best score, and
+    `paper` leaves out the bottom 40 % and the top 5 % of all clips: the published code searches for thresholds but
+    never keeps the best it found, so that is what it always does. `search` does what is written in the paper: on a
+    random half of the clips it takes the pair of `BOTTOM_FRACTIONS` and `TOP_FRACTIONS` with the best score, and
     keeps the clips of the other half between the same log-likelihoods. Only that half may then be scored.
 
     Args:
         log_likelihoods: (clips,), of each clip under the model that made it; of clips of unlike lengths per sample.
         score: for a search: the score of the clips with these numbers, larger is better (IS in the paper).
         seed: of the halves of a search.
-        mode: one of ``REJECTIONS``.
+        mode: one of `REJECTIONS`.
 
     Raises:
-        InputError: another mode, a search without a score, no finite likelihoods, or too few clips.
+        InputError: another mode, a search without a score, likelihoods that are not finite, or too few clips.
     """
     values = np.asarray(log_likelihoods, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
@@ -307,7 +307,7 @@ def likelihood_rejection(
 
 
 def _middle(values: FloatArray, numbers: IndexArray, bottom: float, top: float) -> IndexArray:
-    """Those of ``numbers`` that are left without a share of the least and of the most likely, ascending."""
+    """Those of `numbers` that are left without a share of the least and of the most likely, ascending."""
     ordered = numbers[np.argsort(values[numbers], kind="stable")]
     first, last = round(bottom * len(ordered)), len(ordered) - round(top * len(ordered))
     return np.sort(ordered[first:last])

@@ -30,7 +30,7 @@ REAL_SHARE: Final = 0.9
 def flags_of(samples: Tensor) -> tuple[str, ...]:
     """What should keep (length,) samples from being passed off as a result; nothing for a sound clip.
 
-    ``silent``, ``clipped``, ``shifted`` (a constant part) or ``runaway`` (loud noise).
+    `silent`, `clipped`, `shifted` (a constant part) or `runaway` (loud noise).
     """
     condition = condition_of(samples)
     found = []
@@ -48,7 +48,7 @@ def flags_of(samples: Tensor) -> tuple[str, ...]:
 
 
 def likelihoods_of_real_clips(bits_per_sample: Tensor) -> tuple[float, float]:
-    """The bounds between which a generated clip is kept: those of the middle ``REAL_SHARE`` of real clips.
+    """The bounds between which a generated clip is kept: those of the middle `REAL_SHARE` of real clips.
 
     Args:
         bits_per_sample: (clips,), of real clips that were not trained on, under the model that generates.

@@ -1,12 +1,12 @@
-"""Models of waveforms that follow ``(tokens, state) -> (logits, state)``."""
+"""Models of waveforms that follow `(tokens, state) -> (logits, state)`."""
 
-from audiomamba.models.architectures import RECIPES, ArchitectureRecipe, architecture
+from audiomamba.models.architectures import ARCHITECTURES, PublishedArchitecture, architecture
 from audiomamba.models.configuration import StageConfig, WaveformModelConfig
 from audiomamba.models.waveform_model import WaveformModel, WaveformState, load_waveform_model, save_waveform_model
 
 __all__ = [
-    "RECIPES",
-    "ArchitectureRecipe",
+    "ARCHITECTURES",
+    "PublishedArchitecture",
     "StageConfig",
     "WaveformModel",
     "WaveformModelConfig",

@@ -1,12 +1,12 @@
 """The published architectures by name, with the parameter counts of the papers beside them.
 
-Counts differ from the papers' by a few percent; where the reason is known, the recipe's note says so.
+Counts differ from the papers' by a few percent; where the reason is known, the note of the architecture gives it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from audiomamba.models.configuration import StageConfig, WaveformModelConfig
@@ -23,14 +23,14 @@ SASHIMI_LAYERS: Final = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class ArchitectureRecipe:
+class PublishedArchitecture:
     """A published model.
 
     Attributes:
-        config: its architecture.
-        published_parameters: as the paper prints them, in millions.
-        source: where.
-        note: why the count differs, or what else is to know.
+        config: what it is built from.
+        published_parameters: as printed in the paper, in millions.
+        source: the paper and the place in it.
+        note: why the count differs, and what else there is to know.
     """
 
     config: WaveformModelConfig
@@ -67,39 +67,53 @@ _ATTENTION_NOTE: Final = (
     "Four width^2 for attention and two for its feed-forward of expansion 1, as the paper's appendix E.4.2 says; "
     "a Mamba block has 6.7 width^2."
 )
-_ABLATION: Final = f"{_MAMBA_PAPER}, table 5 and appendix E.4.2 (all six are given as 6M)"
+_ABLATION_SOURCE: Final = f"{_MAMBA_PAPER}, table 5 and appendix E.4.2 (all six are given as 6M)"
 
-RECIPES: Final[Mapping[str, ArchitectureRecipe]] = {
-    "mamba-sc09-6m": ArchitectureRecipe(
+BLOCKS: Final[Mapping[str, Callable[[], StageConfig]]] = {
+    "mamba": lambda: _mamba(SASHIMI_LAYERS),
+    "s4": _s4,
+    "attention": _attention,
+}
+"""What the Mamba paper's ablation on SC09 varies, at each depth eight layers."""
+
+OUTER_BLOCKS: Final = ("mamba", "s4")
+CENTRE_BLOCKS: Final = ("mamba", "s4", "attention")
+ABLATION: Final = "sc09"
+"""The name of the ablation's family, whose `outer` and `centre` blocks are chosen."""
+
+_CENTRE_NOTES: Final = {"mamba": "", "s4": _S4D_NOTE, "attention": _ATTENTION_NOTE}
+
+
+def _ablation(outer: str, centre: str) -> PublishedArchitecture:
+    same = "The same model as mamba-sc09-6m." if outer == centre == "mamba" else ""
+    note = same or _CENTRE_NOTES[centre] or _S4D_NOTE
+    return PublishedArchitecture(_stages(BLOCKS[outer](), BLOCKS[centre]()), 6.0, _ABLATION_SOURCE, note)
+
+
+ARCHITECTURES: Final[Mapping[str, PublishedArchitecture]] = {
+    "mamba-sc09-6m": PublishedArchitecture(
         _stages(_mamba(8), _mamba(8)), 6.1, f"{_MAMBA_PAPER}, table 4 and appendix E.4.2", _MAMBA_NOTE
     ),
-    "mamba-sc09-24m": ArchitectureRecipe(
+    "mamba-sc09-24m": PublishedArchitecture(
         dataclasses.replace(_stages(_mamba(15), _mamba(15)), model_width=96),
         24.3,
         f"{_MAMBA_PAPER}, table 4 and appendix E.4.2",
         _MAMBA_NOTE,
     ),
-    "sc09-s4-attention": ArchitectureRecipe(_stages(_s4(), _attention()), 6.0, _ABLATION, _ATTENTION_NOTE),
-    "sc09-s4-s4": ArchitectureRecipe(_stages(_s4(), _s4()), 6.0, _ABLATION, _S4D_NOTE),
-    "sc09-s4-mamba": ArchitectureRecipe(_stages(_s4(), _mamba(8)), 6.0, _ABLATION, _S4D_NOTE),
-    "sc09-mamba-attention": ArchitectureRecipe(_stages(_mamba(8), _attention()), 6.0, _ABLATION, _ATTENTION_NOTE),
-    "sc09-mamba-s4": ArchitectureRecipe(_stages(_mamba(8), _s4()), 6.0, _ABLATION, _S4D_NOTE),
-    "sc09-mamba-mamba": ArchitectureRecipe(
-        _stages(_mamba(8), _mamba(8)), 6.0, _ABLATION, "The same model as mamba-sc09-6m."
-    ),
-    "sashimi": ArchitectureRecipe(
+    **{f"{ABLATION}-{outer}-{centre}": _ablation(outer, centre) for outer in OUTER_BLOCKS for centre in CENTRE_BLOCKS},
+    "sashimi": PublishedArchitecture(
         _stages(_s4(), _s4()),
         5.8,
         f"{_SASHIMI_PAPER}; its code has 5.87M",
         _S4D_NOTE + " The metrics of the table's 5.8M row belong to one of 6.8M.",
     ),
-    "sashimi-no-unet": ArchitectureRecipe(
+    "sashimi-no-unet": PublishedArchitecture(
         dataclasses.replace(_stages(_s4(), _s4()), blocks_on_the_way_down=False),
         5.45,
         f"{_SASHIMI_PAPER}, the count of its code",
         "That S4 has a state matrix, a rank-one term and an input matrix for each channel, 192 numbers; S4D has 64.",
     ),
-    "mamba-youtubemix": ArchitectureRecipe(
+    "mamba-youtubemix": PublishedArchitecture(
         WaveformModelConfig(
             (StageConfig(3, {"name": MAMBA, "state_size": 8, "complex_state": True}),) * 3,
             pooling=(16, 16),
@@ -112,12 +126,25 @@ RECIPES: Final[Mapping[str, ArchitectureRecipe]] = {
 }
 
 
-def architecture(name: str) -> WaveformModelConfig:
+def architecture(name: str, outer: str | None = None, centre: str | None = None) -> WaveformModelConfig:
     """The configuration of a published model.
 
+    Args:
+        name: one of `ARCHITECTURES`, or `sc09`, the family of the ablation (Gu & Dao, arXiv 2312.00752, table 5).
+        outer, centre: of `sc09`: blocks of the outer two depths and of the centre; Mamba's unless given.
+
     Raises:
-        InputError: there is none of that name.
+        InputError: an unknown name, or blocks that the architecture does not take.
     """
-    if name not in RECIPES:
-        raise InputError(f"there is no model {name!r}; choose {', '.join(RECIPES)}")
-    return RECIPES[name].config
+    if name == ABLATION:
+        for key, value, known in (("outer", outer, OUTER_BLOCKS), ("centre", centre, CENTRE_BLOCKS)):
+            if value is not None and value not in known:
+                raise InputError(f"model.{key} is {value!r}; choose {', '.join(known)}")
+        return ARCHITECTURES[f"{ABLATION}-{outer or 'mamba'}-{centre or 'mamba'}"].config
+    if outer is not None or centre is not None:
+        raise InputError(
+            f"model.outer and model.centre are for the architecture {ABLATION}, not for {name}; leave them out"
+        )
+    if name not in ARCHITECTURES:
+        raise InputError(f"there is no model {name!r}; choose {ABLATION} or {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name].config

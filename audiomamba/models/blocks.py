@@ -42,7 +42,7 @@ def stage_blocks(
 
     Args:
         model_width: channels at this scale.
-        mixers: one per layer (``mambacore.layers.build_mixer``).
+        mixers: one per layer (`mambacore.layers.build_mixer`).
         feed_forward_expansion: hidden channels per channel of the feed-forward blocks; 0 for none.
 
     Raises:

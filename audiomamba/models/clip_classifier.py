@@ -70,12 +70,12 @@ class ClipClassifierConfig:
         return self.stage_width * 2 ** (STAGES - 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; see :meth:`from_dict`."""
+        """JSON-able; see `from_dict`."""
         return dataclasses.asdict(self) | {"class_names": list(self.class_names)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ClipClassifierConfig:
-        """The opposite of :meth:`to_dict`.
+        """The opposite of `to_dict`.
 
         Raises:
             InputError: keys or values that are not those of a classifier.
@@ -94,7 +94,7 @@ class Block(nn.Module):
     Args:
         width: channels that come in.
         output_width: channels that go out.
-        inner_width: channels of the grouped convolution, a multiple of ``groups``.
+        inner_width: channels of the grouped convolution, a multiple of `groups`.
         groups: the cardinality.
         stride: 2 halves height and width.
     """
@@ -121,10 +121,10 @@ class Block(nn.Module):
 
 
 class ClipClassifier(nn.Module):
-    """Clips to classes: ``(batch, clip_length)`` samples to ``(batch, classes)`` logits.
+    """Clips to classes: `(batch, clip_length)` samples to `(batch, classes)` logits.
 
     Args:
-        config: see :class:`ClipClassifierConfig`.
+        config: see `ClipClassifierConfig`.
     """
 
     def __init__(self, config: ClipClassifierConfig) -> None:
@@ -148,7 +148,7 @@ class ClipClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> ClipClassifier:
-        """The classifier in a model folder, or in ``hf://owner/name@revision`` on the Hub, ready to be used."""
+        """The classifier in a model folder, or in `hf://owner/name@revision` on the Hub, ready to be used."""
         return load_clip_classifier(folder)[0]
 
     def features(self, samples: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def fitted_clip(path: Path, log_mel: LogMelConfig) -> Tensor:
     """(clip_length,) samples of a file of any rate: its beginning, padded with silence where it is shorter.
 
     Raises:
-        InputError: as ``audiomamba.data.waveforms.read_waveform``.
+        InputError: as `audiomamba.data.waveforms.read_waveform`.
     """
     samples = read_waveform(path, log_mel.sample_rate_hz, seconds=log_mel.seconds).samples
     return cut_or_pad(samples, log_mel.clip_length)
@@ -234,7 +234,7 @@ def load_clip_classifier(folder: Path | str) -> tuple[ClipClassifier, dict[str, 
     """Read a model folder: the classifier in evaluation mode, and the details it was saved with.
 
     Args:
-        folder: the model folder, or ``hf://owner/name@revision`` on the Hugging Face Hub.
+        folder: the model folder, or `hf://owner/name@revision` on the Hugging Face Hub.
 
     Raises:
         InputError: the folder is missing, incomplete, damaged, of another kind or of another version.

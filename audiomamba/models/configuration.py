@@ -19,7 +19,7 @@ class StageConfig:
 
     Attributes:
         layers: mixers in each stage at this depth.
-        mixer: what they mix with: a name of ``mambacore.layers.MIXERS``, a mapping of ``name`` and options, or a list
+        mixer: what they mix with: a name of `mambacore.layers.MIXERS`, a mapping of `name` and options, or a list
             of these with one for each layer.
         feed_forward_expansion: each mixer is followed by a feed-forward block with so many hidden channels per channel;
             0 for none.
@@ -38,13 +38,13 @@ class StageConfig:
         self.mixers()
 
     def mixers(self) -> list[dict[str, Any]]:
-        """One mapping of ``name`` and options per layer."""
+        """One mapping of `name` and options per layer."""
         return layer_descriptions(self.mixer, self.layers, {})
 
 
 @dataclasses.dataclass(frozen=True)
 class WaveformModelConfig:
-    """Everything needed to build a :class:`audiomamba.models.WaveformModel`.
+    """Everything needed to build a `audiomamba.models.WaveformModel`.
 
     Attributes:
         stages: the blocks at each depth, from the sampling rate downwards; the last is the centre. The way down and the
@@ -104,7 +104,7 @@ class WaveformModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> WaveformModelConfig:
-        """The opposite of :meth:`to_dict`.
+        """The opposite of `to_dict`.
 
         Raises:
             InputError: a key that is unknown, one that is missing, or a value that makes no sense.
@@ -113,11 +113,11 @@ class WaveformModelConfig:
         _check_keys(cls, values, "the model's configuration")
         stages = values["stages"]
         if not isinstance(stages, list | tuple) or not all(isinstance(stage, Mapping) for stage in stages):
-            raise InputError("stages in the model's configuration is no list of tables; give one for each depth")
+            raise InputError("stages in the model's configuration is not a list of tables; give one for each depth")
         for stage in stages:
             _check_keys(StageConfig, stage, "a stage of the model's configuration")
         if not isinstance(values["pooling"], list | tuple):
-            raise InputError(f"pooling is {values['pooling']!r} in the model's configuration; list whole numbers")
+            raise InputError(f"pooling is {values['pooling']!r} in the model's configuration; list integers")
         sets = values["label_sets"]
         if not isinstance(sets, list | tuple) or not all(isinstance(one, Mapping) for one in sets):
             raise InputError("label_sets in the model's configuration is not a list of tables; the folder is damaged")
@@ -155,4 +155,4 @@ def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
 
 def _check_whole(name: str, value: object, smallest: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
-        raise InputError(f"{name} is {value!r} in the model's configuration; give a whole number from {smallest}")
+        raise InputError(f"{name} is {value!r} in the model's configuration; give an integer from {smallest}")

@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
-from torchaudio.transforms import MelSpectrogram
 
+from audiomamba.data.extras import audio_package
 from mambacore.errors import InputError
 
 
@@ -17,7 +17,7 @@ class LogMelConfig:
 
     Attributes:
         sample_rate_hz: of the samples.
-        seconds: how long a clip is; see ``clip_length``.
+        seconds: how long a clip is; see `clip_length`.
         bands: mel bands (the picture's height).
         frames: columns in time (its width).
 
@@ -67,12 +67,12 @@ class LogMel(nn.Module):
     def __init__(self, config: LogMelConfig) -> None:
         super().__init__()
         self.config = config
-        self.mel = MelSpectrogram(
+        self.mel = audio_package("torchaudio.transforms").MelSpectrogram(
             config.sample_rate_hz, n_fft=config.fft_size, hop_length=config.hop_length, n_mels=config.bands
         )
 
     def forward(self, samples: Tensor) -> Tensor:
-        """The picture of clips of exactly ``config.clip_length`` samples."""
+        """The picture of clips of exactly `config.clip_length` samples."""
         power = self.mel(samples)[..., : self.config.frames]
         missing = self.config.frames - power.shape[-1]
         power = nn.functional.pad(power, (0, missing)) if missing > 0 else power

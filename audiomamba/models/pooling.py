@@ -1,6 +1,6 @@
 """Pooling between the scales of a waveform model, causal by construction (SaShiMi, arXiv 2202.09729, section 4.1).
 
-Going down, each group of ``factor`` neighbouring positions becomes one coarse position once its last member is there.
+Going down, each group of `factor` neighbouring positions becomes one coarse position once its last member is there.
 Going up, a coarse position becomes a group again, one group later: what group g knows is added to group g + 1, since
 its first position would otherwise know its last one. The groups are counted from the start of the sequence, so a piece
 may begin and end anywhere: what has arrived of a group waits in the state.
@@ -66,7 +66,7 @@ class UpPooling(nn.Module):
     def forward(
         self, coarse: Tensor, length: int, state: UpPoolingState | None = None
     ) -> tuple[Tensor, UpPoolingState]:
-        """Spread the coarse positions that a piece of ``length`` fine positions has completed.
+        """Spread the coarse positions that a piece of `length` fine positions has completed.
 
         Args:
             coarse: (batch, groups completed in the piece, coarse_width).

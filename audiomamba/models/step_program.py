@@ -31,7 +31,7 @@ class WaveformSteps:
     """A model as it is now, ready for steps.
 
     Args:
-        model: one for which :func:`steps_library` gives a library.
+        model: one for which `steps_library` gives a library.
         library: that one.
     """
 
@@ -50,7 +50,7 @@ class WaveformSteps:
         self.program.linear(model.head, entrance, self.logits)
 
     def _scale(self, scale: Scale, model: WaveformModel, depth: int, period: int, hidden: int) -> None:
-        """The operations of a depth, in place on ``hidden``; ``period`` samples make one of its positions."""
+        """The operations of a depth, in place on `hidden`; `period` samples make one of its positions."""
         program, width = self.program, model.config.width(depth)
         places = _ScalePlaces()
         self._scales.append(places)
@@ -136,7 +136,7 @@ class WaveformSteps:
         temperature: float = 1.0,
         top_p: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`mambacore.layers.step_program.StepProgram.run`."""
+        """See `mambacore.layers.step_program.StepProgram.run`."""
         return self.program.run(
             self.library, memory, tokens, position=position, logits=self.logits, classes=self.classes,
             uniforms=uniforms, given=given, temperature=temperature, top_p=top_p,

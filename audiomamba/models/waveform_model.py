@@ -43,7 +43,7 @@ LABEL_DEVIATION = 0.1
 
 
 class ScaleState(NamedTuple):
-    """What the blocks and the poolings of one depth hand on; at the centre there is nothing but ``up``."""
+    """What the blocks and the poolings of one depth hand on; at the centre there is nothing but `up`."""
 
     down: tuple[Any, ...]  # a state per block on the way down
     down_pooling: DownPoolingState | None
@@ -140,7 +140,8 @@ def _smooth_over_classes(classes: int, width: int) -> Tensor:
     """(classes, width): first rows of a table for classes in the order of their amplitudes, neighbours nearly alike.
 
     Column j is a cosine of frequency f_j and a random phase over the classes: random features (Rahimi & Recht 2007),
-    whose frequencies are a geometric row, so that far and near classes can both be told apart. Mean 0, variance 1.
+    whose frequencies are a geometric series, so that distant and neighbouring classes can both be
+    distinguished. Mean 0, variance 1.
     """
     place = torch.linspace(-1, 1, classes).unsqueeze(1)
     frequencies = torch.logspace(math.log10(LOWEST_FREQUENCY), math.log10(HIGHEST_FREQUENCY), width)
@@ -176,7 +177,7 @@ class WaveformModel(nn.Module):
     needs nothing but what the piece before it left.
 
     Args:
-        config: see :class:`audiomamba.models.WaveformModelConfig`.
+        config: see `audiomamba.models.WaveformModelConfig`.
 
     Raises:
         InputError: a mixer's option that it refuses.
@@ -201,15 +202,15 @@ class WaveformModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> WaveformModel:
-        """The model in a model folder, or in ``hf://owner/name@revision`` on the Hub, ready to be used.
+        """The model in a model folder, or in `hf://owner/name@revision` on the Hub, ready to be used.
 
         Raises:
-            InputError: as :func:`audiomamba.models.load_waveform_model`.
+            InputError: as `audiomamba.models.load_waveform_model`.
         """
         return load_waveform_model(folder)[0]
 
     def save_pretrained(self, folder: Path | str, details: Mapping[str, Any] | None = None) -> None:
-        """Write a model folder (config.json, model.safetensors and a card) that :meth:`from_pretrained` reads."""
+        """Write a model folder (config.json, model.safetensors and a card) that `from_pretrained` reads."""
         save_waveform_model(Path(folder), self, details=dict(details or {}))
 
     def labelled_state(self, labels: Tensor | None) -> WaveformState | None:
@@ -243,7 +244,7 @@ class WaveformModel(nn.Module):
         Logits of a million samples are a gigabyte: take them from stretches of this.
 
         Raises:
-            InputError: inside ``mambacore.parallel.context_parallel``.
+            InputError: inside `mambacore.parallel.context_parallel`.
         """
         if active_ranks() is not None:
             raise InputError(
@@ -322,7 +323,7 @@ def load_waveform_model(folder: Path | str) -> tuple[WaveformModel, dict[str, An
     """Read a model folder: the model, ready to be used, and the details it was saved with.
 
     Args:
-        folder: the model folder, or ``hf://owner/name@revision`` on the Hugging Face Hub.
+        folder: the model folder, or `hf://owner/name@revision` on the Hugging Face Hub.
 
     Raises:
         InputError: the folder is missing, incomplete, damaged, of another kind or of another version.

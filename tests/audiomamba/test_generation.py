@@ -11,9 +11,9 @@ import audiomamba
 from audiomamba import generation
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.waveforms import Waveform
-from audiomamba.generation import WaveformGenerator, draw
+from audiomamba.generation import WaveformGenerator, sample_classes
 from audiomamba.metrics.selection import flags_of, likelihoods_of_real_clips
-from audiomamba.models import RECIPES, StageConfig, WaveformModel, WaveformModelConfig, architecture
+from audiomamba.models import ARCHITECTURES, StageConfig, WaveformModel, WaveformModelConfig, architecture
 from audiomamba.models.step_program import WaveformSteps, steps_library
 from mambacore import use_backend
 from mambacore.errors import InputError
@@ -151,10 +151,10 @@ def test_settings_that_mean_nothing_are_refused(options):
 def test_the_drawn_class_follows_the_cumulative_probabilities():
     logits = torch.log(torch.tensor([[0.5, 0.2, 0.3]])).expand(5, 3)
     uniforms = torch.tensor([0.0, 0.49, 0.51, 0.69, 0.999999])
-    assert draw(logits, uniforms)[0].tolist() == [0, 0, 1, 1, 2]
-    assert draw(logits, uniforms, top_p=0.7)[0].tolist() == [0, 0, 0, 2, 2]
-    assert draw(logits, uniforms, temperature=0)[0].tolist() == [0] * 5
-    assert torch.allclose(draw(logits, uniforms)[1].exp(), torch.tensor([0.5, 0.5, 0.2, 0.2, 0.3]).double())
+    assert sample_classes(logits, uniforms)[0].tolist() == [0, 0, 1, 1, 2]
+    assert sample_classes(logits, uniforms, top_p=0.7)[0].tolist() == [0, 0, 0, 2, 2]
+    assert sample_classes(logits, uniforms, temperature=0)[0].tolist() == [0] * 5
+    assert torch.allclose(sample_classes(logits, uniforms)[1].exp(), torch.tensor([0.5, 0.5, 0.2, 0.2, 0.3]).double())
 
 
 FLAWS = {
@@ -179,7 +179,7 @@ def test_real_clips_bound_the_likelihood():
 
 
 @native
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_published_models_without_attention_have_native_steps(name):
     config = architecture(name)
     uses_attention = any(mixer["name"] == "attention" for stage in config.stages for mixer in stage.mixers())

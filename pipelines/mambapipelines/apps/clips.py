@@ -36,7 +36,7 @@ class ClipPage:
     generator: WaveformGenerator
     longest_seconds: float
 
-    def draw(
+    def generate(
         self,
         clips: float,
         seconds: float,
@@ -52,7 +52,7 @@ class ClipPage:
         `guidance` is for clips with labels and without effect on others.
 
         Raises:
-            InputError: numbers out of range, or an upload that is no sound or too long.
+            InputError: numbers out of range, or an upload that is not sound or too long.
         """
         if not 1 <= clips <= MOST_CLIPS:
             raise InputError(f"{clips:g} clips were asked for: this page generates 1 to {MOST_CLIPS}.")
@@ -118,11 +118,11 @@ def clip_app(folder: Path | str, longest_seconds: float, threads: int | None) ->
 
     sets = page.generator.label_sets
 
-    def draw(*asked: Any) -> tuple[str, str]:
+    def generate(*asked: Any) -> tuple[str, str]:
         upload = asked[5]
         labels = {one.name: value for one, value in zip(sets, asked[7:], strict=True) if value and value != ANY_LABEL}
         try:
-            found = page.draw(*asked[:7], labels=labels)
+            found = page.generate(*asked[:7], labels=labels)
         except InputError as error:
             # The place where the server keeps an upload says nothing to the reader.
             sentence = str(error) if upload is None else str(error).replace(upload, Path(upload).name)
@@ -150,9 +150,9 @@ def clip_app(folder: Path | str, longest_seconds: float, threads: int | None) ->
             ]
             guidance = gradio.Number(1.0, label="Guidance", elem_id="guidance")
         upload = gradio.File(label="A clip to continue (optional)", type="filepath", elem_id="upload")
-        button = gradio.Button("Generate", variant="primary", elem_id="draw")
+        button = gradio.Button("Generate", variant="primary", elem_id="generate")
         summary = gradio.HTML(elem_id="summary")
         sounds = gradio.HTML(elem_id="sounds")
         asked = [clips, seconds, seed, temperature, top_p, upload, guidance, *choices]
-        button.click(draw, asked, [summary, sounds])
+        button.click(generate, asked, [summary, sounds])
     return blocks

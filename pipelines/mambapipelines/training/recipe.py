@@ -113,6 +113,8 @@ class TrainingRecipe:
 
     # Where the package's recipes for the task lie, and what may be said of its model, with defaults.
     folder: ClassVar[str] = ""
+    # Earlier names of recipes: the recipe that each is now, and the sections that replace its own.
+    aliases: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
     model_defaults: ClassVar[dict[str, Any]] = {}
 
     minutes: float = 40.0
@@ -181,7 +183,10 @@ def load_task_recipe(kind: type[AnyRecipe], name_or_path: str, changes: Sequence
         InputError: neither a recipe's name nor a readable file, not YAML, a change that is none, or content that
             `TrainingRecipe.from_dict` refuses.
     """
-    content, source = _recipe_content(name_or_path, kind.folder)
+    now, sections = kind.aliases.get(name_or_path, (name_or_path, {}))
+    content, source = _recipe_content(now, kind.folder)
+    if sections:
+        content, source = {**_mapping(content, source), **sections}, f"recipe {name_or_path}"
     if not changes:
         return kind.from_dict(content, source)
     changed = copy.deepcopy(dict(_mapping(content, source)))

@@ -131,7 +131,7 @@ def _check(options: AudioEvaluationOptions) -> None:
 
 
 def _named_folders(texts: Sequence[str], option: str) -> dict[str, str]:
-    """What ``NAME=DIR`` and ``DIR`` say; a folder without a name has its own."""
+    """What `NAME=DIR` and `DIR` say; a folder without a name has its own."""
     found: dict[str, str] = {}
     for text in texts:
         name, equals, folder = text.partition("=")

@@ -38,7 +38,7 @@ class ScoredSet:
     Attributes:
         name: of the set or the model.
         clips: how many were scored; None without a classifier.
-        scores: those of ``SCORES``, or none without a classifier.
+        scores: those of `SCORES`, or none without a classifier.
         accuracy: the classifier's, where the labels are known.
         model: where there is one.
     """

@@ -114,8 +114,10 @@ class SetScorer:
         def clips(advance: Callable[[int], object]) -> Iterator[Tensor]:
             for first in range(0, count, GENERATED_AT_ONCE):
                 here = min(GENERATED_AT_ONCE, count - first)
-                drawn = generator.generate(here, self.log_mel.seconds, self.seed, first_clip=first, progress=advance)
-                for samples in drawn.samples:
+                generated = generator.generate(
+                    here, self.log_mel.seconds, self.seed, first_clip=first, progress=advance
+                )
+                for samples in generated.samples:
                     yield self.classifier.fitted(Waveform(samples, rate))
 
         with WorkProgress(f"generating with {row.name}", total, lines_elsewhere=True, unit="samples") as progress:
@@ -173,7 +175,7 @@ class SetScorer:
         distance = frechet_distance(self._summary, found.features)
         frechet = FrechetDistanceTo(self._summary, found.features)
         scores = {
-            # The training clips are at no distance from themselves, whichever others might have been drawn.
+            # The training clips are at distance 0 from themselves, whatever the random halves.
             "FID": Interval(0.0, 0.0, 0.0) if found is self._training else interval(frechet, distance, 0.0),
             "IS": interval(inception, None, 1.0),
             "mIS": interval(lambda chosen: modified_inception_score(found.probabilities[chosen]), None, 1.0),

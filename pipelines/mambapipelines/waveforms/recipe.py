@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Final, Self
 
 from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import SCHEMES, Quantiser
-from audiomamba.models import StageConfig, WaveformModelConfig, architecture
+from audiomamba.models import ARCHITECTURES, StageConfig, WaveformModelConfig, architecture
+from audiomamba.models.architectures import ABLATION
 from mambacore.errors import InputError
 from mambapipelines.training.recipe import TrainingRecipe
 
@@ -96,12 +97,23 @@ class LabelsRecipe:
 class WaveformTrainingRecipe(TrainingRecipe):
     """A recipe of a waveform model.
 
-    `model.architecture` is the name of a published one (`audiomamba.models.RECIPES`); other keys of `model` replace its
-    parts, or make up the whole where there is no name. A stage is `layers`, `mixer` and `feed_forward_expansion`.
+    `model.architecture` is the name of a published one (`audiomamba.models.architecture`), of `sc09` with its `outer`
+    and `centre` blocks; other keys of `model` replace its parts, or make up the whole where there is no name. A stage
+    is `layers`, `mixer` and `feed_forward_expansion`.
     """
 
     folder: ClassVar[str] = "audio"
-    model_defaults: ClassVar[dict[str, Any]] = {"architecture": None, **dict.fromkeys(_MODEL_KEYS)}
+    model_defaults: ClassVar[dict[str, Any]] = {
+        "architecture": None,
+        "outer": None,
+        "centre": None,
+        **dict.fromkeys(_MODEL_KEYS),
+    }
+    # Names that recipes had before; as their own architectures, so that older runs resume.
+    aliases: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
+        name: (ABLATION, {"model": {"architecture": name}})
+        for name in ("mamba-sc09-6m", *(one for one in ARCHITECTURES if one.startswith(f"{ABLATION}-")))
+    }
 
     batch: ClipBatchRecipe = field(default_factory=ClipBatchRecipe)  # type: ignore[assignment]
     validation: ClipValidationRecipe = field(default_factory=ClipValidationRecipe)  # type: ignore[assignment]
@@ -173,14 +185,17 @@ class WaveformTrainingRecipe(TrainingRecipe):
         """
         given = {name: value for name, value in self.model.items() if value is not None}
         name = given.pop("architecture", None)
+        blocks = {key: given.pop(key, None) for key in ("outer", "centre")}
         if name is None and "stages" not in given:
             raise InputError("the recipe's model has neither an architecture nor stages; give one of them")
         if "stages" in given:
             given["stages"] = _stages(given["stages"])
         given |= {"quantiser": self.build_quantiser(), "preparation": self.build_preparation()}
         if name is None:
+            if any(blocks.values()):
+                raise InputError(f"model.outer and model.centre are for model.architecture={ABLATION}; leave them out")
             return WaveformModelConfig(**given)
-        base = architecture(str(name))
+        base = architecture(str(name), **blocks)
         return WaveformModelConfig(**{key: getattr(base, key) for key in _MODEL_KEYS} | given)
 
 

@@ -213,7 +213,7 @@ def _finish(
 
 
 def _split_details(options: WaveformTrainingOptions, clips: SplitClips) -> dict[str, Any]:
-    """How the clips were told apart, and which they were: what an evaluation on the same test clips has to know.
+    """How the clips were split, and which they were: what an evaluation on the same test clips has to know.
 
     Names stand as a number and a checksum (SHA-256 of the sorted names, each with a line break), not as lists of tens
     of thousands. Of recordings that were cut by time, the parts have the names.
@@ -284,6 +284,11 @@ def _introduce(
         f"{parameter_count(model):,} parameters, {recipe.batch.clips_per_step(length)} clips of up to {length:,} "
         "samples per step"
     )
+    if options.recipe in recipe.aliases:
+        _, outer, centre = {"mamba-sc09-6m": "sc09-mamba-mamba"}.get(options.recipe, options.recipe).split("-")
+        progress.note(
+            f"the recipe {options.recipe} is now --recipe sc09 --set model.outer={outer} --set model.centre={centre}"
+        )
     for one in clips.label_sets:
         progress.note(f"labels {one.name}: {len(one.values)} values ({', '.join(one.values[:12])})")
     for name, without in clips.unlabelled().items():

@@ -70,7 +70,7 @@ class ClassifierRecipe(TrainingRecipe):
         """The noise.
 
         Raises:
-            InputError: a share that is none, or ratios in the wrong order.
+            InputError: a share outside of 0 to 1, or ratios in the wrong order.
         """
         change = NoiseChange(**asdict(self.noise))
         if not 0 <= change.share <= 1 or change.lowest_ratio_db > change.highest_ratio_db:

@@ -7,7 +7,7 @@ import torch
 
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.models import (
-    RECIPES,
+    ARCHITECTURES,
     StageConfig,
     WaveformModel,
     WaveformModelConfig,
@@ -39,17 +39,17 @@ def parameters_of(config):
 
 
 def test_every_recipe_is_counted():
-    assert PARAMETERS.keys() == RECIPES.keys()
+    assert PARAMETERS.keys() == ARCHITECTURES.keys()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_parameters_beside_the_papers(name):
     expected, published, excess = PARAMETERS[name]
     found = parameters_of(architecture(name))
     assert found == expected
-    assert RECIPES[name].published_parameters == published
+    assert ARCHITECTURES[name].published_parameters == published
     assert found / (published * 1e6) - 1 == pytest.approx(excess, abs=5e-4)
-    assert RECIPES[name].note and RECIPES[name].source
+    assert ARCHITECTURES[name].note and ARCHITECTURES[name].source
 
 
 def test_the_counts_differ_from_sashimis_by_the_state_matrices_alone():
@@ -84,7 +84,7 @@ def test_the_papers_models_have_the_papers_blocks():
     assert all(mixer["complex_state"] for stage in music.stages for mixer in stage.mixers())
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_configurations_survive_json(name):
     config = architecture(name)
     again = WaveformModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
@@ -93,7 +93,7 @@ def test_configurations_survive_json(name):
 
 
 def test_an_unknown_recipe_is_refused():
-    with pytest.raises(InputError, match="there is no model 'wavenet'; choose mamba-sc09-6m"):
+    with pytest.raises(InputError, match="there is no model 'wavenet'; choose sc09 or mamba-sc09-6m"):
         architecture("wavenet")
 
 
@@ -132,9 +132,9 @@ MISTAKES = {
     "no quantiser": (lambda config: config["model"].pop("quantiser"), "has no quantiser"),
     "unknown key": (lambda config: config["model"].update(depth=3), "unknown key 'depth'"),
     "unknown stage key": (lambda config: config["model"]["stages"][0].update(depth=3), "unknown key 'depth'"),
-    "stages of numbers": (lambda config: config["model"].update(stages=[1]), "no list of tables"),
-    "pooling of a number": (lambda config: config["model"].update(pooling=4), "list whole numbers"),
-    "pooling by one": (lambda config: config["model"].update(pooling=[1]), "whole number from 2"),
+    "stages of numbers": (lambda config: config["model"].update(stages=[1]), "not a list of tables"),
+    "pooling of a number": (lambda config: config["model"].update(pooling=4), "list integers"),
+    "pooling by one": (lambda config: config["model"].update(pooling=[1]), "an integer from 2"),
     "a pooling too many": (lambda config: config["model"].update(pooling=[3, 3]), "3 depths but 2 stages"),
     "no mixer": (lambda config: config["model"]["stages"][0].update(mixer="mamba4"), "no mixer 'mamba4'"),
     "no such option": (
@@ -142,7 +142,7 @@ MISTAKES = {
         "no option 'heads'",
     ),
     "a layer too many": (lambda config: config["model"]["stages"][1].update(layers=3), "list one for each layer"),
-    "no layers": (lambda config: config["model"]["stages"][0].update(layers=0), "whole number from 1"),
+    "no layers": (lambda config: config["model"]["stages"][0].update(layers=0), "an integer from 1"),
     "yes": (lambda config: config["model"].update(blocks_on_the_way_down="yes"), "give true or false"),
     "another version": (lambda config: config["model"]["quantiser"].update(version=2), "version 2"),
     "another width": (lambda config: config["model"].update(model_width=16), "does not fit its configuration"),

@@ -49,16 +49,17 @@ def upload(tmp_path) -> Path:
 
 
 def test_the_clips_are_those_of_generate(page):
-    found = page.draw(2, 0.05, 7, 0.9, 0.95, None)
+    found = page.generate(2, 0.05, 7, 0.9, 0.95, None)
     expected = page.generator.generate(2, 0.05, 7, 0.9, 0.95)
     assert torch.equal(found.classes, expected.classes)
     assert players(found, 7).count("<audio controls") == 2
 
 
-def test_an_upload_of_another_rate_is_gone_on_with(page, upload):
-    found = page.draw(1, 0.05, 0, 1.0, 1.0, str(upload))
+def test_an_upload_of_another_rate_is_continued(page, upload):
+    found = page.generate(1, 0.05, 0, 1.0, 1.0, str(upload))
     assert found.classes.shape[1] == round(0.2 * RATE) + round(0.05 * RATE)
-    assert torch.equal(found.classes[0, : round(0.2 * RATE)], page.generator.prompt(audiomamba.read_waveform(upload)))
+    prompt = page.generator.prompt(audiomamba.read_waveform(upload))
+    assert torch.equal(found.classes[0, : round(0.2 * RATE)], prompt.classes)
 
 
 @pytest.mark.parametrize(
@@ -75,16 +76,16 @@ def test_an_upload_of_another_rate_is_gone_on_with(page, upload):
 )
 def test_numbers_that_make_no_sense_are_refused(page, asked, words):
     with pytest.raises(InputError, match=words):
-        page.draw(*asked, None)
+        page.generate(*asked, None)
 
 
 def test_an_upload_that_is_no_sound_or_too_long_is_refused(page, tmp_path):
     (tmp_path / "text.wav").write_text("no sound")
     with pytest.raises(InputError, match=r"text\.wav"):
-        page.draw(1, 0.1, 0, 1.0, 1.0, str(tmp_path / "text.wav"))
+        page.generate(1, 0.1, 0, 1.0, 1.0, str(tmp_path / "text.wav"))
     soundfile.write(tmp_path / "long.wav", torch.rand(RATE).numpy(), RATE)
     with pytest.raises(InputError, match="lasts"):
-        page.draw(1, 0.1, 0, 1.0, 1.0, str(tmp_path / "long.wav"))
+        page.generate(1, 0.1, 0, 1.0, 1.0, str(tmp_path / "long.wav"))
 
 
 def test_the_command_tells_mistakes_in_one_line(model_folder, tmp_path, capsys):
@@ -110,7 +111,7 @@ def test_a_reader_draws_clips_goes_on_with_one_and_hears_them(model_folder, uplo
         page.goto(address)
         page.fill("#clips input", "2")
         page.fill("#seconds input", "0.5")
-        page.click("#draw")
+        page.click("#generate")
         page.wait_for_selector("#sounds audio")
         assert page.locator("#sounds audio").count() == 2
         assert "times real time" in page.inner_text("#summary")
@@ -121,7 +122,7 @@ def test_a_reader_draws_clips_goes_on_with_one_and_hears_them(model_folder, uplo
         page.set_input_files("#upload input[type=file]", upload)
         page.wait_for_selector("#upload >> text=clip")
         page.fill("#clips input", "1")
-        page.click("#draw")
+        page.click("#generate")
         page.wait_for_function(
             "document.querySelectorAll('#sounds audio').length === 1"
             " && document.querySelector('#sounds audio').duration > 0"
@@ -130,7 +131,7 @@ def test_a_reader_draws_clips_goes_on_with_one_and_hears_them(model_folder, uplo
         assert duration == pytest.approx(0.7, abs=0.01)
 
         page.fill("#seconds input", "99")
-        page.click("#draw")
+        page.click("#generate")
         page.wait_for_selector("#summary p[role=alert]")
         assert "at most 1" in page.inner_text("#summary")
         assert [url for url in elsewhere if not url.startswith((address, "data:", "blob:"))] == []

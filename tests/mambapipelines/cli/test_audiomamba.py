@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,12 @@ import pytest
 import soundfile
 import torch
 
+from audiomamba.data.labels import LabelSet
+from audiomamba.data.quantisers import Quantiser
+from audiomamba.data.splits import read_split_clips
 from audiomamba.data.writing import write_waveform
 from audiomamba.models import WaveformModel, load_waveform_model
+from mambacore.errors import InputError
 from mambapipelines.cli.audiomamba.main import main
 from mambapipelines.training.recipe import load_task_recipe, recipe_names
 from mambapipelines.waveforms.recipe import WaveformTrainingRecipe
@@ -173,7 +178,10 @@ MISTAKES = {
     ),
     "no model": (["generate", "NOWHERE", "--output", "OUT"], "there is no model folder"),
     "output in use": (["generate", "MODEL", "--output", "CLIPS"], "choose a new or empty folder"),
-    "no such format": (["generate", "MODEL", "--output", "OUT", "--format", "m4a"], "there is no audio format 'm4a'"),
+    "no such format": (
+        ["generate", "MODEL", "--output", "OUT", "--format", "m4a"],
+        "the audio format 'm4a' cannot be written",
+    ),
     "no such rejection": (["generate", "MODEL", "--output", "OUT", "--reject", "all"], "use paper or search"),
     "no seconds": (["generate", "MODEL", "--output", "OUT", "--seconds", "0"], "ask for more than 0"),
     "no clips": (["generate", "MODEL", "--output", "OUT", "--clips", "0"], "use a number of 1 or more"),
@@ -237,3 +245,79 @@ def test_the_recipes_of_the_digits_have_equal_numbers_of_parameters():
                 model = WaveformModel(load_task_recipe(WaveformTrainingRecipe, name).model_config())
             counts[name] = sum(parameter.numel() for parameter in model.parameters())
     assert len(counts) == 4 and max(counts.values()) < 1.01 * min(counts.values())
+
+
+@pytest.mark.parametrize("name", sorted(WaveformTrainingRecipe.aliases))
+def test_earlier_names_of_recipes_are_the_recipe_sc09(name):
+    earlier = load_task_recipe(WaveformTrainingRecipe, name)
+    outer, centre = ("mamba", "mamba") if name == "mamba-sc09-6m" else name.split("-")[1:]
+    now = load_task_recipe(WaveformTrainingRecipe, "sc09", [f"model.outer={outer}", f"model.centre={centre}"])
+    assert earlier.model_config() == now.model_config() and earlier.batch == now.batch
+    assert earlier.model == {"architecture": name}  # as runs recorded it
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.outer=attention"], "model.outer is 'attention'; choose mamba, s4"),
+        (["model.architecture=sashimi"], "are for the architecture sc09, not for sashimi"),
+    ],
+)
+def test_blocks_that_no_published_model_has_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        load_task_recipe(WaveformTrainingRecipe, "sc09", changes).model_config()
+
+
+def test_the_section_of_samples_keeps_its_earlier_name_and_older_runs_their_fingerprint():
+    earlier = load_task_recipe(WaveformTrainingRecipe, "tiny", ["drawn.clips=7"])
+    assert earlier == load_task_recipe(WaveformTrainingRecipe, "tiny", ["samples.clips=7"])
+    recorded = earlier.fingerprint()
+    assert recorded["drawn"] == {"clips": 7, "seconds": 0.1}
+    assert not recorded.keys() & {"samples", "preparation", "labels"}
+    assert "preparation" in load_task_recipe(WaveformTrainingRecipe, "digits").fingerprint()
+
+
+def test_a_model_learns_labels_and_is_asked_for_them(clips, tmp_path, capsys):
+    model, output = str(tmp_path / "model"), tmp_path / "clips"
+    labels = ["--labels", "digit=^([0-9])_", "--labels", r"take=_0?(\d+)\.wav"]
+    change = ["--set", "preparation.target_rms=0.1", "--set", "preparation.end_seconds=0.01"]
+    valid = ["--valid", "*_0[0-4].wav"]
+    assert main(["train", str(clips), *valid, "--output", model, *FEW_STEPS, *labels, *change]) == 0
+    said = capsys.readouterr().err
+    assert "labels digit: 3 values (0, 1, 2)" in said
+    assert "5 clips have no label take that training clips have" in said
+    assert "bits/sample of held-out clips by digit: 0 " in said
+    details = load_waveform_model(model)[1]
+    assert details["label_rules"] == labels[1::2] and set(details["valid_bits_by_label"]["digit"]) == {"0", "1", "2"}
+    asked = ["--label", "digit=each", "--label", "take=7", "--guidance", "1.5"]
+    assert main(["generate", model, "--clips", "4", "--seconds", "0.01", *asked, "--output", str(output)]) == 0
+    rows = list(csv.DictReader((output / "clips.tsv").open(), delimiter="\t"))
+    assert [row["labels"] for row in rows] == [f"digit={digit},take=7" for digit in (0, 1, 2, 0)]
+    assert main(["generate", model, "--label", "digit=9", "--output", str(tmp_path / "no")]) == 2
+    assert "digit has no value '9'; choose 0, 1, 2" in capsys.readouterr().err
+
+
+def test_words_of_speech_commands_are_labels_by_themselves(tmp_path):
+    words = ("one", "two")
+    for word in words:
+        (tmp_path / word).mkdir()
+        for speaker in ("aa", "bb", "cc"):
+            tone = 0.3 * torch.sin(torch.arange(300) * 0.3)
+            write_waveform(tmp_path / word / f"{speaker}_nohash_0.wav", tone, RATE)
+    (tmp_path / "validation_list.txt").write_text("one/bb_nohash_0.wav\ntwo/bb_nohash_0.wav\n")
+    (tmp_path / "testing_list.txt").write_text("one/cc_nohash_0.wav\n")
+    split = read_split_clips(tmp_path, Quantiser(sample_rate_hz=RATE), words=words)
+    assert split.label_sets == (LabelSet("word", words),)
+    assert [clip.labels for clip in split.valid.clips] == [(1,), (2,)]
+    assert read_split_clips(tmp_path, Quantiser(sample_rate_hz=RATE), words=words, labels=["none"]).label_sets == ()
+
+
+@pytest.mark.parametrize("package", ["soundfile", "torchaudio"])
+def test_without_the_extra_a_command_says_what_to_install(package, clips, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"{package}.transforms", None)
+    rate = ["--set", "quantiser.sample_rate_hz=4000"]
+    assert main(["train", str(clips), "--output", str(tmp_path / "model"), *FEW_STEPS, *rate]) == 2
+    said = capsys.readouterr().err
+    assert f"audio needs the package {package}" in said and "pip install 'genomamba[audio]'" in said
+    assert said.count("\n") == 1 and not (tmp_path / "model").exists()

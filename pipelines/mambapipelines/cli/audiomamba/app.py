@@ -25,7 +25,7 @@ def app(
     longest_seconds: Annotated[float, typer.Option(help="Longer clips are refused.")] = 30.0,
     threads: ThreadsOption = None,
 ) -> None:
-    """Open a page on this machine: draw clips, go on with an uploaded one, see and hear them.
+    """Open a page on this machine: generate clips, continue an uploaded one, see and hear them.
 
     The page is served until Ctrl-C. It needs the extra `app`: pip install 'genomamba[app]'.
 

@@ -16,14 +16,14 @@ def fetch(
 ) -> None:
     """Fetch public recordings: sc09, the spoken digits of Speech Commands with the lists of its official split.
 
-    A download that was cut goes on where it ended when the same command is run again; the archive (2.4 GB) is checked
+    An interrupted download continues where it ended when the same command is run again; the archive (2.4 GB) is checked
     against its checksum, and removed when the digits have been taken out.
 
     **Examples**
 
     `audiomamba fetch sc09 --output data`
 
-    `audiomamba train data/sc09 --recipe mamba-sc09-6m --output model`
+    `audiomamba train data/sc09 --recipe sc09 --output model`
     """
 
     from mambapipelines.cli.fetching import run_fetch  # noqa: PLC0415

@@ -17,10 +17,14 @@ def generate(
         typer.Option("--output", "-o", metavar="DIR", help="New folder for the clips, their table and their page."),
     ],
     clips: Annotated[int, typer.Option(metavar="N", help="How many.")] = 16,
-    seconds: Annotated[float, typer.Option(metavar="S", help="Length of each, without what it goes on from.")] = 1.0,
+    seconds: Annotated[
+        float, typer.Option(metavar="S", help="Length of each, without the clip that it continues.")
+    ] = 1.0,
     seed: SeedOption = 0,
     temperature: Annotated[float, typer.Option(help="Below 1 is safer, 0 takes the likeliest sample.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Draw among the likeliest values of this probability in all.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest values that add up to this probability.")
+    ] = 1.0,
     labels: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,7 +38,7 @@ def generate(
         float, typer.Option(metavar="G", help="Exaggerate what the labels say: above 1, at twice the work.")
     ] = 1.0,
     continued: Annotated[
-        Path | None, typer.Option("--continue", metavar="CLIP", help="Go on with this clip, at the model's rate.")
+        Path | None, typer.Option("--continue", metavar="CLIP", help="Continue this clip, at the model's rate.")
     ] = None,
     undo_gain: Annotated[
         bool, typer.Option("--undo-gain", help="Make clips as loud as recordings or --continue, not as in training.")

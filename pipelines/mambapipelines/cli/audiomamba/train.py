@@ -25,7 +25,7 @@ def train(
     ] = None,
     recipe: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="A recipe of the package (an unknown name lists them) or a file.")
-    ] = "mamba-sc09-6m",
+    ] = "sc09",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Folder for the model and the state of the run."),
@@ -62,21 +62,21 @@ def train(
     threads: ThreadsOption = None,
     strategy: StrategyOption = "single",
 ) -> None:
-    """Train a model of waveforms, which foretells every sample from those before it.
+    """Train a waveform model, which predicts every sample from those before it.
 
     The loss is in bits per sample. A recording is cut by time (88 % to train on, 6 % to validate on). In a folder,
     --valid and --test choose by pattern; else `validation_list.txt` and `testing_list.txt` in it do, as in Speech
     Commands, of which the ten digits (SC09) are used unless --words says otherwise; else one file in twenty is for
     validation. Any rate and format is brought to the recipe's rate.
 
-    Clips that the model generates on the way are in DIR/training/drawn. A run that was interrupted goes on with
+    Clips that the model generates on the way are in DIR/training/samples. An interrupted run continues with
     --resume to the same numbers.
 
     **Examples**
 
     `audiomamba train digits --recipe digits-real --valid '*_1[0-4].wav' --test '*_[5-9].wav' --output model`
 
-    `audiomamba train speech_commands_v0.02 --recipe mamba-sc09-6m --steps 200000 --output sc09`
+    `audiomamba train speech_commands_v0.02 --recipe sc09 --steps 200000 --output sc09`
 
     `audiomamba train piano.flac --recipe mamba-youtubemix --length 958464 --steps 1000 --output piano`
     """

@@ -46,8 +46,8 @@ def train_classifier(
     """Train the classifier whose opinions score generated clips (`audiomamba evaluate`).
 
     Labels are the names of the folders that clips lie in, or part of their own names. The lists of Speech Commands in
-    DATA say which clips are for validation and for the test, or --valid and --test do. A run that was interrupted
-    goes on with --resume to the same numbers.
+    DATA say which clips are for validation and for the test, or --valid and --test do. An interrupted run
+    continues with --resume to the same numbers.
 
     **Examples**
 
