@@ -155,6 +155,8 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             model = WaveformModel(config)
+        if options.recipe in recipe.aliases:
+            session.progress.note(alias_note(options.recipe))
         _introduce(session.progress, recipe, model, clips)
 
         def generate_samples(by: WaveformModel, step: int) -> None:
@@ -265,6 +267,12 @@ def _finished_result(session: TrainingSession) -> WaveformTrainingResult:
     )
 
 
+def alias_note(name: str) -> str:
+    """What an earlier name of the recipe `sc09` is now."""
+    outer, centre = ("mamba", "mamba") if name == "mamba-sc09-6m" else name.split("-")[1:]
+    return f"the recipe {name} is now --recipe sc09 --set model.outer={outer} --set model.centre={centre}"
+
+
 def _introduce(
     progress: TrainingProgress,
     recipe: WaveformTrainingRecipe,
@@ -284,11 +292,6 @@ def _introduce(
         f"{parameter_count(model):,} parameters, {recipe.batch.clips_per_step(length)} clips of up to {length:,} "
         "samples per step"
     )
-    if options.recipe in recipe.aliases:
-        _, outer, centre = {"mamba-sc09-6m": "sc09-mamba-mamba"}.get(options.recipe, options.recipe).split("-")
-        progress.note(
-            f"the recipe {options.recipe} is now --recipe sc09 --set model.outer={outer} --set model.centre={centre}"
-        )
     for one in clips.label_sets:
         progress.note(f"labels {one.name}: {len(one.values)} values ({', '.join(one.values[:12])})")
     for name, without in clips.unlabelled().items():
