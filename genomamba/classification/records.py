@@ -78,6 +78,15 @@ class Group:
     bases: int = 0
     weighted_p_value: float = 0.0
 
+    def add(self, length: int, evidence: FloatArray | None, p_value: float | None) -> None:
+        """Add a record; one without evidence counts as a record but adds no bases."""
+        self.records += 1
+        if evidence is not None:
+            self.total = self.total + evidence * length
+            self.classified_records += 1
+            self.bases += length
+            self.weighted_p_value += length * (p_value or 0.0)
+
 
 @dataclass
 class Groups:
@@ -93,13 +102,7 @@ class Groups:
         if group_name is None:
             self.without += 1
             return
-        group = self.by_name.setdefault(group_name, Group(np.zeros(())))
-        group.records += 1
-        if evidence is not None:
-            group.total = group.total + evidence * length
-            group.classified_records += 1
-            group.bases += length
-            group.weighted_p_value += length * (p_value or 0.0)
+        self.by_name.setdefault(group_name, Group(np.zeros(()))).add(length, evidence, p_value)
 
 
 @dataclass(frozen=True)

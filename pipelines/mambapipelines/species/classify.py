@@ -19,6 +19,7 @@ from genomamba.models.species_classifier import load_classifier
 from mambacore.errors import InputError
 from mambapipelines.console import WorkProgress, counted, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
+from mambapipelines.species.mates import answer_pair, interleaved, pairs
 from mambapipelines.species.outputs import CallSinks, group_rule, multiqc_text
 from mambapipelines.species.processes import (
     evidence_by_processes,
@@ -76,6 +77,7 @@ class ClassificationOptions:
         classified_output: folder, or file name with {call}, for the sequences of each class.
         unclassified_output: file for the sequences of `unknown` and `unclassified` records.
         processes: number of processes, each with `threads` threads.
+        paired: mates, which follow each other in one source or are in two sources, are one call.
     """
 
     model_folder: Path
@@ -93,6 +95,7 @@ class ClassificationOptions:
     classified_output: str | None = None
     unclassified_output: Path | None = None
     processes: int = 1
+    paired: bool = False
 
 
 def classify_files(options: ClassificationOptions) -> ClassificationSummary:
@@ -116,13 +119,16 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
     start_seconds = time.monotonic()
     with ExitStack() as opened:
         sources: Sequence[str] = options.sources
+        labels = sources
+        if options.paired:
+            sources, labels = opened.enter_context(interleaved(sources))
         sinks = None
         if options.classified_output is not None or options.unclassified_output is not None:
             sinks = CallSinks(options.classified_output, options.unclassified_output, classifier.class_names)
             opened.callback(sinks.remove_empty_folder)
             _refuse_inputs(sinks.paths, options.sources, "--classified-out or --unclassified-out")
         if sinks is not None or options.processes > 1:
-            sources = opened.enter_context(rereadable_sources(options.sources))
+            sources = opened.enter_context(rereadable_sources(sources))
         # On a terminal the rows themselves show the progress, and a bar would overwrite them.
         bar = (options.output is not None or not sys.stdout.isatty()) and (launched is None or launched.rank == 0)
         progress = WorkProgress("classify", _estimate_bases(sources), lines_elsewhere=False, bar=bar)
@@ -143,7 +149,7 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
             records = (record for _, record in classifier.evidence(sources, Share(), progress.advance))
         if records is None:
             return ClassificationSummary(classifier.class_names)
-        summary = _write_answers(options, classifier, records, sinks, sources, progress)
+        summary = _write_answers(options, classifier, records, sinks, (sources, labels), progress)
     seconds = time.monotonic() - start_seconds
     calls = ", ".join(f"{count:,} {call}" for call, count in sorted(summary.records.items()))
     note(f"{counted(summary.record_count, 'record')} of {summary.base_count:,} bp in {seconds:.1f} s: {calls}")
@@ -180,29 +186,34 @@ def _write_answers(
     classifier: RecordClassifier,
     records: Iterator[RecordEvidence],
     sinks: CallSinks | None,
-    sources: Sequence[str],
+    sources: tuple[Sequence[str], Sequence[str]],
     progress: WorkProgress,
 ) -> ClassificationSummary:
-    """Write the table and all other outputs; files appear when all are complete, the table last."""
+    """Write the table and all other outputs; files appear when all are complete, the table last.
+
+    `sources` are the paths that are read, and what they are called.
+    """
+    paths, labels = sources
     summary = ClassificationSummary(classifier.class_names)
     groups = Groups(group_rule(options.group_by)) if options.group_by is not None else None
-    counts_by_source: dict[str, dict[str, int]] = {source: {} for source in options.sources}
+    counts_by_source: dict[str, dict[str, int]] = {label: {} for label in labels}
     with ExitStack() as written:
         stream = written.enter_context(written_whole(options.output)) if options.output else sys.stdout.buffer
         stream.write(table_header(classifier.class_names, classifier.has_p_values))
         stream.flush()
-        for record in records:
-            row = classifier.answer(record)
+        for mates in pairs(records) if options.paired else ([record] for record in records):
+            row = answer_pair(classifier, mates)
             stream.write(table_row(row, len(classifier.class_names), classifier.has_p_values))
             if options.output is None:
                 stream.flush()  # a reader at the other end of a pipe sees every row immediately
             summary.add(row)
-            counts = counts_by_source[options.sources[record.source]]
+            counts = counts_by_source[labels[mates[0].source]]
             counts[row.call] = counts.get(row.call, 0) + 1
-            if groups is not None:
-                groups.add(record.name, record.length, record.evidence, row.p_value)
-            if sinks is not None:
-                sinks.add(row.call)
+            for record in mates:
+                if groups is not None:
+                    groups.add(record.name, record.length, record.evidence, row.p_value)
+                if sinks is not None:
+                    sinks.add(row.call)
             progress.advance(0, counted(summary.record_count, "record"))
         stream.flush()
         if groups is not None and options.groups_output is not None:
@@ -218,7 +229,7 @@ def _write_answers(
             page = classification_page(summary, options.model_folder, options.sources)
             _write_beside(written, options.report, page.encode())
         if sinks is not None:
-            sinks.write(sources, written)
+            sinks.write(paths, written)
     return summary
 
 

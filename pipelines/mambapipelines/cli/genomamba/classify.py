@@ -59,6 +59,12 @@ def classify(
     processes: Annotated[
         int, typer.Option("--processes", "-p", metavar="N", help="Processes, each with --threads threads.")
     ] = 1,
+    paired: Annotated[
+        bool,
+        typer.Option(
+            "--paired", help="Call two mates (r/1, r/2) as one: interleaved in one file, or in pairs of files."
+        ),
+    ] = False,
 ) -> None:
     """Classify each record of FASTA or FASTQ files by species.
 
@@ -78,6 +84,8 @@ def classify(
 
     `genomamba classify model reads.fastq.gz --processes 4 --threads 1 --classified-out by_class --unclassified-out
     others.fa.gz --multiqc calls_mqc.tsv`
+
+    `genomamba classify model reads_R1.fq.gz reads_R2.fq.gz --paired -t 4 -o calls.tsv`
 
     `genomamba classify model bins.fa --group-by '^(bin[0-9]+)_' --groups-output bins.tsv --output contigs.tsv`
     """
@@ -100,5 +108,6 @@ def classify(
             classified_output=classified_out,
             unclassified_output=unclassified_out,
             processes=processes,
+            paired=paired,
         )
     )
