@@ -96,9 +96,7 @@ def _alternating(forward: str, reverse: str) -> Iterator[bytes]:
     with closing(_whole_records(forward)) as first, closing(_whole_records(reverse)) as second:
         for number, texts in enumerate(itertools.zip_longest(first, second), start=1):
             if None in texts:
-                raise InputError(
-                    f"{forward} and {reverse} differ in their number of reads: give files of one run."
-                )
+                raise InputError(f"{forward} and {reverse} differ in their number of reads: give files of one run.")
             names = [_first_word(text) for text in texts]
             if not are_mates(*names):
                 raise InputError(
