@@ -28,7 +28,12 @@ OPTIONS = {"state_size": 3, "linear_bias": True}
 MAMBA2 = {"name": "mamba2", "state_size": 3, "head_width": 4, "linear_bias": True}
 KINDS = [pytest.param(*kind, OPTIONS, id=f"{kind[0]}-{'tied' if kind[1] else 'untied'}")
          for kind in itertools.product(("add", "multiply"), (True, False))]  # fmt: skip
-KINDS += [pytest.param("add", True, MAMBA2, id="mamba2-tied"), pytest.param("multiply", False, MAMBA2, id="mamba2")]
+MAMBA3 = {"name": "mamba3", "state_size": 4, "head_width": 4}
+KINDS += [
+    pytest.param("add", True, MAMBA2, id="mamba2-tied"),
+    pytest.param("multiply", False, MAMBA2, id="mamba2"),
+    pytest.param("add", True, MAMBA3, id="mamba3"),
+]
 EXCHANGED = pytest.mark.parametrize("exchange_strands", [False, True], ids=["in place", "exchanged"])
 
 
@@ -105,7 +110,7 @@ def records_one_by_one(module, inputs, lengths):
     return torch.cat([module(record) for record in inputs.split(lengths, dim=1)], dim=1)
 
 
-@pytest.mark.parametrize("name", ["bidirectional", "equivariant", "exchanged", "mamba2"])
+@pytest.mark.parametrize("name", ["bidirectional", "equivariant", "exchanged", "mamba2", "mamba3"])
 def test_a_record_does_not_depend_on_its_neighbours_or_on_padding(name):
     torch.manual_seed(0)
     stack = {
@@ -113,6 +118,7 @@ def test_a_record_does_not_depend_on_its_neighbours_or_on_padding(name):
         "equivariant": lambda: EquivariantStack(WIDTH, 2, OPTIONS),
         "exchanged": lambda: EquivariantStack(WIDTH, 3, OPTIONS, exchange_strands=True),
         "mamba2": lambda: EquivariantStack(WIDTH, 2, MAMBA2),
+        "mamba3": lambda: EquivariantStack(WIDTH, 2, MAMBA3),
     }[name]().double()  # fmt: skip
     lengths = [1, 2, 40, 20, 7]  # the last one is padding
     inputs = sequence(WIDTH if name == "bidirectional" else 2 * WIDTH)

@@ -56,7 +56,7 @@ def test_every_tensor_that_does_not_fit_is_named_at_once(tmp_path):
         ({"hidden_size": "24", "state_size": 0, "use_bias": 1}, ["hidden_size as '24'", "state_size as 0", "use_bias"]),
         ({"time_step_rank": "full", "layer_norm_epsilon": None}, ["time_step_rank as 'full'", "layer_norm_epsilon"]),
         ({"hidden_act": "gelu"}, ["hidden_act as 'gelu', but only SiLU"]),
-        ({"model_type": "mamba2"}, ["model type 'mamba2'"]),
+        ({"model_type": "falcon_mamba"}, ["model type 'falcon_mamba'"]),
         ({"model_type": ...}, ["no known kind"]),
     ],
 )
@@ -70,7 +70,12 @@ def test_configurations_of_transformers_that_cannot_be_used(tmp_path, changes, p
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"ssm_cfg": {"layer": "Mamba2"}}, "ssm_cfg.layer as 'Mamba2', but only the first Mamba"),
+        ({"ssm_cfg": {"layer": "Mamba9"}}, "ssm_cfg.layer as 'Mamba9', but only"),
+        ({"ssm_cfg": {"layer": "Mamba2", "d_ssm": 4}}, "ssm_cfg.d_ssm as 4, but a perceptron"),
+        ({"ssm_cfg": {"layer": "Mamba2", "D_has_hdim": True}}, "ssm_cfg.D_has_hdim as True"),
+        ({"ssm_cfg": {"layer": "Mamba2", "dt_limit": [1, 0]}}, "ssm_cfg.dt_limit as [1, 0], which is not two growing"),
+        ({"ssm_cfg": {"layer": "Mamba3", "is_mimo": True, "mimo_rank": 1}}, "mimo_rank of 1"),
+        ({"ssm_cfg": {"layer": "Mamba3", "rope_fraction": 0.25}}, "rope_fraction of 0.25, which is not 0.5 or 1.0"),
         ({"ssm_cfg": {"d_state": 3, "headdim": 64}}, "ssm_cfg.headdim, which are not known"),
         ({"ssm_cfg": 7}, "ssm_cfg"),
         ({"rms_norm": False}, "rms_norm as False, but layer norm"),

@@ -81,6 +81,49 @@ def mamba2_reference(mixer, sequence):
     return mixer.output_projection((gated * scale).flatten(2) * mixer.gate_norm.weight)
 
 
+def mamba3_reference(mixer, sequence):
+    """The published recurrence, vector by vector: angles that add up, the trapezoid with the last vectors."""
+    inner, heads, rank, size = mixer.inner_width, mixer.heads, mixer.rank, mixer.state_size
+    batch, width = len(sequence), inner // heads
+    angle = sequence.new_zeros(batch, heads, 1, mixer.angles)
+    state, last_key = (sequence.new_zeros(batch, heads, *shape) for shape in ((width, size), (rank, size)))
+    last_value, outputs = sequence.new_zeros(batch, heads, rank, width), []
+
+    def vectors(raw, norm, bias):
+        raw = raw.reshape(batch, rank, mixer.groups, size)
+        normal = raw / (raw.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight
+        biased = normal.repeat_interleave(heads // mixer.groups, 2).transpose(1, 2) + bias
+        first = torch.arange(0, 2 * mixer.angles, 2) if rank == 1 else torch.arange(mixer.angles)
+        second = first + (1 if rank == 1 else size // 2)
+        turned = biased.clone()
+        turned[..., first] = biased[..., first] * angle.cos() - biased[..., second] * angle.sin()
+        turned[..., second] = biased[..., first] * angle.sin() + biased[..., second] * angle.cos()
+        return turned
+
+    for now in mixer.input_projection(sequence).unbind(1):
+        gate, values, write, read, raw_step, raw_decay, raw_share, turn = now.split(mixer.parts, dim=-1)
+        step = F.softplus(raw_step + mixer.step_bias)
+        rate = torch.where(raw_decay >= 0, 1 + raw_decay, 1 / (1 - raw_decay)).clamp(min=1e-4)
+        decay, share = torch.exp(-step * rate), torch.sigmoid(raw_share) if mixer.trapezoidal else step * 0 + 1
+        angle = angle + (math.pi * torch.tanh(turn)[:, None] * step[:, :, None])[:, :, None]
+        key = vectors(write, mixer.input_matrix_norm, mixer.input_matrix_bias)
+        query = vectors(read, mixer.output_matrix_norm, mixer.output_matrix_bias)
+        value, gates = (part.reshape(batch, heads, 1, width) for part in (values, gate))
+        if rank > 1:
+            value, gates = value * mixer.rank_inputs, gates * mixer.rank_gates
+        before, present = (v.mT @ k for v, k in ((last_value, last_key), (value, key)))
+        decay, step, share = (number[:, :, None, None] for number in (decay, step, share))
+        state = decay * state + (1 - share) * step * decay * before + share * step * present
+        output = query @ state.mT + mixer.skip_weight[:, None, None] * value
+        if mixer.output_norm_weight is not None:
+            output = output / (output.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            output = output * mixer.output_norm_weight.reshape(heads, 1, width)
+        output = output * F.silu(gates)
+        outputs.append((output if rank == 1 else output * mixer.rank_outputs).sum(2).flatten(1))
+        last_key, last_value = key, value
+    return mixer.output_projection(torch.stack(outputs, dim=1))
+
+
 def s4d_reference(mixer, sequence):
     """h_t = exp(Delta A) h_{t-1} + (exp(Delta A) - 1) / A x_t; y = C h + D x; then GELU and a gated linear layer."""
     step = F.softplus(mixer.step_bias).unsqueeze(-1) * mixer.sampling_rate_factor
@@ -221,6 +264,15 @@ REFERENCES = {
         {"state_size": 3, "convolution_bias": False, "norm_epsilon": 1e-2, "step_limits": [0.01, 0.05]},
         mamba2_reference,
     ),
+    "mamba3": ({"state_size": 6}, mamba3_reference),
+    "mamba3 of a real state": ({"state_size": 5, "rotated_share": 0.0, "head_width": 8}, mamba3_reference),
+    "mamba3 by Euler's rule": ({"state_size": 4, "rotated_share": 1.0, "trapezoidal": False}, mamba3_reference),
+    "mamba3 of groups": ({"state_size": 4, "head_width": 4, "groups": 4, "output_norm": True}, mamba3_reference),
+    "mamba3 of rank 4": (
+        {"state_size": 6, "head_width": 8, "groups": 2, "rank": 4, "output_norm": True},
+        mamba3_reference,
+    ),
+    "mamba3 of rank 2": ({"state_size": 4, "rank": 2, "rotated_share": 1.0}, mamba3_reference),
     "attention": ({}, attention_reference),
     "attention of two heads": ({"heads": 2, "rotary_base": 100.0, "linear_bias": True}, attention_reference),
     "linear_attention": ({}, linear_attention_reference),
@@ -282,6 +334,7 @@ WITHOUT_DECAY = {
     "s4d": {"log_decay_rate", "frequency", "skip_weight", "step_bias"},
     "s4d real": {"log_decay_rate", "skip_weight", "step_bias"},
     "mamba2": {"log_decay_rate", "skip_weight", "step_bias", "convolution_bias"},
+    "mamba3": {"skip_weight", "step_bias", "input_matrix_bias", "output_matrix_bias"},
     "rwkv": {"key_share", "value_share", "receptance_share", "log_decay_rate", "bonus"},
     "attention": set(),
     "linear_attention": set(),
@@ -482,6 +535,11 @@ def test_an_unknown_option_is_refused_with_the_names_of_those_there_are(name):
         ({"name": "mamba2", "head_width": 3}, "heads of width 3 do not divide 16 inner channels; choose a divisor"),
         ({"name": "mamba2", "head_width": 4, "groups": 3}, "3 groups do not divide 4 heads; choose a divisor"),
         ({"name": "mamba2", "step_limits": [0.1, 0.1]}, "step_limits must be two growing numbers from 0 on but are"),
+        (
+            {"name": "mamba3", "state_size": 5},
+            "a share of 0.5 of 5 states cannot rotate in pairs",
+        ),
+        ({"name": "mamba3", "rank": 0}, "rank must be at least 1 but is 0"),
         ({"name": "rwkv", "relative_depth": 2}, "relative_depth must lie between 0 and 1 but is 2"),
     ],
 )

@@ -26,6 +26,7 @@ COMPLEX = {"name": "selective", "state_size": 3, "complex_state": True}
 S4D = {"name": "s4d", "state_size": 4}
 ATTENTIONS = [{"name": "linear_attention", "heads": 2}, {"name": "retention", "heads": 1}]
 MAMBA2 = {"name": "mamba2", "state_size": 3, "head_width": 4}
+MAMBA3 = {"name": "mamba3", "state_size": 4, "head_width": 4}
 HYBRID = [SELECTIVE, {"name": "s4d", "state_size": 3, "complex_state": False, "convolution": False}, COMPLEX, WIDE]
 
 # Lengths of the ranks' stretches, for 2 and for 4 ranks.
@@ -64,6 +65,12 @@ CASES = {
     "mamba2 float32": Case([MAMBA2], UNEVEN, dtype=torch.float32),
     "mamba2, first stretch empty": Case([MAMBA2], EMPTY_FIRST, initial_state=True),
     "mamba2 in reverse": Case([MAMBA2], UNEVEN, reverse=True, share_of_starts=0.05, initial_state=True),
+    "mamba3": Case([MAMBA3, MAMBA3 | {"rank": 2}], UNEVEN, share_of_starts=0.03, initial_state=True, calls=2),
+    "mamba3 float32": Case([MAMBA3], UNEVEN, dtype=torch.float32),
+    "mamba3, short stretches": Case([MAMBA3], SHORT, share_of_starts=0.2, initial_state=True),
+    "mamba3, last stretch empty": Case([MAMBA3], EMPTY_LAST, initial_state=True),
+    "mamba3 in reverse": Case([MAMBA3], UNEVEN, reverse=True, share_of_starts=0.05, initial_state=True),
+    "mamba3 in reverse at borders": Case([MAMBA3], SHORT, reverse=True, share_of_starts=0.0, starts_at_borders=True),
     "linear attention and retention": Case(ATTENTIONS, UNEVEN, initial_state=True),
     "linear attention and retention, records, two calls": Case(ATTENTIONS, UNEVEN, share_of_starts=0.03, calls=2),
     "stack": Case([SELECTIVE] * 3, UNEVEN),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambacore.checkpoints.duals import dual_family, dual_model, dual_settings
 from mambacore.checkpoints.files import read_config, read_tensors, write_checkpoint
 from mambacore.checkpoints.names import (
     CADUCEUS_COMPLEMENTS,
@@ -23,6 +24,7 @@ from mambacore.checkpoints.names import (
     UNTYPED,
     caduceus_tensors,
 )
+from mambacore.checkpoints.names_dual import DUAL_FAMILIES, DUAL_TENSORS, LAYER_KEY, LAYERS
 from mambacore.checkpoints.settings import read_settings, write_settings
 from mambacore.checkpoints.tensors import ForeignTensors
 from mambacore.errors import InputError
@@ -36,7 +38,8 @@ from mambacore.models import (
 )
 
 MIXER_OPTIONS = ("state_size", "kernel_width", "expansion", "step_rank", "linear_bias", "convolution_bias")
-_CAUSAL_TENSORS = {"transformers": TRANSFORMERS_TENSORS, "mamba_ssm": MAMBA_SSM_TENSORS}
+_CAUSAL_TENSORS = {"transformers": TRANSFORMERS_TENSORS, "mamba_ssm": MAMBA_SSM_TENSORS, **DUAL_TENSORS}
+_FAMILIES = {**FAMILIES, **DUAL_FAMILIES}
 
 
 def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> CausalLanguageModel | MaskedLanguageModel:
@@ -47,7 +50,8 @@ def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> CausalLangua
         dtype: of the parameters, whatever the checkpoint has.
 
     Returns:
-        A causal model for ``transformers`` Mamba and ``mamba_ssm``, a masked one for Caduceus; in evaluation mode.
+        A causal model for `transformers` Mamba and Mamba-2 and for `mamba_ssm`, a masked one for Caduceus; in
+        evaluation mode.
 
     Raises:
         InputError: one sentence: a file is missing or damaged, the configuration lacks settings or has some that cannot
@@ -56,9 +60,9 @@ def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> CausalLangua
     folder = Path(folder)
     config = read_config(folder)
     family = recognise(config, folder / CONFIG_NAME)
-    settings = read_settings(config, FAMILIES[family], folder / CONFIG_NAME)
+    settings = read_settings(config, _FAMILIES[family], folder / CONFIG_NAME)
     tensors = read_tensors(folder)
-    mixer = {name: settings.pop(name) for name in MIXER_OPTIONS}
+    mixer = {} if family in DUAL_FAMILIES else {name: settings.pop(name) for name in MIXER_OPTIONS}
     # Values drawn for a fresh model are overwritten: do not let them disturb the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         if family == "caduceus":
@@ -70,6 +74,8 @@ def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> CausalLangua
                 )
             )
             names = caduceus_tensors(settings["equivariant"], exchange_strands)
+        elif family in DUAL_FAMILIES:
+            model, names = dual_model(family, settings, folder / CONFIG_NAME), _CAUSAL_TENSORS[family]
         else:
             mixers = ({"name": SelectiveMixer.name, **mixer},) * settings.pop("layers")
             model = CausalLanguageModel(CausalLanguageModelConfig(**settings, mixers=mixers))
@@ -80,7 +86,7 @@ def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> CausalLangua
 
 
 def recognise(config: Mapping[str, Any], source: object) -> str:
-    """Whose configuration this is: ``transformers``, ``mamba_ssm`` or ``caduceus``.
+    """Whose configuration this is: a name of FAMILIES or DUAL_FAMILIES.
 
     Raises:
         InputError: none of these. ``source`` is what the message calls the configuration.
@@ -94,23 +100,30 @@ def recognise(config: Mapping[str, Any], source: object) -> str:
         )
     for keys, family in UNTYPED:
         if all(key in config for key in keys):
-            return family
-    kinds = ", ".join(family.title for family in FAMILIES.values())
+            return _of_layers(config) if family == "mamba_ssm" else family
+    kinds = ", ".join(family.title for family in _FAMILIES.values())
     raise InputError(f"{source} is of no known kind: checkpoints of {kinds} can be loaded.")
 
 
+def _of_layers(config: Mapping[str, Any]) -> str:
+    """The family of mamba_ssm by the kind of its layers; an unknown kind is refused with the settings of the first."""
+    outer, inner = LAYER_KEY
+    layers = config[outer].get(inner) if isinstance(config.get(outer), Mapping) else None
+    return LAYERS.get(layers, "mamba_ssm") if isinstance(layers, str) else "mamba_ssm"
+
+
 def save_transformers(model: CausalLanguageModel, folder: Path | str) -> None:
-    """Write a folder that ``transformers.MambaForCausalLM.from_pretrained`` loads, whole or not at all.
+    """Write a folder that `MambaForCausalLM` or `Mamba2ForCausalLM` of `transformers` loads, whole or not at all.
 
     The vocabulary that it states is the padded one.
 
     Raises:
         InputError: a model that ``transformers`` cannot represent, or a place that is taken or cannot be written to.
     """
-    settings = _causal_settings(model, "transformers")
+    family, settings = _causal_settings(model, "transformers")
     settings["vocabulary_size"] = model.config.padded_vocabulary_size
-    tensors = ForeignTensors(model, TRANSFORMERS_TENSORS).export()
-    _write(folder, settings, "transformers", tensors)
+    tensors = ForeignTensors(model, _CAUSAL_TENSORS[family]).export()
+    _write(folder, settings, family, tensors)
 
 
 def save_mamba_ssm(model: CausalLanguageModel, folder: Path | str) -> None:
@@ -122,14 +135,14 @@ def save_mamba_ssm(model: CausalLanguageModel, folder: Path | str) -> None:
     Raises:
         InputError: a model that ``mamba_ssm`` cannot represent, or a place that is taken or cannot be written to.
     """
-    settings = _causal_settings(model, "mamba_ssm")
+    family, settings = _causal_settings(model, "mamba_ssm")
     if model.config.norm_epsilon != MAMBA_SSM_NORM_EPSILON:
         raise InputError(
             f"mamba_ssm has no setting for norm_epsilon, which is {model.config.norm_epsilon} here and "
             f"{MAMBA_SSM_NORM_EPSILON} there: save this model for transformers."
         )
-    foreign = ForeignTensors(model, MAMBA_SSM_TENSORS)
-    _write(folder, settings, "mamba_ssm", foreign.export(with_tied=foreign.tied))
+    foreign = ForeignTensors(model, _CAUSAL_TENSORS[family])
+    _write(folder, settings, family, foreign.export(with_tied=foreign.tied))
 
 
 def save_caduceus(model: MaskedLanguageModel, folder: Path | str) -> None:
@@ -162,27 +175,48 @@ def save_caduceus(model: MaskedLanguageModel, folder: Path | str) -> None:
 
 
 def _write(folder: Path | str, settings: Mapping[str, Any], family: str, tensors: Mapping[str, Tensor]) -> None:
-    config = write_settings(settings, FAMILIES[family])
+    config = write_settings(settings, _FAMILIES[family])
     if MODEL_TYPE_KEY in config:
         kept_in = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
         config[DTYPE_KEY] = str(kept_in).removeprefix("torch.")
     write_checkpoint(Path(folder), config, tensors)
 
 
-def _causal_settings(model: CausalLanguageModel, family: str) -> dict[str, Any]:
-    title = FAMILIES[family].title
+def _causal_settings(model: CausalLanguageModel, program: str) -> tuple[str, dict[str, Any]]:
+    """The family in which a program keeps this model, and its settings."""
     if not isinstance(model, CausalLanguageModel):
-        raise InputError(f"{title} is a causal language model and this a {type(model).__name__}: use another format.")
+        raise InputError(
+            f"{FAMILIES[program].title} is a causal language model and this a {type(model).__name__}: "
+            "use another format."
+        )
+    family = dual_family(model, program) or program
+    title = _FAMILIES[family].title
     config = model.config
     if config.context_widths or config.output_context_widths:
         raise InputError(
             f"{title} has no tables of contexts, and this model has some: it cannot be saved in that format."
         )
-    return {
-        **{field: getattr(config, field) for field in FAMILIES[family].keys if hasattr(config, field)},
-        **_mixer_settings([part for part in model.stack.modules() if isinstance(part, Mixer)], title),
-        "layers": len(model.stack.blocks),
-    }
+    mixers = [part for part in model.stack.modules() if isinstance(part, Mixer)]
+    if family in DUAL_FAMILIES:
+        of_mixer = _in_common([dual_settings(mixer, family) for mixer in mixers], title)
+        if of_mixer.pop("gate_norm_epsilon") != config.norm_epsilon:
+            raise InputError(
+                f"{title} has one epsilon for all norms, and this model has several: it cannot be saved in that format."
+            )
+    else:
+        of_mixer = _mixer_settings(mixers, title)
+    of_model = {field: getattr(config, field) for field in _FAMILIES[family].keys if hasattr(config, field)}
+    return family, {**of_model, **of_mixer, "layers": len(model.stack.blocks)}
+
+
+def _in_common(settings: Sequence[dict[str, Any]], title: str) -> dict[str, Any]:
+    """The settings of all layers, which must be the same."""
+    if any(one != settings[0] for one in settings):
+        raise InputError(
+            f"{title} has the same settings in every layer, and the mixers of this model differ: "
+            "it cannot be saved in that format."
+        )
+    return settings[0]
 
 
 def _mixer_settings(mixers: Sequence[Mixer], title: str) -> dict[str, Any]:
@@ -203,12 +237,7 @@ def _mixer_settings(mixers: Sequence[Mixer], title: str) -> dict[str, Any]:
             "convolution_bias": mixer.convolution_bias is not None,
         }
         found.append(values)
-        if values != found[0]:
-            raise InputError(
-                f"{title} has the same settings in every layer, and the mixers of this model differ: "
-                "it cannot be saved in that format."
-            )
-    return found[0]
+    return _in_common(found, title)
 
 
 def _complement(settings: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> tuple[int, ...] | None:

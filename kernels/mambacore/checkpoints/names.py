@@ -1,4 +1,5 @@
-"""What other projects call things: every foreign name of this package is in these tables and nowhere else.
+"""What other projects call things: every foreign name of this package is in these tables, or in those of `names_dual`
+for Mamba-2 and Mamba-3, and nowhere else.
 
 Tensors: our name to theirs, ``{}`` standing for the number of a layer. Settings: ours to a :class:`Key` of their
 ``config.json``; a dot in its name goes one level down.
@@ -25,7 +26,7 @@ class Key(NamedTuple):
     Attributes:
         name: its key, dotted where it is nested.
         kind: ``whole``, ``number``, ``flag``, ``rank`` (a whole number, or "auto" for ours to be None), ``strategy``
-            (a word of COMBINATIONS) or ``map`` (token to token).
+            (a word of COMBINATIONS), ``map`` (token to token) or ``limits`` (two growing numbers, or None).
         default: what it is when absent.
     """
 
@@ -125,7 +126,7 @@ def caduceus_tensors(equivariant: bool, exchange_strands: bool) -> dict[str, str
 
 
 _ONLY_ROOT_MEAN_SQUARE: Final = Refused((True,), "layer norm is not implemented here, only root-mean-square norm")
-_ONLY_MAMBA: Final = Refused(("Mamba1", None), "only the first Mamba is implemented here")
+_ONLY_MAMBA: Final = Refused(("Mamba1", None), "only Mamba, and of mamba_ssm Mamba2 and Mamba3, can be loaded")
 
 _SSM_KEYS: Final = {
     "state_size": Key("ssm_cfg.d_state", "whole", 16),
@@ -217,8 +218,8 @@ CADUCEUS: Final = Family(
 FAMILIES: Final = {"transformers": TRANSFORMERS, "mamba_ssm": MAMBA_SSM, "caduceus": CADUCEUS}
 
 MODEL_TYPE_KEY: Final = "model_type"
-MODEL_TYPES: Final = {"mamba": "transformers", "caduceus": "caduceus"}
-"""The type a configuration states, to a name of FAMILIES."""
+MODEL_TYPES: Final = {"mamba": "transformers", "mamba2": "transformers_mamba2", "caduceus": "caduceus"}
+"""The type a configuration states, to a name of FAMILIES or DUAL_FAMILIES."""
 
 UNTYPED: Final = ((("d_model", "n_layer", "rcps"), "caduceus"), (("d_model", "n_layer"), "mamba_ssm"))
 """Keys that tell a configuration without a type, to a name of FAMILIES; the first that are all there decide."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -59,9 +60,11 @@ def read_settings(config: Mapping[str, Any], family: Family, source: object) -> 
 
 def write_settings(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """The foreign configuration of our settings."""
-    config: dict[str, Any] = dict(family.constants)
+    config: dict[str, Any] = copy.deepcopy(dict(family.constants))
     for ours, key in family.keys.items():
         value = _WRITERS.get(key.kind, lambda same: same)(settings[ours])
+        if value is _ABSENT:
+            continue
         *outer, last = key.name.split(".")
         level = config
         for name in outer:
@@ -116,6 +119,27 @@ def _rank(value: Any) -> int | None:
         raise ValueError('a positive whole number or "auto"') from None
 
 
+def _limits(value: Any) -> tuple[float, float] | None:
+    """Two growing numbers; None where they limit nothing. transformers writes an infinite one as a mapping."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("two numbers")
+    found = [next(iter(one.values()), None) if isinstance(one, Mapping) else one for one in value]
+    try:
+        smallest, largest = (float(one) for one in found)
+    except (TypeError, ValueError):
+        raise ValueError("two numbers") from None
+    if not 0 <= smallest < largest:
+        raise ValueError("two growing numbers from 0 on")
+    return None if (smallest, largest) == (0.0, float("inf")) else (smallest, largest)
+
+
+def _written_limits(limits: tuple[float, float] | None) -> Any:
+    """Left out where they limit nothing, which is what everybody takes it for then."""
+    return _ABSENT if limits is None else list(limits)
+
+
 def _strategy(value: Any) -> str:
     value = "add" if value is None else value
     if not isinstance(value, str) or value not in COMBINATIONS:
@@ -149,8 +173,10 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "rank": _rank,
     "strategy": _strategy,
     "map": _map,
+    "limits": _limits,
 }
 _WRITERS: dict[str, Callable[[Any], Any]] = {
+    "limits": _written_limits,
     "strategy": {ours: theirs for theirs, ours in COMBINATIONS.items()}.__getitem__,
     "map": lambda table: None if table is None else {str(token): other for token, other in enumerate(table)},
 }

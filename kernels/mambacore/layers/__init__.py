@@ -8,6 +8,7 @@ from mambacore.layers.feed_forward import GatedFeedForward
 from mambacore.layers.gru import GRUMixer, GRUState
 from mambacore.layers.linear_attention import LinearAttentionMixer, LinearAttentionState
 from mambacore.layers.mamba2 import Mamba2Mixer, Mamba2State
+from mambacore.layers.mamba3 import Mamba3Mixer, Mamba3State
 from mambacore.layers.mixer import (
     MIXERS,
     Mixer,
@@ -43,6 +44,8 @@ __all__ = [
     "LinearAttentionState",
     "Mamba2Mixer",
     "Mamba2State",
+    "Mamba3Mixer",
+    "Mamba3State",
     "MeanPooling",
     "Mixer",
     "PoolingState",

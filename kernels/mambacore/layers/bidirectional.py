@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from mambacore.errors import InputError
 from mambacore.layers.mamba2 import Mamba2Mixer
+from mambacore.layers.mamba3 import Mamba3Mixer
 from mambacore.layers.mixer import build_mixer, parameters_without_decay
 from mambacore.layers.norm import RootMeanSquareNorm, root_mean_square_norm
 from mambacore.layers.plain_modules import are_plain_linear, is_plain
@@ -27,8 +28,8 @@ from mambacore.layers.selective import SelectiveMixer
 COMBINATIONS: Final = ("add", "multiply")
 
 # The mixers that walk in both directions.
-ReversibleMixer = SelectiveMixer | Mamba2Mixer
-REVERSIBLE: Final = {kind.name: kind for kind in (SelectiveMixer, Mamba2Mixer)}
+ReversibleMixer = SelectiveMixer | Mamba2Mixer | Mamba3Mixer
+REVERSIBLE: Final = {kind.name: kind for kind in (SelectiveMixer, Mamba2Mixer, Mamba3Mixer)}
 
 
 class BidirectionalMixer(nn.Module):
