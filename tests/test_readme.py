@@ -10,8 +10,10 @@ import torch
 import audiomamba
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.models import StageConfig, WaveformModel, WaveformModelConfig, save_waveform_model
+from genomamba.data.targets import TargetDescription
+from genomamba.models.sequence_model import save_sequence_model, sequence_model_on
 from mambapipelines.cli.genomamba.main import COMMANDS as DNA_COMMANDS
-from tiny_language_models import model_folder, random_letters, write_fasta
+from tiny_language_models import language_model, model_folder, random_letters, write_fasta
 from tiny_species import bases, fasta, write_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -26,6 +28,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("readme")
     write_tiny_model(place / "yeasts")
     model_folder(place / "pretrained", "causal")
+    targets = TargetDescription("classes", ("kind",), ("a", "b"))
+    save_sequence_model(
+        place / "promoters", sequence_model_on(language_model("causal"), targets, "mean", True).float(), {}
+    )
     (place / "contigs.fa").write_bytes(fasta({"first": bases(300), "second": bases(40, 1)}))
     write_fasta(place / "genome.fa", {"chr1": GENOME})
     (place / "variants.vcf").write_bytes(
@@ -42,12 +48,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_readme_has_blocks_of_every_package() -> None:
-    assert {"audiomamba", "mambacore"} <= {
+    assert {"genomamba", "audiomamba", "mambacore"} <= {
         name for block in BLOCKS for name in re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE)
     }
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[block.split("\n", 1)[0] for block in BLOCKS])
+@pytest.mark.parametrize("block", BLOCKS, ids=[f"{number}-{block.split()[1]}" for number, block in enumerate(BLOCKS)])
 def test_a_python_block_of_the_readme_runs(block: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     exec(compile(block, "README.md", "exec"), {})
