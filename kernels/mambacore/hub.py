@@ -1,12 +1,13 @@
-"""Model folders on the Hugging Face Hub: named ``hf://owner/name@revision`` wherever a folder can be named.
+"""Model folders on the Hugging Face Hub: named `hf://owner/name@revision` wherever a folder can be named.
 
 Local folders need no network and are never mistaken for names on the Hub. Downloads go through huggingface_hub's cache;
-with ``HF_HUB_OFFLINE=1`` only what is in the cache is used.
+with `HF_HUB_OFFLINE=1` only what is in the cache is used.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -24,20 +25,38 @@ def find_model_folder(reference: str | Path) -> Path:
     """The folder that is meant: the path itself, or where the Hub's model has been downloaded to.
 
     Args:
-        reference: a path, or ``hf://owner/name``, followed by ``@`` and a branch, tag or commit for a pinned revision.
+        reference: a path, or `hf://owner/name`, followed by `@` and a branch, tag or commit for a pinned revision.
 
     Raises:
         InputError: no such model or revision, no connection and nothing in the cache, or a malformed name.
     """
-    if not str(reference).startswith("hf:/"):
-        return Path(reference)
+    return download(reference, MODEL_FILES) if is_on_hub(reference) else Path(reference)
+
+
+def is_on_hub(reference: str | Path) -> bool:
+    """Is this the name of something on the Hub, well-formed or not, rather than a path?"""
+    return str(reference).startswith("hf:/")
+
+
+def download(reference: str | Path, patterns: Sequence[str]) -> Path:
+    """The local folder of a model on the Hub with those of its files that match; from the cache where they are there.
+
+    Args:
+        reference: as of `find_model_folder`, on the Hub.
+        patterns: names of files, `*` standing for anything.
+
+    Raises:
+        InputError: see `find_model_folder`.
+    """
     found = _ON_THE_HUB.fullmatch(str(reference))
     if found is None:
-        raise InputError(f"{str(reference)!r} names no model: write hf://owner/name or hf://owner/name@revision.")
+        raise InputError(
+            f"{str(reference)!r} is not the name of a model: write hf://owner/name or hf://owner/name@revision."
+        )
     repository, revision = found["repository"], found["revision"]
     name = f"hf://{repository}" + (f"@{revision}" if revision else "")
     try:
-        folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(MODEL_FILES))
+        folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(patterns))
     except errors.RevisionNotFoundError as error:
         raise InputError(f"{name} does not exist: the model has no revision {revision!r}; name another one.") from error
     except errors.RepositoryNotFoundError as error:
@@ -61,7 +80,7 @@ def push_model_folder(folder: Path, repository: str, private: bool = True, messa
 
     Args:
         folder: the model folder; it is read and checked first.
-        repository: ``owner/name``; made if it does not exist.
+        repository: `owner/name`; made if it does not exist.
         private: whether a repository that is made can be seen by its owner only.
         message: of the commit.
 
@@ -70,7 +89,7 @@ def push_model_folder(folder: Path, repository: str, private: bool = True, messa
     """
     read_model_folder(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise InputError(f"{repository!r} is no place on the Hub: write owner/name.")
+        raise InputError(f"{repository!r} is not a place on the Hub: write owner/name.")
     api = huggingface_hub.HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)

@@ -105,6 +105,33 @@ def test_configurations_of_caduceus_that_cannot_be_used(tmp_path, changes, part)
     assert part in problem_with(folder)
 
 
+class Program:
+    """A pickle of this writes a file when it is read by a reader that trusts it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_holds_more_than_tensors_is_neither_run_nor_read(tmp_path, zipped):
+    folder, written = peer_folder(tmp_path / "folder"), tmp_path / "written"
+    (folder / "model.safetensors").unlink()
+    path = folder / "pytorch_model.bin"
+    torch.save({"weight": Program(written)}, path, _use_new_zipfile_serialization=zipped)
+    problem = problem_with(folder)
+    assert "holds more than tensors" in problem and "safe_serialization=True" in problem and "\n" not in problem
+    torch.save([torch.ones(3)], path)
+    assert "is not a table of tensors by name" in problem_with(folder)
+    torch.save({"weight": torch.ones(3)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "damaged" in problem_with(folder)
+    assert not written.exists()
+
+
 def test_damaged_and_pickled_files_are_refused(tmp_path):
     assert "there is no folder" in problem_with(tmp_path / "nowhere")
     folder = peer_folder(tmp_path / "folder")
@@ -115,8 +142,7 @@ def test_damaged_and_pickled_files_are_refused(tmp_path):
     weights.unlink()
     assert "neither model.safetensors nor" in problem_with(folder)
     (folder / "pytorch_model.bin").write_bytes(b"")
-    problem = problem_with(folder)
-    assert "pytorch_model.bin" in problem and "safe_serialization=True" in problem
+    assert "pytorch_model.bin is truncated or damaged" in problem_with(folder)
     (folder / "config.json").write_text("{")
     assert "not valid JSON" in problem_with(folder)
     (folder / "config.json").write_text("[]")

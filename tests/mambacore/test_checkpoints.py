@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -128,6 +129,49 @@ def test_a_checkpoint_in_several_files(tmp_path):
     assert "not in its folder" in problem_with(tmp_path)
     index.write_text("{}")
     assert "no weight_map" in problem_with(tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_pickled_checkpoint_is_read_as_tensors_alone(tmp_path, shards):
+    """As mamba_ssm publishes its own."""
+    model = causal()
+    save_mamba_ssm(model, tmp_path / "safe")
+    tensors = load_file(tmp_path / "safe" / "model.safetensors")
+    (tmp_path / "safe" / "model.safetensors").unlink()
+    if shards == 1:
+        torch.save(tensors, tmp_path / "safe" / "pytorch_model.bin")
+    else:
+        names = {name: f"pytorch_model-0000{1 + number % 2}-of-00002.bin" for number, name in enumerate(tensors)}
+        for shard in set(names.values()):
+            part = {name: tensor for name, tensor in tensors.items() if names[name] == shard}
+            torch.save(part, tmp_path / "safe" / shard)
+        index = tmp_path / "safe" / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": names}))
+    assert torch.equal(load(tmp_path / "safe")(tokens(13))[0], model(tokens(13))[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_checkpoint_on_the_hub_is_found_by_name(tmp_path, monkeypatch, pickled):
+    model, asked = causal(), []
+    folder = tmp_path / "cache"
+    save_mamba_ssm(model, folder)
+    if pickled:
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+
+    def download(repository, revision, allow_patterns):
+        asked.append((repository, revision, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert torch.equal(load("hf://state-spaces/mamba@main")(tokens(13))[0], model(tokens(13))[0])
+    assert {one[:2] for one in asked} == {("state-spaces/mamba", "main")}
+    patterns = [pattern for one in asked for pattern in one[2]]
+    assert "config.json" in patterns and "*.safetensors" in patterns
+    # A pickle is not even downloaded where there are safetensors.
+    assert ("pytorch_model*.bin" in patterns) is pickled
 
 
 @SHAPE

@@ -51,7 +51,7 @@ def test_a_local_folder_is_never_looked_for_on_the_hub(monkeypatch):
 
 @pytest.mark.parametrize("reference", ["hf://model", "hf://me/model@", "hf://me/model/more", "hf://"])
 def test_malformed_names_are_refused(reference):
-    with pytest.raises(InputError, match="names no model: write hf://owner/name"):
+    with pytest.raises(InputError, match="is not the name of a model: write hf://owner/name"):
         find_model_folder(reference)
 
 

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mambacore.checkpoints.names import CONFIG_NAME, INDEX_KEY, INDEX_NAME, PICKLE_NAMES, TENSORS_NAME
+from mambacore.checkpoints.names import (
+    CONFIG_NAME,
+    INDEX_KEY,
+    INDEX_NAME,
+    PICKLE_INDEX_NAME,
+    PICKLE_NAME,
+    PICKLED_FILES,
+    SAFE_FILES,
+    TENSORS_NAME,
+)
 from mambacore.errors import InputError
+from mambacore.hub import download, is_on_hub
+
+
+def find_checkpoint(reference: Path | str) -> Path:
+    """The folder of a checkpoint: the path itself, or where that of `hf://owner/name@revision` has been downloaded to.
+
+    Raises:
+        InputError: no such model or revision, no connection and nothing in the cache, or a malformed name.
+    """
+    if not is_on_hub(reference):
+        return Path(reference)
+    folder = download(reference, SAFE_FILES)
+    return folder if any(folder.glob("*.safetensors")) else download(reference, (CONFIG_NAME, *PICKLED_FILES))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -32,21 +56,23 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint by their foreign names, from one file or from several with an index.
 
+    Safetensors are read where there are some. Otherwise the file that PyTorch has pickled is read in the mode that
+    knows tensors only and runs nothing (`torch.load(weights_only=True)`).
+
     Raises:
-        InputError: there are none, only pickled ones, or a file is missing, damaged, or outside the folder.
+        InputError: there are none, or a file is missing, damaged, outside the folder, or holds more than tensors.
     """
     if (folder / TENSORS_NAME).is_file():
         return _read_file(folder / TENSORS_NAME)
     if (folder / INDEX_NAME).is_file():
-        return _read_shards(folder)
-    pickled = [name for name in PICKLE_NAMES if (folder / name).exists()]
-    if pickled:
-        raise InputError(
-            f"{folder} has its tensors in {pickled[0]} only, a pickle that can run any program when it is read: "
-            f"convert it to {TENSORS_NAME} where it is from, with `save_pretrained(folder, safe_serialization=True)` "
-            "of transformers or `safetensors.torch.save_file`."
-        )
-    raise InputError(f"{folder} has neither {TENSORS_NAME} nor {INDEX_NAME}: download the checkpoint again.")
+        return _read_shards(folder, INDEX_NAME, _read_file)
+    if (folder / PICKLE_NAME).is_file():
+        return _read_pickle(folder / PICKLE_NAME)
+    if (folder / PICKLE_INDEX_NAME).is_file():
+        return _read_shards(folder, PICKLE_INDEX_NAME, _read_pickle)
+    raise InputError(
+        f"{folder} has neither {TENSORS_NAME} nor {INDEX_NAME} nor {PICKLE_NAME}: download the checkpoint again."
+    )
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -75,8 +101,8 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _read_shards(folder: Path) -> dict[str, Tensor]:
-    path = folder / INDEX_NAME
+def _read_shards(folder: Path, index: str, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    path = folder / index
     places = _read_json(path).get(INDEX_KEY)
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         raise InputError(f"{path} has no {INDEX_KEY} from tensors to files: download the checkpoint again.")
@@ -84,7 +110,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     for name in sorted(set(places.values())):
         if Path(name).name != name:
             raise InputError(f"{path} names the file {name!r}, which is not in its folder: download it again.")
-        tensors |= _read_file(folder / name)
+        tensors |= read(folder / name)
     return tensors
 
 
@@ -97,6 +123,32 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is truncated or damaged ({error}): download it again.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no {path}: download the checkpoint again.") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is damaged or holds more than tensors, which is not read because it could run any program: "
+            f"convert it to {TENSORS_NAME} where it is from, with `save_pretrained(folder, safe_serialization=True)` "
+            "of transformers or `safetensors.torch.save_file`."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is truncated or damaged ({_first_line(error)}): download it again.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+    ):
+        raise InputError(f"{path} is not a table of tensors by name: save the model's state_dict().")
+    return dict(found)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

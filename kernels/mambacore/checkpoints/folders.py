@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mambacore.checkpoints.duals import dual_family, dual_model, dual_settings
-from mambacore.checkpoints.files import read_config, read_tensors, write_checkpoint
+from mambacore.checkpoints.files import find_checkpoint, read_config, read_tensors, write_checkpoint
 from mambacore.checkpoints.names import (
     CADUCEUS_COMPLEMENTS,
     CONFIG_NAME,
@@ -43,10 +43,11 @@ _FAMILIES = {**FAMILIES, **DUAL_FAMILIES}
 
 
 def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> CausalLanguageModel | MaskedLanguageModel:
-    """A model from the folder of a foreign checkpoint, whose kind is recognised. Nothing of it is run or unpickled.
+    """A model from the folder of a foreign checkpoint, whose kind is recognised. Nothing of it is run.
 
     Args:
-        folder: a local folder with ``config.json`` and ``model.safetensors``, or several such files and their index.
+        folder: a local folder, or `hf://owner/name@revision` on the Hub, with `config.json` and `model.safetensors` (or
+            several such files and their index), or `pytorch_model.bin`, of which nothing but tensors is read.
         dtype: of the parameters, whatever the checkpoint has.
 
     Returns:
@@ -57,7 +58,7 @@ def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> CausalLangua
         InputError: one sentence: a file is missing or damaged, the configuration lacks settings or has some that cannot
             be represented here, or tensors are missing, extra or misshapen (all are named).
     """
-    folder = Path(folder)
+    folder = find_checkpoint(folder)
     config = read_config(folder)
     family = recognise(config, folder / CONFIG_NAME)
     settings = read_settings(config, _FAMILIES[family], folder / CONFIG_NAME)

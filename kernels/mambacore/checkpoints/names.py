@@ -14,7 +14,11 @@ CONFIG_NAME: Final = "config.json"
 TENSORS_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 INDEX_KEY: Final = "weight_map"
-PICKLE_NAMES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+PICKLE_NAME: Final = "pytorch_model.bin"
+PICKLE_INDEX_NAME: Final = "pytorch_model.bin.index.json"
+SAFE_FILES: Final = (CONFIG_NAME, "*.safetensors", INDEX_NAME)
+PICKLED_FILES: Final = ("pytorch_model*.bin", PICKLE_INDEX_NAME)
+"""Patterns of the files of a checkpoint on the Hub; the latter are asked for only where there are no others."""
 
 REQUIRED: Final = object()
 """The default of a setting that has none."""
