@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from audiomamba.data.labels import UNLABELLED, ClipLabels, LabelSet
 from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import Quantiser
-from audiomamba.data.waveforms import cut_or_pad, waveform_pieces
+from audiomamba.data.waveforms import SUFFIXES, cut_or_pad, find_audio_files, waveform_pieces
 from mambacore.errors import InputError
 
 PADDING_TARGET: Final = -100
@@ -326,7 +326,10 @@ def speech_commands_files(folder: Path | str, split: str, words: Sequence[str] =
     folder = Path(folder)
     if split not in SPLITS:
         raise InputError(f"Speech Commands has no split {split!r}; choose {', '.join(SPLITS)}")
-    listed = {name: _listed_clips(folder / list_name, words) for name, list_name in _LISTS.items()}
+    listed = {
+        name: [clip for clip in listed_clips(folder / list_name) if clip.split("/")[0] in words]
+        for name, list_name in _LISTS.items()
+    }
     for word in words:
         if not (folder / word).is_dir():
             raise InputError(f"{folder} has no folder {word!r}; unpack the whole archive of Speech Commands there")
@@ -339,7 +342,8 @@ def speech_commands_files(folder: Path | str, split: str, words: Sequence[str] =
                 )
         return [folder / name for name in sorted(listed[split])]
     held_out = set(listed["valid"]) | set(listed["test"])
-    names = sorted(f"{word}/{path.name}" for word in words for path in (folder / word).glob("*.wav"))
+    found = {path.relative_to(folder).as_posix() for word in words for path in find_audio_files(folder / word)}
+    names = sorted(found)
     return [folder / name for name in names if name not in held_out]
 
 
@@ -375,16 +379,34 @@ def split_recording(
     return parts
 
 
-def _listed_clips(path: Path, words: Sequence[str]) -> list[str]:
+def listed_clips(path: Path) -> list[str]:
+    """The clips that a list of a split has, a path per line: `./` in front and backslashes are understood.
+
+    Raises:
+        InputError: the list cannot be read, lists nothing, or names a place outside of its folder.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").split()
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except FileNotFoundError as error:
         raise InputError(
             f"{path} is missing, and with it the official split; unpack the whole archive of Speech Commands"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); unpack the archive of Speech Commands again") from error
-    return [name for name in lines if name.split("/")[0] in words]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}); write one path per line") from error
+    names = [PurePosixPath(line.strip().replace("\\", "/")).as_posix() for line in lines if line.strip()]
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise InputError(f"{path} lists {name}, which does not lie in its folder; write paths within the folder")
+    return [_as_converted(path.parent, name) for name in names]
+
+
+def _as_converted(folder: Path, name: str) -> str:
+    """The name of a listed clip, or of the one that it was converted to (`x.flac` where the list has `x.wav`)."""
+    if (folder / name).is_file():
+        return name
+    converted = [PurePosixPath(name).with_suffix(suffix).as_posix() for suffix in SUFFIXES]
+    there = [other for other in converted if (folder / other).is_file()]
+    return there[0] if len(there) == 1 else name
 
 
 def _require_length(length: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiomamba.data.clips import SPLITS, read_in_parallel, speech_commands_files
-from audiomamba.data.splits import LIST_NAMES
+from audiomamba.data.clips import read_in_parallel
+from audiomamba.data.splits import LIST_NAMES, files_by_lists, files_by_patterns
 from audiomamba.data.waveforms import find_audio_files
 from audiomamba.models.clip_classifier import fitted_clip
 from audiomamba.models.log_mel import LogMelConfig
 from mambacore.errors import InputError
+
+NOISE_FOLDER = "_background_noise_"
+"""Of Speech Commands: not words."""
 
 SHIFT_SECONDS = 0.1
 QUIETEST_GAIN = 0.25
@@ -71,34 +73,22 @@ def labelled_splits(
     """
     folder = Path(data)
     expression = _expression(label_pattern)
-    lists = [name for name in LIST_NAMES.values() if (folder / name).is_file()]
-    if valid is None and test is None and len(lists) == len(LIST_NAMES):
-        folders = {path.parent.name for path in find_audio_files(folder) if path.parent != folder}
-        chosen = words or sorted(folders - {"_background_noise_"})
-        found = {split: speech_commands_files(folder, split, chosen) for split in SPLITS}
+    paths = [path for path in find_audio_files(folder) if path.relative_to(folder).parts[0] != NOISE_FOLDER]
+    if not paths:
+        raise InputError(f"{folder} has no clips beside background noise; give a folder of labelled clips")
+    by_pattern = valid is not None or test is not None
+    if words is not None:  # whatever the patterns and lists say of others
+        paths = [path for path in paths if _label(path, folder, expression) in words]
+        if not paths:
+            raise InputError(f"{folder} has no clip of the words {', '.join(words)}; check them")
+    if by_pattern or not any((folder / name).is_file() for name in LIST_NAMES.values()):
+        found = files_by_patterns(folder, paths, valid, test)
     else:
-        found = {split: [] for split in SPLITS}
-        for path in find_audio_files(folder):
-            name = path.relative_to(folder).as_posix()
-            fits = [
-                split for split, pattern in (("valid", valid), ("test", test)) if pattern and fnmatch(name, pattern)
-            ]
-            if len(fits) > 1:
-                raise InputError(f"{path} fits the patterns of validation and of test; make them exclude each other")
-            found[fits[0] if fits else "train"].append(path)
+        found = files_by_lists(folder, paths)
     splits = {}
-    for split, paths in found.items():
-        if not labelled and words is None:
-            splits[split] = LabelledFiles(tuple(paths), ("",) * len(paths))
-            continue
-        found_labels = [(path, _label(path, folder, expression)) for path in paths]
-        kept = [(path, label) for path, label in found_labels if words is None or label in words]
-        splits[split] = LabelledFiles(tuple(path for path, _ in kept), tuple(label for _, label in kept))
-    for split, pattern in (("valid", valid), ("test", test)):
-        if pattern is not None and not splits[split].paths:
-            raise InputError(f"no file of {folder} fits the pattern {pattern!r}; check it, in quotes")
-    if not splits["train"].paths:
-        raise InputError(f"{folder} has no clip left to train on; narrow the patterns, or check the words")
+    for split, files in found.items():
+        labels = [_label(path, folder, expression) if labelled else "" for path in files]
+        splits[split] = LabelledFiles(tuple(files), tuple(labels))
     return splits
 
 

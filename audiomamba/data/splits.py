@@ -15,6 +15,7 @@ from audiomamba.data.clips import (
     RECORDING_SHARES,
     SPLITS,
     ClipCollection,
+    listed_clips,
     read_clips,
     speech_commands_files,
     split_recording,
@@ -122,9 +123,9 @@ def read_split_clips(
         return how.read(files, f"the official split of Speech Commands, {len(chosen)} words")
     paths = _files_of_words(data, words)
     if valid is not None or test is not None:
-        return how.read(_by_patterns(data, paths, valid, test), "by pattern")
+        return how.read(files_by_patterns(data, paths, valid, test), "by pattern")
     if any((data / name).is_file() for name in LIST_NAMES.values()):
-        return how.read(_by_lists(data, paths), "by the lists in the folder")
+        return how.read(files_by_lists(data, paths), "by the lists in the folder")
     if len(paths) < FEWEST_FILES:
         return how.cut(paths)
     by_checksum = sorted(paths, key=lambda path: zlib.crc32(path.relative_to(data).as_posix().encode()))
@@ -148,8 +149,15 @@ def _files_of_words(folder: Path, words: Sequence[str] | None) -> list[Path]:
     return [path for path in paths if path.relative_to(folder).parts[0] in words]
 
 
-def _by_patterns(folder: Path, paths: Sequence[Path], valid: str | None, test: str | None) -> dict[str, list[Path]]:
-    files: dict[str, list[Path]] = {"train": [], "valid": [], "test": []}
+def files_by_patterns(
+    folder: Path, paths: Sequence[Path], valid: str | None, test: str | None
+) -> dict[str, list[Path]]:
+    """Files of a folder by split: those whose paths within it match a shell pattern, and the others to train on.
+
+    Raises:
+        InputError: a pattern that matches nothing, or patterns that match the same file or leave none to train on.
+    """
+    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for path in paths:
         name = path.relative_to(folder).as_posix()
         fits = [split for split, pattern in (("valid", valid), ("test", test)) if pattern and fnmatch(name, pattern)]
@@ -164,17 +172,19 @@ def _by_patterns(folder: Path, paths: Sequence[Path], valid: str | None, test: s
     return files
 
 
-def _by_lists(folder: Path, paths: Sequence[Path]) -> dict[str, list[Path]]:
-    files: dict[str, list[Path]] = {"train": [], "valid": [], "test": []}
+def files_by_lists(folder: Path, paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files of a folder by split: those that its lists (`LIST_NAMES`) have, and the others to train on.
+
+    Raises:
+        InputError: a list that cannot be read, that has a clip that is not there or twice, or none left to train on.
+    """
+    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
     split_of: dict[str, str] = {}
     for split, list_name in LIST_NAMES.items():
         if not (folder / list_name).is_file():
             continue
-        try:
-            lines = (folder / list_name).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{folder / list_name} cannot be read ({error}); write one path per line") from error
-        for name in filter(None, map(str.strip, lines)):
+        names = listed_clips(folder / list_name)
+        for name in names:
             if not (folder / name).is_file():
                 raise InputError(f"{folder / list_name} lists {name}, which is not there; correct the list")
             if split_of.setdefault(name, split) != split:

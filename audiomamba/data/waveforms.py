@@ -7,29 +7,31 @@ last two are for the caller to judge, by `condition_of`.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import struct
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from audiomamba.data.extras import audio_package
+from audiomamba.data.sound_files import FASTEST_RATE_HZ, SLOWEST_RATE_HZ, Sound, opened_sound
 from mambacore.errors import InputError
 
-if TYPE_CHECKING:
-    from soundfile import SoundFile
+SUFFIXES: Final = (
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"
+)  # fmt: skip
+"""Of the formats that libsndfile reads, in lower case."""
 
-SUFFIXES: Final = (".wav", ".flac", ".ogg", ".mp3")
-SLOWEST_RATE_HZ: Final = 1_000
-FASTEST_RATE_HZ: Final = 768_000
 LARGEST_PEAK: Final = 8.0
 """Times full scale. A mix in floating point goes somewhat beyond 1; integers stored as floating point go far beyond."""
+
+CANCELLED_SHARE: Final = 1e-4
+"""Of the power of the loudest channel: mixed channels that keep less than this cancel out (-40 dB)."""
 
 SILENT_PEAK: Final = 1e-4
 """-80 dB of full scale: less than half a step of 12-bit samples."""
@@ -38,10 +40,6 @@ _BLOCK_VALUES: Final = 1 << 18
 # Rates without a common divisor would need a filter per output sample. The nearest ratio with a denominator up to this
 # is less than a thousandth away (44,101 Hz to 16,000 Hz: 4 millionths), two cents in pitch; usual rates are exact.
 _LARGEST_DENOMINATOR: Final = 1_000
-# What programs that write to a pipe state as the length of the data, which they do not know yet.
-_UNKNOWN_LENGTH: Final = 0x7FFFF000
-_OGG_LAST_PAGE_FLAG: Final = 0x04
-_OGG_LARGEST_PAGE: Final = 65_307
 
 
 class Waveform(NamedTuple):
@@ -112,8 +110,8 @@ def read_header(path: Path | str) -> WaveformHeader:
     Raises:
         InputError: as `read_waveform`, as far as this can be seen.
     """
-    with _opened(Path(path)) as sound:
-        return WaveformHeader(sound.samplerate, sound.channels, sound.frames, f"{sound.format} {sound.subtype}")
+    with opened_sound(Path(path)) as sound:
+        return WaveformHeader(sound.samplerate, sound.channels, sound.frames, sound.encoding)
 
 
 def waveform_pieces(
@@ -137,7 +135,7 @@ def waveform_pieces(
             f"{path} cannot be brought to {sample_rate_hz} Hz; choose a rate from {SLOWEST_RATE_HZ} to "
             f"{FASTEST_RATE_HZ} Hz"
         )
-    with _opened(path) as sound:
+    with opened_sound(path) as sound:
         first = round(start_seconds * sound.samplerate)
         if first >= sound.frames:
             raise InputError(
@@ -186,7 +184,9 @@ def condition_of(samples: Tensor) -> Condition:
 
 
 def find_audio_files(folder: Path | str) -> list[Path]:
-    """Every audio file below a folder, by its name's ending, in the order of their names; hidden ones are left out.
+    """Every audio file below a folder, by the ending of its name, in the order of their names.
+
+    Folders that are symbolic links are entered, each place once. Hidden files and folders are left out.
 
     Raises:
         InputError: there is no such folder, or no audio file in it.
@@ -194,78 +194,30 @@ def find_audio_files(folder: Path | str) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; check the path")
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    found, entered = [], {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        inside = [(name, os.path.realpath(os.path.join(place, name))) for name in sorted(folders)]
+        folders[:] = [name for name, real in inside if not name.startswith(".") and real not in entered]
+        entered.update(real for name, real in inside if name in folders)
+        found += [
+            Path(place, name)
+            for name in names
+            if not name.startswith(".")
+            and name.lower().endswith(SUFFIXES)
+            and os.path.isfile(os.path.join(place, name))
+        ]
     if not found:
         raise InputError(f"the folder {folder} holds no audio file ({', '.join(SUFFIXES)}); check the path")
-    return found
+    return sorted(found)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[SoundFile]:
-    """The file, open and looked over; every error of libsndfile while it is open becomes a sentence."""
-    soundfile = audio_package("soundfile")
-    try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; name an audio file")
-        with path.open("rb") as stream:
-            _check_completeness(path, stream)
-        with soundfile.SoundFile(path) as sound:
-            if not SLOWEST_RATE_HZ <= sound.samplerate <= FASTEST_RATE_HZ:
-                raise InputError(
-                    f"{path} states a rate of {sound.samplerate} Hz, which no recording has; export it again"
-                )
-            if sound.frames <= 0:
-                raise InputError(f"{path} holds no samples; record or export it again, or leave it out")
-            yield sound
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}; check the path") from error
-    except soundfile.SoundFileError as error:
-        reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
-        raise InputError(
-            f"{path} cannot be read as audio ({reason}); convert it to WAV or FLAC, or copy it again"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
-
-
-def _check_completeness(path: Path, stream: BinaryIO) -> None:
-    """Whether a file is as long as it states, for the formats of which libsndfile reads what is there in silence."""
-    size = stream.seek(0, 2)
-    if size == 0:
-        raise InputError(f"{path} is empty (0 bytes); copy it again, or leave it out")
-    stream.seek(0)
-    head = stream.read(12)
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-        position = 12
-        while position + 8 <= size:
-            stream.seek(position)
-            name, length = struct.unpack("<4sI", stream.read(8))
-            position += 8
-            if name == b"data" and position + length > size and length < _UNKNOWN_LENGTH:
-                raise InputError(
-                    f"{path} is cut off: it states {length} bytes of samples but holds {size - position}; copy it again"
-                )
-            position += length + length % 2
-    elif head[:4] == b"OggS":
-        stream.seek(max(0, size - _OGG_LARGEST_PAGE))
-        tail = stream.read()
-        page = tail.rfind(b"OggS")
-        if page < 0 or page + 6 > len(tail) or not tail[page + 5] & _OGG_LAST_PAGE_FLAG:
-            raise InputError(f"{path} is cut off: its last page is missing; copy it again")
-
-
-def _mono_blocks(path: Path, sound: SoundFile, first: int, last: int) -> Iterator[Tensor]:
+def _mono_blocks(path: Path, sound: Sound, first: int, last: int) -> Iterator[Tensor]:
     """Frames `first` to `last` with the channels averaged, checked for what is no sample."""
-    sound.seek(first)
-    block, position = max(1, _BLOCK_VALUES // sound.channels), first
+    block = max(1, _BLOCK_VALUES // sound.channels)
+    loudest = mixed = 0.0
+    position = sound.skip_to(first, block)
     while position < last:
-        frames = sound.read(min(block, last - position), dtype="float32", always_2d=True)
+        frames = sound.read(min(block, last - position))
         if frames.shape[0] == 0:
             raise InputError(f"{path} is cut off: it states {sound.frames} samples but holds {position}; copy it again")
         if not np.isfinite(frames).all():
@@ -274,13 +226,20 @@ def _mono_blocks(path: Path, sound: SoundFile, first: int, last: int) -> Iterato
                 f"{path} holds NaN or infinity, first at second {bad / sound.samplerate:.3f}; export it again, or "
                 "leave it out"
             )
-        peak = float(np.abs(frames).max())
+        peak = float(np.abs(frames).max()) if frames.size else 0.0
         if peak > LARGEST_PEAK:
             raise InputError(
                 f"{path} holds values up to {peak:.3g} where full scale is 1; divide them by its full scale"
             )
         position += frames.shape[0]
-        yield torch.from_numpy(frames.mean(axis=1))
+        mono = frames.mean(axis=1)
+        loudest += np.square(frames, dtype=np.float64).sum(0).max()
+        mixed += float(np.square(mono, dtype=np.float64).sum())
+        yield torch.from_numpy(mono)
+    if loudest > (position - first) * SILENT_PEAK**2 and mixed < CANCELLED_SHARE * loudest:
+        raise InputError(
+            f"the channels of {path} cancel out when they are mixed to mono (one is inverted); export one of them"
+        )
 
 
 def _resampled(blocks: Iterator[Tensor], ratio: Fraction) -> Iterator[Tensor]:

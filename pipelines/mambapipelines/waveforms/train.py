@@ -7,6 +7,7 @@ the metrics of the run (`mambapipelines.training.state`), with clips generated o
 from __future__ import annotations
 
 import hashlib
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from audiomamba.data.clips import Clip, ClipCollection
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.splits import SplitClips, read_split_clips
 from audiomamba.metrics.likelihood import bits_by_label, bits_per_sample, collection_likelihoods
+from audiomamba.metrics.selection import LARGEST_MEAN
 from audiomamba.models import WaveformModel, WaveformModelConfig, load_waveform_model, save_waveform_model
 from mambapipelines.console import format_duration
 from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, RunPlan
@@ -228,7 +230,7 @@ def _split_details(options: WaveformTrainingOptions, clips: SplitClips) -> dict[
     }
     for split, names in clips.names().items():
         lines = "".join(f"{name}\n" for name in sorted(names))
-        details[split] = {"clips": len(names), "names_sha256": hashlib.sha256(lines.encode()).hexdigest()}
+        details[split] = {"clips": len(names), "names_sha256": hashlib.sha256(os.fsencode(lines)).hexdigest()}
     return details
 
 
@@ -248,7 +250,7 @@ def _identity(collection: ClipCollection) -> list[int]:
     checksum, samples = 0, 0
     for clip in collection.clips:
         labels = "".join(f" {number}" for number in clip.labels)
-        checksum = zlib.crc32(clip.classes.numpy().tobytes(), zlib.crc32((clip.name + labels).encode(), checksum))
+        checksum = zlib.crc32(clip.classes.numpy().tobytes(), zlib.crc32(os.fsencode(clip.name + labels), checksum))
         samples += clip.classes.shape[0]
     return [len(collection.clips), samples, checksum]
 
@@ -306,7 +308,11 @@ def _introduce(
         progress.note(f"left out: {sentence}")
     if bad:
         progress.note(f"{len(bad)} files in all are left out")
-    for what, is_so in (("silent", _is_silent), ("clipped", _is_clipped)):
+    for what, is_so in (
+        ("silent", _is_silent),
+        ("clipped", _is_clipped),
+        ("shifted (have a constant part)", _is_shifted),
+    ):
         odd = [clip.name for clip in clips.train.clips if is_so(clip, clips.train.quantiser)]
         if odd:
             progress.note(f"{len(odd)} clips to train on are {what}, the first is {odd[0]}: the model learns that too")
@@ -321,3 +327,8 @@ def _is_clipped(clip: Clip, quantiser: Quantiser) -> bool:
     """Whether more than a hundredth of it lies in the outermost classes."""
     outermost = (clip.classes == 0) | (clip.classes == quantiser.classes - 1)
     return float(outermost.float().mean()) > CLIPPED_SHARE
+
+
+def _is_shifted(clip: Clip, quantiser: Quantiser) -> bool:
+    """Whether its mean is far from zero."""
+    return abs(float(quantiser.decode(clip.classes).double().mean())) > LARGEST_MEAN

@@ -108,7 +108,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", LEGITIMATE)
-def test_a_clip_that_can_be_gone_on_with_is(
+def test_a_clip_that_can_be_continued_is(
     model: Path, sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     command = ["generate", str(model), "--continue", str(sounds / name), "--clips", "1", "--seconds", "0.01"]
@@ -117,7 +117,7 @@ def test_a_clip_that_can_be_gone_on_with_is(
     prompt = soundfile.read(sounds / name, always_2d=True)[0].mean(1).clip(-1, 1)
     assert len(samples) == SAMPLES + 80 and np.abs(samples[:SAMPLES] - prompt).max() < 0.03  # steps of mu-law
     said, flag = capsys.readouterr().err, LEGITIMATE[name][1]
-    assert (f"{name} is {flag}: what goes on" in said) if flag else ("what goes on" not in said)
+    assert (f"{name} is {flag}: its continuation" in said) if flag else ("its continuation" not in said)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -1,0 +1,194 @@
+"""Sound files, open for reading: whole, of the length that they have rather than the one that they state.
+
+libsndfile reads what is there of a file that is cut off, without a word, and believes the headers of others that state
+too little. Both are found here, before anything is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from audiomamba.data.extras import audio_package
+from audiomamba.data.mp3 import mp3_streams
+from mambacore.errors import InputError
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+SLOWEST_RATE_HZ: Final = 1_000
+FASTEST_RATE_HZ: Final = 768_000
+
+_UNKNOWN_LENGTH: Final = 0x7FFF_0000
+"""From here on, a length is what programs that write to a pipe state, since they do not know it yet."""
+
+_HEADER_SLACK: Final = 128
+"""Bytes by which a header may state too much: some programs count headers as samples."""
+
+_RF64_LENGTH_ELSEWHERE: Final = 0xFFFF_FFFF
+_AU_UNKNOWN_LENGTH: Final = 0xFFFF_FFFF
+_OGG_LAST_PAGE_FLAG: Final = 0x04
+_OGG_LARGEST_PAGE: Final = 65_307
+_MP3_SUFFIX: Final = ".mp3"
+
+
+class Sound:
+    """One sound file, or several that follow each other as one.
+
+    Args:
+        parts: open files of the same rate and number of channels.
+    """
+
+    def __init__(self, parts: Sequence[SoundFile]) -> None:
+        first = parts[0]
+        self._parts = parts
+        self._part = 0
+        self.samplerate: int = first.samplerate
+        self.channels: int = first.channels
+        self.frames: int = sum(part.frames for part in parts)
+        self.encoding = f"{first.format} {first.subtype}"
+
+    def skip_to(self, frame: int, block: int) -> int:
+        """Move from the beginning to a frame, by reading where the format cannot seek; returns the frame.
+
+        Args:
+            frame: from 0.
+            block: frames that are read at once.
+        """
+        if frame and len(self._parts) == 1 and self._parts[0].seekable():
+            self._parts[0].seek(frame)
+            return frame
+        position = 0
+        while position < frame:
+            read = self.read(min(block, frame - position)).shape[0]
+            if read == 0:
+                break
+            position += read
+        return position
+
+    def read(self, frames: int) -> npt.NDArray[np.float32]:
+        """Up to so many of the next frames, (frames, channels); none at the end."""
+        while True:
+            found = self._parts[self._part].read(frames, dtype="float32", always_2d=True)
+            if found.shape[0] or self._part == len(self._parts) - 1:
+                return found
+            self._part += 1
+
+
+@contextlib.contextmanager
+def opened_sound(path: Path) -> Iterator[Sound]:
+    """A file, open and checked; whatever libsndfile complains of while it is open becomes a sentence that names it.
+
+    Raises:
+        InputError: the file is missing, a folder, empty, cut off, not audio, damaged, or cannot be read.
+    """
+    soundfile = audio_package("soundfile")
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name an audio file")
+        with path.open("rb") as stream:
+            repaired = _checked(path, stream)
+        # As bytes: a name that is not UTF-8 cannot be encoded otherwise.
+        sources: list[Any] = [os.fsencode(path)] if repaired is None else [io.BytesIO(part) for part in repaired]
+        with contextlib.ExitStack() as stack:
+            sound = Sound([stack.enter_context(soundfile.SoundFile(source)) for source in sources])
+            if not SLOWEST_RATE_HZ <= sound.samplerate <= FASTEST_RATE_HZ:
+                raise InputError(
+                    f"{path} states a rate of {sound.samplerate} Hz, which no recording has; export it again"
+                )
+            if sound.frames <= 0:
+                raise InputError(f"{path} holds no samples; record or export it again, or leave it out")
+            yield sound
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}; check the path") from error
+    except soundfile.SoundFileError as error:
+        reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
+        raise InputError(
+            f"{path} cannot be read as audio ({reason}); convert it to WAV or FLAC, or copy it again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
+
+
+def _checked(path: Path, stream: BinaryIO) -> list[bytes] | None:
+    """Refuse a file that is cut off; return its content, with the right lengths, where it states too little."""
+    size = stream.seek(0, io.SEEK_END)
+    if size == 0:
+        raise InputError(f"{path} is empty (0 bytes); copy it again, or leave it out")
+    stream.seek(0)
+    head = stream.read(12)
+    if head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
+        return _checked_wave(path, stream, size)
+    if head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
+        for name, start, length in _chunks(stream, size, ">"):
+            if name == b"SSND":
+                _check_length(path, length, size - start)
+    elif head[:4] == b".snd" and len(head) == 12:
+        start, length = struct.unpack(">II", head[4:])
+        if length != _AU_UNKNOWN_LENGTH:
+            _check_length(path, length, size - start)
+    elif head[:4] == b"OggS":
+        stream.seek(max(0, size - _OGG_LARGEST_PAGE))
+        tail = stream.read()
+        page = tail.rfind(b"OggS")
+        if page < 0 or page + 6 > len(tail) or not tail[page + 5] & _OGG_LAST_PAGE_FLAG:
+            raise InputError(f"{path} is cut off: its last page is missing; copy it again")
+    elif head[:3] == b"ID3" or path.suffix.lower() == _MP3_SUFFIX:
+        stream.seek(0)
+        return mp3_streams(stream.read())
+    return None
+
+
+def _checked_wave(path: Path, stream: BinaryIO, size: int) -> list[bytes] | None:
+    long_length = None
+    for name, start, length in _chunks(stream, size, "<"):
+        if name == b"ds64" and length >= 16:
+            stream.seek(start + 8)
+            (long_length,) = struct.unpack("<Q", stream.read(8))
+        if name != b"data":
+            continue
+        if length == 0 and size > start and not _ends_with_chunks(stream, start, size):
+            stream.seek(0)
+            content = bytearray(stream.read())
+            struct.pack_into("<I", content, start - 4, min(size - start, _RF64_LENGTH_ELSEWHERE - 1))
+            return [bytes(content)]
+        if length == _RF64_LENGTH_ELSEWHERE and long_length is not None:
+            _check_length(path, long_length, size - start)
+        elif length < _UNKNOWN_LENGTH:
+            _check_length(path, length, size - start)
+        return None
+    return None
+
+
+def _check_length(path: Path, stated: int, there: int) -> None:
+    if stated > there + _HEADER_SLACK:
+        raise InputError(
+            f"{path} is cut off: it states {stated} bytes of samples but holds {max(0, there)}; copy it again"
+        )
+
+
+def _chunks(stream: BinaryIO, size: int, order: str, position: int = 12) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and stated length of every chunk of a RIFF or AIFF file."""
+    while position + 8 <= size:
+        stream.seek(position)
+        name, length = struct.unpack(f"{order}4sI", stream.read(8))
+        yield name, position + 8, length
+        position += 8 + length + length % 2
+
+
+def _ends_with_chunks(stream: BinaryIO, start: int, size: int) -> bool:
+    """Whether what follows is chunks up to the end of the file, and so not samples."""
+    end = start
+    for name, begin, length in _chunks(stream, size, "<", start):
+        if not name.strip().isalnum():
+            return False
+        end = begin + length + length % 2
+    return end == size
