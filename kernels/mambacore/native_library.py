@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 8
+INTERFACE_VERSION = 9
 OK, OUT_OF_MEMORY = 0, 1  # MambacoreStatus
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 
@@ -138,6 +138,36 @@ class Generation(ctypes.Structure):
     )
 
 
+class Heads(ctypes.Structure):
+    """A (batch, rows, heads, width) tensor: `MambacoreHeads`."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch_stride", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("head_stride", ctypes.c_int64),
+    )
+
+
+class Ssd(ctypes.Structure):
+    """The arguments of a state space dual scan: `MambacoreSsd`."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "batch length heads groups head_width state_size rank chunk ranges"),
+        *_fields(ctypes.c_int32, "element reverse threads unused"),
+        *_fields(Heads, "inputs input_matrix output_matrix"),
+        *_fields(ctypes.c_void_p, "log_decay input_weight own_weight skip_weight initial_state resets"),
+        ("outputs", Heads),
+        *_fields(ctypes.c_void_p, "final_state border_states"),
+        *_fields(Heads, "grad_outputs grad_inputs"),
+        *_fields(
+            ctypes.c_void_p,
+            "grad_final_state grad_input_matrix grad_output_matrix grad_log_decay grad_input_weight grad_own_weight "
+            "grad_skip_weight grad_initial_state",
+        ),
+    )
+
+
 class Library:
     """The opened library. Its functions take one structure by reference and release Python's lock while they run."""
 
@@ -215,6 +245,14 @@ class Library:
     def block_step(self, step: BlockStep) -> None:
         """Run one position through a block (`mambacore.layers.step`)."""
         self._run(self._library.mambacore_block_step, step)
+
+    def ssd_forward(self, scan: Ssd) -> None:
+        """Run the state space dual scan (`mambacore.ssd.native`)."""
+        self._run(self._library.mambacore_ssd_forward, scan)
+
+    def ssd_backward(self, scan: Ssd) -> None:
+        """Compute its gradients."""
+        self._run(self._library.mambacore_ssd_backward, scan)
 
     def generate(self, generation: Generation) -> None:
         """Run a program of steps (`mambacore.layers.step_program`)."""

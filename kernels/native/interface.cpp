@@ -25,6 +25,8 @@ struct InstructionSet {
   void (*norm_backward)(const MambacoreNorm&);
   void (*block_step)(const MambacoreBlockStep&);
   void (*generate)(const MambacoreGeneration&);
+  void (*ssd_forward)(const MambacoreSsd&);
+  void (*ssd_backward)(const MambacoreSsd&);
   bool (*supported)();
 };
 
@@ -33,7 +35,7 @@ struct InstructionSet {
     #set, mambacore::set::plan_scan, mambacore::set::scan_forward, mambacore::set::scan_backward,             \
         mambacore::set::convolution_forward, mambacore::set::convolution_backward,                            \
         mambacore::set::norm_forward, mambacore::set::norm_backward, mambacore::set::block_step,              \
-        mambacore::set::generate, [] { return bool(test); }                                                   \
+        mambacore::set::generate, mambacore::set::ssd_forward, mambacore::set::ssd_backward, [] { return bool(test); }                                                   \
   }
 
 // Best first.
@@ -87,7 +89,7 @@ template <typename Kernel> int32_t status_of(const Kernel& kernel) noexcept {
 }  // namespace
 
 // The layout of the structures in interface.h; Python refuses a library whose number differs from its own.
-MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 8; }
+MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 9; }
 
 MAMBACORE_EXPORT const char* mambacore_instruction_set() { return current().name; }
 
@@ -120,3 +122,5 @@ MAMBACORE_EXPORT_KERNEL(norm_forward, MambacoreNorm)
 MAMBACORE_EXPORT_KERNEL(norm_backward, MambacoreNorm)
 MAMBACORE_EXPORT_KERNEL(block_step, MambacoreBlockStep)
 MAMBACORE_EXPORT_KERNEL(generate, MambacoreGeneration)
+MAMBACORE_EXPORT_KERNEL(ssd_forward, MambacoreSsd)
+MAMBACORE_EXPORT_KERNEL(ssd_backward, MambacoreSsd)

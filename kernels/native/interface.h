@@ -145,4 +145,32 @@ struct MambacoreGeneration {
   double* log_likelihoods;  // (batch, count): of what was drawn, by the logits as they are
 };
 
+// A (batch, rows, heads, width) tensor of elements with contiguous widths; rows are positions, each `rank` times.
+struct MambacoreHeads {
+  void* data;
+  int64_t batch_stride, row_stride, head_stride;
+};
+
+// The state space dual scan. States, decays, weights and their gradients are in the compute type.
+struct MambacoreSsd {
+  int64_t batch, length, heads, groups, head_width, state_size, rank;
+  int64_t chunk;   // positions from one kept state to the next
+  int64_t ranges;  // stretches of the heads of a group, one task each; they divide the heads of a group
+  int32_t element, reverse, threads, unused;
+  MambacoreHeads inputs, input_matrix, output_matrix;  // the matrices: groups instead of heads
+  const void *log_decay, *input_weight, *own_weight;   // (batch, length, heads), contiguous; the last may be null
+  const void *skip_weight, *initial_state;             // (heads,); (batch, heads, head_width, state_size); may be null
+  const uint8_t* resets;  // (batch, length): where the state that arrives counts as zero; may be null
+  // forward
+  MambacoreHeads outputs;
+  void* final_state;
+  void* border_states;  // (batch, chunks, heads, head_width, state_size): before each chunk; may be null in forward
+  // backward
+  MambacoreHeads grad_outputs, grad_inputs;
+  const void* grad_final_state;                                  // may be null
+  void *grad_input_matrix, *grad_output_matrix;                  // (ranges, batch, rows, groups, state_size)
+  void *grad_log_decay, *grad_input_weight, *grad_own_weight;    // as above; the last is null where own_weight is
+  void *grad_skip_weight, *grad_initial_state;                   // (batch, heads); as initial_state
+};
+
 }  // extern "C"

@@ -15,6 +15,8 @@
   void norm_backward(const MambacoreNorm& norm);                      \
   void block_step(const MambacoreBlockStep& step);                    \
   void generate(const MambacoreGeneration& generation);               \
+  void ssd_forward(const MambacoreSsd& scan);                         \
+  void ssd_backward(const MambacoreSsd& scan);                        \
   }                                                                   \
   }
 

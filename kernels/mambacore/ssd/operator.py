@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mambacore.backends import INPUT_DTYPES, compute_dtype
+from mambacore.backends import INPUT_DTYPES, compute_dtype, native_library_for
 from mambacore.packing import resets_before
-from mambacore.ssd import chunked
+from mambacore.ssd import chunked, native
 from mambacore.ssd.chunked import border_shape
 
 
@@ -148,10 +148,12 @@ def _forward(
     reverse: bool,
     keep_borders: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return chunked.forward(
+    arguments = (
         inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, initial_state, resets,
         reverse, keep_borders,
     )  # fmt: skip
+    library = native_library_for(inputs) if inputs.numel() and input_matrix.numel() else None
+    return chunked.forward(*arguments) if library is None else native.forward(library, *arguments)
 
 
 @_forward.register_fake
@@ -183,10 +185,12 @@ def _backward(
     border_states: Tensor,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return chunked.backward(
+    arguments = (
         grad_outputs, grad_final_state, inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight,
         skip_weight, resets, border_states, reverse,
     )  # fmt: skip
+    library = native_library_for(inputs) if inputs.numel() and input_matrix.numel() else None
+    return chunked.backward(*arguments) if library is None else native.backward(library, *arguments)
 
 
 @_backward.register_fake

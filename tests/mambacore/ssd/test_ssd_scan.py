@@ -267,3 +267,39 @@ def test_types_that_do_not_fit_are_refused_by_name():
         ssd_scan(**arguments | {"inputs": arguments["inputs"].long()})
     with pytest.raises(TypeError, match="sequence_starts must be boolean"):
         ssd_scan(**arguments, sequence_starts=torch.zeros(1, 5))
+
+
+@pytest.mark.skipif(native_library() is None, reason="installed without the native library")
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_equals_the_reference(instruction_set):
+    native = native_library()
+    before = native.instruction_set
+    try:
+        native.use_instruction_set(instruction_set)
+    except ValueError as error:
+        pytest.skip(str(error))
+    try:
+        arguments = ssd_arguments(1, 130, heads=4, head_width=37, state_size=11, groups=2)
+        expected = gradients_of(ssd_scan_reference, arguments, torch.float64)
+        for dtype in (torch.float32, torch.float64):
+            assert_equal(gradients_of(scan_with_state, arguments, dtype), expected, OF_DTYPE[dtype])
+    finally:
+        native.use_instruction_set(before)
+
+
+@pytest.mark.skipif(native_library() is None, reason="installed without the native library")
+@REVERSE
+def test_threads_agree_and_repeat_bit_for_bit(reverse):
+    arguments = ssd_arguments(1, 2000, heads=6, head_width=32, state_size=32, groups=2)  # enough for every thread
+    before, results = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results[threads], again = (
+                gradients_of(scan_with_state, arguments, torch.float32, reverse=reverse) for _ in range(2)
+            )
+            assert all(torch.equal(results[threads][name], again[name]) for name in again)
+    finally:
+        torch.set_num_threads(before)
+    for threads in (2, 5):
+        assert_equal(results[threads], results[1], FLOAT32)

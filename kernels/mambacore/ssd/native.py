@@ -1,0 +1,147 @@
+"""Adapter from tensors to the native library's state space dual scan (kernels/native/ssd_kernel.cpp)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mambacore.backends import ELEMENT_TYPES
+from mambacore.native_library import Heads, Library, Ssd
+from mambacore.scan.native import as_pointer, channels_contiguous
+from mambacore.ssd.chunked import border_shape, chunk_positions
+
+# Below so many products of numbers a second thread takes longer to start than it saves.
+_PRODUCTS_PER_THREAD = 1 << 20
+
+
+def as_heads(tensor: Tensor) -> Heads:
+    """Describe a (batch, rows, heads, width) tensor with contiguous widths to the library."""
+    return Heads(tensor.data_ptr(), *tensor.stride()[:3])
+
+
+def head_ranges(tasks: int, heads_of_group: int, threads: int) -> int:
+    """Into how many stretches the heads of a group are cut: no more than it takes to have a task for every thread."""
+    fitting = [count for count in range(1, heads_of_group + 1) if heads_of_group % count == 0]
+    return next((count for count in fitting if tasks * count >= threads), heads_of_group)
+
+
+class _Arguments:
+    """The C structure together with the tensors it points to, which must live as long as it does."""
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        log_decay: Tensor,
+        input_matrix: Tensor,
+        output_matrix: Tensor,
+        input_weight: Tensor,
+        own_weight: Tensor | None,
+        skip_weight: Tensor | None,
+        resets: Tensor | None,
+        reverse: bool,
+    ) -> None:
+        self.sequences = [channels_contiguous(tensor) for tensor in (inputs, input_matrix, output_matrix)]
+        self.numbers = [
+            None if tensor is None else tensor.contiguous()
+            for tensor in (log_decay, input_weight, own_weight, skip_weight, resets)
+        ]
+        batch, rows, heads, head_width = inputs.shape
+        length, groups, state_size = log_decay.shape[1], *input_matrix.shape[2:]
+        products = inputs.numel() * (state_size + 1)
+        threads = max(1, min(torch.get_num_threads(), products // _PRODUCTS_PER_THREAD))
+        rank = rows // length
+        self.scan = Ssd(
+            batch=batch, length=length, heads=heads, groups=groups, head_width=head_width, state_size=state_size,
+            rank=rank, chunk=chunk_positions(rank), ranges=head_ranges(batch * groups, heads // groups, threads),
+            element=ELEMENT_TYPES[inputs.dtype], reverse=reverse, threads=threads,
+            **dict(zip(("inputs", "input_matrix", "output_matrix"), map(as_heads, self.sequences), strict=True)),
+            **dict(
+                zip(
+                    ("log_decay", "input_weight", "own_weight", "skip_weight", "resets"),
+                    map(as_pointer, self.numbers),
+                    strict=True,
+                )
+            ),
+        )  # fmt: skip
+
+
+def forward(
+    native: Library,
+    inputs: Tensor,
+    log_decay: Tensor,
+    input_matrix: Tensor,
+    output_matrix: Tensor,
+    input_weight: Tensor,
+    own_weight: Tensor | None,
+    skip_weight: Tensor | None,
+    initial_state: Tensor | None,
+    resets: Tensor | None,
+    reverse: bool,
+    keep_borders: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `mambacore.ssd.chunked.forward`, of a sequence that is not empty."""
+    arguments = _Arguments(
+        inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, resets, reverse
+    )
+    scan = arguments.scan
+    outputs = inputs.new_empty(inputs.shape)
+    final_state = log_decay.new_empty(scan.batch, scan.heads, scan.head_width, scan.state_size)
+    borders = log_decay.new_empty(
+        border_shape(
+            scan.batch, scan.length if keep_borders else 0, scan.heads, scan.head_width, scan.state_size, scan.rank
+        )
+    )
+    initial_state = None if initial_state is None else initial_state.contiguous()
+    scan.initial_state, scan.outputs = as_pointer(initial_state), as_heads(outputs)
+    scan.final_state = as_pointer(final_state)
+    scan.border_states = as_pointer(borders) if keep_borders else None
+    native.ssd_forward(scan)
+    return outputs, final_state, borders
+
+
+def backward(
+    native: Library,
+    grad_outputs: Tensor,
+    grad_final_state: Tensor | None,
+    inputs: Tensor,
+    log_decay: Tensor,
+    input_matrix: Tensor,
+    output_matrix: Tensor,
+    input_weight: Tensor,
+    own_weight: Tensor | None,
+    skip_weight: Tensor | None,
+    resets: Tensor | None,
+    border_states: Tensor,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `mambacore.ssd.chunked.backward`, of a sequence that is not empty."""
+    arguments = _Arguments(
+        inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, resets, reverse
+    )
+    scan = arguments.scan
+    grad_outputs, border_states = channels_contiguous(grad_outputs), border_states.contiguous()
+    grad_final_state = None if grad_final_state is None else grad_final_state.contiguous()
+    grad_inputs = inputs.new_empty(inputs.shape)
+    grad_log_decay, grad_input_weight = log_decay.new_empty(log_decay.shape), log_decay.new_empty(log_decay.shape)
+    grad_own_weight = log_decay.new_empty(0 if own_weight is None else log_decay.shape)
+    partial = (scan.ranges, *input_matrix.shape)
+    grad_input_matrix, grad_output_matrix = log_decay.new_empty(partial), log_decay.new_empty(partial)
+    grad_skip_weight = log_decay.new_empty(scan.batch, scan.heads)
+    grad_initial_state = log_decay.new_empty(scan.batch, scan.heads, scan.head_width, scan.state_size)
+    scan.grad_outputs, scan.grad_inputs = as_heads(grad_outputs), as_heads(grad_inputs)
+    scan.border_states, scan.grad_final_state = as_pointer(border_states), as_pointer(grad_final_state)
+    scan.grad_log_decay, scan.grad_input_weight = as_pointer(grad_log_decay), as_pointer(grad_input_weight)
+    scan.grad_own_weight = None if own_weight is None else as_pointer(grad_own_weight)
+    scan.grad_input_matrix, scan.grad_output_matrix = as_pointer(grad_input_matrix), as_pointer(grad_output_matrix)
+    scan.grad_skip_weight, scan.grad_initial_state = as_pointer(grad_skip_weight), as_pointer(grad_initial_state)
+    native.ssd_backward(scan)
+    return (
+        grad_inputs,
+        grad_log_decay,
+        grad_input_matrix.sum(0).to(inputs.dtype),
+        grad_output_matrix.sum(0).to(inputs.dtype),
+        grad_input_weight,
+        grad_own_weight,
+        log_decay.new_empty(0) if skip_weight is None else grad_skip_weight.sum(0),
+        grad_initial_state,
+    )
