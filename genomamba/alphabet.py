@@ -13,10 +13,16 @@ from mambacore.errors import InputError
 IUPAC_CODES = "ACGTURYSWKMBDHVN"
 _COMPLEMENTS = "TGCAAYRSWMKVHDBN"
 
-PROTEIN_ONLY_LETTERS = frozenset("EFIJLOPQXZ")
-"""Letters of the amino-acid alphabet that are no nucleotide code."""
+PROTEIN_ONLY_LETTERS = frozenset("EFIJLOPQZ")
+"""Letters of the amino-acid alphabet that are not nucleotide codes."""
 
-GAP_SYMBOLS = frozenset("-.*")
+UNKNOWN_SYMBOLS = b"*-.?Xx"
+"""What files write for a base that is not known beside N: gaps of alignments, stops, X of masking programs."""
+
+UNKNOWN_SYMBOLS_AS_N: bytes = bytes.maketrans(UNKNOWN_SYMBOLS, b"N" * len(UNKNOWN_SYMBOLS))
+"""For `bytes.translate`: each of `UNKNOWN_SYMBOLS` becomes N, every other byte stays what it is."""
+
+_BASES_AND_N = b"ACGTUNacgtun"
 
 COMPLEMENT_OF_BYTE: bytes = bytes.maketrans(
     (IUPAC_CODES + IUPAC_CODES.lower()).encode(), (_COMPLEMENTS + _COMPLEMENTS.lower()).encode()
@@ -44,13 +50,23 @@ def diagnose_invalid_byte(byte: int) -> str:
     letter = chr(byte).upper()
     if letter in PROTEIN_ONLY_LETTERS:
         return "which looks like a protein sequence: give the nucleotide sequence instead"
-    if letter in GAP_SYMBOLS:
-        return "which is a gap or a stop sign: remove the gaps of the alignment"
     if letter == ">":
         return "inside a sequence line: start each header on a line of its own"
     if not 0x20 <= byte < 0x7F:
         return "which looks like binary content: give a FASTA text file, plain or gzipped"
     return f"which is no nucleotide code: only {IUPAC_CODES} in either case are read"
+
+
+def looks_like_protein(text: bytes) -> bool:
+    """Say whether letters with X or a stop among them are a protein: most are not A, C, G, T, U or N.
+
+    Args:
+        text: the letters of a record, without blanks.
+    """
+    if not (b"X" in text or b"x" in text or b"*" in text):
+        return False
+    letters = text.translate(None, UNKNOWN_SYMBOLS)
+    return len(letters) > 0 and 2 * len(letters.translate(None, _BASES_AND_N)) > len(letters)
 
 
 def reverse_complement(sequence: bytes) -> bytes:

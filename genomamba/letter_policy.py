@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from genomamba.alphabet import IUPAC_CODES, describe_byte, diagnose_invalid_byte
+from genomamba.alphabet import IUPAC_CODES, UNKNOWN_SYMBOLS_AS_N, describe_byte, diagnose_invalid_byte
 from genomamba.tokenizer import (
     ANY_BASE_TOKEN,
     INVALID_TOKEN,
@@ -57,10 +57,11 @@ class LetterPolicy:
                 raise InputError(f"the letter policy has {name} '{value}': use {' or '.join(get_args(choices))}.")
 
     def tokens(self, letters: bytes) -> Tokens:
-        """Return the tokens of letters, uint8 of shape (length,).
+        """Return the tokens of letters, uint8 of shape (length,); `*`, `-`, `.`, `?` and X are read as N.
 
         **Raises** `InputError` for a byte that is no nucleotide code.
         """
+        letters = letters.translate(UNKNOWN_SYMBOLS_AS_N)
         tokens = np.frombuffer(bytearray(letters.translate(self._token_of_byte)), dtype=np.uint8)
         if len(tokens) and tokens.max() == INVALID_TOKEN:
             position = int(tokens.argmax())

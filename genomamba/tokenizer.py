@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from genomamba.alphabet import IUPAC_CODES, describe_byte, diagnose_invalid_byte
+from genomamba.alphabet import IUPAC_CODES, UNKNOWN_SYMBOLS_AS_N, describe_byte, diagnose_invalid_byte
 from mambacore.errors import InputError
 
 Tokens = npt.NDArray[np.uint8]
@@ -81,12 +81,12 @@ class CharacterTokenizer:
     def encode(self, sequence: bytes | bytearray | str | Tokens) -> Tokens:
         """Return the token ids of a sequence, uint8 of shape (length,).
 
-        Letters are read in either case; U is read as T, N is 11, the other ambiguity codes are [UNK]. An array is taken
-        as ASCII codes (uint8).
+        Letters are read in either case; U is read as T, N is 11, the other ambiguity codes are [UNK]; `*`, `-`, `.`,
+        `?` and X are read as N. An array is taken as ASCII codes (uint8).
 
         **Raises** `InputError` that names the byte and its position when it is no IUPAC nucleotide code.
         """
-        text = _as_bytes(sequence)
+        text = _as_bytes(sequence).translate(UNKNOWN_SYMBOLS_AS_N)
         tokens = np.frombuffer(bytearray(text.translate(TOKEN_OF_BYTE)), dtype=np.uint8)
         invalid = tokens == INVALID_TOKEN
         if invalid.any():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 from genomamba.data.intervals import table_lines
-from genomamba.io.fasta import source_label
+from genomamba.io.compression import source_label
 from genomamba.io.reference import suggest_names
 from mambacore.errors import InputError
 
@@ -59,13 +59,6 @@ def read_bed(
     if not regions:
         raise InputError(f"{source_label(path)} has no regions: give lines of chromosome, start and end.")
     return regions
-
-
-def bed_text(regions: list[Region]) -> str:
-    """Return the content of a BED file of six columns: what `read_bed` reads."""
-    return "".join(
-        f"{region.contig}\t{region.start}\t{region.end}\t{region.name}\t0\t{region.strand}\n" for region in regions
-    )
 
 
 def parse_region(text: str, contig_lengths: Mapping[str, int], reference_label: str = "the reference") -> Region:

@@ -11,7 +11,7 @@ from typing import Final
 
 from genomamba.class_names import check_class_name
 from genomamba.data.genomes import GenomeSpecification
-from genomamba.io.fasta import STANDARD_INPUT
+from genomamba.io.compression import STANDARD_INPUT
 from mambacore.errors import InputError
 
 SEQUENCE_ENDINGS: Final = (".fa", ".fna", ".fasta", ".fas", ".ffn", ".frn")

@@ -8,7 +8,8 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from genomamba.io.fasta import STANDARD_INPUT, FastaHeader, is_gzipped, read_events, read_records, source_label
+from genomamba.io.compression import STANDARD_INPUT, is_compressed, source_label
+from genomamba.io.fasta import FastaHeader, read_events, read_records
 from genomamba.io.reference import Reference
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
@@ -167,7 +168,7 @@ def require_training_classes(collection: GenomeCollection) -> None:
 
 def _load_file(class_name: str, path: str) -> list[GenomeSequence]:
     label = source_label(path)
-    if path != STANDARD_INPUT and not is_gzipped(path) and Path(path).is_file():
+    if path != STANDARD_INPUT and not is_compressed(path) and Path(path).is_file():
         lengths, tails = _scan_file(path, label)
         store: SequenceStore | None = _index_file(path, lengths, tails)
         if store is None:

@@ -5,20 +5,16 @@ tab-separated chromosome, start, end and split, 0-based and half-open.
 """
 
 import contextlib
-import gzip
-import io
 import os
 import re
-import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, Literal, TextIO, cast
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from genomamba.io.fasta import GZIP_MAGIC, STANDARD_INPUT, source_label
+from genomamba.io.compression import read_lines, source_label
 from genomamba.io.reference import suggest_names
 from mambacore.errors import InputError
 
@@ -34,6 +30,8 @@ CADUCEUS_REACH_BP: Final = 2**20
 _POSITION = re.compile(r"[0-9]{1,15}")
 _COMMENTS = ("#", "track ", "track\t", "browser ")
 _LONGEST_LINE: Final = 1 << 16
+_START_NAMES: Final = frozenset({"start", "begin", "chromstart", "chrom_start", "txstart", "pos"})
+_END_NAMES: Final = frozenset({"end", "stop", "chromend", "chrom_end", "txend"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,46 +276,33 @@ def tile_contigs(
 def table_lines(path: str | os.PathLike[str], content: str) -> Iterator[tuple[str, str]]:
     """Yield the lines of a table of positions and what to call each in a message.
 
-    The file is plain or gzipped, "-" is standard input. Blank lines are skipped, and so are lines that start with '#',
-    'track' or 'browser'.
+    The file is plain or compressed, "-" is standard input. Blank lines are skipped, and so are lines that start with
+    '#', 'track' or 'browser', and a header line such as `chrom start end`.
 
-    **Raises** `InputError` for a file that cannot be read; `content` says what it should hold.
+    Raises:
+        InputError: a file that cannot be read; `content` says what it should hold.
     """
     label = source_label(path)
-    try:
-        with _open_text(os.fspath(path)) as lines:
-            number = 0
-            while line := lines.readline(_LONGEST_LINE):
-                number += 1
-                text = line.rstrip("\r\n")
-                if text.strip() and not text.startswith(_COMMENTS):
-                    yield text, f"{label}, line {number}"
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {label}: check the path.") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{label} is a directory: name a file of {content}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{label} holds binary content: give a text file of {content}, plain or gzipped.") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{label} is a damaged gzip file ({error}): copy or download it again.") from error
-    except OSError as error:
-        raise InputError(f"{label} cannot be read ({error.strerror or error}): check the path and the disk.") from error
+    with contextlib.closing(read_lines(path, label)) as lines:
+        first = True
+        for number, line in enumerate(lines, start=1):
+            text = line.rstrip("\r\n")
+            if not text.strip() or text.startswith(_COMMENTS):
+                continue
+            if len(text) > _LONGEST_LINE:
+                raise InputError(
+                    f"{label}, line {number} has more than {_LONGEST_LINE:,} characters: give a text file of {content}."
+                )
+            header = first and _is_header(text)
+            first = False
+            if not header:
+                yield text, f"{label}, line {number}"
 
 
-@contextlib.contextmanager
-def _open_text(path: str) -> Iterator[TextIO]:
-    with contextlib.ExitStack() as opened:
-        # Standard input is not ours to close.
-        stream = sys.stdin.buffer if path == STANDARD_INPUT else opened.enter_context(open(path, "rb"))
-        buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, stream))
-        content: BinaryIO = buffered
-        if buffered.peek(len(GZIP_MAGIC))[: len(GZIP_MAGIC)] == GZIP_MAGIC:
-            content = cast(BinaryIO, opened.enter_context(gzip.GzipFile(fileobj=buffered, mode="rb")))
-        text = io.TextIOWrapper(content, encoding="utf-8", newline="\n")
-        try:
-            yield text
-        finally:
-            text.detach()
+def _is_header(text: str) -> bool:
+    """Whether a line names the columns of chromosome, start and end."""
+    fields = [field.strip().lower() for field in (text.split("\t") if "\t" in text else text.split())]
+    return len(fields) >= 3 and fields[1] in _START_NAMES and fields[2] in _END_NAMES
 
 
 def _parse_row(text: str, place: str) -> Interval:

@@ -1,6 +1,7 @@
-"""What a model of sequences is trained to say: one class of several, several yes-or-no labels, or numbers."""
+"""Targets of sequence models: one class of several, several yes-or-no labels, or numbers."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Self, cast
@@ -10,11 +11,17 @@ import numpy.typing as npt
 
 from genomamba.io.tables import SequenceTable
 from mambacore.errors import InputError
+from mambacore.safe_text import safe_field
 
 TargetKind = Literal["classes", "labels", "numbers"]
 TARGET_KINDS: Final[tuple[TargetKind, ...]] = ("classes", "labels", "numbers")
 MOST_GUESSED_CLASSES: Final = 50
 """A single column of more different whole numbers than this could be either: the user must say."""
+FEW_CLASSES: Final = 5
+"""Up to this many different values may be classes however few rows there are."""
+MOST_DISTINCT_SHARE: Final = 0.8
+"""Where more than this share of the values are different, they are not classes."""
+_DECIMAL_COMMA: Final = re.compile(r"[-+]?[0-9]+,[0-9]+")
 
 Targets = npt.NDArray[np.float64]
 """(sequences, columns): a class's number, 0 or 1, or a number; NaN where the label is missing."""
@@ -57,30 +64,55 @@ class TargetDescription:
 
 
 def guess_kind(table: SequenceTable) -> TargetKind:
-    """What the label columns look like.
+    """Tell what the label columns hold from their values.
 
-    Several columns of 0 and 1 are labels; a single column of words, or of few whole numbers written without a point,
-    is classes; columns of numbers otherwise are numbers.
+    A single column of words, or of few different whole numbers (`1`, `-1` or `1.0`), is classes; several columns of 0
+    and 1 are labels; other columns of numbers are numbers. A column most of whose values are numbers is never classes
+    because of a few that are not, and neither is one nearly all of whose values are different.
 
     Raises:
-        InputError: there are no label columns, or a single one of many different whole numbers.
+        InputError: there are no label columns, a value is out of place (with its line), or the values could be several
+            things and the user must say which.
     """
     if not table.labels:
         raise InputError(f"{table.source} has no column of labels: add one, or name it with --label.")
     columns = [[value for value in values if value is not None] for values in table.labels.values()]
-    numeric = all(_is_number(value) for values in columns for value in values)
     if len(columns) > 1:
-        return "labels" if all(value in ("0", "1") for values in columns for value in values) else "numbers"
-    if not numeric:
-        return "classes"
-    distinct = set(columns[0])
-    whole = all(value.isdigit() for value in distinct)
-    if whole and len(distinct) > MOST_GUESSED_CLASSES:
+        distinct = {float(value) for values in columns for value in values if _is_number(value)}
+        numeric = all(_is_number(value) for values in columns for value in values)
+        if numeric and distinct == {-1.0, 1.0}:
+            raise InputError(
+                f"the columns {', '.join(map(safe_field, table.labels))} of {table.source} hold -1 and 1 only: write "
+                "0 and 1 if they are labels, or give --kind numbers."
+            )
+        return "labels" if numeric and distinct <= {0.0, 1.0} else "numbers"
+    return _kind_of_column(table, next(iter(table.labels)), columns[0])
+
+
+def _kind_of_column(table: SequenceTable, name: str, values: Sequence[str]) -> TargetKind:
+    distinct = set(values)
+    numbers = sum(_is_number(value) for value in values)
+    nearly_all_differ = len(distinct) > FEW_CLASSES and len(distinct) > MOST_DISTINCT_SHARE * len(values)
+    if numbers < len(values) and (2 * numbers > len(values) or nearly_all_differ):
+        row = next(row for row, value in enumerate(table.labels[name]) if value is not None and not _is_number(value))
+        value = safe_field(str(table.labels[name][row]))
+        what = "nearly all of its values differ" if nearly_all_differ and not numbers else "other values are numbers"
+        comma = "write a point for a decimal comma" if _DECIMAL_COMMA.fullmatch(value) else "correct it or write NA"
         raise InputError(
-            f"the column '{next(iter(table.labels))}' of {table.source} has {len(distinct)} different whole numbers: "
+            f"{table.source} has '{value}' in the column '{safe_field(name)}' of {table.places[row]}, which is not a "
+            f"finite number, and {what}: {comma}, or give --kind classes."
+        )
+    if numbers < len(values):
+        return "classes"
+    whole = all(float(value).is_integer() for value in distinct)
+    if not whole or nearly_all_differ:
+        return "numbers"
+    if len(distinct) > MOST_GUESSED_CLASSES:
+        raise InputError(
+            f"the column '{safe_field(name)}' of {table.source} has {len(distinct)} different whole numbers: "
             "say with --kind whether they are classes or numbers."
         )
-    return "classes" if whole else "numbers"
+    return "classes"
 
 
 def describe_targets(table: SequenceTable, splits: Sequence[str], kind: TargetKind) -> TargetDescription:
@@ -105,9 +137,13 @@ def describe_targets(table: SequenceTable, splits: Sequence[str], kind: TargetKi
                     f"{table.source} has the class '{value}' in {place} ({split}) and nowhere in training: add "
                     "training rows of it or remove the row."
                 )
+        _refuse_two_spellings(trained, columns[0], table.source)
         if len(trained) < 2:
+            missing = sum(value is None for value in values)
+            also = f" ({missing} values were read as missing)" if missing else ""
             raise InputError(
-                f"the column '{columns[0]}' of {table.source} has {len(trained)} class to train on: give two or more."
+                f"the column '{columns[0]}' of {table.source} has {len(trained)} class to train on{also}: give two or "
+                "more."
             )
         return TargetDescription(kind, columns, tuple(sorted(trained)))
     raw = _numbers(table, columns, only_labels=kind == "labels")
@@ -142,12 +178,28 @@ def encode_targets(table: SequenceTable, description: TargetDescription) -> Targ
         if value is None:
             continue
         if value not in description.class_names:
+            same = [name for name in description.class_names if _is_number(name) and _is_number(value)]
+            same = [name for name in same if float(name) == float(value)]
+            if len(same) == 1:
+                numbers[row, 0] = description.class_names.index(same[0])
+                continue
             raise InputError(
                 f"{table.source} has the class '{value}' in {table.places[row]}, which is none of "
                 f"{', '.join(description.class_names)}."
             )
         numbers[row, 0] = description.class_names.index(value)
     return numbers
+
+
+def _refuse_two_spellings(names: set[str], column: str, source: str) -> None:
+    """Refuse classes such as `1` and `1.0`, which are one number."""
+    by_number: dict[float, str] = {}
+    for name in sorted(names):
+        if _is_number(name) and by_number.setdefault(float(name), name) != name:
+            raise InputError(
+                f"the column '{column}' of {source} has the classes '{by_number[float(name)]}' and '{name}', which are "
+                "one number: write it in one way."
+            )
 
 
 def _numbers(table: SequenceTable, columns: Sequence[str], only_labels: bool) -> Targets:
@@ -158,8 +210,8 @@ def _numbers(table: SequenceTable, columns: Sequence[str], only_labels: bool) ->
                 continue
             if not _is_number(value):
                 raise InputError(
-                    f"{table.source} has '{value}' in the column '{name}' of {table.places[row]}, which is no number: "
-                    "correct it or write NA."
+                    f"{table.source} has '{value}' in the column '{name}' of {table.places[row]}, which is not a "
+                    "finite number: correct it or write NA."
                 )
             number = float(value)
             if only_labels and number not in (0, 1):

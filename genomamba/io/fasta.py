@@ -1,4 +1,4 @@
-"""Reading FASTA: from files, gzip (found by content, not by name) and standard input, in bounded memory.
+"""Reading FASTA from files, compressed or not, and standard input, in bounded memory.
 
 The parser works on blocks of bytes, not on lines, so a chromosome on one line costs no more memory than one on many,
 and no Python code runs per base. Line ends may be LF, CRLF or CR; blank lines and blanks within lines are skipped.
@@ -6,44 +6,35 @@ and no Python code runs per base. Line ends may be LF, CRLF or CR; blank lines a
 
 import contextlib
 import errno
-import gzip
-import io
-import os
-import sys
 import tempfile
-import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import numpy as np
 
-from genomamba.alphabet import describe_byte, diagnose_invalid_byte
+from genomamba.alphabet import (
+    UNKNOWN_SYMBOLS,
+    UNKNOWN_SYMBOLS_AS_N,
+    describe_byte,
+    diagnose_invalid_byte,
+    looks_like_protein,
+)
+from genomamba.io.compression import LOGGER, Source, read_blocks, source_label
 from genomamba.tokenizer import COMPLEMENT_IDS, INVALID_TOKEN, TOKEN_OF_BYTE, Tokens
 from mambacore.errors import InputError
 
-FastaSource = str | os.PathLike[str] | BinaryIO
-"""A path, "-" for standard input, or a binary stream (which stays open)."""
-
-STANDARD_INPUT: Final = "-"
-GZIP_MAGIC: Final = b"\x1f\x8b"
-_BLOCK_BYTES: Final = 1 << 20
-# So many blank bytes in a row are a mistake or an attack: reading gigabytes of them would take minutes in silence.
-_MOST_BLANK_BLOCKS: Final = 64
+FastaSource = Source
 _LONGEST_HEADER_BYTES: Final = 1 << 20
 BLANKS: Final = b" \t\r\n"
 
 _FOREIGN_FORMATS: Final[dict[bytes, str]] = {
-    b"BZh": "is compressed with bzip2: decompress it or compress it with gzip",
-    b"\xfd7zXZ": "is compressed with xz: decompress it or compress it with gzip",
-    b"\x28\xb5\x2f\xfd": "is compressed with zstd: decompress it or compress it with gzip",
     b"PK\x03\x04": "is a zip archive: extract the FASTA file from it",
     b"BAM\x01": "is a BAM file: convert it with `samtools fasta`",
     b"CRAM": "is a CRAM file: convert it with `samtools fasta`",
     b"\x43\x27\x41\x1a": "is a 2bit file: convert it with `twoBitToFa`",
     b"\x1a\x41\x27\x43": "is a 2bit file: convert it with `twoBitToFa`",
     b"LOCUS ": "is a GenBank file: convert it to FASTA",
-    b"\xef\xbb\xbf": "starts with a byte-order mark: save it as plain ASCII text",
     b"\xff\xfe": "is UTF-16 text: save it as plain ASCII text",
     b"\xfe\xff": "is UTF-16 text: save it as plain ASCII text",
 }
@@ -182,7 +173,8 @@ def parse_fasta(blocks: Iterable[bytes], label: str) -> Generator[FastaHeader | 
     record_number = 0
     position = 0
     byte_before = ord("\n")
-    for block in blocks:
+    letters = LetterReader(label)
+    for block in _from_first_letter(blocks):
         cursor = 0
         while cursor < len(block):
             if header_line is not None:
@@ -203,7 +195,7 @@ def parse_fasta(blocks: Iterable[bytes], label: str) -> Generator[FastaHeader | 
             if header is None and text.strip(BLANKS):
                 raise InputError(_describe_missing_header(text.lstrip(BLANKS), label))
             if header is not None:
-                tokens = tokenize(text, position, header, label)
+                tokens = letters.tokens(text, position, header)
                 position += len(tokens)
                 if len(tokens):
                     yield tokens
@@ -216,90 +208,17 @@ def parse_fasta(blocks: Iterable[bytes], label: str) -> Generator[FastaHeader | 
         yield header
     if header is None:
         raise InputError(f"{label} is empty: give a FASTA file with at least one record.")
+    letters.report()
 
 
-def source_label(source: FastaSource) -> str:
-    """Return what error messages call a source."""
-    if isinstance(source, str | os.PathLike):
-        return "standard input" if source == STANDARD_INPUT else os.fspath(source)
-    name = getattr(source, "name", None)
-    return name if isinstance(name, str) and name != "<stdin>" else "standard input"
-
-
-def is_gzipped(path: str | os.PathLike[str]) -> bool:
-    """Say whether a file's content (not its name) is gzip.
-
-    **Raises** `InputError` when it cannot be read.
-    """
-    with _input_errors(os.fspath(path)), open(path, "rb") as stream:
-        return stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-
-
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
-class _Rejoined:
-    """A stream that cannot seek, with the bytes that were read from it to look at put back in front."""
-
-    def __init__(self, start: bytes, stream: _Readable) -> None:
-        self._start = start
-        self._stream = stream
-
-    def read(self, size: int) -> bytes:
-        start, self._start = self._start[:size], self._start[size:]
-        return start + self._stream.read(size - len(start))
-
-
-@contextlib.contextmanager
-def _input_errors(label: str) -> Iterator[None]:
-    """Turn what the operating system and zlib say about a source into sentences for the user."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {label}: check the path.") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{label} is a directory: name the FASTA files in it.") from error
-    except PermissionError as error:
-        raise InputError(f"{label} cannot be read, permission denied: change its permissions or copy it.") from error
-    except EOFError as error:
-        raise InputError(f"{label} is a truncated gzip file: copy or download it again.") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{label} is a damaged gzip file ({error}): copy or download it again.") from error
-    except OSError as error:
-        raise InputError(f"{label} cannot be read ({error.strerror or error}): check the path and the disk.") from error
-
-
-def read_blocks(source: FastaSource, label: str) -> Generator[bytes, None, None]:
-    """Yield the decompressed content of a source in blocks."""
-    with contextlib.ExitStack() as opened:
-        with _input_errors(label):
-            if not isinstance(source, str | os.PathLike):
-                stream: BinaryIO = source
-            elif source == STANDARD_INPUT:
-                stream = sys.stdin.buffer
-            else:
-                stream = opened.enter_context(open(source, "rb"))
-            start = stream.read(len(GZIP_MAGIC))
-            if len(start) == 1:  # a pipe may hand over less than was asked for
-                start += stream.read(1)
-            rejoined: _Readable = _Rejoined(start, stream)
-            if start == GZIP_MAGIC:
-                decompressed = gzip.GzipFile(fileobj=cast(BinaryIO, rejoined), mode="rb")
-                rejoined = opened.enter_context(io.BufferedReader(decompressed, _BLOCK_BYTES))  # type: ignore[arg-type]
-        blank_blocks = 0
-        while True:
-            with _input_errors(label):
-                block = rejoined.read(_BLOCK_BYTES)
-            if not block:
-                return
-            blank_blocks = blank_blocks + 1 if block.isspace() else 0
-            if blank_blocks > _MOST_BLANK_BLOCKS:
-                raise InputError(
-                    f"{label} has more than {_MOST_BLANK_BLOCKS * _BLOCK_BYTES:,} blank characters in a row: give "
-                    "a file of sequences."
-                )
-            yield block
+def _from_first_letter(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Leave out blanks in front of the first record, also those before its mark."""
+    begun = False
+    for block in blocks:
+        content = block if begun else block.lstrip(BLANKS)
+        begun = begun or bool(content)
+        if content:
+            yield content
 
 
 def _line_end(block: bytes, start: int) -> int:
@@ -332,17 +251,55 @@ def parse_header(line: bytes | bytearray, record_number: int, label: str) -> Fas
     return FastaHeader(name, words[1].strip() if len(words) > 1 else "")
 
 
-def tokenize(text: bytes, bases_before: int, header: FastaHeader, label: str) -> Tokens:
-    """The tokens of letters and blanks; `bases_before` counts those of the record that came earlier."""
-    tokens = np.frombuffer(bytearray(text.translate(TOKEN_OF_BYTE, BLANKS)), dtype=np.uint8)
-    if len(tokens) and tokens.max() == INVALID_TOKEN:
-        invalid = int(tokens.argmax())
-        byte = text.translate(None, BLANKS)[invalid]
-        raise InputError(
-            f"{label} has {describe_byte(byte)} at base {bases_before + invalid + 1} of record '{header.name}', "
-            f"{diagnose_invalid_byte(byte)}."
-        )
-    return tokens
+class LetterReader:
+    """Turns the letters of a source into tokens, and counts the symbols that are read as N.
+
+    Args:
+        label: what messages call the source.
+    """
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.replaced = 0
+
+    def tokens(self, text: bytes, bases_before: int, header: FastaHeader) -> Tokens:
+        """Return the tokens of letters and blanks.
+
+        The symbols `*`, `-`, `.`, `?` and X are read as N.
+
+        Args:
+            text: part of a record.
+            bases_before: bases of the record that came earlier.
+            header: of the record.
+
+        Raises:
+            InputError: a byte that is not a nucleotide code, or letters that are a protein.
+        """
+        letters = text.translate(None, BLANKS)
+        symbols = len(letters) - len(letters.translate(None, UNKNOWN_SYMBOLS))
+        if symbols:
+            if looks_like_protein(letters):
+                raise InputError(
+                    f"{self.label} has the record '{header.name}', which looks like a protein sequence: give the "
+                    "nucleotide sequence instead."
+                )
+            self.replaced += symbols
+            letters = letters.translate(UNKNOWN_SYMBOLS_AS_N)
+        tokens = np.frombuffer(bytearray(letters.translate(TOKEN_OF_BYTE)), dtype=np.uint8)
+        if len(tokens) and tokens.max() == INVALID_TOKEN:
+            invalid = int(tokens.argmax())
+            byte = letters[invalid]
+            raise InputError(
+                f"{self.label} has {describe_byte(byte)} at base {bases_before + invalid + 1} of record "
+                f"'{header.name}', {diagnose_invalid_byte(byte)}."
+            )
+        return tokens
+
+    def report(self) -> None:
+        """Log how many symbols were read as N, if any."""
+        if self.replaced:
+            letters = "letter" if self.replaced == 1 else "letters"
+            LOGGER.warning("%s: %d %s (*, -, ., ? or X) read as N", self.label, self.replaced, letters)
 
 
 def _describe_missing_header(text: bytes, label: str) -> str:

@@ -10,16 +10,15 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from genomamba.io.compression import read_blocks, source_label
 from genomamba.io.fasta import (
     BLANKS,
     FastaHeader,
     FastaSource,
+    LetterReader,
     next_header,
     parse_fasta,
     parse_header,
-    read_blocks,
-    source_label,
-    tokenize,
 )
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
@@ -48,12 +47,14 @@ def read_sequence_events(source: FastaSource) -> Generator[FastaHeader | Tokens,
         if not start.startswith(FASTQ_MARK):
             yield from parse_fasta(joined, label)
             return
+        letters = LetterReader(label)
         for number, record in enumerate(parse_fastq(joined, label), start=1):
             header = parse_header(record.header, number, label)
             yield header
-            tokens = tokenize(record.letters, 0, header, label)
+            tokens = letters.tokens(record.letters, 0, header)
             if len(tokens):
                 yield tokens
+        letters.report()
 
 
 def read_record_texts(source: FastaSource) -> Iterator[tuple[int, bytes]]:

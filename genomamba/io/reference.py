@@ -24,8 +24,8 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import pyfaidx
 
-from genomamba.alphabet import describe_byte, diagnose_invalid_byte, first_invalid_position
-from genomamba.io.fasta import GZIP_MAGIC
+from genomamba.alphabet import UNKNOWN_SYMBOLS_AS_N, describe_byte, diagnose_invalid_byte, first_invalid_position
+from genomamba.io.compression import BYTE_ORDER_MARK, GZIP_MAGIC, LOGGER, is_compressed
 from genomamba.tokenizer import TOKEN_OF_BYTE, Tokens
 from mambacore.errors import InputError
 
@@ -77,6 +77,7 @@ class Reference:
         self._index_path = _ensure_index(self.path, self._is_compressed)
         self._handle: pyfaidx.Faidx | None = None
         self._process_id = 0
+        self._warned = False
         self._opening = threading.Lock()
         self.lengths: Mapping[str, int] = MappingProxyType(
             {name: record.rlen for name, record in self._open().index.items()}
@@ -159,6 +160,7 @@ class Reference:
             raise InputError(
                 f"{self.path} cannot be read at '{contig}' ({error}): copy or download it again."
             ) from error
+        letters = self._without_symbols(letters)
         invalid = first_invalid_position(letters)
         if invalid is not None:
             byte = letters[invalid]
@@ -169,6 +171,14 @@ class Reference:
         if len(letters) != end - start:
             raise self._changed()
         return letters
+
+    def _without_symbols(self, letters: bytes) -> bytes:
+        """Letters with N in place of symbols for bases that are not known; the first time this is said aloud."""
+        replaced = letters.translate(UNKNOWN_SYMBOLS_AS_N)
+        if replaced != letters and not self._warned:
+            self._warned = True
+            LOGGER.warning("%s has letters (*, -, ., ? or X) that are read as N", self.path)
+        return replaced
 
     def _open(self) -> pyfaidx.Faidx:
         if self._process_id != os.getpid():
@@ -226,6 +236,12 @@ def _is_block_gzip(path: str) -> bool:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
     if not start:
         raise InputError(f"{path} is empty: give a FASTA file with at least one record.")
+    if start.startswith(BYTE_ORDER_MARK):
+        raise InputError(f"{path} starts with a byte-order mark, which no index allows: save it as plain ASCII text.")
+    if not start.startswith(GZIP_MAGIC) and is_compressed(path):
+        raise InputError(
+            f"{path} is compressed in a way that allows no random access: decompress it, or compress that with bgzip."
+        )
     named_compressed = path.lower().endswith(_COMPRESSED_NAMES)
     if not start.startswith(GZIP_MAGIC):
         if start[:1] not in b">;\r\n":
@@ -364,7 +380,7 @@ def _describes(index_path: str, path: str, is_compressed: bool) -> bool:
             return False
         if not is_compressed:
             _check_index(index_path, path)
-    except (OSError, InputError):
+    except (OSError, InputError, UnicodeDecodeError):
         return False
     return True
 

@@ -6,8 +6,9 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from genomamba.alphabet import IUPAC_CODES
-from genomamba.io.fasta import STANDARD_INPUT, FastaHeader, FastaRecord, tokenize
+from genomamba.alphabet import IUPAC_CODES, UNKNOWN_SYMBOLS
+from genomamba.io.compression import STANDARD_INPUT
+from genomamba.io.fasta import FastaHeader, FastaRecord, LetterReader
 from genomamba.io.fastq import read_sequence_events
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
@@ -19,7 +20,7 @@ letters; or the letters of one sequence."""
 LETTERS_NAME: Final = "sequence"
 """The name of a sequence that is given as letters."""
 
-_LETTERS: Final = frozenset(IUPAC_CODES + IUPAC_CODES.lower() + "-*.?")
+_LETTERS: Final = frozenset(IUPAC_CODES + IUPAC_CODES.lower() + UNKNOWN_SYMBOLS.decode())
 
 
 def sequence_events(source: SequenceSource) -> Generator[FastaHeader | Tokens, None, None]:
@@ -64,9 +65,11 @@ def _events_of_letters(name: str, letters: str | bytes) -> Generator[FastaHeader
     header = FastaHeader(name, "")
     yield header
     text = letters.encode("utf-8", "replace") if isinstance(letters, str) else bytes(letters)
-    tokens = tokenize(text, 0, header, "the given sequences")
+    reader = LetterReader(f"the sequence '{name}'")
+    tokens = reader.tokens(text, 0, header)
     if len(tokens):
         yield tokens
+    reader.report()
 
 
 def _is_letters(text: str) -> bool:

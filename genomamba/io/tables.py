@@ -1,28 +1,32 @@
 """Sequences with labels from a table, or from folders of classes, as fine-tuning takes them.
 
-A table is TSV or CSV with a header, plain or gzipped (found by content). Its sequences are in a column `sequence`, or
-are named by a column `record` beside a FASTA file, or placed by the columns `chrom`, `start`, `end` (0-based,
-half-open) and perhaps `strand` beside a reference. A column `name` names the rows; a column `split` holds train, valid
-or test. The other columns hold labels, in which NA or nothing stands for a missing one.
+A table has a header and columns separated by tabs, commas or semicolons; it is plain or compressed. Its sequences are
+in a column `sequence` (or `seq`, in any case), or are named by a column `record` beside a FASTA file, or placed by the
+columns `chrom`, `start`, `end` (0-based, half-open) and perhaps `strand` beside a reference. A column `name` names the
+rows; a column `split` holds train, valid or test. A first column without a name is the index that pandas writes, and is
+left out. The other columns hold labels, in which nothing, NA, N/A, nan and null, in any case, stand for a missing one.
 """
 
 import csv
-import gzip
-import io
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import numpy as np
 
-from genomamba.io.fasta import STANDARD_INPUT, is_gzipped, read_records, source_label
+from genomamba.alphabet import UNKNOWN_SYMBOLS
+from genomamba.io.compression import LOGGER, read_blocks, read_lines, source_label
+from genomamba.io.fasta import FastaHeader, LetterReader, read_records
 from genomamba.io.reference import Reference
 from genomamba.tokenizer import COMPLEMENT_IDS, CharacterTokenizer, Tokens
 from mambacore.errors import InputError
+from mambacore.safe_text import safe_field
 
-MISSING: Final = frozenset({"", "NA", "na", "N/A", "NaN", "nan"})
+MISSING: Final = frozenset({"", "na", "n/a", "nan", "null"})
+"""What stands for a missing value, in any case."""
 SPLIT_NAMES: Final[Mapping[str, str]] = {
     "train": "train",
     "training": "train",
@@ -36,8 +40,8 @@ RESERVED_COLUMNS: Final = ("name", "sequence", "record", "chrom", "start", "end"
 CLASS_COLUMN: Final = "class"
 """The label column of folders of classes."""
 
+_SEQUENCE_NAMES: Final = ("sequence", "seq")
 _LONGEST_FIELD: Final = 2**31 - 1
-_CLASS_FOLDERS: Final = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -90,16 +94,12 @@ def read_sequence_table(
         raise InputError(f"{label} is empty: give a table with a header line and one line for each sequence.")
     columns = _checked_header(header[1], label)
     wanted = _label_columns(columns, label_columns, label)
-    fetch = _sequence_source(columns, label, fasta, reference)
+    symbols = _SymbolCount(label)
+    fetch = _sequence_source(columns, label, fasta, reference, symbols)
     table = SequenceTable(label, [], [], [], {name: [] for name in wanted}, [])
     seen: dict[str, int] = {}
     for number, cells in lines:
-        if len(cells) != len(columns):
-            raise InputError(
-                f"{label} has {len(cells)} fields in line {number} and {len(columns)} columns in its header: fill "
-                "missing values with NA."
-            )
-        row = dict(zip(columns, cells, strict=True))
+        row = _row(columns, cells, label, number)
         name = row.get("name") or row.get("record") or f"row_{len(table) + 1}"
         if name in seen:
             raise InputError(
@@ -115,14 +115,30 @@ def read_sequence_table(
         table.places.append(f"line {number}")
         table.splits.append(_split(row.get("split"), f"{label} line {number}"))
         for column in wanted:
-            table.labels[column].append(None if row[column] in MISSING else row[column])
+            table.labels[column].append(None if is_missing(row[column]) else row[column])
     if not len(table):
         raise InputError(f"{label} has a header and no rows: give one line for each sequence.")
+    symbols.report()
+    for column, values in table.labels.items():
+        missing = values.count(None)
+        if missing:
+            LOGGER.warning(
+                "%s: %d of %d values of '%s' read as missing (empty, NA, N/A, nan or null)",
+                label,
+                missing,
+                len(values),
+                column,
+            )
     return table
 
 
+def is_missing(text: str) -> bool:
+    """Whether the text of a cell stands for a missing value."""
+    return text.strip().lower() in MISSING
+
+
 def read_class_folders(folder: Path) -> SequenceTable:
-    """Read the layout of Genomic Benchmarks: `FOLDER/train/CLASS/*.txt` and `FOLDER/test/CLASS/*.txt`.
+    """Read the layout of Genomic Benchmarks: `FOLDER/SPLIT/CLASS/*.txt`, with the splits train, valid and test.
 
     Each file is one sequence (Grešová et al. 2023, BMC Genomic Data 24:25). The class is the label column `class`.
 
@@ -132,10 +148,18 @@ def read_class_folders(folder: Path) -> SequenceTable:
     table = SequenceTable(str(folder), [], [], [], {CLASS_COLUMN: []}, [])
     if not (folder / "train").is_dir():
         raise InputError(f"{folder} has no folder train: give a folder with train/CLASS/*.txt and test/CLASS/*.txt.")
-    for split in _CLASS_FOLDERS:
-        for class_folder in sorted(path for path in (folder / split).glob("*") if path.is_dir()):
+    symbols = _SymbolCount(str(folder))
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for split_folder in sorted(inside, key=_split_order):
+        split = SPLIT_NAMES.get(split_folder.name.lower())
+        if split is None:
+            LOGGER.warning("%s: the folder %s is not train, valid or test and is left out", folder, split_folder.name)
+            continue
+        for class_folder in sorted(path for path in split_folder.glob("*") if path.is_dir()):
             for path in sorted(class_folder.glob("*.txt"), key=_natural_order):
-                tokens = _encoded("".join(path.read_text(encoding="ascii", errors="replace").split()), str(path))
+                with closing(read_blocks(str(path), str(path))) as blocks:
+                    letters = b"".join(b"".join(blocks).split()).decode("ascii", "replace")
+                tokens = symbols.encoded(letters, str(path))
                 if not len(tokens):
                     raise InputError(f"{path} is empty: remove the file.")
                 table.names.append(str(path.relative_to(folder)))
@@ -145,6 +169,7 @@ def read_class_folders(folder: Path) -> SequenceTable:
                 table.splits.append(split)
     if not len(table):
         raise InputError(f"{folder} has no files train/CLASS/*.txt: give a folder of classes.")
+    symbols.report()
     return table
 
 
@@ -194,6 +219,12 @@ def _either_strand(tokens: Tokens) -> bytes:
     return min(tokens.tobytes(), COMPLEMENT_IDS[tokens[::-1]].tobytes())
 
 
+def _split_order(path: Path) -> int:
+    """Train before valid before test, as `SPLIT_NAMES` has them."""
+    names = list(SPLIT_NAMES)
+    return names.index(path.name.lower()) if path.name.lower() in names else -1
+
+
 def _natural_order(path: Path) -> tuple[int, str]:
     """`2.txt` before `10.txt`."""
     return len(path.name), path.name
@@ -201,44 +232,57 @@ def _natural_order(path: Path) -> tuple[int, str]:
 
 def _rows(path: str | BinaryIO, label: str) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of every line that is not blank, the header first."""
-    try:
-        if path == STANDARD_INPUT:
-            raw = sys.stdin.buffer.read()
-        elif not isinstance(path, str):
-            raw = path.read()
-        else:
-            with gzip.open(path, "rb") if is_gzipped(path) else open(path, "rb") as stream:
-                raw = stream.read()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{label} is no UTF-8 text: give a table as TSV or CSV, plain or gzipped.") from error
-    except (OSError, EOFError) as error:
-        raise InputError(
-            f"{label} cannot be read ({getattr(error, 'strerror', None) or error}): copy it again."
-        ) from error
-    first_line = text.split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in first_line else ",", strict=True)
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield reader.line_num, [cell.strip() for cell in cells]
-    except csv.Error as error:
-        raise InputError(f"{label} is no table at line {reader.line_num} ({error}): quote fields properly.") from error
+    with closing(read_lines(path, label)) as lines:
+        first = next((line for line in lines if line.strip()), "")
+        counts = {delimiter: first.count(delimiter) for delimiter in ",;"}
+        delimiter = "\t" if "\t" in first else max(counts, key=lambda one: counts[one])
+        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+        try:
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    yield reader.line_num, [cell.strip() for cell in cells]
+        except csv.Error as error:
+            raise InputError(
+                f"{label} is not a table at line {reader.line_num} ({error}): quote fields properly."
+            ) from error
 
 
 def _checked_header(columns: list[str], label: str) -> list[str]:
+    """The names of the columns: "" for an index in front, and for nothing after a last tab."""
+    if "sequence" not in columns:
+        spellings = [name for name in columns if name.lower() in _SEQUENCE_NAMES]
+        if len(spellings) == 1:
+            columns = ["sequence" if name == spellings[0] else name for name in columns]
     for number, name in enumerate(columns, start=1):
-        if not name:
+        if not name and 1 < number < len(columns):
             raise InputError(f"{label} has no name for column {number} in its header: name every column.")
-        if columns.index(name) != number - 1:
-            raise InputError(f"{label} has two columns '{name}': give each a name of its own.")
+        if name and columns.index(name) != number - 1:
+            raise InputError(f"{label} has two columns '{safe_field(name)}': give each a name of its own.")
     return columns
 
 
+def _row(columns: Sequence[str], cells: list[str], label: str, number: int) -> dict[str, str]:
+    """The cells of a line by column."""
+    if len(cells) == len(columns) + 1:
+        if not cells[-1]:
+            cells = cells[:-1]
+        elif all(columns):
+            # R writes the names of rows in front without a name for their column.
+            cells = cells[1:]
+    elif len(cells) == len(columns) - 1 and not columns[-1]:
+        cells = [*cells, ""]
+    if len(cells) != len(columns):
+        raise InputError(
+            f"{label} has {len(cells)} fields in line {number} and {len(columns)} columns in its header: fill missing "
+            "values with NA."
+        )
+    if not columns[-1] and cells[-1]:
+        raise InputError(f"{label} has no name for column {len(columns)} in its header: name every column.")
+    return {name: cell for name, cell in zip(columns, cells, strict=True) if name}
+
+
 def _label_columns(columns: Sequence[str], asked: Sequence[str] | None, label: str) -> list[str]:
-    others = [name for name in columns if name not in RESERVED_COLUMNS]
+    others = [name for name in columns if name and name not in RESERVED_COLUMNS]
     for name in asked or ():
         if name not in columns:
             raise InputError(f"{label} has no column '{name}': its columns are {', '.join(columns)}.")
@@ -248,7 +292,7 @@ def _label_columns(columns: Sequence[str], asked: Sequence[str] | None, label: s
 
 
 def _sequence_source(
-    columns: Sequence[str], label: str, fasta: str | None, reference: str | None
+    columns: Sequence[str], label: str, fasta: str | None, reference: str | None, symbols: "_SymbolCount"
 ) -> Callable[[dict[str, str], str], Tokens]:
     """What gives the tokens of a row; the second argument is its place, for messages."""
     if fasta is not None and reference is not None:
@@ -270,7 +314,7 @@ def _sequence_source(
             f"{label} has no column 'sequence': add it, or name records in a column 'record' and give --fasta, or "
             f"intervals in 'chrom', 'start' and 'end' and give --reference; its columns are {', '.join(columns)}."
         )
-    return lambda row, place: _encoded(row["sequence"], place)
+    return lambda row, place: symbols.encoded(row["sequence"], place)
 
 
 def _require(columns: Sequence[str], needed: Sequence[str], label: str, option: str) -> None:
@@ -305,15 +349,27 @@ def _interval(genome: Reference, row: Mapping[str, str], place: str) -> Tokens:
     return COMPLEMENT_IDS[tokens[::-1]] if strand == "-" else tokens
 
 
-def _encoded(letters: str, place: str) -> Tokens:
-    try:
-        return CharacterTokenizer().encode(letters)
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from error
+class _SymbolCount:
+    """Encodes sequences and counts the symbols that are read as N."""
+
+    def __init__(self, label: str) -> None:
+        self._reader = LetterReader(label)
+
+    def encoded(self, letters: str, place: str) -> Tokens:
+        text = letters.encode("utf-8", "replace")
+        if text.translate(None, UNKNOWN_SYMBOLS) != text:
+            return self._reader.tokens(text, 0, FastaHeader(place, ""))
+        try:
+            return CharacterTokenizer().encode(letters)
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+
+    def report(self) -> None:
+        self._reader.report()
 
 
 def _split(text: str | None, place: str) -> str | None:
-    if text is None or text in MISSING:
+    if text is None or is_missing(text):
         return None
     if text.lower() not in SPLIT_NAMES:
         raise InputError(f"{place} has the split '{text}': write train, valid or test.")

@@ -6,23 +6,29 @@ bad and every deletion good. The windows are those of `haplotype_windows`.
 """
 
 import contextlib
-import gzip
 import importlib.util
 import os
-import shutil
-import sys
+import re
 import tempfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from genomamba.alphabet import reverse_complement
-from genomamba.io.fasta import GZIP_MAGIC, STANDARD_INPUT
+from genomamba.io.compression import (
+    BYTE_ORDER_MARK,
+    GZIP_MAGIC,
+    LONGEST_LINE_BYTES,
+    STANDARD_INPUT,
+    input_errors,
+    is_compressed,
+    read_blocks,
+    read_lines,
+)
 from genomamba.io.reference import BLOCK_GZIP_EXTRA, Reference, suggest_names
 from mambacore.errors import InputError
 
@@ -42,6 +48,18 @@ Status = Literal[
 
 _KNOWN_BASES: Final = frozenset("ACGT")
 _IS_KNOWN_BASE: Final = np.isin(np.arange(256), np.frombuffer(b"ACGT", dtype=np.uint8))
+_BASES_OF_CODE: Final = {
+    "R": "AG",
+    "Y": "CT",
+    "S": "CG",
+    "W": "AT",
+    "K": "GT",
+    "M": "AC",
+    "B": "CGT",
+    "D": "AGT",
+    "H": "ACT",
+    "V": "ACG",
+}
 _SYMBOLS: Final = frozenset("<>[]*")
 
 
@@ -97,15 +115,11 @@ class VariantFile:
         self.label = "standard input" if os.fspath(path) == STANDARD_INPUT else os.fspath(path)
         self._copy: Path | None = None
         self._path = os.fspath(path)
-        if self._path == STANDARD_INPUT:
-            self._keep_copy(sys.stdin.buffer)
-        elif not os.path.isfile(self._path):
-            what = "is a directory" if os.path.isdir(self._path) else "does not exist"
-            raise InputError(f"{self.label} {what}: give a VCF file, plain or compressed.")
-        if _is_plain_gzip(self._path):
-            # The library reads what bgzip compresses, and refuses what gzip does.
-            with gzip.open(self._path) as content:
-                self._keep_copy(content)
+        if os.path.isdir(self._path):
+            raise InputError(f"{self.label} is a directory: give a VCF file, plain or compressed.")
+        if self._path != STANDARD_INPUT and not os.path.exists(self._path):
+            raise InputError(f"{self.label} does not exist: give a VCF file, plain or compressed.")
+        self._check_content()
         with self._open() as opened:
             try:
                 self.header_text = str(opened.header)
@@ -134,19 +148,28 @@ class VariantFile:
                         f"{self.label} is damaged at record {number} ({error}): check it with `bcftools view`."
                     ) from error
 
-    def _keep_copy(self, content: IO[bytes] | gzip.GzipFile) -> None:
-        """Read from a temporary copy from now on: records are read more than once."""
-        previous = self._copy
-        with tempfile.NamedTemporaryFile(prefix="genomamba-", suffix=".vcf", delete=False) as copy:
+    def _check_content(self) -> None:
+        """Read everything once: refuse endless lines, and keep a copy of what the library cannot read twice."""
+        needs_copy = self._path == STANDARD_INPUT or not os.path.isfile(self._path) or _needs_copy(self._path)
+        with contextlib.ExitStack() as stack:
+            blocks = _with_short_lines(read_blocks(self._path, self.label), self.label)
+            if not needs_copy:
+                for _ in blocks:
+                    pass
+                return
+            copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="genomamba-", suffix=".vcf", delete=False))
             self._copy, self._path = Path(copy.name), copy.name
             try:
-                shutil.copyfileobj(content, copy)
-            except (EOFError, OSError, zlib.error) as error:
+                for block in blocks:
+                    copy.write(block)
+            except BaseException as error:
                 self.close()
-                raise InputError(f"{self.label} cannot be read ({error}): copy or download it again.") from error
-            finally:
-                if previous is not None:
-                    previous.unlink(missing_ok=True)
+                if isinstance(error, OSError):
+                    raise InputError(
+                        f"{self.label} cannot be copied to {tempfile.gettempdir()} ({error.strerror or error}): set "
+                        "TMPDIR to a folder with more room."
+                    ) from error
+                raise
 
     def close(self) -> None:
         """Delete the temporary copy, if there is one."""
@@ -168,10 +191,9 @@ class VariantFile:
             try:
                 opened = pysam.VariantFile(self._path, drop_samples=drop_samples)
             except (OSError, ValueError, UnicodeDecodeError, NotImplementedError) as error:
+                empty = os.path.getsize(self._path) == 0
                 self.close()
-                reason = (
-                    "is empty" if os.path.getsize(self._path) == 0 else f"is no VCF file that can be read ({error})"
-                )
+                reason = "is empty" if empty else f"is not a VCF file that can be read ({_without_path(error)})"
                 raise InputError(
                     f"{self.label} {reason}: give VCF or BCF with its header, plain or compressed."
                 ) from error
@@ -181,14 +203,31 @@ class VariantFile:
             pysam.set_verbosity(before)
 
 
-def _is_plain_gzip(path: str) -> bool:
-    """Say whether a file is gzip but not BGZF, which is gzip in blocks."""
-    try:
-        with open(path, "rb") as stream:
-            start = stream.read(16)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
-    return start.startswith(GZIP_MAGIC) and start[12:16] != BLOCK_GZIP_EXTRA
+def _needs_copy(path: str) -> bool:
+    """Say whether a file is compressed in another way than bgzip, which the library reads, or has a byte-order mark."""
+    with input_errors(path), open(path, "rb") as stream:
+        start = stream.read(16)
+    if start.startswith(GZIP_MAGIC):
+        return start[12:16] != BLOCK_GZIP_EXTRA
+    return start.startswith(BYTE_ORDER_MARK) or is_compressed(path)
+
+
+def _with_short_lines(blocks: Iterable[bytes], label: str) -> Iterator[bytes]:
+    """Hand on blocks of text, or of BCF, and refuse a line that never ends."""
+    length, binary = 0, None
+    for block in blocks:
+        if binary is None:
+            binary = block.startswith(b"BCF")
+        last = block.rfind(b"\n")
+        length = length + len(block) if last < 0 else len(block) - last
+        if not binary and length > LONGEST_LINE_BYTES:
+            raise InputError(f"{label} has a line of more than {LONGEST_LINE_BYTES:,} characters: it is damaged.")
+        yield block
+
+
+def _without_path(error: Exception) -> str:
+    """What the library says, without the name of a temporary copy."""
+    return re.sub(r"[`'\"]?\S*genomamba-\S*\.vcf[`'\"]?", "it", " ".join(str(error).split()))
 
 
 def _variant(record: Any, with_line: bool) -> Variant:
@@ -208,11 +247,7 @@ def read_chromosome_map(path: str | os.PathLike[str]) -> dict[str, str]:
     **Raises** `InputError` for a file that cannot be read, a line of another form, and a name that is given twice.
     """
     names: dict[str, str] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the chromosome map {path} cannot be read ({error}): check the path.") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path, f"the chromosome map {path}"), 1):
         if not line.strip() or line.startswith("#"):
             continue
         words = line.split()
@@ -249,9 +284,19 @@ def check_allele(variant: Variant, alternative: str | None, contig: str, genome:
     if start < 0 or end > genome.lengths[contig]:
         return "outside_contig"
     reference = variant.reference.upper()
-    if genome.letters(contig, start, end).upper().replace(b"U", b"T") != reference.encode():
+    letters = genome.letters(contig, start, end).upper().replace(b"U", b"T").decode()
+    if len(letters) != len(reference) or not all(map(_agrees, letters, reference)):
         return "reference_mismatch"
     return "no_alternative" if alternative is None else _check_letters(reference, alternative.upper(), longest)
+
+
+def _agrees(letter: str, base: str) -> bool:
+    """Whether a letter of the reference allows a base of REF.
+
+    VCF has concrete bases where the reference has an ambiguity code (VCF 4.3, section 1.6.1: the first in the alphabet;
+    callers write others too); a gap (N) is N.
+    """
+    return letter == base or base in _BASES_OF_CODE.get(letter, "")
 
 
 def _check_letters(reference: str, alternative: str, longest: int) -> Status:

@@ -21,7 +21,14 @@ from genomamba.tokenizer import COMPLEMENT_IDS, PADDED_VOCABULARY_SIZE, VOCABULA
 from mambacore import checkpoints
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
-from mambacore.model_folder import CONFIG_NAME, load_tensors_into, read_model_folder, write_model_folder
+from mambacore.model_folder import (
+    CONFIG_NAME,
+    build_and_load,
+    configuration_errors,
+    read_model_folder,
+    training_details,
+    write_model_folder,
+)
 from mambacore.models import (
     CausalLanguageModel,
     CausalLanguageModelConfig,
@@ -191,17 +198,11 @@ def load_language_model(folder: Path | str) -> LanguageModel:
             "give another folder."
         )
     CharacterTokenizer.from_config(config.get("tokenizer", {}))
-    try:
-        # Values drawn for a fresh model are overwritten: do not let them disturb the caller's random numbers.
-        with torch.random.fork_rng(devices=[]):
-            model = build_language_model(config["objective"], config["model"])
+    with configuration_errors(folder / CONFIG_NAME):
         policy = LetterPolicy(**config["letter_policy"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / CONFIG_NAME} is damaged ({error}): copy or train the model again.") from error
-    except InputError as error:
-        raise InputError(f"{folder / CONFIG_NAME}: {error}") from error
-    load_tensors_into(model, tensors, str(folder))
-    return LanguageModel(model.eval(), policy, config.get("details", {}), reference)
+        settings = config["model"]
+    model = build_and_load(lambda: build_language_model(config["objective"], settings), settings, tensors, folder)
+    return LanguageModel(model, policy, training_details(config, folder), reference)
 
 
 def build_language_model(objective: str, settings: Mapping[str, Any]) -> CoreModel:
@@ -240,7 +241,7 @@ def _is_ours(folder: Path) -> bool:
     """Whether the folder states our format; one without a readable configuration gets our messages too."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return True
     return not isinstance(config, dict) or "format_version" in config
 

@@ -7,7 +7,7 @@ directions (Caduceus) takes whole sequences.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,13 @@ from genomamba.tokenizer import (
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
 from mambacore.layers import POOLINGS, PoolingState
-from mambacore.model_folder import load_tensors_into, read_model_folder, write_model_folder
+from mambacore.model_folder import (
+    build_and_load,
+    load_tensors_into,
+    read_model_folder,
+    training_details,
+    write_model_folder,
+)
 from mambacore.models import CausalLanguageModel, MaskedLanguageModel
 
 MODEL_KIND: Final = "DNA sequence model"
@@ -264,13 +270,14 @@ def load_sequence_model(folder: Path | str) -> tuple[SequenceModel, dict[str, An
             "that `genomamba finetune` wrote."
         )
     CharacterTokenizer.from_config(config.get("tokenizer", {}))
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model = SequenceModel(SequenceModelConfig.from_dict(config["model"]))
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}/config.json is damaged ({error}): copy or train the model again.") from error
-    load_tensors_into(model, tensors, reference)
-    return model.eval(), config.get("details", {})
+    settings = config.get("model")
+    model = build_and_load(
+        lambda: SequenceModel(SequenceModelConfig.from_dict(cast(Mapping[str, Any], settings))),
+        {"model": settings},
+        tensors,
+        folder,
+    )
+    return model, training_details(config, folder)
 
 
 def _json_able(values: Mapping[str, Any]) -> dict[str, Any]:

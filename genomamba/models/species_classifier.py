@@ -23,7 +23,7 @@ from mambacore.hub import find_model_folder
 from mambacore.layers import POOLINGS, ContextEmbedding, PoolingState, ResidualStack, parameters_without_decay
 from mambacore.layers.configuration import MixerChoice, layer_descriptions
 from mambacore.layers.stack import StackState
-from mambacore.model_folder import load_tensors_into, read_model_folder, write_model_folder
+from mambacore.model_folder import build_and_load, read_model_folder, training_details, write_model_folder
 from mambacore.parallel import active_ranks
 
 MODEL_KIND = "species classifier"
@@ -368,12 +368,11 @@ def load_classifier(folder: Path | str) -> tuple[SpeciesClassifier, dict[str, An
                 f"{folder}/config.json has no {key!r} section; the model folder is damaged, train or copy it again"
             )
     CharacterTokenizer.from_config(config["tokenizer"])
-    try:
-        model = SpeciesClassifier(SpeciesClassifierConfig.from_dict(config["classifier"]))
-    except InputError as error:
-        raise InputError(f"{folder}/config.json: {error}") from error
-    load_tensors_into(model, tensors, str(folder))
-    return model.eval(), config.get("details", {})
+    settings = config["classifier"]
+    model = build_and_load(
+        lambda: SpeciesClassifier(SpeciesClassifierConfig.from_dict(settings)), settings, tensors, folder
+    )
+    return model, training_details(config, folder)
 
 
 def _card(config: SpeciesClassifierConfig, details: Mapping[str, Any]) -> str:

@@ -5,14 +5,18 @@ The configuration says everything that is needed to rebuild the model. Reading a
 
 import contextlib
 import ctypes
+import dataclasses
 import json
+import math
 import os
 import secrets
 import shutil
 import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +34,18 @@ TENSORS_NAME: Final = "model.safetensors"
 CARD_NAME: Final = "README.md"
 _MODEL_FILES: Final = (CONFIG_NAME, TENSORS_NAME, CARD_NAME)
 _DISTRIBUTION: Final = "genomamba"
+_LAYER_COUNTS: Final = ("layers", "mixer", "mixers")
+_PLAIN_TYPES: Final = frozenset({bool, int, float, str, type(None)})
+_CONFIGURATION_ERRORS: Final = (
+    ArithmeticError,
+    AttributeError,
+    IndexError,
+    MemoryError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def write_model_folder(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], card: str) -> None:
@@ -87,7 +103,7 @@ def is_model_folder(folder: Path) -> bool:
     """Say whether a folder was written by `write_model_folder`, in any version, damaged tensors included."""
     try:
         config = json.loads((Path(folder) / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and "format_version" in config and (Path(folder) / TENSORS_NAME).is_file()
 
@@ -115,7 +131,127 @@ def read_model_folder(
         raise InputError(f"{path} is truncated or damaged ({error}): copy it again or train again.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
+    require_finite(tensors, path)
     return config, tensors
+
+
+def require_finite(tensors: Mapping[str, torch.Tensor], source: Path | str) -> None:
+    """Refuse weights that are NaN or infinite, with which every answer would be meaningless.
+
+    Raises:
+        InputError: names the first such tensor and its origin.
+    """
+    for name, tensor in tensors.items():
+        if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
+            raise InputError(f"{source} has numbers in {name} that are not finite: copy it again or train again.")
+
+
+@contextlib.contextmanager
+def configuration_errors(source: Path | str) -> Iterator[None]:
+    """Turn what building a model from a configuration of wrong types or sizes raises into a sentence.
+
+    Raises:
+        InputError: names the origin and what is wrong with it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"{source} has no {error} where it is needed: copy or train the model again.") from error
+    except _CONFIGURATION_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{source} is damaged ({reason[:200]}): copy or train the model again.") from error
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def build_and_load(
+    build: Callable[[], Model], config: Mapping[str, Any], tensors: dict[str, torch.Tensor], source: Path | str
+) -> Model:
+    """Build the model of a configuration and load its tensors, comparing shapes before memory is taken.
+
+    Args:
+        build: makes the model with fresh weights.
+        config: what it is made from; no count of layers in it may exceed the number of tensors.
+        tensors: of the model folder.
+        source: what messages call the folder.
+
+    Returns:
+        The model in evaluation mode. The caller's random numbers are left as they are.
+
+    Raises:
+        InputError: the configuration has wrong types or sizes, or the tensors do not fit it.
+    """
+    place = Path(source) / CONFIG_NAME
+    _require_few_layers(config, len(tensors), place)
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            sketch = _built(build, place)
+        _require_fit(sketch, tensors, source)
+        model = _built(build, place)
+    load_tensors_into(model, tensors, source)
+    return model.eval()
+
+
+def training_details(config: Mapping[str, Any], source: Path | str) -> dict[str, Any]:
+    """Return the facts of the training that a model folder states, none where it has no such section.
+
+    Raises:
+        InputError: the section is not a JSON object.
+    """
+    details = config.get("details", {})
+    if not isinstance(details, dict):
+        raise InputError(
+            f"{source}/{CONFIG_NAME} has details that are not a JSON object: copy or train the model again."
+        )
+    return details
+
+
+def _built(build: Callable[[], Model], place: Path) -> Model:
+    try:
+        with configuration_errors(place):
+            model = build()
+            for module in model.modules():
+                _check_types(getattr(module, "config", None))
+            return model
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(str(place)) else f"{place}: {text}") from error
+
+
+def _check_types(config: object) -> None:
+    """Refuse plain fields of a configuration that have another type than the class declares."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return
+    hints = get_type_hints(type(config))
+    for name, hint in hints.items():
+        allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        value = getattr(config, name, None)
+        if not all(isinstance(one, type) and one in _PLAIN_TYPES for one in allowed):
+            continue
+        fits = type(value) in allowed or (float in allowed and type(value) is int)
+        if not fits or (isinstance(value, float) and not math.isfinite(value)):
+            raise InputError(f"{name} is {value!r} in the model's configuration: copy or train the model again.")
+
+
+def _require_few_layers(config: Any, most: int, source: Path | str) -> None:
+    """Every layer has a tensor, so a larger number is damage, and making so many layers would take hours."""
+    waiting = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                count = len(inner) if isinstance(inner, list | tuple) else inner
+                if name in _LAYER_COUNTS and isinstance(count, int) and count > most:
+                    raise InputError(
+                        f"{source} has {name} {count} in its configuration and only {most} tensors: copy or train the "
+                        "model again."
+                    )
+                waiting.append(inner)
+        elif isinstance(value, list | tuple):
+            waiting += value
 
 
 def load_tensors_into(module: nn.Module, tensors: dict[str, torch.Tensor], source: Path | str) -> None:
@@ -124,6 +260,11 @@ def load_tensors_into(module: nn.Module, tensors: dict[str, torch.Tensor], sourc
     **Raises** `InputError` that lists every tensor which is missing, not expected, or of another shape or kind, and
     then leaves the module as it was. `source` is what the message calls the tensors' origin.
     """
+    _require_fit(module, tensors, source)
+    module.load_state_dict(tensors)
+
+
+def _require_fit(module: nn.Module, tensors: Mapping[str, torch.Tensor], source: Path | str) -> None:
     expected = module.state_dict()
     problems = []
     missing = sorted(expected.keys() - tensors.keys())
@@ -143,7 +284,6 @@ def load_tensors_into(module: nn.Module, tensors: dict[str, torch.Tensor], sourc
         raise InputError(
             f"{source} does not fit its configuration, it {'; it '.join(problems)}: copy or train it again."
         )
-    module.load_state_dict(tensors)
 
 
 def _read_config(folder: Path, format_version: int) -> dict[str, Any]:
@@ -152,7 +292,7 @@ def _read_config(folder: Path, format_version: int) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"the folder {folder} has no {CONFIG_NAME}: name a folder that `train` wrote.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): copy the model again or train again.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error

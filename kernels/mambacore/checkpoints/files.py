@@ -28,6 +28,7 @@ from mambacore.checkpoints.names import (
 )
 from mambacore.errors import InputError
 from mambacore.hub import download, is_on_hub
+from mambacore.model_folder import require_finite
 
 
 def find_checkpoint(reference: Path | str) -> Path:
@@ -116,13 +117,15 @@ def _read_shards(folder: Path, index: str, read: Callable[[Path], dict[str, Tens
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except FileNotFoundError as error:
         raise InputError(f"there is no {path}: download the checkpoint again.") from error
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path} is truncated or damaged ({error}): download it again.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
+    require_finite(tensors, path)
+    return tensors
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -144,6 +147,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
     ):
         raise InputError(f"{path} is not a table of tensors by name: save the model's state_dict().")
+    require_finite(found, path)
     return dict(found)
 
 

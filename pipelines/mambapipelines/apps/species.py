@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 import torch
 
 from genomamba.classification.class_track import class_track
-from genomamba.io.fasta import read_blocks, spool_records
+from genomamba.io.compression import read_blocks
+from genomamba.io.fasta import spool_records
 from genomamba.io.fastq import read_sequence_events
 from genomamba.models.species_classifier import SpeciesClassifier, load_classifier
 from genomamba.tokenizer import Tokens

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import numpy as np
 
 from genomamba.data.targets import TargetDescription
-from genomamba.io.fasta import STANDARD_INPUT, is_gzipped, read_records
+from genomamba.io.compression import STANDARD_INPUT, Rewound, opened, source_label
+from genomamba.io.sources import read_sequences
 from genomamba.io.tables import read_sequence_table
 from genomamba.models.sequence_model import load_sequence_model
 from genomamba.prediction.metrics import Predictions
@@ -106,20 +105,13 @@ def _shown(value: Any) -> str:
 
 
 def _read(source: str, options: PredictionOptions) -> Iterator[NamedTokens]:
-    """The records of a FASTA file, or the rows of a table."""
-    stream: str | BinaryIO = source
-    if source == STANDARD_INPUT:
-        raw = sys.stdin.buffer.read()
-        stream = io.BytesIO(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-        start = stream.getvalue()[:1024]
-    else:
-        try:
-            with gzip.open(source, "rb") if is_gzipped(source) else open(source, "rb") as file:
-                start = file.read(1024)
-        except (OSError, EOFError) as error:
-            raise InputError(f"{source} cannot be read ({error}): copy it again.") from error
-    if start.lstrip()[:1] in (b">", b""):
-        yield from ((record.name, record.tokens) for record in read_records(stream))
-        return
-    table = read_sequence_table(stream, [], options.fasta, options.reference)
+    """The records of a FASTA or FASTQ file, or the rows of a table."""
+    label = source_label(source)
+    with opened(source, label) as content:
+        rewound = Rewound(content, label)
+        stream = cast(BinaryIO, rewound)
+        if rewound.begins_with((b">", b"@", b"")):
+            yield from ((record.name, record.tokens) for record in read_sequences(stream))
+            return
+        table = read_sequence_table(stream, [], options.fasta, options.reference)
     yield from zip(table.names, table.tokens, strict=True)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from genomamba.data.bed import read_bed
-from genomamba.io.fasta import read_records
 from genomamba.io.reference import Reference
+from genomamba.io.sources import read_sequences
 from genomamba.models.language_model import LanguageModel, load_language_model
 from genomamba.scoring.embeddings import Embedder, Piece, as_the_model_reads, embed_pieces, require_windows, windows_of
 from genomamba.tokenizer import CharacterTokenizer
@@ -85,7 +85,7 @@ def run_embedding(options: EmbeddingOptions) -> None:
 def _pieces(options: EmbeddingOptions, language_model: LanguageModel) -> Iterator[Piece]:
     if options.bed is None:
         for path in options.fasta:
-            for record in read_records(path):
+            for record in read_sequences(path):
                 tokens = as_the_model_reads(language_model, record.tokens)
                 yield from windows_of(record.name, tokens, 0, options.window, options.stride)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -13,8 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from genomamba.alphabet import IUPAC_CODES
-from genomamba.io.fasta import STANDARD_INPUT, read_records
+from genomamba.io.sources import read_sequences
 from genomamba.models.language_model import load_language_model
 from genomamba.scoring.embeddings import as_the_model_reads
 from genomamba.scoring.generation import Sampling, generate
@@ -87,13 +85,8 @@ def run_generation(options: GenerationOptions) -> None:
 
 
 def _prompts(prompt: str) -> list[tuple[str, Tokens]]:
-    """The prompts with their names: the records of a FASTA file, or the letters themselves."""
-    if prompt == STANDARD_INPUT or os.path.exists(prompt):
-        prompts = [(record.name, record.tokens) for record in read_records(prompt)]
-    elif prompt and set(prompt.upper()) <= set(IUPAC_CODES):
-        prompts = [("letters", CharacterTokenizer().encode(prompt))]
-    else:
-        raise InputError(f"--prompt '{prompt}' is neither a file nor letters of DNA: give one of these.")
+    """The prompts with their names: the records of a FASTA or FASTQ file, or the letters themselves."""
+    prompts = [(record.name, record.tokens) for record in read_sequences(prompt)]
     for name, tokens in prompts:
         if not len(tokens):
             raise InputError(f"the prompt '{name}' has no bases: give it some, or leave --prompt out.")

@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 from genomamba.classification.evidence import PIECE_LENGTH_BP, RecordEvidence
 from genomamba.classification.novelty import LikelihoodQuantiles
 from genomamba.classification.records import Classification, Groups, RecordClassifier, Share
-from genomamba.io.fasta import STANDARD_INPUT, is_gzipped
+from genomamba.io.compression import STANDARD_INPUT, is_compressed
 from genomamba.models.species_classifier import load_classifier
 from mambacore.errors import InputError
 from mambapipelines.console import WorkProgress, counted, note, use_threads
@@ -260,7 +260,7 @@ def _check_places(options: ClassificationOptions) -> None:
     for source in options.sources:
         # Reading ahead from a pipe would lose data.
         if source != STANDARD_INPUT and (not os.path.exists(source) or os.path.isdir(source) or os.path.isfile(source)):
-            is_gzipped(source)
+            is_compressed(source)
     places = {
         "--output": options.output,
         "--report": options.report,
@@ -307,7 +307,7 @@ def _estimate_bases(sources: Sequence[str]) -> int | None:
     """Approximate number of bases, for the time left; `None` if a source is compressed or not a file."""
     total_bytes = 0
     for source in sources:
-        if source == STANDARD_INPUT or not os.path.isfile(source) or is_gzipped(source):
+        if source == STANDARD_INPUT or not os.path.isfile(source) or is_compressed(source):
             return None
         total_bytes += os.path.getsize(source)
     return round(total_bytes * BASES_PER_BYTE)

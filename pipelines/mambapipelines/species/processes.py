@@ -24,7 +24,7 @@ import numpy as np
 
 from genomamba.classification.evidence import RecordEvidence
 from genomamba.classification.records import Share
-from genomamba.io.fasta import STANDARD_INPUT
+from genomamba.io.compression import STANDARD_INPUT
 from mambacore.errors import InputError
 
 SECONDS_BETWEEN_LOOKS = 0.05

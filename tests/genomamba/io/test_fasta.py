@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import lzma
 import os
 import sys
 import threading
@@ -15,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genomamba.io import fasta
-from genomamba.io.fasta import is_gzipped, read_records, spool_records
+from genomamba.io import compression, fasta
+from genomamba.io.compression import is_compressed
+from genomamba.io.fasta import read_records, spool_records
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
 
@@ -83,7 +85,7 @@ def test_blocks_may_be_cut_anywhere(
         lines += [f">{header}", *(sequence[start : start + width] for start in range(0, len(sequence), width))]
     stream = io.BytesIO(line_end.join(lines).encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fasta, "_BLOCK_BYTES", block_bytes)
+        patch.setattr(compression, "BLOCK_BYTES", block_bytes)
         found = list(read_records(stream))
     assert [TOKENIZER.decode(record.tokens) for record in found] == [sequence for _, sequence in records]
     assert [record.name for record in found] == [
@@ -96,8 +98,8 @@ def test_gzip_is_found_by_content_and_may_have_many_members(tmp_path: Path) -> N
     zipped.write_bytes(gzip.compress(TEXT[:20]) + gzip.compress(b"") + gzip.compress(TEXT[20:]))
     plain = tmp_path / "plain.fa.gz"
     plain.write_bytes(TEXT)
-    assert is_gzipped(zipped)
-    assert not is_gzipped(plain)
+    assert is_compressed(zipped)
+    assert not is_compressed(plain)
     assert read(zipped) == read(plain) == read(io.BytesIO(TEXT))
 
 
@@ -210,20 +212,19 @@ BAD_CONTENT = {
     "FASTQ": (b"@read\nACGT\n+\nIIII\n", "FASTQ"),
     "gzipped FASTQ": (gzip.compress(b"@read\nACGT\n"), "FASTQ"),
     "protein": (b">a\nACG\n>p\nACGT\nMKVLA\n", "'L' at base 8 of record 'p', which looks like a protein"),
-    "gap": (b">a\nAC-GT\n", "'-' at base 3 of record 'a', which is a gap"),
-    "stop sign": (b">a\nAC*\n", r"'*' at base 3 of record 'a', which is a gap or a stop sign"),
+    "protein with a stop": (b">a\nMKVAYHGRWSTDDVMK*\n", "the record 'a', which looks like a protein"),
+    "protein with X": (b">a\nMKVAYHGRX\n", "the record 'a', which looks like a protein"),
     "digit": (b">a\n1 ACGT\n", "'1' at base 1 of record 'a', which is no nucleotide code"),
     "header inside a line": (b">a\nACGT>b\nACGT\n", "'>' at base 5 of record 'a', inside a sequence line"),
     "binary sequence": (b">a\nAC\x00\x01\n", "byte 0x00 at base 3 of record 'a', which looks like binary"),
     "binary start": (b"\x7fELF\x00", "starts with byte 0x7f, which looks like binary"),
     "binary header": (b">a\x00b\nAC\n", "byte 0x00 in the header of record 1"),
-    "bzip2": (bz2.compress(TEXT), "bzip2"),
+    "truncated bzip2": (bz2.compress(TEXT)[:-12], "truncated compressed"),
+    "damaged xz": (lzma.compress(TEXT)[:20] + b"rubbish" + lzma.compress(TEXT)[27:], "damaged compressed"),
     "2bit": (b"\x43\x27\x41\x1a\x00", "twoBitToFa"),
-    "byte-order mark": (b"\xef\xbb\xbf" + TEXT, "byte-order mark"),
-    "truncated gzip": (gzip.compress(TEXT)[:-12], "truncated gzip"),
-    "only the start of gzip": (b"\x1f\x8b", "truncated gzip"),
-    "gzip with a wrong checksum": (gzip.compress(TEXT)[:-8] + b"\0" * 8, "damaged gzip"),
-    "gzip with something after it": (gzip.compress(TEXT) + b"rubbish", "damaged gzip"),
+    "truncated gzip": (gzip.compress(TEXT)[:-12], "truncated compressed"),
+    "only the start of gzip": (b"\x1f\x8b", "truncated compressed"),
+    "gzip with a wrong checksum": (gzip.compress(TEXT)[:-8] + b"\0" * 8, "damaged compressed"),
     "endless header": (b">" + b"A" * (2**20 + 1), "header of more than"),
 }
 
@@ -250,7 +251,7 @@ def test_a_file_without_permission_is_refused(tmp_path: Path, monkeypatch: pytes
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(fasta, "open", refuse, raising=False)  # the administrator may read every file
+    monkeypatch.setattr(compression, "open", refuse, raising=False)  # the administrator may read every file
     assert "permission denied" in message_of(tmp_path / "secret.fa")
 
 

@@ -119,7 +119,7 @@ def test_kinds_are_guessed_and_targets_encoded(tmp_path: Path) -> None:
     [
         ("classes", "abca", "ttvt", r"class 'c' in line 4 \(valid\) and nowhere in training"),
         ("classes", "aaaa", "tttt", r"1 class to train on"),
-        ("numbers", "1x23", "tttt", r"'x' in the column 'y' of line 3, which is no number"),
+        ("numbers", "1x23", "tttt", r"'x' in the column 'y' of line 3, which is not a finite number"),
         ("labels", "0121", "tttt", r"has 2 in the column 'y' of line 4, and labels are 0 or 1"),
         ("numbers", "1112", "tttv", r"only the value 1 in training"),
     ],

@@ -66,8 +66,8 @@ def test_standard_input_is_read_twice_and_its_copy_removed(compressed: bool, mon
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b">a\nACGT\n", "is no VCF file that can be read"),
-        (gzip.compress(HEADER.encode() * 9)[:40], "cannot be read"),
+        (b">a\nACGT\n", "is not a VCF file that can be read"),
+        (gzip.compress(HEADER.encode() * 9)[:40], "truncated"),
         (HEADER.encode() + b"1\tx\t.\tA\tC\t.\t.\t.\n", "is damaged at record 1"),
         (HEADER.encode() + b"1\t1\t.\tA\tC\t.\t.\t.\n1\t2\n", "is damaged at record 2"),
     ],
@@ -239,5 +239,5 @@ def test_a_chromosome_map_is_pairs_of_names(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             read_chromosome_map(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="there is no file"):
         read_chromosome_map(tmp_path / "none")

@@ -10,7 +10,7 @@ import torch
 
 from browser import NARROW_PX, WIDE_PX, assert_page_does_not_scroll_sideways, browser, watched_page
 from genomamba.classification.class_track import class_track
-from genomamba.io.fasta import read_blocks
+from genomamba.io.compression import read_blocks
 from genomamba.tokenizer import COMPLEMENT_IDS, CharacterTokenizer
 from mambacore.errors import InputError
 from mambapipelines.apps import species

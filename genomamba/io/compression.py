@@ -1,0 +1,312 @@
+"""Opening files, streams and standard input: decompression by content, byte-order marks, sentences for what fails.
+
+gzip, bzip2, xz and Zstandard are told apart by their first bytes, whatever a file is called. Nothing is read ahead of
+what is asked for by more than a block, so memory is bounded however well a file is compressed.
+"""
+
+import bz2
+import contextlib
+import gzip
+import importlib.util
+import io
+import logging
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Generator, Iterator
+from typing import Any, BinaryIO, Final, Protocol, cast
+
+from mambacore.errors import InputError
+
+LOGGER = logging.getLogger("genomamba")
+"""Warnings about input that is read all the same; without a configuration Python prints them on standard error."""
+
+Source = str | os.PathLike[str] | BinaryIO
+"""A path, "-" for standard input, or a binary stream (which stays open)."""
+
+STANDARD_INPUT: Final = "-"
+GZIP_MAGIC: Final = b"\x1f\x8b"
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+BLOCK_BYTES: Final = 1 << 20
+LONGEST_LINE_BYTES: Final = 1 << 28
+"""Of texts that are read line by line; a line of a table may hold a chromosome arm."""
+MOST_BLANK_BYTES: Final = 1 << 26
+"""So many line ends and blanks without anything else between them are not a table."""
+
+_MAGICS: Final[dict[bytes, str]] = {
+    GZIP_MAGIC: "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+_LONGEST_MAGIC: Final = max(map(len, _MAGICS))
+
+
+class Readable(Protocol):
+    """What can be read from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def source_label(source: Source) -> str:
+    """Return what messages call a source."""
+    if isinstance(source, str | os.PathLike):
+        return "standard input" if source == STANDARD_INPUT else os.fspath(source)
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) and name != "<stdin>" else "standard input"
+
+
+def is_compressed(path: str | os.PathLike[str]) -> bool:
+    """Say whether a file's content (not its name) is compressed.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with input_errors(os.fspath(path)), open(path, "rb") as stream:
+        return _compression_of(stream.read(_LONGEST_MAGIC)) is not None
+
+
+@contextlib.contextmanager
+def opened(source: Source, label: str) -> Iterator[Readable]:
+    """Open a source for reading its decompressed content, without a byte-order mark.
+
+    Args:
+        source: see `Source`.
+        label: what messages call it.
+
+    Raises:
+        InputError: the source is missing, unreadable, damaged or cut off, or needs zstandard, which is not installed.
+    """
+    with contextlib.ExitStack() as stack:
+        with input_errors(label):
+            if not isinstance(source, str | os.PathLike):
+                stream: Readable = source
+            elif source == STANDARD_INPUT:
+                stream = sys.stdin.buffer
+            else:
+                stream = stack.enter_context(open(source, "rb"))
+            start = _read_exactly(stream, _LONGEST_MAGIC)
+            content = _decompressed(_Rejoined(start, stream), _compression_of(start), label)
+            mark = _read_exactly(content, len(BYTE_ORDER_MARK))
+        yield _Checked(_Rejoined(b"" if mark == BYTE_ORDER_MARK else mark, content), label)
+
+
+def read_blocks(source: Source, label: str) -> Generator[bytes, None, None]:
+    """Yield the decompressed content of a source in blocks of at most 1 MiB; see `opened`."""
+    blanks = 0
+    with opened(source, label) as content:
+        while block := content.read(BLOCK_BYTES):
+            blanks = blanks + len(block) if block.isspace() else 0
+            if blanks > MOST_BLANK_BYTES:
+                raise InputError(
+                    f"{label} has more than {MOST_BLANK_BYTES:,} blank characters in a row: give a file of sequences."
+                )
+            yield block
+
+
+def read_lines(source: Source, label: str) -> Generator[str, None, None]:
+    """Yield the lines of a UTF-8 text with their ends, which may be LF, CRLF or CR.
+
+    Raises:
+        InputError: as `opened`, a text that is not UTF-8, a line of more than 268 million characters, or 67 million
+            blanks on end.
+    """
+    blanks = 0
+    with opened(source, label) as content:
+        raw = io.BufferedReader(_Raw(content), BLOCK_BYTES)
+        text = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+        try:
+            while line := text.readline(LONGEST_LINE_BYTES):
+                blanks = blanks + len(line) if line.isspace() else 0
+                if len(line) >= LONGEST_LINE_BYTES or blanks > MOST_BLANK_BYTES:
+                    what = "blank" if blanks else "a line"
+                    raise InputError(
+                        f"{label} has {what} of more than {LONGEST_LINE_BYTES if not blanks else MOST_BLANK_BYTES:,} "
+                        "characters: it is damaged or not a table."
+                    )
+                yield line
+        except UnicodeDecodeError as error:
+            raise InputError(f"{label} holds binary content: give UTF-8 text, plain or compressed.") from error
+        finally:
+            text.detach().detach()
+
+
+@contextlib.contextmanager
+def input_errors(label: str) -> Iterator[None]:
+    """Turn what the operating system and the decompressors raise into sentences for the user."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {label}: check the path.") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{label} is a directory: name the files in it.") from error
+    except PermissionError as error:
+        raise InputError(f"{label} cannot be read, permission denied: change its permissions or copy it.") from error
+    except EOFError as error:
+        raise InputError(f"{label} is a truncated compressed file: copy or download it again.") from error
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{label} is a damaged compressed file ({error}): copy or download it again.") from error
+    except OSError as error:
+        raise InputError(f"{label} cannot be read ({error.strerror or error}): check the path and the disk.") from error
+
+
+class _Rejoined:
+    """A stream that cannot seek, with the bytes that were read from it to look at put back in front."""
+
+    def __init__(self, start: bytes, stream: Readable) -> None:
+        self._start = start
+        self._stream = stream
+
+    def read(self, size: int, /) -> bytes:
+        start, self._start = self._start[:size], self._start[size:]
+        return start + self._stream.read(size - len(start)) if len(start) < size else start
+
+
+class Rewound(io.RawIOBase):
+    """A stream whose first bytes can be looked at before it is read.
+
+    Args:
+        stream: decompressed content.
+        name: what messages call it.
+    """
+
+    def __init__(self, stream: Readable, name: str) -> None:
+        self._start = b""
+        while len(self._start) < MOST_BLANK_BYTES and not self._start.strip():
+            block = stream.read(BLOCK_BYTES)
+            if not block:
+                break
+            self._start += block
+        self._stream = stream
+        self.name = "<stdin>" if name == "standard input" else name
+
+    def begins_with(self, marks: tuple[bytes, ...]) -> bool:
+        """Whether the first byte that is not blank is one of some; b"" stands for none at all."""
+        return self._start.lstrip()[:1] in marks
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to `size` bytes."""
+        start, self._start = self._start[:size], self._start[size:]
+        return start or self._stream.read(size)
+
+
+class _Checked:
+    """A stream whose errors are sentences."""
+
+    def __init__(self, stream: Readable, label: str) -> None:
+        self._stream = stream
+        self._label = label
+
+    def read(self, size: int, /) -> bytes:
+        with input_errors(self._label):
+            return self._stream.read(size)
+
+
+class _Raw(io.RawIOBase):
+    """What the standard library needs to put buffers and text on top of a stream."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._stream.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+class _GzipMembers:
+    """The content of gzip members one after the other; other bytes after them are left out with a warning."""
+
+    def __init__(self, stream: Readable, label: str) -> None:
+        self._stream = stream
+        self._label = label
+        self._member: Any = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        self._waiting = b""
+        self._done = False
+
+    def read(self, size: int, /) -> bytes:
+        while not self._done:
+            if not self._waiting:
+                self._waiting = self._stream.read(BLOCK_BYTES)
+                if not self._waiting:
+                    if not self._member.eof:
+                        raise EOFError
+                    break
+            if self._member.eof and not self._begin_member():
+                continue
+            content: bytes = self._member.decompress(self._waiting, size)
+            self._waiting = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+            if content:
+                return content
+        return b""
+
+    def _begin_member(self) -> bool:
+        """Begin the next member; zeros before it are padding, as of tapes."""
+        self._waiting = self._waiting.lstrip(b"\0")
+        if len(self._waiting) < len(GZIP_MAGIC):
+            self._waiting += self._stream.read(BLOCK_BYTES)
+        if not self._waiting:
+            return False
+        if not self._waiting.startswith(GZIP_MAGIC):
+            LOGGER.warning(
+                "%s has other bytes after its compressed content, which are left out: check that it is complete.",
+                self._label,
+            )
+            self._done = True
+            return False
+        self._member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        return True
+
+
+def _compression_of(start: bytes) -> str | None:
+    return next((name for magic, name in _MAGICS.items() if start.startswith(magic)), None)
+
+
+def _decompressed(stream: Readable, compression: str | None, label: str) -> Readable:
+    if compression is None:
+        return stream
+    if compression == "gzip":
+        return _GzipMembers(stream, label)
+    file = cast(BinaryIO, io.BufferedReader(_Raw(stream), BLOCK_BYTES))
+    if compression == "bzip2":
+        return bz2.BZ2File(file)
+    if compression == "xz":
+        return lzma.LZMAFile(file)
+    if importlib.util.find_spec("zstandard") is None:
+        raise InputError(
+            f"{label} is compressed with Zstandard, and reading that needs zstandard, which is not installed: "
+            "`pip install zstandard`, or decompress the file."
+        )
+    import zstandard  # noqa: PLC0415 - an extra
+
+    return _Zstandard(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), zstandard.ZstdError)
+
+
+class _Zstandard:
+    """A Zstandard stream, whose errors become those of the standard library."""
+
+    def __init__(self, stream: Readable, error: type[Exception]) -> None:
+        self._stream = stream
+        self._error = error
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            return self._stream.read(size)
+        except self._error as error:
+            raise zlib.error(str(error)) from error
+
+
+def _read_exactly(stream: Readable, size: int) -> bytes:
+    """As many bytes as there are, up to a number: a pipe may hand over less than was asked for at a time."""
+    start = b""
+    while len(start) < size and (more := stream.read(size - len(start))):
+        start += more
+    return start
