@@ -272,6 +272,30 @@ def test_dropout_draws_the_same_numbers_again(piece_length, monkeypatch):
     assert max(errors(found[1], found[0]).values()) < PIECES_FLOAT64
 
 
+@pytest.mark.parametrize("piece_length", [16, 45])
+def test_what_is_drawn_after_a_pooled_loss_follows_the_last_piece(piece_length):
+    """The head of a pooled loss draws last, after the pieces; going back over the pieces moves no numbers."""
+    model, sequence, found = build(dropout=0.3), tokens(), []
+
+    def head(pooled):
+        return nn.functional.dropout(pooled, 0.5)
+
+    for run in ("by hand", "in pieces"):
+        torch.manual_seed(11)
+        loss = pooled_cross_entropy(torch.tensor([0, 1]), head)
+        if run == "by hand":
+            state = pooling = None
+            for piece in sequence.split(piece_length, dim=1):
+                outputs, state = model(piece, state)
+                pooled, pooling = loss.pool(outputs, pooling)
+            found.append(loss.function(pooled))
+        else:
+            found.append(backward_in_pieces(model, sequence, loss, piece_length=piece_length).loss)
+        found.append(torch.rand(3))
+    assert relative_error(found[2], found[0]) < PIECES_FLOAT64
+    assert torch.equal(found[3], found[1])
+
+
 def test_a_loss_draws_new_numbers_for_every_piece():
     drawn = []
 

@@ -326,6 +326,20 @@ def test_every_mixer_builds_by_its_bare_name(name, width):
     assert mixer.output_projection.weight.requires_grad
 
 
+@pytest.mark.parametrize("depth", [0.0, 0.25, 1.0])
+def test_rwkv_starts_from_the_published_values(depth):
+    """Appendix on initialisation of arXiv 2305.13048: l over L - 1 is the relative depth, i over s the share."""
+    width = 6
+    mixer = build_mixer(width, {"name": "rwkv", "relative_depth": depth}).requires_grad_(False)
+    for channel in range(width):
+        share = (channel / width) ** (1 - depth)
+        assert mixer.key_share[channel] == pytest.approx(share)
+        assert mixer.value_share[channel] == pytest.approx(share + 0.3 * depth)
+        assert mixer.receptance_share[channel] == pytest.approx(share / 2)
+        assert mixer.log_decay_rate[channel] == pytest.approx(-5 + 8 * (channel / 5) ** (0.7 + 1.3 * depth))
+        assert mixer.bonus[channel] == pytest.approx(0.5 * ((channel + 1) % 3 - 1) + math.log(0.3))
+
+
 # Exactly the parameters of the dynamics; everything else decays.
 WITHOUT_DECAY = {
     "selective": {"log_decay_rate", "skip_weight", "step_bias", "convolution_bias"},
