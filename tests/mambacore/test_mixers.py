@@ -331,13 +331,17 @@ def test_rwkv_starts_from_the_published_values(depth):
     """Appendix on initialisation of arXiv 2305.13048: l over L - 1 is the relative depth, i over s the share."""
     width = 6
     mixer = build_mixer(width, {"name": "rwkv", "relative_depth": depth}).requires_grad_(False)
-    for channel in range(width):
-        share = (channel / width) ** (1 - depth)
-        assert mixer.key_share[channel] == pytest.approx(share)
-        assert mixer.value_share[channel] == pytest.approx(share + 0.3 * depth)
-        assert mixer.receptance_share[channel] == pytest.approx(share / 2)
-        assert mixer.log_decay_rate[channel] == pytest.approx(-5 + 8 * (channel / 5) ** (0.7 + 1.3 * depth))
-        assert mixer.bonus[channel] == pytest.approx(0.5 * ((channel + 1) % 3 - 1) + math.log(0.3))
+    channel = torch.arange(width, dtype=torch.float64)
+    share = (channel / width) ** (1 - depth)
+    expected = {
+        "key_share": share,
+        "value_share": share + 0.3 * depth,
+        "receptance_share": share / 2,
+        "log_decay_rate": -5 + 8 * (channel / 5) ** (0.7 + 1.3 * depth),
+        "bonus": 0.5 * ((channel + 1) % 3 - 1) + math.log(0.3),
+    }
+    for name, wanted in expected.items():
+        assert relative_error(getattr(mixer, name), wanted) < FLOAT32, name
 
 
 # Exactly the parameters of the dynamics; everything else decays.
