@@ -1,6 +1,6 @@
-"""The shared core of genomamba and audiomamba: selective state space models on any CPU.
+"""The shared core of genomamba and audiomamba: selective state space models on CPUs and GPUs.
 
-A causal model here is a function ``(sequence, state) -> (sequence, state)``: every operator and layer takes an optional
+A causal model here is a function `(sequence, state) -> (sequence, state)`: every operator and layer takes an optional
 incoming state and can return the outgoing one, both differentiable.
 """
 

@@ -22,9 +22,9 @@ def best_seconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def memory_bytes(name: str) -> int:
-    """The resident size now (``VmRSS``) or at its highest (``VmHWM``).
+    """The resident size now (`VmRSS`) or at its highest (`VmHWM`).
 
-    On Linux the highest size in ``getrusage`` begins with that of the process that started this one; here it does not.
+    On Linux the highest size in `getrusage` begins with that of the process that started this one; here it does not.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -81,7 +81,7 @@ def write_model_folder(folder: Path, config: dict[str, Any], tensors: dict[str, 
 
 
 def check_output_folder(folder: Path) -> None:
-    """Say before the work whether `write_model_folder` may write there.
+    """Check before the work whether `write_model_folder` may write there.
 
     **Raises** `InputError` when the place is a file, or a folder that is neither empty nor a model folder.
     """
@@ -94,13 +94,13 @@ def check_output_folder(folder: Path) -> None:
                 f"{folder} cannot be looked into ({error.strerror or error}): choose another output folder."
             ) from error
         if not is_empty and not is_model_folder(folder):
-            raise InputError(f"{folder} holds other files and is no model folder: choose another output folder.")
+            raise InputError(f"{folder} holds other files and is not a model folder: choose another output folder.")
     elif folder.exists():
         raise InputError(f"{folder} is a file, not a folder: choose another output folder.")
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Say whether a folder was written by `write_model_folder`, in any version, damaged tensors included."""
+    """Check whether a folder was written by `write_model_folder`, in any version, damaged tensors included."""
     try:
         config = json.loads((Path(folder) / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""Several records in one row: where each begins, as the boolean ``sequence_starts`` that operators and layers take.
+"""Several records in one row: where each begins, as the boolean `sequence_starts` that operators and layers take.
 
-``sequence_starts`` is (batch, length), True at the first position of every record. A state does not cross such a
+`sequence_starts` is (batch, length), True at the first position of every record. A state does not cross such a
 position, in either direction of a scan. Padding is a record of its own: mark its first position too.
 """
 

@@ -1,4 +1,4 @@
-"""States: whatever a causal module hands on, as nested tuples of tensors (and whole numbers and None among them)."""
+"""States of causal modules: nested tuples of tensors, with integers and None among them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def map_state(function: Callable[[Tensor], Any], state: Any) -> Any:
-    """The same nesting with ``function`` applied to every tensor; everything that is not a tensor stays as it is."""
+    """The same nesting with `function` applied to every tensor; everything that is not a tensor stays as it is."""
     if isinstance(state, Tensor):
         return function(state)
     if isinstance(state, tuple):
@@ -28,5 +28,5 @@ def state_tensors(state: Any) -> Iterator[Tensor]:
 
 
 def detached(state: Any) -> Any:
-    """The state without its history: gradients end here."""
+    """The state, detached from the graph: gradients end here."""
     return map_state(lambda tensor: tensor.detach(), state)

@@ -148,7 +148,7 @@ def test_damaged_and_pickled_files_are_refused(tmp_path):
     (folder / "config.json").write_text("[]")
     assert "not a JSON object" in problem_with(folder)
     (folder / "config.json").unlink()
-    assert "there is no" in problem_with(folder)
+    assert "config.json is missing" in problem_with(folder)
 
 
 def test_models_that_have_no_foreign_form_are_refused(tmp_path):

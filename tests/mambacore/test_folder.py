@@ -121,7 +121,7 @@ def test_a_folder_of_other_files_and_a_file_are_not_replaced(tmp_path: Path) -> 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("words")
     (tmp_path / "file").write_text("words")
-    for place, message in (("thesis", "is no model folder"), ("file", "is a file")):
+    for place, message in (("thesis", "is not a model folder"), ("file", "is a file")):
         with pytest.raises(InputError, match=message):
             write(tmp_path / place)
     with pytest.raises(InputError, match="cannot be written"):
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_program_is_not_taken_for_a_model_folder(tmp_pat
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     assert not is_model_folder(tmp_path)
-    with pytest.raises(InputError, match="is no model folder"):
+    with pytest.raises(InputError, match="is not a model folder"):
         check_output_folder(tmp_path)
 
 

@@ -119,7 +119,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except FileNotFoundError as error:
-        raise InputError(f"there is no {path}: download the checkpoint again.") from error
+        raise InputError(f"{path} is missing: download the checkpoint again.") from error
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path} is truncated or damaged ({error}): download it again.") from error
     except OSError as error:
@@ -132,7 +132,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise InputError(f"there is no {path}: download the checkpoint again.") from error
+        raise InputError(f"{path} is missing: download the checkpoint again.") from error
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is damaged or holds more than tensors, which is not read because it could run any program: "
@@ -159,7 +159,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"there is no {path}: name the folder of a downloaded checkpoint.") from error
+        raise InputError(f"{path} is missing: name the folder of a downloaded checkpoint.") from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}): download it again.") from error
     except OSError as error:

@@ -64,7 +64,7 @@ def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> CausalLangua
     settings = read_settings(config, _FAMILIES[family], folder / CONFIG_NAME)
     tensors = read_tensors(folder)
     mixer = {} if family in DUAL_FAMILIES else {name: settings.pop(name) for name in MIXER_OPTIONS}
-    # Values drawn for a fresh model are overwritten: do not let them disturb the caller's random numbers.
+    # Initial values are overwritten at once: drawing them must not advance the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         if family == "caduceus":
             complement = _complement(settings, tensors, folder)
@@ -90,7 +90,7 @@ def recognise(config: Mapping[str, Any], source: object) -> str:
     """Whose configuration this is: a name of FAMILIES or DUAL_FAMILIES.
 
     Raises:
-        InputError: none of these. ``source`` is what the message calls the configuration.
+        InputError: none of these. `source` is what the message calls the configuration.
     """
     if MODEL_TYPE_KEY in config:
         stated = config[MODEL_TYPE_KEY]
@@ -119,7 +119,7 @@ def save_transformers(model: CausalLanguageModel, folder: Path | str) -> None:
     The vocabulary that it states is the padded one.
 
     Raises:
-        InputError: a model that ``transformers`` cannot represent, or a place that is taken or cannot be written to.
+        InputError: a model that `transformers` cannot represent, or a place that is taken or cannot be written to.
     """
     family, settings = _causal_settings(model, "transformers")
     settings["vocabulary_size"] = model.config.padded_vocabulary_size
@@ -128,13 +128,13 @@ def save_transformers(model: CausalLanguageModel, folder: Path | str) -> None:
 
 
 def save_mamba_ssm(model: CausalLanguageModel, folder: Path | str) -> None:
-    """Write a folder with the configuration and the tensor names of ``mamba_ssm``, whole or not at all.
+    """Write a folder with the configuration and the tensor names of `mamba_ssm`, whole or not at all.
 
-    ``mamba_ssm`` itself reads a pickle, which is never written here: pass ``safetensors.torch.load_file`` of the file
-    to its model's ``load_state_dict``. All its names are there, tied ones too.
+    `mamba_ssm` itself reads a pickle, which is never written here: pass `safetensors.torch.load_file` of the file
+    to its model's `load_state_dict`. All its names are there, tied ones too.
 
     Raises:
-        InputError: a model that ``mamba_ssm`` cannot represent, or a place that is taken or cannot be written to.
+        InputError: a model that `mamba_ssm` cannot represent, or a place that is taken or cannot be written to.
     """
     family, settings = _causal_settings(model, "mamba_ssm")
     if model.config.norm_epsilon != MAMBA_SSM_NORM_EPSILON:
@@ -147,7 +147,7 @@ def save_mamba_ssm(model: CausalLanguageModel, folder: Path | str) -> None:
 
 
 def save_caduceus(model: MaskedLanguageModel, folder: Path | str) -> None:
-    """Write a folder that ``CaduceusForMaskedLM.from_pretrained`` loads, whole or not at all.
+    """Write a folder that `CaduceusForMaskedLM.from_pretrained` loads, whole or not at all.
 
     As in the published ones, tied tensors are left out.
 
@@ -170,7 +170,7 @@ def save_caduceus(model: MaskedLanguageModel, folder: Path | str) -> None:
     settings["exchange_strands"] = config.exchange_strands or not config.equivariant
     tensors = ForeignTensors(model, caduceus_tensors(config.equivariant, config.exchange_strands)).export()
     if config.equivariant:
-        assert model.complement is not None  # the configuration has made sure
+        assert model.complement is not None  # checked by the configuration
         tensors |= {name: model.complement.cpu().clone() for name in CADUCEUS_COMPLEMENTS}
     _write(folder, settings, "caduceus", tensors)
 
@@ -242,7 +242,7 @@ def _mixer_settings(mixers: Sequence[Mixer], title: str) -> dict[str, Any]:
 
 
 def _complement(settings: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> tuple[int, ...] | None:
-    """The complement by the configuration, which the tensors that hold it, taken out of ``tensors``, must confirm."""
+    """The complement by the configuration, which the tensors that hold it, taken out of `tensors`, must confirm."""
     stated = settings["complement"]
     if not settings["equivariant"]:
         return stated

@@ -1,8 +1,8 @@
 """What other projects call things: every foreign name of this package is in these tables, or in those of `names_dual`
 for Mamba-2 and Mamba-3, and nowhere else.
 
-Tensors: our name to theirs, ``{}`` standing for the number of a layer. Settings: ours to a :class:`Key` of their
-``config.json``; a dot in its name goes one level down.
+Tensors: our name to theirs, `{}` standing for the number of a layer. Settings: ours to a `Key` of their
+`config.json`; a dot in its name goes one level down.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Key(NamedTuple):
 
     Attributes:
         name: its key, dotted where it is nested.
-        kind: ``whole``, ``number``, ``flag``, ``rank`` (a whole number, or "auto" for ours to be None), ``strategy``
-            (a word of COMBINATIONS), ``map`` (token to token) or ``limits`` (two growing numbers, or None).
+        kind: `whole`, `number`, `flag`, `rank` (an integer, or "auto" for ours to be None), `strategy`
+            (a word of COMBINATIONS), `map` (token to token) or `limits` (two growing numbers, or None).
         default: what it is when absent.
     """
 
@@ -53,7 +53,7 @@ class Family(NamedTuple):
         title: what messages call it.
         keys: our setting to theirs.
         refused: their key to what is accepted of it; absent keys are accepted.
-        ignored: keys below the first dot of ``keys`` that say how training began or which kernel computes.
+        ignored: keys below the first dot of `keys` that describe the initialisation or choose a kernel.
         constants: what is written into their configuration besides.
     """
 

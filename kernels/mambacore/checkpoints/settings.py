@@ -1,4 +1,4 @@
-"""Settings of foreign configurations, read and written by the tables of ``names``."""
+"""Settings of foreign configurations, read and written by the tables of `names`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_settings(config: Mapping[str, Any], family: Family, source: object) -> 
     """Our settings from a foreign configuration.
 
     Args:
-        config: the foreign ``config.json``.
+        config: the foreign `config.json`.
         family: whose it is.
         source: what messages call the configuration.
 
@@ -94,7 +94,7 @@ def _nested_names(config: Mapping[str, Any], levels: set[str]) -> Iterator[str]:
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError("a positive whole number")
+        raise ValueError("a positive integer")
     return value
 
 
@@ -116,7 +116,7 @@ def _rank(value: Any) -> int | None:
     try:
         return _whole(value)
     except ValueError:
-        raise ValueError('a positive whole number or "auto"') from None
+        raise ValueError('a positive integer or "auto"') from None
 
 
 def _limits(value: Any) -> tuple[float, float] | None:

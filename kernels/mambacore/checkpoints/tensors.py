@@ -15,7 +15,7 @@ _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def foreign_name(name: str, names: Mapping[str, str]) -> str:
-    """Their name of our tensor, by a table of ``names`` (``{}`` stands for the number of a layer)."""
+    """Their name of our tensor, by a table of `names` (`{}` stands for the number of a layer)."""
     return names[_LAYER_NUMBER.sub("{}", name)].format(*_LAYER_NUMBER.findall(name))
 
 
@@ -24,12 +24,12 @@ class ForeignTensors:
 
     Attributes:
         tensors: their name to the tensor of the model, one name for each.
-        tied: their name of what is the same tensor once more, to the name in ``tensors``. Checkpoints may leave these
+        tied: their name of what is the same tensor once more, to the name in `tensors`. Checkpoints may leave these
             out.
 
     Args:
         model: a language model.
-        names: a table of ``names``.
+        names: a table of `names`.
     """
 
     def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
@@ -88,7 +88,7 @@ class ForeignTensors:
         ]
         if untied and not misshapen:
             problems.append(
-                f"has {', '.join(untied)}, although the configuration ties them (say there that they are not tied if "
+                f"has {', '.join(untied)}, although the configuration ties them (state there that they are not tied if "
                 "they were trained apart, or leave them out of the file if a program forgot to tie them)"
             )
         if problems:

@@ -1,4 +1,4 @@
-"""Softmax attention as a mixer, with rotary positions; and what every mixer with heads shares."""
+"""Softmax attention as a mixer, with rotary positions, and helpers of all mixers with heads."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ def head_count(model_width: int, heads: int | None) -> int:
 
 
 def even_head_count(model_width: int, heads: int | None) -> int:
-    """:func:`head_count` for heads whose channels are rotated in pairs.
+    """`head_count` for heads whose channels are rotated in pairs.
 
     Raises:
         ValueError: heads that do not divide the width, or that have an odd one.
@@ -53,7 +53,7 @@ def rotated(vectors: Tensor, first_position: int, base: float) -> Tensor:
     Args:
         vectors: (batch, length, heads, head_width), of an even head_width.
         first_position: the position of the first of them.
-        base: pair i of ``head_width / 2`` turns by ``base ** (-2 i / head_width)`` per position.
+        base: pair i of `head_width / 2` turns by `base ** (-2 i / head_width)` per position.
     """
     length, head_width = vectors.shape[1], vectors.shape[-1]
     position = torch.arange(first_position, first_position + length, dtype=torch.float64, device=vectors.device)
@@ -80,10 +80,10 @@ class AttentionMixer(Mixer):
     """Causal multi-head attention (Vaswani et al., arXiv 1706.03762) with rotary positions (Su et al., 2104.09864).
 
     Args:
-        model_width: channels of the sequence that comes and goes.
+        model_width: channels of the sequence.
         heads: how many; they divide the width into even ones. By default at most 8, of at least 8 channels each.
-        rotary_base: the rotations' wave lengths lie between 2 pi and 2 pi times this many positions.
-        linear_bias: the projections that come and go have biases.
+        rotary_base: the rotations' wavelengths lie between 2 pi and 2 pi times this many positions.
+        linear_bias: the input and output projections have biases.
 
     Raises:
         ValueError: heads that do not divide the width into even ones.
@@ -156,7 +156,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, records: Tensor | Non
 
 
 def _remembered(keys: Tensor, values: Tensor, records: Tensor | None, positions: int) -> AttentionState:
-    """The state after the last position, without what no row will look at again."""
+    """The state after the last position, without keys that no row will attend to again."""
     if records is None or records.shape[1] == 0:
         return AttentionState(keys, values, None, positions)
     visible = records == records[:, -1:]

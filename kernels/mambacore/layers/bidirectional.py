@@ -1,6 +1,6 @@
 """Both directions at once: every position is mixed with what comes before it and with what comes after it.
 
-BiMamba of Schiff et al., "Caduceus" (arXiv 2403.03234, "BiMamba"), with R the reversal of a sequence::
+BiMamba of Schiff et al., "Caduceus" (arXiv 2403.03234, "BiMamba"), with R the reversal of a sequence:
 
     BiMamba(x) = forward(x) + R(reverse(R(x)))
 
@@ -33,14 +33,14 @@ REVERSIBLE: Final = {kind.name: kind for kind in (SelectiveMixer, Mamba2Mixer, M
 
 
 class BidirectionalMixer(nn.Module):
-    """Two mixers of a kind, one for each direction, whose results are added or multiplied element by element.
+    """Two mixers of a kind, one for each direction, whose outputs are added or multiplied element by element.
 
     It has no state: position 0 depends on the last one, so that a sequence cannot be walked in pieces.
 
     Args:
-        model_width: channels of the sequence that comes and goes.
-        mixer: a `name` of REVERSIBLE (``selective`` when absent) and options, the same for both directions.
-        combination: ``add`` or ``multiply`` what the directions give.
+        model_width: channels of the sequence.
+        mixer: a `name` of REVERSIBLE (`selective` when absent) and options, the same for both directions.
+        combination: `add` or `multiply` the outputs of both directions.
         tied_projections: both directions share their input and output projections, where most parameters are.
 
     Raises:
@@ -82,9 +82,9 @@ class BidirectionalMixer(nn.Module):
 
         Args:
             sequence: (batch, length, model_width).
-            sequence_starts: (batch, length), boolean, True where a new record begins (``mambacore.packing``): nothing
-                crosses from one record to another, in either direction.
-            reverse_complement: compute ``flip(mixer(flip(sequence)))``, positions and channels both flipped. The
+            sequence_starts: (batch, length), boolean, True where a new record begins (`mambacore.packing`): no record
+                affects another, in either direction.
+            reverse_complement: compute `flip(mixer(flip(sequence)))`, positions and channels both flipped. The
                 positions are not: each direction walks the other way. The channels are flipped in the weights.
 
         Returns:
@@ -128,7 +128,7 @@ class BidirectionalBlock(nn.Module):
     def forward(
         self, sequence: Tensor, sequence_starts: Tensor | None = None, reverse_complement: bool = False
     ) -> Tensor:
-        """(batch, length, model_width) to the same; ``reverse_complement`` as in :class:`BidirectionalMixer`."""
+        """(batch, length, model_width) to the same; `reverse_complement` as in `BidirectionalMixer`."""
         normalised = normalise(self.norm, sequence, reverse_complement)
         return sequence + self.mixer(normalised, sequence_starts, reverse_complement)
 
@@ -140,7 +140,7 @@ class BidirectionalStack(nn.Module):
         model_width: channels of the sequence.
         layers: number of blocks.
         mixer: as of `BidirectionalMixer`.
-        combination, tied_projections: see :class:`BidirectionalMixer`.
+        combination, tied_projections: see `BidirectionalMixer`.
         norm_epsilon: keeps positions of zeros finite.
         residual_in_float32: keep the sum of residuals in float32 where the parameters have fewer bits.
 
@@ -178,7 +178,7 @@ class BidirectionalStack(nn.Module):
         return parameters_without_decay(self)
 
     def forward(self, sequence: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
-        """(batch, length, model_width) to the same; ``sequence_starts`` as in :class:`BidirectionalMixer`."""
+        """(batch, length, model_width) to the same; `sequence_starts` as in `BidirectionalMixer`."""
         if self.residual_in_float32:
             sequence = widened(sequence)
         for block in self.blocks:

@@ -1,4 +1,4 @@
-"""From the words of a configuration to the mixers of a stack."""
+"""The mixers of a stack as a configuration describes them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ MixerChoice = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
 
 def layer_descriptions(mixer: MixerChoice, layers: int, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What ``ResidualStack`` takes, one mapping of ``name`` and options per layer.
+    """One mapping of `name` and options per layer, as `ResidualStack` takes them.
 
     Args:
-        mixer: the choice; one name or mapping is used in every layer.
-        layers: how many there are.
-        shared: options for every mixer that has them; those in a mapping of ``mixer`` go before them.
+        mixer: the choice; a single name or mapping is used in every layer.
+        layers: number of layers.
+        shared: options for every mixer that has them; the options of a mapping take precedence.
 
     Raises:
-        InputError: an unknown mixer or option, or a list of another length than ``layers``.
+        InputError: an unknown mixer or option, or a list of another length than `layers`.
     """
     choices = [mixer] * layers if isinstance(mixer, str | Mapping) else list(mixer)
     if len(choices) != layers:
@@ -31,7 +31,7 @@ def layer_descriptions(mixer: MixerChoice, layers: int, shared: Mapping[str, Any
     descriptions = []
     for choice in choices:
         if not isinstance(choice, str | Mapping):
-            raise InputError(f"{choice!r} is no mixer; give a name, or a mapping of a name and options")
+            raise InputError(f"{choice!r} is not a mixer; give a name, or a mapping of a name and options")
         own = {"name": choice} if isinstance(choice, str) else dict(choice)
         known = mixer_options(str(own.get("name")))
         for option in own:

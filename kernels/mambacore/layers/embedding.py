@@ -7,14 +7,14 @@ from mambacore.parallel import active_ranks, history_over_ranks
 
 
 class ContextEmbedding(nn.Module):
-    """The sum of one embedding per context width: that of the last 1, ..., ``width`` symbols up to a position.
+    """The sum of one embedding per context width: that of the last 1, ..., `width` symbols up to a position.
 
     A table for contexts of 6 letters gives the first layer at once what a stack of short convolutions must compose.
     Contexts that hold a symbol outside the alphabet, or that reach before the start, add nothing.
 
     Args:
         symbol_count: size of the alphabet that contexts are made of; symbols are numbered from 0.
-        context_widths: the widths, each with a table of ``symbol_count ** width + 1`` entries.
+        context_widths: the widths, each with a table of `symbol_count ** width + 1` entries.
         model_width: channels of the result.
     """
 
@@ -36,9 +36,9 @@ class ContextEmbedding(nn.Module):
         return max(self.context_widths) - 1
 
     def forward(self, symbols: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Embed (batch, length) whole numbers; those outside [0, symbol_count) are symbols outside the alphabet.
+        """Embed (batch, length) integers; those outside [0, symbol_count) are symbols outside the alphabet.
 
-        The state is the last ``history`` symbols, (batch, history), -1 where there were none.
+        The state is the last `history` symbols, (batch, history), -1 where there were none.
         """
         numbers, state = self.context_numbers(symbols, state)
         embedded = self.tables[0](numbers[0])

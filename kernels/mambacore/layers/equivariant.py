@@ -2,16 +2,16 @@
 
 Schiff et al., "Caduceus" (arXiv 2403.03234, "MambaDNA" and "Caduceus-PS"), after Zhou et al. (PMLR 165:1-33, 2022).
 A sequence of two strands has 2 D channels: D of the strand that was read and D of the other one, the latter with its
-channels in reverse order, so that the reverse complement RC is a flip of both positions and channels. With a block M,
-x1 and x2 the halves and [,] their concatenation::
+channels in reverse order, so that the reverse complement RC flips both positions and channels. With a block M,
+x1 and x2 the halves and [,] their concatenation:
 
     embedding(t) = [E(t), flip_channels(E(complement(t)))]
     block(x)     = [M(x1), RC(M(RC(x2)))]
     logits(x)    = W x1 + W[complement] flip_channels(x2)
 
 Then layer(RC(x)) = RC(layer(x)). The second strand is not flipped in memory: kernels walk the other way and channels
-are flipped in the weights. What a token's complement is, is an argument: for DNA A-T and C-G, and nothing here knows.
-Nothing here is causal, so nothing here has a state.
+are flipped in the weights. The complement of each token is an argument; for DNA it swaps A with T and C with G. Nothing
+here is causal, so nothing here has a state.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class EquivariantEmbedding(nn.Module):
     Args:
         vocabulary_size: number of tokens.
         model_width: channels of one strand.
-        complement: for every token the one that faces it on the other strand (``complement_table``).
+        complement: for every token the one that faces it on the other strand (`complement_table`).
     """
 
     complement: Tensor
@@ -94,7 +94,7 @@ class EquivariantEmbedding(nn.Module):
         return self
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Whole numbers (batch, length) to (batch, length, 2 * model_width)."""
+        """Tokens (batch, length) to (batch, length, 2 * model_width)."""
         return F.embedding(tokens, torch.cat([self.weight, self.weight[self.complement].flip(1)], dim=1))
 
 
@@ -115,7 +115,7 @@ class EquivariantStack(BidirectionalStack):
     Args:
         model_width: channels of one strand.
         layers: number of blocks.
-        mixer, combination, tied_projections, norm_epsilon, residual_in_float32: as of ``BidirectionalStack``.
+        mixer, combination, tied_projections, norm_epsilon, residual_in_float32: as of `BidirectionalStack`.
         exchange_strands: before every block the strands change places. The models that were published under the name
             Caduceus-PS do so (and are as equivariant as those that do not), so their weights only work this way.
     """
@@ -137,7 +137,7 @@ class EquivariantStack(BidirectionalStack):
     def forward(self, sequence: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
         """(batch, length, 2 * model_width) to the same.
 
-        ``sequence_starts`` (batch, length), boolean, is True where a new record begins: nothing crosses from one record
+        `sequence_starts` (batch, length), boolean, is True where a new record begins: nothing crosses from one record
         to another. It refers to positions as they are, for both strands.
         """
         if sequence.shape[-1] != 2 * self.model_width:

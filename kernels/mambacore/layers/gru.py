@@ -11,7 +11,7 @@ from mambacore.packing import record_numbers
 
 
 class GRUState(NamedTuple):
-    """What a gated recurrent unit hands on."""
+    """The state of a gated recurrent unit."""
 
     hidden: Tensor  # (batch, inner_width)
 
@@ -20,11 +20,11 @@ class GRUState(NamedTuple):
 class GRUMixer(Mixer):
     """A gated recurrent unit (Cho et al., arXiv 1406.1078) and a projection.
 
-    The recurrence is PyTorch's ``nn.GRU``, in which the reset gate acts after the recurrent matrix, not before it. It
+    The recurrence is PyTorch's `nn.GRU`, in which the reset gate acts after the recurrent matrix, not before it. It
     cannot run in parallel along the sequence.
 
     Args:
-        model_width: channels of the sequence that comes and goes.
+        model_width: channels of the sequence.
         expansion: hidden channels per model channel.
         linear_bias: the projection has a bias.
     """

@@ -23,7 +23,7 @@ def chunkwise_attention(
     log_decay: Tensor | None = None,
     sequence_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A memory of outer products, written and read at every position::
+    """A memory of outer products, written and read at every position:
 
         memory_t = exp(log_decay) * memory_{t-1} + keys_t values_t^T
         output_t = memory_t^T queries_t
@@ -104,9 +104,9 @@ class LinearAttentionMixer(Mixer):
     A query weighs a key by the inner product of their features, elu(x) + 1 (equation 7), instead of its exponential.
 
     Args:
-        model_width: channels of the sequence that comes and goes.
+        model_width: channels of the sequence.
         heads: how many; by default at most 8, of at least 8 channels each.
-        linear_bias: the projections that come and go have biases.
+        linear_bias: the input and output projections have biases.
 
     Raises:
         ValueError: heads that do not divide the width.

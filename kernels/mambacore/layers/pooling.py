@@ -1,6 +1,6 @@
-"""Pooling over the length, as causal functions with a state: what a classification head reads.
+"""Pooling over the length, as causal functions with a state: the input of classification heads.
 
-Inside ``mambacore.parallel.context_parallel`` the result is that of the whole sequence, the same on every rank.
+Inside `mambacore.parallel.context_parallel` the result is that of the whole sequence, the same on every rank.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from mambacore.parallel import RankGroup, active_ranks, gather_over_ranks
 
 
 class PoolingState(NamedTuple):
-    """Everything pooled so far: the sum (batch, channels) in float64, which ten million terms do not wear out, and the
+    """Everything pooled so far: the sum (batch, channels) in float64, which stays exact over ten million terms, and the
     number of positions; for last pooling, the last position and 1."""
 
     total: Tensor

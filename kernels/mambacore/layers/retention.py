@@ -18,7 +18,7 @@ FIRST_DECAY_EXPONENT = 5
 
 
 class RetentionState(NamedTuple):
-    """What retention hands on."""
+    """The state of retention."""
 
     memory: Tensor  # (batch, heads, key_width, value_width), float32 or float64
     positions: int  # walked so far
@@ -28,16 +28,16 @@ class RetentionState(NamedTuple):
 class RetentionMixer(Mixer):
     """Multi-scale retention with a swish gate (Sun et al., arXiv 2307.08621, section 2.2 and equation 8).
 
-    Each head's memory fades by a constant of its own. Queries and keys are rotated by their position (equation 5), and
+    Each head's memory decays at its own constant rate. Queries and keys are rotated by their position (equation 5), and
     every head's reading is normalised (group norm), so that the scale of the memory does not matter.
 
     Args:
-        model_width: channels of the sequence that comes and goes.
+        model_width: channels of the sequence.
         heads: how many; they divide the width into even ones. By default at most 8, of at least 8 channels each.
         expansion: value channels per model channel.
-        rotary_base: the rotations' wave lengths lie between 2 pi and 2 pi times this many positions.
+        rotary_base: the rotations' wavelengths lie between 2 pi and 2 pi times this many positions.
         norm_epsilon: keeps the norm of zeros finite.
-        linear_bias: the projections that come and go have biases.
+        linear_bias: the input and output projections have biases.
 
     Raises:
         ValueError: heads that do not divide the width into even ones.

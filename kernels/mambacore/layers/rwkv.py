@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from mambacore.layers.mixer import Mixer, register_mixer
 from mambacore.scan import selective_scan
 
-# The smallest weight is exp of this, relative to the largest one of a piece: float64 ends a little below.
+# The smallest weight is exp of this, relative to the largest of a piece: float64 underflows a little below.
 LOWEST_EXPONENT = -700.0
 
 
 class RWKVState(NamedTuple):
-    """What the time mixing hands on. The weighted average and the logarithm of its weight say what the paper's
-    numerator, denominator and running maximum say, in two numbers that neither overflow nor vanish."""
+    """The outgoing state of time mixing. The weighted average and the logarithm of its weight hold what the paper's
+    numerator, denominator and running maximum hold, in two numbers that neither overflow nor underflow."""
 
     token: Tensor  # (batch, model_width), the last position's channels
     average: Tensor  # (batch, model_width), float64, of the values so far
@@ -31,7 +31,7 @@ class RWKVMixer(Mixer):
     not part of this.
 
     Args:
-        model_width: channels of the sequence that comes and goes.
+        model_width: channels of the sequence.
         relative_depth: where in the stack the mixer stands, from 0 for the first to 1 for the last; decides what the
             decay rates and the token shift start from (the paper's appendix on initialisation).
 
@@ -69,7 +69,7 @@ class RWKVMixer(Mixer):
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
-        """The parameters of the dynamics, which weight decay would pull to a meaningless place."""
+        """Parameters of the dynamics, for which weight decay would mean something else than small weights."""
         return [self.key_share, self.value_share, self.receptance_share, self.log_decay_rate, self.bonus]
 
     def forward(
@@ -111,7 +111,7 @@ def weighted_averages(
 
     Numerator and denominator are linear recurrences with a constant decay, so that they are two channels of a scan. The
     weights are taken relative to the largest of the piece, in float64, which holds exp(-700): nothing overflows, and
-    nothing is lost that comes to the front again when what was larger has faded. Keys further below are raised to that.
+    nothing is lost that dominates again once larger terms have faded. Keys further below are raised to that.
 
     Args:
         keys: (batch, length, channels), of at least one position.
@@ -150,7 +150,7 @@ def weighted_averages(
 
 
 def _previous(sequence: Tensor, before: Tensor, sequence_starts: Tensor | None) -> Tensor:
-    """Every position's predecessor: ``before`` (batch, channels) for the first, zeros where a record begins."""
+    """Every position's predecessor: `before` (batch, channels) for the first, zeros where a record begins."""
     previous = torch.cat([before.unsqueeze(1), sequence[:, :-1]], dim=1)
     if sequence_starts is None:
         return previous

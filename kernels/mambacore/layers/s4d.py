@@ -23,7 +23,7 @@ POWER_BLOCK = 64
 
 
 class S4DState(NamedTuple):
-    """What an S4D mixer hands on."""
+    """The state of an S4D mixer."""
 
     scan: Tensor  # (batch, model_width, state_size), complex or real
 
@@ -33,27 +33,27 @@ class S4DMixer(Mixer):
     """A diagonal state space model per channel, GELU, and a gated linear layer across channels.
 
     The continuous system h' = A h + B x, y = C h + D x, with B = 1 (only its product with C matters), is discretised by
-    the zero-order hold for A and B (equation 3 of the paper)::
+    the zero-order hold for A and B (equation 3 of the paper):
 
         h_t = exp(Delta A) h_{t-1} + (exp(Delta A) - 1) / A * x_t        y_t = C h_t + D x_t
 
     where a complex state stands for itself and its conjugate and twice the real part is read. Nothing depends on time,
     so a whole sequence is a convolution, which a Fourier transform computes; short pieces and packed records walk the
-    recurrence through :func:`selective_scan`. Both are the same system.
+    recurrence through `selective_scan`. Both are the same system.
 
     Args:
-        model_width: channels of the sequence that comes and goes.
+        model_width: channels of the sequence.
         state_size: states per channel; complex ones count once (the paper counts their conjugates too: its N = 64 is 32
             here).
         complex_state: states are complex numbers.
-        state_matrix: what A starts from (``mambacore.layers.state_matrices``); S4D-Lin for a complex state, S4D-Real
+        state_matrix: what A starts from (`mambacore.layers.state_matrices`); S4D-Lin for a complex state, S4D-Real
             otherwise, when None.
         sampling_rate_factor: by how much the step size is longer than in training. A model of signals at 16 kHz runs on
             the same signals at 8 kHz with 2. The attribute of that name may be set at any time.
         convolution: compute whole sequences by Fourier transform, or always by the recurrence. By default whichever is
             faster: the recurrence where the native library computes it, which takes about half of the transform's time,
             the transform elsewhere. The transform rounds relative to the largest value of a sequence, so that a
-            later input moves an earlier output by a rounding error.
+            later input changes an earlier output by a rounding error.
 
     Raises:
         ValueError: a state_matrix that is unknown or not for this kind of state, or a factor that is not positive.
@@ -103,7 +103,7 @@ class S4DMixer(Mixer):
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
-        """The parameters of the dynamics, which weight decay would pull to a meaningless place."""
+        """Parameters of the dynamics, for which weight decay would mean something else than small weights."""
         dynamics = [self.log_decay_rate, self.frequency, self.skip_weight, self.step_bias]
         return [parameter for parameter in dynamics if parameter is not None]
 
@@ -265,6 +265,6 @@ def _times_powers(inputs: Tensor, within: Tensor) -> Tensor:
 
 
 def _transform_size(length: int) -> int:
-    """A size of at least ``length`` that is a power of two, or 3 or 5 times one: fast to transform."""
+    """A size of at least `length` that is a power of two, or 3 or 5 times one: fast to transform."""
     power = 1 << (length - 1).bit_length()
     return min(size for size in (power * 5 // 8, power * 3 // 4, power) if size >= length)

@@ -20,7 +20,7 @@ SMALLEST_STEP, LARGEST_STEP, STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 class SelectiveState(NamedTuple):
-    """What a selective mixer hands on: the last inputs of its convolution, and the state of its scan."""
+    """The state of a selective mixer: the last inputs of its convolution, and the state of its scan."""
 
     convolution: Tensor  # (batch, kernel_width - 1, inner_width)
     scan: Tensor  # (batch, inner_width, state_size), float32 or float64
@@ -44,15 +44,15 @@ class SelectiveMixer(Mixer):
     """Mix along the sequence with a selective state space model whose step, input and output depend on the input.
 
     Args:
-        model_width: channels of the sequence that comes and goes.
+        model_width: channels of the sequence.
         state_size: states per inner channel (the paper's N); complex ones count once.
         kernel_width: taps of the causal convolution before the scan.
         expansion: inner channels per model channel.
-        step_rank: width through which the step size is computed; ``ceil(model_width / 16)`` when None.
+        step_rank: width through which the step size is computed; `ceil(model_width / 16)` when None.
         complex_state: states are complex numbers.
-        state_matrix: what the state matrix starts from (``mambacore.layers.state_matrices``); S4D-Real, or S4D-Lin for
+        state_matrix: what the state matrix starts from (`mambacore.layers.state_matrices`); S4D-Real, or S4D-Lin for
             a complex state, when None.
-        linear_bias: the projections that come and go have biases.
+        linear_bias: the input and output projections have biases.
         convolution_bias: the convolution has a bias.
     """
 
@@ -108,7 +108,7 @@ class SelectiveMixer(Mixer):
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
-        """The parameters of the dynamics, which weight decay would pull to a meaningless place."""
+        """Parameters of the dynamics, for which weight decay would mean something else than small weights."""
         dynamics = [self.log_decay_rate, self.frequency, self.skip_weight, self.step_bias, self.convolution_bias]
         return [parameter for parameter in dynamics if parameter is not None]
 
@@ -128,7 +128,7 @@ class SelectiveMixer(Mixer):
     ) -> tuple[Tensor, SelectiveState]:
         """(batch, length, model_width) and the incoming state to the same shape and the outgoing state.
 
-        ``reverse`` walks from the last position to the first, which the kernels do without copies.
+        `reverse` walks from the last position to the first, which the kernels do without copies.
         """
         inputs, gate = self.input_projection(sequence).chunk(2, dim=-1)
         outputs, state = self.mix(inputs, gate, state, sequence_starts, reverse)
@@ -165,7 +165,7 @@ class SelectiveMixer(Mixer):
     def mix(
         self, inputs: Tensor, gate: Tensor, state: SelectiveState | None, sequence_starts: Tensor | None, reverse: bool
     ) -> tuple[Tensor, SelectiveState]:
-        """What lies between the two projections: convolution, selection and scan of (batch, length, inner_width)."""
+        """The part between the two projections: convolution, selection and scan of (batch, length, inner_width)."""
         inputs, convolution_state = convolution_over_ranks(
             inputs,
             self.convolution_weight,

@@ -1,8 +1,8 @@
-"""What the state matrix of a state space model starts from.
+"""Initial state matrices of state space models.
 
 S4D-Real, S4D-Lin and S4D-Inv are those of Gu, Gupta, Goel & Ré (arXiv 2206.11893, section 4); the others are the rows
-of the Mamba paper's ablation (arXiv 2312.00752, table 8). Of a complex state, each number stands for itself and its
-conjugate, which is not kept.
+of the Mamba paper's ablation (arXiv 2312.00752, table 8). Each number of a complex state stands for itself and its
+conjugate, which is not stored.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def initial_state_matrix(name: str, channels: int, state_size: int, complex_stat
     """The state matrix (channels, state_size), float32 or complex64, that training starts from.
 
     Args:
-        name: with n = 0, 1, ... over the N states: ``s4d-real`` -(n + 1); ``s4d-lin`` -1/2 + i pi n; ``s4d-inv``
-            -1/2 + i N / pi (N / (2 n + 1) - 1); ``constant`` -1/2, for a complex state with the frequency 1;
-            ``random`` -exp(N(0, 1)), for a complex state with frequencies pi N times a uniform number.
+        name: with n = 0, 1, ... over the N states: `s4d-real` -(n + 1); `s4d-lin` -1/2 + i pi n; `s4d-inv`
+            -1/2 + i N / pi (N / (2 n + 1) - 1); `constant` -1/2, for a complex state with the frequency 1;
+            `random` -exp(N(0, 1)), for a complex state with frequencies pi N times a uniform number.
         channels: rows.
         state_size: N.
         complex_state: whether the state is complex.

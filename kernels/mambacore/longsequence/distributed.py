@@ -15,7 +15,7 @@ BUCKET_BYTES = 25 * 2**20
 
 @torch.no_grad()
 def average_gradients(model: nn.Module, process_group: distributed.ProcessGroup | None = None) -> None:
-    """Replace every ``.grad`` of the model by its mean over the ranks, as DistributedDataParallel does.
+    """Replace every `.grad` of the model by its mean over the ranks, as DistributedDataParallel does.
 
     Every rank must call it, with the same parameters. A parameter without a gradient on this rank counts as zeros if
     another rank has one for it, and stays without if none has.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mambacore.errors import InputError
 from mambacore.layers.pooling import POOLINGS
 
-# The class that PyTorch's cross entropy leaves out by default.
+# The class that PyTorch's cross entropy ignores by default.
 IGNORED = -100
 
 
@@ -20,9 +20,9 @@ class PooledLoss:
     """A loss on what is pooled over the whole sequence.
 
     Args:
-        function: the pooled outputs (batch, channels) to the loss, a scalar. It may hold parameters, a head's say.
-        pooling: ``"mean"`` or ``"last"`` (``mambacore.layers.POOLINGS``); any causal ``(outputs, state) -> (pooled,
-            state)``; or None for a model that pools by itself, whose outputs at the last piece are then the argument.
+        function: the pooled outputs (batch, channels) to the loss, a scalar. It may hold parameters, such as a head's.
+        pooling: `"mean"` or `"last"` (`mambacore.layers.POOLINGS`); any causal `(outputs, state) -> (pooled,
+            state)`; or None for a model that pools by itself, whose outputs at the last piece are then the argument.
 
     Raises:
         InputError: an unknown name of a pooling.
@@ -74,8 +74,8 @@ class TokenCrossEntropy:
     Call it with logits (batch, positions, classes), computed in float32 at least, and the slice of positions.
 
     Args:
-        targets: (batch, length), whole numbers: the class to foretell at each position.
-        weights: (batch, length), not negative: what each position counts; 0 leaves it out. The loss is the weighted
+        targets: (batch, length), integers: the class to predict at each position.
+        weights: (batch, length), the weight of each position, not negative; 0 leaves it out. The loss is the weighted
             mean.
         ignored: positions with this target are left out. When all of them are, the loss is 0, and so is its gradient.
 
@@ -116,8 +116,8 @@ class TokenCrossEntropy:
 def next_token_targets(tokens: Tensor, sequence_starts: Tensor | None = None, ignored: int = IGNORED) -> Tensor:
     """For each position the token after it: (batch, length) to the same shape.
 
-    The last position has nothing after it, nor has the one before a record's start (``sequence_starts``, see
-    ``mambacore.packing``): there the target is ``ignored``.
+    Nothing follows the last position, nor the one before a record's start (`sequence_starts`, see
+    `mambacore.packing`): there the target is `ignored`.
     """
     targets = torch.full_like(tokens, ignored)
     targets[:, :-1] = tokens[:, 1:]
@@ -133,9 +133,9 @@ def next_token_cross_entropy(
 
     Args:
         tokens: (batch, length), the sequence itself.
-        sequence_starts: (batch, length), boolean: no record foretells the next one's first token.
-        weights: (batch, length): what foretelling the token *after* each position counts.
-        ignored: tokens of this number (padding, say) are not foretold.
+        sequence_starts: (batch, length), boolean: no record predicts the first token of the next.
+        weights: (batch, length): the weight of predicting the token *after* each position.
+        ignored: this token (padding, for example) is not predicted.
     """
     return TokenCrossEntropy(next_token_targets(tokens, sequence_starts, ignored), weights, ignored)
 
@@ -149,9 +149,9 @@ def pooled_cross_entropy(
     """The loss of a classifier: the mean cross entropy over the batch of logits read from the pooled outputs.
 
     Args:
-        labels: (batch,), whole numbers; rows labelled ``ignored`` are left out, and the loss is 0 if all of them are.
+        labels: (batch,), integers; rows labelled `ignored` are left out, and the loss is 0 if all of them are.
         head: the pooled outputs (batch, channels) to logits (batch, classes); None if the model's outputs are logits.
-        pooling: see :class:`PooledLoss`.
+        pooling: see `PooledLoss`.
     """
     count = max(1, int((labels != ignored).sum()))
 

@@ -1,10 +1,11 @@
 """Backpropagation through a sequence in pieces: exact, and in the memory of one piece and the states between them.
 
-A causal model is a function ``(sequence, state) -> (sequence, state)``, so the chain rule over pieces needs nothing but
-the gradient of the state between two of them. Walk forward without gradients, keeping the states at the borders; then,
-from the last piece to the first, compute each again with gradients from the state at its border, and go backward from
-its share of the loss and from its outgoing state, whose gradient the piece after it has left. This is checkpointing
-(Chen et al., arXiv 1604.06174) over the length instead of the depth: each piece but the last runs forward twice.
+A causal model is a function `(sequence, state) -> (sequence, state)`, so the chain rule over pieces needs nothing but
+the gradient of the state between two of them. Walk forward without gradients and keep the states at the boundaries;
+then, from the last piece to the first, compute each again with gradients from the state at its boundary, and go
+backward from its share of the loss and from its outgoing state, whose gradient the next piece has left. This is
+checkpointing (Chen et al., arXiv 1604.06174) over the length instead of the depth: each piece but the last runs
+forward twice.
 """
 
 from __future__ import annotations
@@ -40,34 +41,34 @@ def backward_in_pieces(
     synchronise: bool = True,
     progress: Callable[[int, int], object] | None = None,
 ) -> LongSequenceResult:
-    """Add to ``.grad`` what the backward pass over the whole sequence would, in bounded memory.
+    """Add to `.grad` what the backward pass over the whole sequence would, in bounded memory.
 
     Memory is that of one piece with its gradients, besides one state per piece, which is small where the state has a
-    fixed size; the keys and values of attention grow with the sequence, and those at all borders are kept. The
-    gradients are those of :func:`backward_at_once` to rounding; nothing is cut off. They are added up piece by piece in
+    fixed size; the keys and values of attention grow with the sequence, and those at all boundaries are kept. The
+    gradients are those of `backward_at_once` to rounding; nothing is cut off. They are added up piece by piece in
     the dtype of their parameter, so keep parameters in float32 and use autocast rather than parameters of 16 bits.
 
     Args:
-        model: a causal ``(piece, state) -> (outputs, state)``, also called with the keyword ``sequence_starts`` if that
+        model: a causal `(piece, state) -> (outputs, state)`, also called with the keyword `sequence_starts` if that
             is given: a module, a DistributedDataParallel around one, or any function. The state before the first piece
-            is ``state``; outgoing states are nested tuples of tensors, numbers and None. Each piece but the last is
+            is `state`; outgoing states are nested tuples of tensors, numbers and None. Each piece but the last is
             run twice, so the model must depend on nothing else that changes, and hooks on it and its parameters run
             once per piece.
         sequence: (batch, length, ...): token ids, which the model embeds piece by piece, or real numbers; these get
             their gradient too if they require one.
         loss: either a function of a piece's outputs and its positions (a slice of the length) that returns the piece's
             *share* of the loss, a scalar; shares add up to the loss, so divide sums by the weight of the whole sequence
-            (:class:`TokenCrossEntropy`, :func:`next_token_cross_entropy`). It is evaluated once per piece, from the
-            last to the first. Or a :class:`PooledLoss` of what is pooled over all positions
-            (:func:`pooled_cross_entropy`).
+            (`TokenCrossEntropy`, `next_token_cross_entropy`). It is evaluated once per piece, from the
+            last to the first. Or a `PooledLoss` of what is pooled over all positions
+            (`pooled_cross_entropy`).
         piece_length: positions per piece; the last one has what is left.
         state: the model's state before the sequence. Its tensors that require a gradient get theirs.
-        sequence_starts: (batch, length), boolean, True where a new record begins (``mambacore.packing``).
+        sequence_starts: (batch, length), boolean, True where a new record begins (`mambacore.packing`).
         scale: what the gradients are multiplied by: 1 / steps for accumulation over several calls, a gradient scaler's
             scale. The loss that is returned is without it.
-        synchronise: with a DistributedDataParallel: average ``.grad`` over the ranks at the end, as its own backward
+        synchronise: with a DistributedDataParallel: average `.grad` over the ranks at the end, as its own backward
             would. False on all but the last of several accumulated calls. Ranks may have different lengths. Where the
-            model is a function around one, call :func:`average_gradients` instead.
+            model is a function around one, call `average_gradients` instead.
         progress: called with the number of pieces that have been run and the number that will be, twice the number of
             pieces less one.
 
@@ -92,17 +93,17 @@ def backward_in_pieces(
     report = _Progress(progress, 2 * work.count - 1)
     _check_state(state)
     first = _Carried(map_state(_kept, state), None)
-    borders = list(_walk(work, first, report))
+    boundaries = list(_walk(work, first, report))
 
     total = torch.zeros((), dtype=torch.float64, device=sequence.device)
     input_gradient = torch.zeros_like(sequence) if sequence.requires_grad else None
     gradients: list[Tensor | None] | None = None
     final_state, random, reached = None, None, False
     for index in reversed(range(work.count)):
-        border = borders.pop()
-        border.random.restore()
+        boundary = boundaries.pop()
+        boundary.random.restore()
         wanted = [tensor.requires_grad for tensor in state_tensors(state)] if index == 0 else None
-        done = _backward_through_piece(work, index, border.carried, wanted, gradients, random)
+        done = _backward_through_piece(work, index, boundary.carried, wanted, gradients, random)
         gradients, random, reached = done.gradients, done.random, reached or done.reached
         if done.share is not None:
             total += done.share.to(total)
@@ -144,18 +145,18 @@ class _RandomState(NamedTuple):
         return cls(torch.get_rng_state(), tuple(devices), tuple(states), types[0] if types else None)
 
     def restore(self) -> None:
-        """Draw again what was drawn from here on."""
+        """Set the generators back, so that the same numbers follow."""
         torch.set_rng_state(self.cpu)
         if self.devices:
             set_device_states(self.devices, self.states, device_type=self.device_type)
 
     def equals(self, other: _RandomState) -> bool:
-        """Whether the same numbers would be drawn from both."""
+        """Would the same numbers follow from both?"""
         pairs = zip([self.cpu, *self.states], [other.cpu, *other.states], strict=True)
         return all(torch.equal(one, two) for one, two in pairs)
 
 
-class _Border(NamedTuple):
+class _Boundary(NamedTuple):
     """All that is kept of a piece between the walk forward and the one back."""
 
     carried: _Carried
@@ -214,7 +215,7 @@ class _Pieces:
 
 @dataclass
 class _Progress:
-    """Counts the pieces that have been run, and says so to whoever asked."""
+    """Counts the pieces that have been run, and reports them."""
 
     listener: Callable[[int, int], object] | None
     total: int
@@ -226,22 +227,22 @@ class _Progress:
             self.listener(self.done, self.total)
 
 
-def _walk(work: _Pieces, carried: _Carried, report: _Progress) -> Iterator[_Border]:
+def _walk(work: _Pieces, carried: _Carried, report: _Progress) -> Iterator[_Boundary]:
     """Forward without gradients: what comes in at every piece. The last piece is not run."""
     with_graph = False
     for index in range(work.count):
-        border = _Border(carried, work.random())
-        yield border
+        boundary = _Boundary(carried, work.random())
+        yield boundary
         if index == work.count - 1:
             return
         versions = [tensor._version for tensor in state_tensors(carried)]
         with torch.set_grad_enabled(with_graph):
             outgoing = work.advance(index, carried)
-        if not with_graph and not border.random.equals(work.random()):
+        if not with_graph and not boundary.random.equals(work.random()):
             # Without gradients a model may take another path (ResidualStack walks in small pieces), and so draw in
             # another order than it will with them. Where numbers are drawn, take the path that will be taken later.
             with_graph = True
-            border.random.restore()
+            boundary.random.restore()
             with torch.enable_grad():
                 outgoing = work.advance(index, carried)
         if versions != [tensor._version for tensor in state_tensors(carried)]:

@@ -28,13 +28,13 @@ def backward_at_once(
     sequence_starts: Tensor | None = None,
     scale: float = 1.0,
 ) -> LongSequenceResult:
-    """The definition of :func:`mambacore.longsequence.backward_in_pieces`: the whole sequence in one piece.
+    """The definition of `mambacore.longsequence.backward_in_pieces`: the whole sequence in one piece.
 
     Args:
         model, sequence, loss, state, sequence_starts, scale: as there.
 
     Returns:
-        The loss and the final state. ``.grad`` of everything that the loss depends on has grown by ``scale`` times its
+        The loss and the final state. `.grad` of everything that the loss depends on has grown by `scale` times its
         gradient.
     """
     starts = {} if sequence_starts is None else {"sequence_starts": sequence_starts}

@@ -1,4 +1,4 @@
-"""The causal language model: what comes next, given everything before (Gu & Dao, arXiv 2312.00752, section 3.4)."""
+"""The causal language model: the next token, given everything before (Gu & Dao, arXiv 2312.00752, section 3.4)."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ MAXIMUM_CONTEXTS = 4**13
 
 @dataclasses.dataclass(frozen=True)
 class CausalLanguageModelConfig:
-    """Everything needed to build a :class:`CausalLanguageModel`.
+    """Everything needed to build a `CausalLanguageModel`.
 
     Attributes:
         vocabulary_size: number of tokens.
         model_width: channels between the layers.
-        mixers: one per layer, its name or a mapping of its name and options (``mambacore.layers.build_mixer``).
+        mixers: one per layer, its name or a mapping of its name and options (`mambacore.layers.build_mixer`).
         norm_epsilon: keeps positions of zeros finite in the norms.
         residual_in_float32: keep the sum of residuals in float32 where the parameters have fewer bits.
         tied_head: logits are read with the embedding's matrix.
         vocabulary_multiple: the tables are padded to a multiple of this many tokens, which no text has.
         context_symbols: the first and the number of the consecutive tokens that contexts are made of.
         context_widths: beside the token's own, an embedding of the last so many symbols is added for each of these
-            numbers (``mambacore.layers.ContextEmbedding``). A small model then knows short words from its first step.
+            numbers (`mambacore.layers.ContextEmbedding`). A small model then knows short words from its first step.
         output_context_widths: for each of these numbers a table gives every context of so many symbols a logit per
             symbol, which the head reads beside the last layer: a Markov model of as many orders, trained with the
             layers that correct it. The head cannot be tied then.
@@ -80,7 +80,7 @@ class CausalLanguageModelConfig:
         first, count = self.context_symbols
         if first < 0 or count < 2 or first + count > self.vocabulary_size:
             raise InputError(
-                f"context_symbols is {first}, {count}, which are no two or more tokens among {self.vocabulary_size}; "
+                f"context_symbols is {first}, {count}, which are not two or more tokens among {self.vocabulary_size}; "
                 "give the first token of contexts and how many there are"
             )
         if min(widths) < 1 or count ** max(widths) > MAXIMUM_CONTEXTS:
@@ -93,7 +93,7 @@ class CausalLanguageModelConfig:
 
 
 class ContextLanguageState(NamedTuple):
-    """What a model with contexts hands on."""
+    """The state of a model with contexts."""
 
     contexts: Tensor | None  # (batch, history) for the embedding
     output_contexts: Tensor | None  # the same for the head's tables
@@ -107,7 +107,7 @@ class CausalLanguageModel(nn.Module):
     """Embedding, residual stack, final norm and a head that gives the logits of the next token.
 
     Args:
-        config: see :class:`CausalLanguageModelConfig`.
+        config: see `CausalLanguageModelConfig`.
 
     Raises:
         InputError: an unknown mixer or option.
@@ -132,12 +132,12 @@ class CausalLanguageModel(nn.Module):
                 for parameter in self.contexts.parameters():
                     parameter.mul_(EMBEDDING_DEVIATION)
         if config.output_context_widths:
-            assert self.head is not None  # the configuration has made sure
+            assert self.head is not None  # checked by the configuration
             self.output_contexts = ContextEmbedding(symbols, config.output_context_widths, symbols)
             for parameter in self.output_contexts.parameters():
                 nn.init.zeros_(parameter)
             with torch.no_grad():
-                # What a context says of a symbol is that symbol's logit from the start.
+                # The output of a context for a symbol is that symbol's logit from the start.
                 self.head.weight[:, config.model_width :] = 0
                 self.head.weight[first : first + symbols, config.model_width :] = torch.eye(symbols)
         if config.residual_in_float32:
@@ -155,15 +155,15 @@ class CausalLanguageModel(nn.Module):
         """Logits of what follows each position.
 
         Args:
-            tokens: (batch, length), whole numbers below ``vocabulary_size``.
+            tokens: (batch, length), integers below `vocabulary_size`.
             state: what the piece before this one left; None at the start.
-            sequence_starts: (batch, length), boolean, True where a new record begins (``mambacore.packing``).
+            sequence_starts: (batch, length), boolean, True where a new record begins (`mambacore.packing`).
 
         Returns:
             Logits (batch, length, padded_vocabulary_size) and the state for what follows.
 
         Raises:
-            ValueError: ``sequence_starts`` for a model with contexts, which would reach into the record before.
+            ValueError: `sequence_starts` for a model with contexts, which would reach into the previous record.
         """
         hidden, state = self.hidden(tokens, state, sequence_starts)
         return self.logits(hidden), state
@@ -171,12 +171,12 @@ class CausalLanguageModel(nn.Module):
     def hidden(
         self, tokens: Tensor, state: LanguageState | None = None, sequence_starts: Tensor | None = None
     ) -> tuple[Tensor, LanguageState]:
-        """What the head reads, (batch, length, config.hidden_width), and the state for what follows."""
+        """The input of the head, (batch, length, config.hidden_width), and the state for what follows."""
         embedded = self.embedding(tokens)
         if self.contexts is None and self.output_contexts is None:
             return self._through_stack(embedded, state, sequence_starts)
         if sequence_starts is not None:
-            raise ValueError("contexts do not end where records do; give a model with contexts one record per row")
+            raise ValueError("contexts reach across record boundaries; give a model with contexts one record per row")
         incoming = ContextLanguageState(None, None, (None,) * len(self.stack.blocks)) if state is None else state
         assert isinstance(incoming, ContextLanguageState)
         symbols = tokens.long() - self.config.context_symbols[0]

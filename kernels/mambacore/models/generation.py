@@ -20,7 +20,7 @@ from mambacore.state import map_state
 if TYPE_CHECKING:
     from mambacore.models.causal import CausalLanguageModel
 
-# Tokens between two looks at whether every row has ended; and random numbers drawn at once.
+# Tokens between two checks of whether every row has ended.
 TOKENS_AT_ONCE = 256
 # Making a program copies all weights, which pays from this many tokens on.
 FEWEST_FOR_A_PROGRAM = 16
@@ -35,7 +35,7 @@ class Generated(NamedTuple):
             before temperature, top-k and top-p; 0 after the end of a row.
         lengths: (batch,), how many tokens each row has, `eos` included.
         state: of the model after everything but the last token. To go on, give the last token as the prompt and this
-            state. None where prompts were of unequal lengths and the mixers' states cannot stand side by side.
+            state. None where prompts were of unequal lengths and the mixers' states cannot be stacked.
     """
 
     tokens: Tensor
@@ -187,7 +187,7 @@ def _groups(model: CausalLanguageModel, prompt: Tensor | Sequence[Tensor]) -> li
                 raise InputError(f"prompt {row} must be (length,) tokens, at least one of them")
             by_length.setdefault(tokens.shape[0], []).append(row)
         if not by_length:
-            raise InputError("there is no prompt; give at least one")
+            raise InputError("the list of prompts is empty; give at least one")
         groups = [(rows, torch.stack([prompt[row] for row in rows])) for rows in by_length.values()]
     rows_of_table = model.config.padded_vocabulary_size
     for _, tokens in groups:
@@ -202,7 +202,7 @@ def _groups(model: CausalLanguageModel, prompt: Tensor | Sequence[Tensor]) -> li
 
 
 def _merged(states: list[Any]) -> Any:
-    """One state of all rows, or None where they cannot stand side by side (the keys of attention, say)."""
+    """One state of all rows, or None where they cannot be stacked (the keys of attention, for example)."""
     first = states[0]
     if len(states) == 1 or any(one is None for one in states):
         return first if len(states) == 1 else None

@@ -91,7 +91,7 @@ class LanguageSteps:
 
         def walk(uniforms: Tensor) -> tuple[Tensor, Tensor, Any]:
             nonlocal position
-            drawn, likelihoods = self.program.run(
+            sampled, likelihoods = self.program.run(
                 self.library, memory, tokens, position=position, logits=self.logits, classes=self.classes,
                 uniforms=uniforms.contiguous(), temperature=temperature, top_p=top_p,
             )  # fmt: skip
@@ -100,6 +100,6 @@ class LanguageSteps:
                 self.program.read_state(memory, place, block.mixer)
                 for place, block in zip(self.places, self.blocks, strict=True)
             )
-            return drawn, likelihoods, states
+            return sampled, likelihoods, states
 
         return walk

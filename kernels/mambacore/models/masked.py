@@ -2,7 +2,7 @@
 
 Two kinds: *equivariant* (Caduceus-PS), whose logits of a reverse complement are the reverse complement of its logits,
 exactly and by construction; and the plain one (Caduceus-Ph), trained on both strands, whose logits of both strands are
-averaged afterwards (``conjoined_logits``).
+averaged afterwards (`conjoined_logits`).
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from mambacore.models.causal import EMBEDDING_DEVIATION, padded_size
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLanguageModelConfig:
-    """Everything needed to build a :class:`MaskedLanguageModel`.
+    """Everything needed to build a `MaskedLanguageModel`.
 
     Attributes:
         vocabulary_size: number of tokens.
         model_width: channels between the layers, of one strand.
         layers: number of blocks.
-        complement: for every token the one that faces it on the other strand; padding tokens are their own. Without
+        complement: for every token its partner on the other strand; padding tokens are their own. Without
             it there is no reverse complement.
         equivariant: share parameters between the strands (Caduceus-PS).
         mixer: a name and options, as of `mambacore.layers.BidirectionalMixer`.
-        combination, tied_projections: see ``mambacore.layers.BidirectionalMixer``.
-        exchange_strands: see ``mambacore.layers.EquivariantStack``; for equivariant models only.
-        norm_epsilon, residual_in_float32, tied_head, vocabulary_multiple: as of ``CausalLanguageModelConfig``.
+        combination, tied_projections: see `mambacore.layers.BidirectionalMixer`.
+        exchange_strands: see `mambacore.layers.EquivariantStack`; for equivariant models only.
+        norm_epsilon, residual_in_float32, tied_head, vocabulary_multiple: as of `CausalLanguageModelConfig`.
     """
 
     vocabulary_size: int
@@ -65,7 +65,7 @@ class MaskedLanguageModelConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1 but is {getattr(self, name)}")
         if self.equivariant and self.complement is None:
-            raise InputError("an equivariant model needs complement, the token that faces each one")
+            raise InputError("an equivariant model needs complement, the partner of each token on the other strand")
         if self.exchange_strands and not self.equivariant:
             raise InputError("exchange_strands is for equivariant models, others have one strand; leave it out")
 
@@ -78,10 +78,10 @@ class MaskedLanguageModelConfig:
 class MaskedLanguageModel(nn.Module):
     """Logits of the token at every position, read from everything before and after it.
 
-    It has no state, since nothing about it is causal: give it whole sequences.
+    It is not causal, so it has no state: give it whole sequences.
 
     Args:
-        config: see :class:`MaskedLanguageModelConfig`.
+        config: see `MaskedLanguageModelConfig`.
 
     Raises:
         InputError: an option that the mixer does not have, or a complement that is not its own inverse.
@@ -103,7 +103,7 @@ class MaskedLanguageModel(nn.Module):
         self.embedding: nn.Embedding | EquivariantEmbedding
         self.head: nn.Linear | None = None if config.tied_head else nn.Linear(width, rows, bias=False)
         if config.equivariant:
-            assert config.complement is not None  # the configuration has made sure
+            assert config.complement is not None  # checked by the configuration
             self.embedding = EquivariantEmbedding(rows, width, config.complement)
             self.stack: BidirectionalStack = EquivariantStack(
                 width, config.layers, **options, exchange_strands=config.exchange_strands
@@ -132,13 +132,13 @@ class MaskedLanguageModel(nn.Module):
     def forward(self, tokens: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
         """Logits (batch, length, padded_vocabulary_size) of tokens (batch, length).
 
-        ``sequence_starts`` (batch, length), boolean, is True where a new record begins (``mambacore.packing``); padding
+        `sequence_starts` (batch, length), boolean, is True where a new record begins (`mambacore.packing`); padding
         is a record of its own. Nothing crosses from one record to another, in either direction.
         """
         return self.logits(self.hidden(tokens, sequence_starts))
 
     def hidden(self, tokens: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
-        """What the head reads: (batch, length, model_width), or two strands of that when equivariant."""
+        """The input of the head: (batch, length, model_width), or two strands of that when equivariant."""
         return self.stack(self.embedding(tokens), sequence_starts)
 
     def logits(self, hidden: Tensor) -> Tensor:

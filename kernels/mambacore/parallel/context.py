@@ -1,4 +1,4 @@
-"""Who holds which stretch of the sequence, and the ``with`` block that tells the layers so."""
+"""Which rank holds which stretch of the sequence, and the `with` block that makes it known to the layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mambacore.errors import InputError
 
 _active: ContextVar[RankGroup | None] = ContextVar("mambacore_ranks", default=None)
 
-# How many blocks are open in any thread. The compiler can guard a whole number but cannot read a context variable, so
+# How many blocks are open in any thread. The compiler can guard an integer but cannot read a context variable, so
 # that outside of all blocks, where the number is 0, layers compile without a break.
 _open_blocks = 0
 _counting = threading.Lock()
@@ -28,7 +28,7 @@ _counting = threading.Lock()
 
 @dataclass
 class RankGroup:
-    """The processes that share a sequence, in the order of their stretches, as one of them sees it.
+    """The processes that share a sequence, in the order of their stretches, from the view of one of them.
 
     Attributes:
         group: the process group; its rank r holds the r-th stretch.
@@ -50,7 +50,7 @@ class RankGroup:
         return self.rank == self.order(reverse)[0]
 
     def agree(self, message: Tensor) -> None:
-        """Before the first exchange, compare what the ranks are about to do: a collective of unequal ones would hang.
+        """Before the first exchange, compare its size on all ranks: a collective of unequal messages would hang.
 
         Raises:
             InputError: on every rank, if messages differ in size or only some ranks want gradients.
@@ -77,7 +77,7 @@ def ranks_of(group: distributed.ProcessGroup | None = None) -> RankGroup | None:
     """The ranks of a process group; None when there is but one process, which needs no exchange.
 
     Args:
-        group: the process group. None means that of the ``context_parallel`` block around the call or, outside of one,
+        group: the process group. None means that of the `context_parallel` block around the call or, outside of one,
             all processes, if torch.distributed is initialised.
 
     Raises:
@@ -95,7 +95,7 @@ def ranks_of(group: distributed.ProcessGroup | None = None) -> RankGroup | None:
 
 
 def active_ranks() -> RankGroup | None:
-    """The ranks of the ``context_parallel`` block around the call; None outside of one, or with a single process."""
+    """The ranks of the `context_parallel` block around the call; None outside of one, or with a single process."""
     return _active.get() if _open_blocks else None
 
 
@@ -109,12 +109,12 @@ def context_parallel(group: distributed.ProcessGroup | None = None) -> Iterator[
     ignored elsewhere, so what one call returns can go into the next on every rank.
 
     A state's way through a stretch is an affine map, so ranks exchange one such map per layer, forward and backward
-    (``mambacore.parallel.exchange``). All exchanges are collective: every rank makes the same calls in the same order,
+    (`mambacore.parallel.exchange`). All exchanges are collective: every rank makes the same calls in the same order,
     and calls backward, inside or outside the block, on something that comes from its outputs, even from empty ones.
     Activation checkpointing computes again in backward and therefore needs backward inside the block, on the CPU.
 
     Gradients are those of the sum over the ranks of what each calls backward on: see
-    :func:`mambacore.parallel.part_of_mean` for losses and :func:`mambacore.parallel.sum_gradients` for parameters.
+    `mambacore.parallel.part_of_mean` for losses and `mambacore.parallel.sum_gradients` for parameters.
 
     With one process, initialised or not, the block changes nothing.
 
@@ -139,9 +139,9 @@ def context_parallel(group: distributed.ProcessGroup | None = None) -> Iterator[
 
 
 def stretch_of(length: int, rank: int, count: int) -> slice:
-    """The positions of rank ``rank`` of ``count``: stretches in order that differ by one position at most.
+    """The positions of rank `rank` of `count`: stretches in order that differ by one position at most.
 
-    ``sequence[:, stretch_of(sequence.shape[1], rank, count)]`` is what that rank is given.
+    `sequence[:, stretch_of(sequence.shape[1], rank, count)]` is what that rank is given.
 
     Raises:
         ValueError: a negative length, or a rank that is not in [0, count).

@@ -1,6 +1,6 @@
-"""What ranks tell each other so that a state passes through all stretches of a sequence as through one.
+"""The exchange between ranks that passes a state through all stretches of a sequence as through one.
 
-The way of a state through a stretch is an affine map: of a scan's state, ``total decay * state + state from zero`` (the
+The way of a state through a stretch is an affine map: of a scan's state, `total decay * state + state from zero` (the
 composition that a parallel scan rests on: Blelloch, "Prefix sums and their applications", 1990, section 1.4.1); of a
 convolution's history, a shift by the stretch's length plus its last inputs. Every rank gathers the maps of all, which
 are small, and applies those before it in order.
@@ -27,7 +27,7 @@ from mambacore.parallel.context import RankGroup, active_ranks
 class _Gather(torch.autograd.Function):
     """All ranks' messages, (count, numbers). The gradient of one's own is the sum of all ranks' gradients of it.
 
-    ``anchor`` wants a gradient, so that backward passes here on every rank, whatever the message depends on.
+    `anchor` wants a gradient, so that backward passes here on every rank, whatever the message depends on.
     """
 
     @staticmethod
@@ -61,7 +61,7 @@ def gather_over_ranks(ranks: RankGroup, *tensors: Tensor) -> list[Tensor]:
         tensors: of one dtype, or of the complex numbers over it; their shapes are the same on all ranks.
 
     Returns:
-        For each tensor (count, *shape). Differentiable, unless they are whole numbers.
+        For each tensor (count, *shape). Differentiable, unless they are integers.
 
     Raises:
         InputError: ranks that are about to exchange different things (checked at the first exchange of a block).
@@ -120,8 +120,8 @@ def state_over_ranks(
         ranks: who takes part.
         total_decay: what is left of a state after this rank's stretch: 1 of an empty one, 0 if a record starts in it.
             Any shape that broadcasts to that of a state.
-        stretch_state: the state after this rank's stretch: from ``initial_state`` where the sequence is entered
-            (:meth:`RankGroup.is_first`), from zero elsewhere. Real or complex, as ``total_decay``.
+        stretch_state: the state after this rank's stretch: from `initial_state` where the sequence is entered
+            (`RankGroup.is_first`), from zero elsewhere. Real or complex, as `total_decay`.
         initial_state: the state before the whole sequence; None for zero. Counts where the sequence is entered.
         reverse: the recurrence runs from the last position to the first.
 
@@ -141,7 +141,7 @@ def recurrence_over_ranks(
     sequence_starts: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Run a linear recurrence; inside :func:`mambacore.parallel.context_parallel` over the stretches of all ranks.
+    """Run a linear recurrence; inside `mambacore.parallel.context_parallel` over the stretches of all ranks.
 
     Args:
         run: from the state before this process's positions (None for zero) to outputs and the state after them.
@@ -221,7 +221,7 @@ def history_over_ranks(
     initial = torch.zeros_like(left_behind) if initial_history is None else initial_history.to(left_behind.dtype)
     if ranks.is_first(reverse):
         left_behind = left_behind + _shifted(initial, shift)
-    # Whole numbers up to the width of a kernel are exact in the message's dtype.
+    # Integers up to the width of a kernel are exact in the message's dtype.
     histories, shifts = gather_over_ranks(ranks, left_behind, shift.to(left_behind.dtype))
     incoming, outgoing = _hand_on(
         ranks, reverse, initial, histories, lambda rank, history: _shifted(history, shifts[rank].long())
@@ -262,7 +262,7 @@ def _of_last_record(sequence_starts: Tensor, count: int, reverse: bool) -> Tenso
 
 
 def _shifted(history: Tensor, shift: Tensor) -> Tensor:
-    """The history (batch, positions, ...) after ``shift`` (batch,) more positions, which are left zero."""
+    """The history (batch, positions, ...) after `shift` (batch,) more positions, which are left zero."""
     positions = history.shape[1]
     extended = torch.cat([history, torch.zeros_like(history)], dim=1)
     index = torch.arange(positions, device=history.device) + shift.unsqueeze(1)
@@ -275,5 +275,5 @@ def _zero_rows(tensor: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _with_dimensions(flags: Tensor, like: Tensor) -> Tensor:
-    """The same with trailing dimensions of size 1, as many as ``like`` has."""
+    """The same with trailing dimensions of size 1, as many as `like` has."""
     return flags.reshape(*flags.shape, *[1] * (like.dim() - flags.dim()))

@@ -1,4 +1,4 @@
-"""The core's operators over a sequence that may lie on several ranks; outside of ``context_parallel``, as they are."""
+"""The core's operators over a sequence that may lie on several ranks; outside of `context_parallel`, as they are."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def convolution_over_ranks(
     reverse: bool = False,
     sequence_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`mambacore.causal_convolution` of this rank's stretch: outputs, and the whole sequence's final state.
+    """`mambacore.causal_convolution` of this rank's stretch: outputs, and the whole sequence's final state.
 
-    Arguments and errors are those of the operator; ``initial_state`` is that before the whole sequence.
+    Arguments and errors are those of the operator; `initial_state` is that before the whole sequence.
     """
     ranks = active_ranks()
     convolution = functools.partial(
@@ -56,9 +56,9 @@ def scan_over_ranks(
     reverse: bool = False,
     sequence_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`mambacore.selective_scan` of this rank's stretch: outputs, and the whole sequence's final state.
+    """`mambacore.selective_scan` of this rank's stretch: outputs, and the whole sequence's final state.
 
-    Arguments and errors are those of the operator; ``initial_state`` is that before the whole sequence. Over several
+    Arguments and errors are those of the operator; `initial_state` is that before the whole sequence. Over several
     ranks the scan runs twice, forward and backward: once for the state that a rank hands on, once for the outputs.
     """
 

@@ -15,7 +15,7 @@ def part_of_mean(
 ) -> Tensor:
     """This rank's part of the mean over the values of all ranks: the parts add up to it.
 
-    Call backward on the part. For a loss per position, ``values`` are those of this rank's stretch. For a loss that all
+    Call backward on the part. For a loss per position, `values` are those of this rank's stretch. For a loss that all
     ranks compute alike, such as that of a pooled result, it is what all of them have, of which each part is its share.
 
     Args:

@@ -197,7 +197,7 @@ def test_a_damaged_configuration_is_named(tmp_path, change, expected):
         ({"output_context_widths": [4]}, "tied_head to false"),
         ({"context_widths": [14]}, "cannot be tabulated"),
         ({"context_widths": [0]}, "cannot be tabulated"),
-        ({"context_widths": [2], "context_symbols": [14, 4]}, "no two or more tokens among 16"),
+        ({"context_widths": [2], "context_symbols": [14, 4]}, "not two or more tokens among 16"),
     ],
 )
 def test_contexts_that_cannot_be_are_named(settings, expected):

@@ -58,7 +58,7 @@ def test_a_hybrid_is_a_list_and_options_go_with_the_name():
         ("mamba", "there is no mixer 'mamba'; choose attention"),
         (["selective"], "mixer lists 1 mixers but layers is 2"),
         ({"name": "gru", "states": 3}, "the mixer 'gru' has no option 'states'"),
-        ([3, "gru"], "3 is no mixer"),
+        ([3, "gru"], "3 is not a mixer"),
     ],
 )
 def test_mistakes_are_named(mixer, message):

@@ -169,7 +169,7 @@ def test_a_row_ends_at_its_eos(count):
         ({"prompt": tokens().float()}, "which are integers"),
         ({"prompt": tokens() + 16}, "the model has those from 0 to 15"),
         ({"prompt": tokens() - 13}, "the model has those from 0 to 15"),
-        ({"prompt": []}, "there is no prompt"),
+        ({"prompt": []}, "the list of prompts is empty"),
         ({"prompt": [tokens()]}, "prompt 0 must be"),
         ({"prompt": [tokens()[0], tokens()[0, :0]]}, "prompt 1 must be"),
         ({"prompt": [tokens()[0], tokens()[0, :3]], "state": ()}, "prompts of one length"),
