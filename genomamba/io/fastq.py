@@ -113,14 +113,12 @@ def parse_fastq(blocks: Iterable[bytes], label: str) -> Iterator[FastqText]:
 
 
 def _look_at_start(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """The first bytes that are no blanks, and the blocks from the start on."""
-    seen: list[bytes] = []
+    """The first bytes that are not blanks, and the blocks from these on."""
     for block in blocks:
-        seen.append(block)
         stripped = block.lstrip(BLANKS)
         if stripped:
-            return stripped, itertools.chain(seen, blocks)
-    return b"", iter(seen)
+            return stripped, itertools.chain([stripped], blocks)
+    return b"", iter(())
 
 
 def _lines(blocks: Iterable[bytes], label: str) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from genomamba.classification.evidence import RecordEvidence
 from genomamba.classification.records import Classification, Group, RecordClassifier
-from genomamba.io.fasta import STANDARD_INPUT
+from genomamba.io.compression import STANDARD_INPUT
 from genomamba.io.fastq import read_record_texts
 from mambacore.errors import InputError
 
