@@ -17,6 +17,8 @@ from typing import Any
 INTERFACE_VERSION = 9
 OK, OUT_OF_MEMORY = 0, 1  # MambacoreStatus
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
+# Another build of the library, by its path: the one with sanitizers, say.
+LIBRARY_VARIABLE = "MAMBACORE_NATIVE_LIBRARY"
 
 _FILE_NAME = "libmambacore_native.dylib" if sys.platform == "darwin" else "libmambacore_native.so"
 
@@ -135,6 +137,7 @@ class Generation(ctypes.Structure):
         *_fields(ctypes.c_int32, "element threads"),
         *_fields(ctypes.c_double, "temperature top_p"),
         *_fields(ctypes.c_void_p, "operations memory tokens uniforms given drawn log_likelihoods"),
+        ("weight_element", ctypes.c_int64),
     )
 
 
@@ -283,7 +286,18 @@ def process_team() -> ctypes.c_void_p | None:
 
 
 def library_path() -> Path | None:
-    """The library's file, or None when the package was installed without one."""
+    """The library's file, or None when the package was installed without one.
+
+    Raises:
+        ImportError: the variable that names another build names a file that is not there.
+    """
+    named = os.environ.get(LIBRARY_VARIABLE)
+    if named:
+        if not Path(named).is_file():
+            raise ImportError(
+                f"{LIBRARY_VARIABLE} names {named}, which is not a file; unset it or build the library there"
+            )
+        return Path(named)
     for folder in importlib.resources.files("mambacore"), *_editable_folders():
         path = Path(str(folder / _FILE_NAME))
         if path.is_file():

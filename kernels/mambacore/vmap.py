@@ -1,15 +1,21 @@
-"""Registered operators under `torch.func.vmap`: the item after the other, since each has a batch of its own."""
+"""Registered operators under `torch.func.vmap`: one item after the other, since each has a batch of its own."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch.library import CustomOpDef
+from torch._ops import OpOverload
+from torch.library import CustomOpDef, Library
 
 
-def vmap_by_loop(operator: CustomOpDef) -> None:
-    """Let an operator be mapped by `torch.func.vmap`: it is called for every item and the results are stacked."""
+def vmap_by_loop(operator: CustomOpDef | OpOverload, library: Library | None = None) -> None:
+    """Let an operator be mapped by `torch.func.vmap`: it is called for every item and the results are stacked.
+
+    Args:
+        operator: takes tensors and plain values, returns a tensor or several.
+        library: what defined it, if that was not `torch.library.custom_op`.
+    """
 
     def over_items(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         items = [
@@ -25,4 +31,4 @@ def vmap_by_loop(operator: CustomOpDef) -> None:
             return torch.stack(items), 0
         return tuple(torch.stack(parts) for parts in zip(*items, strict=True)), (0,) * len(items[0])
 
-    operator.register_vmap(over_items)
+    torch.library.register_vmap(operator, over_items, lib=library)

@@ -87,8 +87,8 @@ struct MambacoreNorm {
   int64_t segments;                 // stretches of the rows that threads take
 };
 
-// One position of `batch` sequences through a residual selective block, everything in the compute type (float32 or
-// float64). Sizes of tensors: weights (rows, columns) as their linear layers keep them.
+// One position of `batch` sequences through a residual selective block. Parameters, the sequence and the convolution's
+// state are elements; the scan's state is in the compute type. Weights are (outputs, inputs), as linear layers keep them.
 struct MambacoreBlockStep {
   int64_t batch, model_width, inner_width, state_size, kernel_width, step_rank;
   int32_t element, threads;
@@ -118,10 +118,9 @@ enum MambacoreOperationKind : int32_t {
 };
 
 // phase = (position / period) modulo factor; a group is complete when position + 1 is a multiple of period * factor.
-// Weights of linear layers are packed: panels of up to 128 outputs (a multiple of 16, the missing ones zero), each as
-// (inputs, outputs of the panel). Other per-channel numbers are padded with zeros to a multiple of 16 channels, and
-// numbers per state lie as (states, channels): neighbouring channels in neighbouring lanes. Which weight is which, kind
-// by kind, stands in generation_kernel.cpp.
+// Weights of linear layers are (outputs, inputs) of the weight type, and their biases are in the compute type. Other numbers
+// per channel are padded with zeros to a multiple of 16 channels, and numbers per state lie as (states, channels): neighbouring
+// channels in neighbouring lanes. Which weight is which, kind by kind, stands in generation_kernel.cpp.
 struct MambacoreStepOperation {
   int32_t kind, is_complex;
   int64_t source, target, state;  // offsets into the sequence's memory
@@ -143,6 +142,7 @@ struct MambacoreGeneration {
   const int64_t* given;     // (batch, count): tokens to take instead of drawing them; may be null
   int64_t* drawn;           // (batch, count)
   double* log_likelihoods;  // (batch, count): of what was drawn, by the logits as they are
+  int64_t weight_element;   // of linear layers: that of `element`, or bfloat16 beside float32
 };
 
 // A (batch, rows, heads, width) tensor of elements with contiguous widths; rows are positions, each `rank` times.

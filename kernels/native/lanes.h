@@ -88,6 +88,12 @@ template <typename Real> inline Lanes<Real> load(const Real* from, int count) {
   if (count == lane_count<Real>) {
     std::memcpy(&lanes, from, sizeof lanes);
   } else {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Real) == sizeof(float))
+      return reinterpret_cast<Lanes<Real>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from));
+    else
+      return reinterpret_cast<Lanes<Real>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from));
+#endif
     lanes = Lanes<Real>{};
     for (int lane = 0; lane < count; ++lane) lanes[lane] = from[lane];
   }
@@ -95,10 +101,9 @@ template <typename Real> inline Lanes<Real> load(const Real* from, int count) {
 }
 template <typename Real> inline Lanes<Real> load(const BFloat16* from, int count) {
 #if defined(__AVX512F__)
-  if (count == 16) {
-    const __m256i narrow_bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return reinterpret_cast<Lanes<Real>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow_bits), 16));
-  }
+  const __m256i narrow_bits = count == 16 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))
+                                          : _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), from);
+  return reinterpret_cast<Lanes<Real>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow_bits), 16));
 #endif
   Lanes<Real> lanes = Lanes<Real>{};
   for (int lane = 0; lane < count; ++lane) lanes[lane] = widen(from[lane]);
@@ -108,6 +113,13 @@ template <typename Real> inline void store(Real* to, Lanes<Real> lanes, int coun
   if (count == lane_count<Real>) {
     std::memcpy(to, &lanes, sizeof lanes);
   } else {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Real) == sizeof(float)) {
+      return _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<__m512>(lanes));
+    } else {
+      return _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), reinterpret_cast<__m512d>(lanes));
+    }
+#endif
     for (int lane = 0; lane < count; ++lane) to[lane] = lanes[lane];
   }
 }

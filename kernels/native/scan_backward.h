@@ -27,10 +27,10 @@ template <typename Kind> struct Gradients {
   MatrixGradient<Kind> input_matrix, output_matrix;
 };
 
-// Takes `count` states of one unit back over an interval. `boundary` is the state before the interval, in the layout of
-// `history`; `zeros` stands for it where a record begins.
+// Takes `count` states of one unit back over an interval. `boundary` are these states before the interval, in the layout of
+// `history`; `zeros` stands for them where a record begins.
 template <typename Kind, int count, bool any_fixed>
-inline void retreat_states(const Interval<Kind>& interval, int64_t length, int64_t state_size, int64_t first_state,
+inline void retreat_states(const Interval<Kind>& interval, int64_t length, int64_t first_state,
                            const typename Kind::Vector* grad_outputs, const typename Kind::Value* rate,
                            const typename Kind::Value* boundary, const typename Kind::Value* zeros,
                            const typename Kind::Value* history, const Gradients<Kind>& grad) {
@@ -45,8 +45,8 @@ inline void retreat_states(const Interval<Kind>& interval, int64_t length, int64
     const Vector step_now = interval.step[offset], drive_now = interval.drive[offset];
     const Vector grad_read = grad_outputs[offset] * Kind::read_factor;
     const bool begins = interval.resets[offset] != 0;
-    const Value* kept = history + (offset * state_size + first_state) * 2;
-    const Value* before = begins ? zeros : offset > 0 ? kept - state_size * 2 : boundary + first_state * 2;
+    const Value* kept = history + offset * count * 2;
+    const Value* before = begins ? zeros : offset > 0 ? kept - count * 2 : boundary;
     Value* grad_into = grad.input_matrix.sums + offset * grad.input_matrix.stride + first_state;
     Value* grad_out_of = grad.output_matrix.sums + offset * grad.output_matrix.stride + first_state;
     Vector step_sum = grad.step[offset], drive_sum = grad.drive[offset];
@@ -110,10 +110,12 @@ template <typename Kind> void backward_task(const Task<Kind>& task, typename Kin
   const MambacoreScan& scan = task.scan;
   const int64_t size = scan.boundary_interval, states = scan.state_size;
   const Parameters<Kind> parameters(task);
-  Workspace<Kind> workspace(scan, 3);
+  Workspace<Kind> workspace(scan, 4);
   Interval<Kind>& interval = workspace.interval;
   Vector *grad_outputs = workspace.extra, *grad_step = grad_outputs + size, *grad_drive = grad_step + size;
-  Scratch<Value> history(size * states * 2), boundary(states * 2), zeros(states * 2), advanced(states);
+  Vector* gate_slope = grad_drive + size;
+  constexpr int together = Kind::states_at_once;
+  Scratch<Value> history(size * together * 2), boundary(together * 2), zeros(together * 2), advanced(states);
   Scratch<Value> grad_rates(task.units() * states);
   Scratch<Vector> grad_skip(task.units()), grad_bias(task.units());
   // One for each position of an interval and state, or for each unit and state of a fixed matrix.
@@ -136,27 +138,15 @@ template <typename Kind> void backward_task(const Task<Kind>& task, typename Kin
       interval.read(task, index, unit);
       parameters.take_fixed(interval, unit);
       task.recall(index, unit, advanced.data());
-      for (int64_t state = 0; state < states; ++state) boundary[state * 2] = advanced[state];
-
-      // Again forward through the interval, this time keeping states and decays in the cache.
-      if (scan.gate.data != nullptr) {
-        for (int64_t offset = 0; offset < length; ++offset)
-          interval.outputs[offset] = skip_weight * interval.inputs[offset] / Kind::read_factor;
-        advance<Kind, true, true>(interval, length, states, parameters, advanced.data(), history.data(), ahead, unit);
-        for (int64_t offset = 0; offset < length; ++offset) {
-          const int64_t row = task.row(index, offset);
-          const Vector gate = load<Real>(task.at(scan.gate, row, channel), width);
-          const Vector grad_output = load<Real>(task.at(scan.grad_outputs, row, channel), width);
-          const Vector open = sigmoid_lanes<Real>(gate);
-          grad_outputs[offset] = grad_output * gate * open;
-          const Vector grad_gate = grad_output * interval.outputs[offset] * Kind::read_factor * open *
-                                   (Real(1) + gate * (Real(1) - open));
-          store(task.at(scan.grad_gate, row, channel), grad_gate, width);
-        }
-      } else {
-        advance<Kind, false, true>(interval, length, states, parameters, advanced.data(), history.data(), ahead, unit);
-        for (int64_t offset = 0; offset < length; ++offset)
-          grad_outputs[offset] = load<Real>(task.at(scan.grad_outputs, task.row(index, offset), channel), width);
+      const bool gated = scan.gate.data != nullptr;
+      for (int64_t offset = 0; offset < length; ++offset) {
+        const int64_t row = task.row(index, offset);
+        grad_outputs[offset] = load<Real>(task.at(scan.grad_outputs, row, channel), width);
+        if (!gated) continue;
+        const Vector gate = load<Real>(task.at(scan.gate, row, channel), width), open = sigmoid_lanes<Real>(gate);
+        gate_slope[offset] = grad_outputs[offset] * open * (Real(1) + gate * (Real(1) - open)) * Kind::read_factor;
+        grad_outputs[offset] *= gate * open;
+        interval.outputs[offset] = skip_weight * interval.inputs[offset] / Kind::read_factor;
       }
 
       std::fill_n(grad_step, length, Vector{});
@@ -167,13 +157,25 @@ template <typename Kind> void backward_task(const Task<Kind>& task, typename Kin
       const Gradients<Kind> grad{grad_step, grad_drive, carries + unit * states, grad_rates.data() + unit * states,
                                  sums_of(scan.input_matrix, grad_input_matrix),
                                  sums_of(scan.output_matrix, grad_output_matrix)};
+      // A few states at a time go forward through the interval again and then back: theirs is all that has to stay in the
+      // cache between the two.
       with_fixed(parameters.any_fixed, [&](auto any_fixed) {
         for_states<Kind>(states, [&](auto count, int64_t first_state) {
-          retreat_states<Kind, count(), any_fixed()>(interval, length, states, first_state, grad_outputs,
-                                                     parameters.natural(unit), boundary.data(), zeros.data(),
-                                                     history.data(), grad);
+          for (int state = 0; state < count(); ++state) boundary[state * 2] = advanced[first_state + state];
+          const auto go = [&](auto read_out) {
+            advance_states<Kind, count(), read_out(), true, any_fixed()>(interval, length, first_state, parameters.binary(unit),
+                                                                         advanced.data(), history.data(), ahead, unit);
+          };
+          if (gated) go(std::true_type{});
+          else go(std::false_type{});
+          retreat_states<Kind, count(), any_fixed()>(interval, length, first_state, grad_outputs, parameters.natural(unit),
+                                                     boundary.data(), zeros.data(), history.data(), grad);
         });
       });
+      if (gated) {
+        for (int64_t offset = 0; offset < length; ++offset)
+          store(task.at(scan.grad_gate, task.row(index, offset), channel), gate_slope[offset] * interval.outputs[offset], width);
+      }
 
       const Vector bias = task.parameter(scan.step_bias, unit);
       for (int64_t offset = 0; offset < length; ++offset) {

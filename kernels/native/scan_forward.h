@@ -6,10 +6,10 @@
 namespace mambacore {
 namespace MAMBACORE_INSTRUCTION_SET {
 
-// Advances `count` states of one unit over an interval and adds their part of y / read_factor. When `history` is given,
-// keeps every state and every decay for backward: history[(offset * state_size + state) * 2] and the one behind it.
+// Advances `count` states of one unit over an interval and adds their part of y / read_factor. With `keep`, notes every one
+// of these states and its decay for backward: history[(offset * count + index) * 2] and the one behind it.
 template <typename Kind, int count, bool read_out, bool keep, bool any_fixed, typename Prefetch>
-inline void advance_states(const Interval<Kind>& interval, int64_t length, int64_t state_size, int64_t first_state,
+inline void advance_states(const Interval<Kind>& interval, int64_t length, int64_t first_state,
                            const typename Kind::Value* rate, typename Kind::Value* state, typename Kind::Value* history,
                            const Prefetch& ahead, int64_t unit) {
   using Vector = typename Kind::Vector;
@@ -35,7 +35,7 @@ inline void advance_states(const Interval<Kind>& interval, int64_t length, int64
         sum += Kind::real_of_product(held[index], interval.output_matrix.template at<any_fixed>(offset, number));
       }
       if (keep) {
-        Value* kept = history + (offset * state_size + number) * 2;
+        Value* kept = history + (offset * count + index) * 2;
         kept[0] = held[index];
         kept[1] = decay;
       }
@@ -52,13 +52,13 @@ template <typename Function> inline void with_fixed(bool any_fixed, const Functi
 }
 
 // Advances all states of a unit over an interval.
-template <typename Kind, bool read_out, bool keep, typename Prefetch>
+template <typename Kind, bool read_out, typename Prefetch>
 void advance(const Interval<Kind>& interval, int64_t length, int64_t state_size, const Parameters<Kind>& parameters,
-             typename Kind::Value* state, typename Kind::Value* history, const Prefetch& ahead, int64_t unit) {
+             typename Kind::Value* state, const Prefetch& ahead, int64_t unit) {
   with_fixed(parameters.any_fixed, [&](auto any_fixed) {
     for_states<Kind>(state_size, [&](auto count, int64_t first_state) {
-      advance_states<Kind, count(), read_out, keep, any_fixed()>(
-          interval, length, state_size, first_state, parameters.binary(unit), state, history, ahead, unit);
+      advance_states<Kind, count(), read_out, false, any_fixed()>(interval, length, first_state, parameters.binary(unit), state,
+                                                                  nullptr, ahead, unit);
     });
   });
 }
@@ -83,8 +83,7 @@ template <typename Kind> void forward_task(const Task<Kind>& task, typename Kind
       parameters.take_fixed(interval, unit);
       const Vector skip_weight = task.parameter(scan.skip_weight, unit) / Kind::read_factor;
       for (int64_t offset = 0; offset < length; ++offset) interval.outputs[offset] = skip_weight * interval.inputs[offset];
-      advance<Kind, true, false>(interval, length, scan.state_size, parameters, states + unit * scan.state_size, nullptr,
-                                 ahead, unit);
+      advance<Kind, true>(interval, length, scan.state_size, parameters, states + unit * scan.state_size, ahead, unit);
       for (int64_t offset = 0; offset < length; ++offset) {
         const int64_t row = task.row(index, offset);
         Vector output = interval.outputs[offset] * Kind::read_factor;
@@ -115,8 +114,8 @@ bool summarise_forward(const Task<Kind>& task, typename Kind::Value* states, typ
       interval.read(task, index, unit);
       parameters.take_fixed(interval, unit);
       for (int64_t offset = 0; offset < length; ++offset) add_widened<typename Kind::Real>(step_sums[unit], interval.step[offset]);
-      advance<Kind, false, false>(interval, length, scan.state_size, parameters, states + unit * scan.state_size, nullptr,
-                                  NothingAhead{}, unit);
+      advance<Kind, false>(interval, length, scan.state_size, parameters, states + unit * scan.state_size, NothingAhead{},
+                           unit);
     }
   }
   return cut;

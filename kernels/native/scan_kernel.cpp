@@ -95,6 +95,9 @@ template <typename Function> void with_kind(const MambacoreScan& scan, const Fun
   });
 }
 
+// Vectors of channels in a range at most: 256 channels of float32 with AVX-512, 64 KiB for each of the tensors.
+constexpr int64_t units_at_once = 16;
+
 }  // namespace
 
 MambacoreScanPlan plan_scan(const MambacoreScan& scan) {
@@ -102,7 +105,10 @@ MambacoreScanPlan plan_scan(const MambacoreScan& scan) {
   const int64_t rows = scan.batch * scan.groups;
   if (rows == 0) return {1, 1};
   const int64_t units = (scan.channels / scan.groups + lanes - 1) / lanes;
-  const int64_t ranges = std::max<int64_t>(1, std::min(units, (scan.threads + rows - 1) / rows));
+  // What is being worked on and what is asked for meanwhile has to fit into the cache: for every channel of a range an
+  // interval's rows of inputs, steps, gates and outputs, and, backward, of their gradients.
+  const int64_t cached = (units + units_at_once - 1) / units_at_once;
+  const int64_t ranges = std::max(cached, std::min(units, (scan.threads + rows - 1) / rows));
   const int64_t intervals = std::max<int64_t>(1, (scan.length + scan.boundary_interval - 1) / scan.boundary_interval);
   // Splitting the length costs a second walk over it, so it pays from three threads' worth of idle hands.
   const int64_t idle = scan.threads / (rows * ranges);

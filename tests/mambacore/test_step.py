@@ -7,10 +7,10 @@ import torch
 
 from mambacore import use_backend
 from mambacore.layers import ResidualBlock, ResidualStack, SelectiveMixer
-from mambacore.layers.step import step_library
+from mambacore.layers.step import by_operators, parameters_of, selective_step, step_block
 from mambacore.native_library import native_library
 from mambacore.state import state_tensors
-from tolerances import COMPLEX_FLOAT32, FLOAT64, relative_error
+from tolerances import BFLOAT16_LAYERS, COMPLEX_FLOAT32, FLOAT64, relative_error
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="installed without the native library")
 
@@ -24,6 +24,7 @@ OPTIONS = {
     "complex": {"complex_state": True, "state_size": 7},
 }
 DTYPES = {"float64": (torch.float64, FLOAT64), "float32": (torch.float32, COMPLEX_FLOAT32)}
+LIKE_STEP = {**DTYPES, "bfloat16": (torch.bfloat16, BFLOAT16_LAYERS)}
 
 
 def block_of(dtype, **options):
@@ -34,8 +35,8 @@ def block_of(dtype, **options):
     return block.to(dtype)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("batch", [1, 3, 7])
+@pytest.mark.parametrize(("dtype", "tolerance"), LIKE_STEP.values(), ids=LIKE_STEP.keys())
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_steps_equal_the_operators(options, dtype, tolerance, batch):
     block, sequence = block_of(dtype, **options), torch.randn(batch, 9, WIDTH, dtype=dtype)
@@ -43,7 +44,7 @@ def test_steps_equal_the_operators(options, dtype, tolerance, batch):
     for piece in sequence.split(1, dim=1):
         expected, expected_state = block(piece, expected_state)  # with gradients: operator by operator
         with torch.inference_mode():
-            assert step_library(block.norm, block.mixer, piece) is not None
+            assert step_block(block.norm, block.mixer, piece, None) is not None
             found, state = block(piece, state)
         assert relative_error(found, expected) < tolerance
         for one, other in zip(state_tensors(state), state_tensors(expected_state), strict=True):
@@ -70,13 +71,13 @@ def test_a_step_follows_parameters_that_change_or_move():
 @pytest.mark.parametrize("case", ["gradients", "two positions", "a large batch", "another backend", "autocast"])
 def test_other_cases_are_left_to_the_operators(case):
     block = block_of(torch.float32)
-    sequence = torch.randn(64 if case == "a large batch" else 1, 2 if case == "two positions" else 1, WIDTH)
+    sequence = torch.randn(65 if case == "a large batch" else 1, 2 if case == "two positions" else 1, WIDTH)
     with (
         torch.set_grad_enabled(case == "gradients"),
         use_backend("torch" if case == "another backend" else "native"),
         torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"),
     ):
-        assert step_library(block.norm, block.mixer, sequence) is None
+        assert step_block(block.norm, block.mixer, sequence, None) is None
 
 
 def test_many_threads_give_the_same(monkeypatch):
@@ -95,3 +96,69 @@ def test_many_threads_give_the_same(monkeypatch):
     monkeypatch.setattr(SelectiveMixer, "step", lambda *_: None)
     with torch.inference_mode():
         assert relative_error(results[0], stack(sequence)[0]) < COMPLEX_FLOAT32
+
+
+def arguments_of(block, batch, dtype):
+    """All arguments of the operator for a block, states included."""
+    generator = torch.Generator().manual_seed(1)
+    mixer = block.mixer
+    history, inner = mixer.convolution_weight.shape[1] - 1, mixer.inner_width
+    sequence = torch.randn(batch, 1, WIDTH, generator=generator, dtype=torch.float64).to(dtype)
+    convolution = torch.randn(batch, history, inner, generator=generator, dtype=torch.float64).to(dtype)
+    of_scan = torch.complex128 if mixer.complex_state else torch.float64
+    scan = torch.randn(batch, inner, mixer.state_size, generator=generator, dtype=of_scan)
+    if dtype != torch.float64:
+        scan = scan.to(torch.complex64 if mixer.complex_state else torch.float32)
+    return sequence, convolution, scan, block.norm.epsilon, parameters_of(block.norm, block.mixer)
+
+
+def test_a_sequence_is_the_same_in_any_batch_and_on_any_number_of_threads():
+    block, before = block_of(torch.float32), torch.get_num_threads()
+    sequence, convolution, scan, epsilon, parameters = arguments_of(block, 64, torch.float32)
+    with torch.no_grad():
+        expected = selective_step(sequence, convolution, scan, epsilon, parameters)
+        try:
+            for batch, threads in ((1, 1), (2, 3), (5, 1), (7, 2), (33, 3)):
+                torch.set_num_threads(threads)
+                found = selective_step(sequence[:batch], convolution[:batch], scan[:batch], epsilon, parameters)
+                assert all(torch.equal(one, other[:batch]) for one, other in zip(found, expected, strict=True))
+        finally:
+            torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("options", ["odd sizes", "many states, no history", "complex"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_every_instruction_set_equals_the_operators(instruction_set, options, dtype):
+    native = native_library()
+    before = native.instruction_set
+    try:
+        native.use_instruction_set(instruction_set)
+    except ValueError as error:
+        pytest.skip(str(error))
+    try:
+        arguments = arguments_of(block_of(dtype, **OPTIONS[options]), 7, dtype)
+        with torch.no_grad():
+            wide = [tensor.double() if tensor.dtype == torch.bfloat16 else tensor for tensor in arguments[:3]]
+            found = selective_step(*arguments)
+            if dtype == torch.bfloat16:  # what is not rounded after each operator
+                block = block_of(dtype, **OPTIONS[options]).double()
+                wide = [tensor.to(torch.complex128 if tensor.is_complex() else torch.float64) for tensor in wide]
+                expected = by_operators(*wide, block.norm.epsilon, parameters_of(block.norm, block.mixer))
+            else:
+                expected = by_operators(*arguments)
+    finally:
+        native.use_instruction_set(before)
+    tolerance = 2**-8 if dtype == torch.bfloat16 else DTYPES[str(dtype).removeprefix("torch.")][1]
+    for one, other in zip(found, expected, strict=True):
+        assert relative_error(one, other) < tolerance
+
+
+def test_the_operator_passes_opcheck_and_refuses_gradients():
+    sequence, convolution, scan, epsilon, parameters = arguments_of(block_of(torch.float32), 2, torch.float32)
+    detached = [None if parameter is None else parameter.detach() for parameter in parameters]
+    operator = torch.ops.mambacore.selective_step.default
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(operator, (sequence, convolution, scan, epsilon, *detached), test_utils=tests)
+    with pytest.raises(RuntimeError, match="computes no gradients but one of its tensors wants one; call the block"):
+        selective_step(sequence, convolution, scan, epsilon, parameters)

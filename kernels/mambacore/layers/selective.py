@@ -140,14 +140,8 @@ class SelectiveMixer(Mixer):
             self.input_projection, self.selection_projection, self.step_projection, self.output_projection
         ):
             return None
-        library = step.step_library(norm, self, sequence)
-        if library is not None:
-            outputs, *states = step.step_block(library, norm, self, sequence, state)
-        elif step.steps_on_device(sequence):
-            outputs, *states = step.step_on_device(norm, self, sequence, state)
-        else:
-            return None
-        return outputs, SelectiveState(*states)
+        stepped = step.step_block(norm, self, sequence, state)
+        return None if stepped is None else (stepped[0], SelectiveState(*stepped[1:]))
 
     def _takes(self, state: Any, sequence: Tensor) -> bool:
         """Does a state fit a sequence and this mixer, so that a kernel may read it?"""

@@ -1,8 +1,13 @@
-"""One position through a residual selective block in few calls: what generation is made of.
+"""One position through a residual selective block in one operator: what generation is made of.
 
-Operator by operator, PyTorch takes ten times longer to call for a single position than the arithmetic does. On a CPU
-the native library takes the whole block in one call. On a GPU two kernels take all that lies between the projections,
-which stay with PyTorch; the states may be overwritten, so that a captured CUDA graph holds the whole step.
+    inputs, gate = projection(norm(sequence))
+    outputs = sequence + output_projection(scan(silu(convolution(inputs))) * silu(gate))
+
+Operator by operator, PyTorch takes ten times longer to call for a single position than the arithmetic does.
+`mambacore::selective_step` is all of it: on a CPU one call of the native library (kernels/native/selective.h, which
+programs of steps run, too), elsewhere the operators one after the other. On a GPU, blocks go past it: two kernels take
+what lies between the projections, which stay with PyTorch, and states may be overwritten, so that a captured CUDA graph
+holds the whole step.
 """
 
 from __future__ import annotations
@@ -10,91 +15,293 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from mambacore.backends import ELEMENT_TYPES, native_library_for, state_dtype, triton_computes, wanted_backend
+from mambacore.backends import (
+    ELEMENT_TYPES,
+    compute_dtype,
+    native_library_for,
+    state_dtype,
+    triton_computes,
+    wanted_backend,
+)
+from mambacore.contracts import Expected, check_devices, check_sequence, check_shapes
+from mambacore.convolution import causal_convolution
+from mambacore.layers.norm import root_mean_square_norm
 from mambacore.native_library import BlockStep, Library
+from mambacore.scan import selective_scan
+from mambacore.vmap import vmap_by_loop
 
 if TYPE_CHECKING:
     from mambacore.layers.norm import RootMeanSquareNorm
     from mambacore.layers.selective import SelectiveMixer, SelectiveState
 
-# From this many sequences on, matrix products of the whole batch are faster than one sequence after the other.
-FEWEST_FOR_MATRIX_PRODUCTS = 8
-STEP_DTYPES = (torch.float32, torch.float64)
+# Up to so many sequences, which share each weight that is read, one call is faster than products of matrices.
+LARGEST_BATCH = 64
 
 
-class PreparedStep:
-    """A block's parameters as the library wants them, good for as long as the block keeps its parameters in place."""
+class StepParameters(NamedTuple):
+    """The parameters of a block as its modules keep them, all of one dtype."""
 
-    def __init__(self, norm: RootMeanSquareNorm, mixer: SelectiveMixer) -> None:
-        self.parameters = _parameters(norm, mixer)
-        self.pointers = [parameter.data_ptr() for parameter in self.parameters.values()]
-        self.inner_width, self.kernel_width = mixer.convolution_weight.shape
-        self.state_size, self.dtype = mixer.state_size, mixer.convolution_weight.dtype
-        self.state_dtype = self.dtype.to_complex() if mixer.complex_state else self.dtype
-        self.fits = self.dtype in STEP_DTYPES and all(
-            parameter.dtype == self.dtype and parameter.is_contiguous() and parameter.device.type == "cpu"
-            for parameter in self.parameters.values()
-        )
-        self.structure = BlockStep(
-            model_width=norm.weight.shape[0], inner_width=self.inner_width, state_size=self.state_size,
-            kernel_width=self.kernel_width, step_rank=mixer.step_rank,
-            element=ELEMENT_TYPES.get(self.dtype, 0), **dict(zip(self.parameters, self.pointers, strict=True)),
+    norm_weight: Tensor  # (model_width,)
+    input_weight: Tensor  # (2 * inner_width, model_width)
+    input_bias: Tensor | None  # (2 * inner_width,)
+    convolution_weight: Tensor  # (inner_width, kernel_width)
+    convolution_bias: Tensor | None  # (inner_width,)
+    selection_weight: Tensor  # (step_rank + 2 * numbers, inner_width), complex numbers being pairs
+    step_weight: Tensor  # (inner_width, step_rank)
+    step_bias: Tensor  # (inner_width,)
+    log_decay_rate: Tensor  # (inner_width, state_size)
+    frequency: Tensor | None  # (inner_width, state_size); None for a real state
+    skip_weight: Tensor  # (inner_width,)
+    output_weight: Tensor  # (model_width, inner_width)
+    output_bias: Tensor | None  # (model_width,)
+
+    def fitting_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape that each must have, by the sizes of the first of them that has each size."""
+        model_width, inner_width = self.norm_weight.shape[0], self.skip_weight.shape[0]
+        state_size = self.log_decay_rate.shape[-1]
+        numbers, rank = state_size * (1 if self.frequency is None else 2), self.step_weight.shape[-1]
+        return (
+            (model_width,), (2 * inner_width, model_width), (2 * inner_width,),
+            (inner_width, self.convolution_weight.shape[-1]), (inner_width,), (rank + 2 * numbers, inner_width),
+            (inner_width, rank), (inner_width,), (inner_width, state_size), (inner_width, state_size), (inner_width,),
+            (model_width, inner_width), (model_width,),
         )  # fmt: skip
 
-    def still_holds(self, norm: RootMeanSquareNorm, mixer: SelectiveMixer) -> bool:
-        """Whether the block's parameters are the same tensors, at the same place, as when this was prepared."""
-        now = _parameters(norm, mixer)
-        return now.keys() == self.parameters.keys() and self.pointers == [
-            parameter.data_ptr() if parameter is known else None
-            for parameter, known in zip(now.values(), self.parameters.values(), strict=True)
-        ]
+
+_OPTIONAL = ("input_bias", "convolution_bias", "frequency", "output_bias")
+_PARAMETERS_SCHEMA = ", ".join(f"Tensor{'?' if name in _OPTIONAL else ''} {name}" for name in StepParameters._fields)
+_NAME = "mambacore::selective_step"
+# Defined in the dispatcher itself: the wrapper of `torch.library.custom_op` takes longer than a step does.
+_library = torch.library.Library("mambacore", "FRAGMENT")
+_library.define(
+    "selective_step(Tensor sequence, Tensor? convolution_state, Tensor? scan_state, float epsilon, "
+    f"{_PARAMETERS_SCHEMA}) -> (Tensor, Tensor, Tensor)"
+)
 
 
-# Beside the mixers rather than in them, so that these can be copied and sent to other processes.
-_prepared: WeakKeyDictionary[SelectiveMixer, PreparedStep] = WeakKeyDictionary()
+def selective_step(
+    sequence: Tensor,
+    convolution_state: Tensor | None,
+    scan_state: Tensor | None,
+    epsilon: float,
+    parameters: StepParameters,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take one position through a residual selective block, without gradients.
+
+    Args:
+        sequence: (batch, 1, model_width), of the parameters' dtype.
+        convolution_state: (batch, kernel_width - 1, inner_width), the inputs of the convolution before this position;
+            zeros if absent.
+        scan_state: (batch, inner_width, state_size), float32 or float64, or complex numbers of these; zeros if absent.
+        epsilon: of the norm.
+        parameters: of the block.
+
+    Returns:
+        The outputs, of the shape of `sequence`, and the two states after this position.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or tensors on different devices.
+        TypeError: an unsupported dtype, or parameters of several.
+        RuntimeError: gradients are on and one of the tensors wants one.
+    """
+    return torch.ops.mambacore.selective_step.default(sequence, convolution_state, scan_state, epsilon, *parameters)
 
 
-def step_library(norm: RootMeanSquareNorm, mixer: SelectiveMixer, sequence: Tensor) -> Library | None:
-    """The native library when it can take this (batch, 1, model_width) sequence through the block, else None."""
-    if torch.is_grad_enabled() or sequence.shape[1] != 1 or not 0 < sequence.shape[0] < FEWEST_FOR_MATRIX_PRODUCTS:
-        return None
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return None
-    prepared = _prepared.get(mixer)
-    if prepared is None or not prepared.still_holds(norm, mixer):
-        _prepared[mixer] = prepared = PreparedStep(norm, mixer)
-    fits = prepared.fits and sequence.dtype == prepared.dtype and wanted_backend() != "triton"
-    return native_library_for(sequence) if fits else None
+def _step(sequence, convolution_state, scan_state, epsilon, *given):
+    parameters = StepParameters(*given)
+    _check(sequence, convolution_state, scan_state, parameters)
+    library = None if wanted_backend() == "triton" else native_library_for(sequence)
+    arguments = (sequence, convolution_state, scan_state, epsilon, parameters)
+    return by_operators(*arguments) if library is None else _by_library(library, *arguments)
+
+
+def _step_fake(sequence, convolution_state, scan_state, epsilon, *given):
+    parameters = StepParameters(*given)
+    _check(sequence, convolution_state, scan_state, parameters)
+    batch, history = sequence.shape[0], parameters.convolution_weight.shape[1] - 1
+    of_state = state_dtype(sequence.dtype, parameters.frequency is not None)
+    return (
+        sequence.new_empty(sequence.shape),
+        sequence.new_empty(batch, history, parameters.skip_weight.shape[0]),
+        sequence.new_empty(batch, *parameters.log_decay_rate.shape, dtype=of_state),
+    )
+
+
+def _refuse_gradients(*arguments):
+    if torch.is_grad_enabled() and any(
+        isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
+    ):
+        raise RuntimeError(
+            "mambacore::selective_step computes no gradients but one of its tensors wants one; "
+            "call the block itself, whose operators do, or run under torch.no_grad()"
+        )
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.mambacore.selective_step.default(*arguments)
+
+
+_library.impl("selective_step", _step, "CompositeExplicitAutograd")
+_library.impl("selective_step", _refuse_gradients, "Autograd")
+torch.library.register_fake(_NAME, _step_fake, lib=_library)
+vmap_by_loop(torch.ops.mambacore.selective_step.default, _library)
+
+
+def _check(
+    sequence: Tensor, convolution_state: Tensor | None, scan_state: Tensor | None, parameters: StepParameters
+) -> None:
+    """Refuse what does not fit; one comparison when everything does."""
+    wanted = parameters.fitting_shapes()
+    batch, (inner_width, state_size), device = sequence.shape[0], wanted[8], sequence.device
+    of_convolution = (batch, wanted[3][1] - 1, inner_width)
+    of_scan = (batch, inner_width, state_size)
+    if (
+        sequence.shape == (batch, 1, wanted[0][0])
+        and (convolution_state is None or convolution_state.shape == of_convolution)
+        and (scan_state is None or (scan_state.shape == of_scan and scan_state.device == device))
+        and (convolution_state is None or convolution_state.device == device)
+        and all(
+            parameter is None
+            or (parameter.shape == shape and parameter.dtype == sequence.dtype and parameter.device == device)
+            for parameter, shape in zip(parameters, wanted, strict=True)
+        )
+        and sequence.dtype in (*ELEMENT_TYPES, torch.float16)
+        and (scan_state is None or not scan_state.is_complex() or parameters.frequency is not None)
+    ):
+        return
+    named = parameters._asdict()
+    check_sequence("sequence", sequence)
+    check_shapes({"sequence": Expected(sequence, (batch, 1, wanted[0][0]), "give one position of the model's width")},
+                 of="norm_weight")  # fmt: skip
+    remedy = "take the parameters of one block"
+    check_shapes(
+        {name: Expected(named[name], shape, remedy) for name, shape in zip(named, wanted, strict=True)},
+        of="other parameters",
+    )
+    hand_on = "hand on the state of the same batch and block"
+    check_shapes(
+        {
+            "convolution_state": Expected(convolution_state, of_convolution, hand_on),
+            "scan_state": Expected(scan_state, of_scan, hand_on),
+        },
+        of="sequence and parameters",
+    )
+    states = {"convolution_state": convolution_state, "scan_state": scan_state}
+    check_devices(sequence, named | states, of="sequence")
+    for name, parameter in named.items():
+        if parameter is not None and parameter.dtype != sequence.dtype:
+            raise TypeError(
+                f"{name} must have the dtype of the sequence, {sequence.dtype}, but is {parameter.dtype}; "
+                "convert the block or the sequence"
+            )
+    raise TypeError("scan_state is complex but the block has no frequency; hand on the state of the same block")
+
+
+def _by_library(
+    library: Library,
+    sequence: Tensor,
+    convolution_state: Tensor | None,
+    scan_state: Tensor | None,
+    epsilon: float,
+    parameters: StepParameters,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The step in one call of the native library."""
+    batch, _, model_width = sequence.shape
+    inner_width, kernel_width = parameters.convolution_weight.shape
+    step_rank, state_size = parameters.step_weight.shape[1], parameters.log_decay_rate.shape[1]
+    of_state = state_dtype(sequence.dtype, parameters.frequency is not None)
+    sequence = sequence.contiguous()
+    kept = [None if parameter is None else parameter.contiguous() for parameter in parameters]
+    outputs = torch.empty_like(sequence)
+    new_convolution_state = sequence.new_empty(batch, kernel_width - 1, inner_width)
+    new_scan_state = sequence.new_empty(batch, inner_width, state_size, dtype=of_state)
+    before = None if convolution_state is None else convolution_state.to(sequence.dtype).contiguous()
+    held = None if scan_state is None else scan_state.to(of_state).resolve_conj().contiguous()
+    tensors = (*kept, sequence, before, held, outputs, new_convolution_state, new_scan_state)
+    library.block_step(
+        BlockStep(
+            batch, model_width, inner_width, state_size, kernel_width, step_rank, ELEMENT_TYPES[sequence.dtype],
+            torch.get_num_threads(), epsilon, *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
+        )
+    )  # fmt: skip
+    return outputs, new_convolution_state, new_scan_state
+
+
+def by_operators(
+    sequence: Tensor,
+    convolution_state: Tensor | None,
+    scan_state: Tensor | None,
+    epsilon: float,
+    parameters: StepParameters,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The step operator by operator: its definition, and what runs where there is nothing faster."""
+    of = parameters
+    normalised = root_mean_square_norm(sequence, of.norm_weight, epsilon)
+    inputs, gate = F.linear(normalised, of.input_weight, of.input_bias).chunk(2, dim=-1)
+    inputs, new_convolution_state = causal_convolution(
+        inputs, of.convolution_weight, of.convolution_bias, silu=True, initial_state=convolution_state,
+        return_final_state=True,
+    )  # fmt: skip
+    dtype, rank = compute_dtype(sequence.dtype), of.step_weight.shape[1]
+    state_matrix = -torch.exp(of.log_decay_rate.to(dtype))
+    selected = F.linear(inputs, of.selection_weight)
+    input_matrix, output_matrix = selected[..., rank:].to(dtype).chunk(2, dim=-1)
+    if of.frequency is not None:
+        state_matrix = torch.complex(state_matrix, of.frequency.to(dtype))
+        input_matrix, output_matrix = (
+            torch.view_as_complex(matrix.unflatten(-1, (-1, 2)).contiguous())
+            for matrix in (input_matrix, output_matrix)
+        )
+    outputs, new_scan_state = selective_scan(
+        inputs, F.linear(selected[..., :rank], of.step_weight), state_matrix, input_matrix, output_matrix,
+        of.skip_weight, gate, of.step_bias, step_softplus=True, initial_state=scan_state, return_final_state=True,
+    )  # fmt: skip
+    return sequence + F.linear(outputs, of.output_weight, of.output_bias), new_convolution_state, new_scan_state
+
+
+def parameters_of(norm: RootMeanSquareNorm, mixer: SelectiveMixer) -> StepParameters:
+    """The parameters of a block, whose modules are plain (`mambacore.layers.plain_modules`)."""
+    own, come, go = mixer._parameters, mixer.input_projection._parameters, mixer.output_projection._parameters
+    return StepParameters(
+        norm._parameters["weight"], come["weight"], come["bias"], own["convolution_weight"],
+        mixer.convolution_bias, mixer.selection_projection._parameters["weight"],
+        mixer.step_projection._parameters["weight"], own["step_bias"], own["log_decay_rate"], mixer.frequency,
+        own["skip_weight"], go["weight"], go["bias"],
+    )  # type: ignore[arg-type]  # fmt: skip
 
 
 def step_block(
-    library: Library, norm: RootMeanSquareNorm, mixer: SelectiveMixer, sequence: Tensor, state: SelectiveState | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`sequence + mixer(norm(sequence), state)` for a sequence (batch, 1, model_width), without gradients.
+    norm: RootMeanSquareNorm, mixer: SelectiveMixer, sequence: Tensor, state: SelectiveState | None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`sequence + mixer(norm(sequence), state)` for a plain block and a sequence (batch, 1, model_width).
 
     Returns:
-        The outputs, and the states of the convolution and of the scan.
+        The outputs, and the states of the convolution and of the scan; None where the operators are to be called.
     """
-    prepared, batch = _prepared[mixer], sequence.shape[0]
-    sequence, outputs = sequence.contiguous(), torch.empty_like(sequence, memory_format=torch.contiguous_format)
-    convolution_state = sequence.new_empty(batch, prepared.kernel_width - 1, prepared.inner_width)
-    scan_state = sequence.new_empty(batch, prepared.inner_width, prepared.state_size, dtype=prepared.state_dtype)
-    step = BlockStep.from_buffer_copy(prepared.structure)
-    step.batch, step.threads, step.epsilon = batch, torch.get_num_threads(), norm.epsilon
-    step.sequence, step.outputs = sequence.data_ptr(), outputs.data_ptr()
-    step.new_convolution_state, step.new_scan_state = convolution_state.data_ptr(), scan_state.data_ptr()
-    if state is not None:
-        before = state.convolution.to(prepared.dtype).contiguous()
-        held = state.scan.to(prepared.state_dtype).resolve_conj().contiguous()
-        step.convolution_state, step.scan_state = before.data_ptr(), held.data_ptr()
-    library.block_step(step)
-    return outputs, convolution_state, scan_state
+    if steps_on_device(sequence):
+        return step_on_device(norm, mixer, sequence, state)
+    parameters = parameters_of(norm, mixer)
+    if not _steps_in_library(sequence, parameters):
+        return None
+    convolution_state, scan_state = (None, None) if state is None else state
+    return selective_step(sequence, convolution_state, scan_state, norm.epsilon, parameters)
+
+
+def _steps_in_library(sequence: Tensor, parameters: StepParameters) -> bool:
+    """Whether the native library takes this sequence through a block with these parameters."""
+    return (
+        not torch.is_grad_enabled()
+        and sequence.shape[1] == 1
+        and 0 < sequence.shape[0] <= LARGEST_BATCH
+        and not torch.is_autocast_enabled("cpu")
+        and wanted_backend() != "triton"
+        and all(parameter is None or parameter.dtype == sequence.dtype for parameter in parameters)
+        and native_library_for(sequence) is not None
+    )
 
 
 _in_place: ContextVar[bool] = ContextVar("mambacore_states_in_place", default=False)
@@ -160,24 +367,3 @@ def _states(
         )
     before = state.to(dtype).resolve_conj().contiguous()
     return before, before if before is state and _in_place.get() else torch.empty_like(before)
-
-
-def _parameters(norm: RootMeanSquareNorm, mixer: SelectiveMixer) -> dict[str, Tensor]:
-    """The parameters that are there, under the library's names for them."""
-    own, come, go = mixer._parameters, mixer.input_projection._parameters, mixer.output_projection._parameters
-    named = {
-        "norm_weight": norm.weight,
-        "input_weight": come["weight"],
-        "input_bias": come["bias"],
-        "convolution_weight": own["convolution_weight"],
-        "convolution_bias": mixer.convolution_bias,
-        "selection_weight": mixer.selection_projection.weight,
-        "step_weight": mixer.step_projection.weight,
-        "step_bias": own["step_bias"],
-        "log_decay_rate": own["log_decay_rate"],
-        "frequency": mixer.frequency,
-        "skip_weight": own["skip_weight"],
-        "output_weight": go["weight"],
-        "output_bias": go["bias"],
-    }
-    return {name: parameter for name, parameter in named.items() if parameter is not None}

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from mambacore.backends import ELEMENT_TYPES
+from mambacore.backends import ELEMENT_TYPES, compute_dtype
 from mambacore.contracts import Expected, check_devices, check_shapes
 from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.s4d import S4DMixer, S4DState
@@ -23,10 +23,11 @@ from mambacore.layers.stack import ResidualBlock
 from mambacore.native_library import Generation, Library, StepOperation
 
 EMBED, NORM, LINEAR, COPY, ADD, SELECTIVE, S4D, FEED_FORWARD, FOLD, UNFOLD, GROUP = range(11)
-# Numbers that rows are padded to, and outputs in a panel of a packed matrix, as in the kernel.
+# Which weights of an operation are those of linear layers, by their number; the others are numbers per channel.
+MATRICES: Final = {LINEAR: (0,), SELECTIVE: (1, 5, 6, 11), S4D: (8,), FEED_FORWARD: (1, 3)}
+# Numbers that rows are padded to, as in the kernel.
 PADDING: Final = 16
-PANEL_WIDTH: Final = 128
-STEP_DTYPES: Final = (torch.float32, torch.float64)
+STEP_DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def padded(width: int) -> int:
@@ -34,23 +35,11 @@ def padded(width: int) -> int:
     return -(-width // PADDING) * PADDING
 
 
-def packed(weight: Tensor) -> Tensor:
-    """(outputs, inputs) as the kernel wants it: panels of outputs, each (inputs, outputs of the panel), in a row."""
-    filled = weight.new_zeros(padded(weight.shape[0]), weight.shape[1])
-    filled[: weight.shape[0]] = weight
-    return torch.cat([panel.t().reshape(-1) for panel in filled.split(PANEL_WIDTH)])
-
-
 def channels_last(numbers: Tensor) -> Tensor:
     """(channels, ...) with padded channels as the last dimension."""
     filled = numbers.new_zeros(padded(numbers.shape[0]), *numbers.shape[1:])
     filled[: numbers.shape[0]] = numbers
     return filled.movedim(0, -1).contiguous()
-
-
-def halves(numbers: Tensor) -> Tensor:
-    """(2 * channels, ...) with each half padded by itself."""
-    return torch.cat([channels_last(half).movedim(-1, 0) for half in numbers.chunk(2)])
 
 
 def can_step(block: nn.Module) -> bool:
@@ -66,14 +55,15 @@ class StepProgram:
     """Operations in order, and the places of what they work on.
 
     Args:
-        dtype: of everything, float32 or float64.
+        dtype: of the model: float32, float64 or bfloat16. Weights of linear layers are kept in it; everything else, the
+            memory included, is in float32, or float64 for float64.
 
     Attributes:
         memory_size: numbers in the memory of a sequence, so far.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+        self.dtype, self.weight_dtype = compute_dtype(dtype), dtype
         self.memory_size = 0
         self._operations: list[StepOperation] = []
         self._kept: list[Tensor] = []  # what the operations point at
@@ -94,7 +84,13 @@ class StepProgram:
         for number, weight in enumerate(weights):
             if weight is not None:
                 # A copy, also of what has the dtype already: training goes on in place.
-                kept = weight.detach().to(self.dtype, memory_format=torch.contiguous_format, copy=True)
+                dtype = self.weight_dtype if number in MATRICES.get(kind, ()) else self.dtype
+                if torch.promote_types(weight.dtype, dtype) != dtype and number in MATRICES.get(kind, ()):
+                    raise ValueError(
+                        f"a program of {self.weight_dtype} would round a weight of {weight.dtype}; "
+                        "make it of the finest dtype in the model"
+                    )
+                kept = weight.detach().to(dtype, memory_format=torch.contiguous_format, copy=True)
                 self._kept.append(kept)
                 operation.weights[number] = kept.data_ptr()
         self._operations.append(operation)
@@ -107,9 +103,8 @@ class StepProgram:
     @torch.no_grad()
     def linear(self, layer: nn.Linear, source: int, target: int) -> None:
         """target = layer(source)."""
-        bias = None if layer.bias is None else channels_last(layer.bias)
         self.add(
-            LINEAR, [packed(layer.weight), bias], source=source, target=target, width=layer.in_features,
+            LINEAR, [layer.weight, layer.bias], source=source, target=target, width=layer.in_features,
             outputs=layer.out_features,
         )  # fmt: skip
 
@@ -130,8 +125,7 @@ class StepProgram:
     def feed_forward(self, norm: RootMeanSquareNorm, expand: nn.Linear, contract: nn.Linear, target: int) -> None:
         """target += contract(GELU(expand(norm(target))))."""
         weights = [
-            norm.weight, packed(expand.weight), channels_last(expand.bias), packed(contract.weight),
-            channels_last(contract.bias),
+            norm.weight, expand.weight, expand.bias, contract.weight, contract.bias,
         ]  # fmt: skip
         self.add(
             FEED_FORWARD, weights, target=target, width=expand.in_features, inner_width=expand.out_features,
@@ -147,18 +141,18 @@ class StepProgram:
         state = self.place((kernel_width - 1 + mixer.matrix_width) * padded(inner))
         weights = [
             block.norm.weight,
-            packed(halves(come.weight)),
-            None if come.bias is None else halves(come.bias),
+            come.weight,
+            come.bias,
             channels_last(mixer.convolution_weight),
             None if mixer.convolution_bias is None else channels_last(mixer.convolution_bias),
-            packed(mixer.selection_projection.weight),
-            packed(mixer.step_projection.weight),
-            channels_last(mixer.step_bias),
+            mixer.selection_projection.weight,
+            mixer.step_projection.weight,
+            mixer.step_bias,
             channels_last(state_matrix.real / torch.log(torch.tensor(2.0, dtype=torch.float64))),
             channels_last(turns) if mixer.complex_state else None,
             channels_last(mixer.skip_weight),
-            packed(go.weight),
-            None if go.bias is None else channels_last(go.bias),
+            go.weight,
+            go.bias,
         ]
         self.add(
             SELECTIVE, weights, target=target, state=state, width=come.in_features, inner_width=inner,
@@ -181,8 +175,7 @@ class StepProgram:
             matrices += [channels_last(matrix.real), channels_last(matrix.imag) if matrix.is_complex() else None]
         projection = mixer.output_projection
         weights = [
-            block.norm.weight, *matrices, channels_last(mixer.skip_weight), packed(halves(projection.weight)),
-            halves(projection.bias),
+            block.norm.weight, *matrices, channels_last(mixer.skip_weight), projection.weight, projection.bias,
         ]  # fmt: skip
         self.add(
             S4D, weights, target=target, state=state, width=width, state_size=mixer.state_size,
@@ -260,6 +253,7 @@ class StepProgram:
                 operations=ctypes.addressof(operations), memory=memory.data_ptr(), tokens=tokens.data_ptr(),
                 uniforms=like.data_ptr() if given is None else None, given=None if given is None else like.data_ptr(),
                 drawn=drawn.data_ptr(), log_likelihoods=log_likelihoods.data_ptr(),
+                weight_element=ELEMENT_TYPES[self.weight_dtype],
             )
         )  # fmt: skip
         return drawn, log_likelihoods
