@@ -78,6 +78,9 @@ BLOCKS: Final[Mapping[str, Callable[[], StageConfig]]] = {
 
 OUTER_BLOCKS: Final = ("mamba", "s4")
 CENTRE_BLOCKS: Final = ("mamba", "s4", "attention")
+
+LATER_BLOCKS: Final = ("mamba2", "mamba3")
+"""Mixers that are younger than the papers, for any depth of the ablation's model."""
 ABLATION: Final = "sc09"
 """The name of the ablation's family, whose `outer` and `centre` blocks are chosen."""
 
@@ -126,20 +129,27 @@ ARCHITECTURES: Final[Mapping[str, PublishedArchitecture]] = {
 }
 
 
+def _block(name: str) -> StageConfig:
+    return StageConfig(SASHIMI_LAYERS, name) if name in LATER_BLOCKS else BLOCKS[name]()
+
+
 def architecture(name: str, outer: str | None = None, centre: str | None = None) -> WaveformModelConfig:
     """The configuration of a published model.
 
     Args:
         name: one of `ARCHITECTURES`, or `sc09`, the family of the ablation (Gu & Dao, arXiv 2312.00752, table 5).
-        outer, centre: of `sc09`: blocks of the outer two depths and of the centre; Mamba's unless given.
+        outer, centre: of `sc09`: blocks of the outer two depths and of the centre; Mamba's unless given. Those of
+            LATER_BLOCKS are not of the paper.
 
     Raises:
         InputError: an unknown name, or blocks that the architecture does not take.
     """
     if name == ABLATION:
         for key, value, known in (("outer", outer, OUTER_BLOCKS), ("centre", centre, CENTRE_BLOCKS)):
-            if value is not None and value not in known:
-                raise InputError(f"model.{key} is {value!r}; choose {', '.join(known)}")
+            if value is not None and value not in (*known, *LATER_BLOCKS):
+                raise InputError(f"model.{key} is {value!r}; choose {', '.join((*known, *LATER_BLOCKS))}")
+        if outer in LATER_BLOCKS or centre in LATER_BLOCKS:
+            return _stages(_block(outer or "mamba"), _block(centre or "mamba"))
         return ARCHITECTURES[f"{ABLATION}-{outer or 'mamba'}-{centre or 'mamba'}"].config
     if outer is not None or centre is not None:
         raise InputError(

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from caduceus_equations import write_checkpoint
-from foreign_checkpoints import causal, change_config, problem_with, shaken, tokens, transformers
+from foreign_checkpoints import causal, change_config, masked, problem_with, shaken, tokens, transformers
 from mambacore.checkpoints import load, recognise, save_caduceus, save_mamba_ssm, save_transformers
 from mambacore.errors import InputError
 from tolerances import FLOAT32, relative_error
@@ -177,8 +177,9 @@ def test_models_that_have_no_foreign_form_are_refused(tmp_path):
         ((MAMBA3 | {"trapezoidal": False},), save_mamba_ssm, "always has the trapezoidal rule"),
         ((MAMBA2 | {"norm_epsilon": 1e-3},), save_transformers, "one epsilon for all norms"),
         ((MAMBA2, MAMBA2 | {"groups": 1}), save_mamba_ssm, "differ"),
-        ((MAMBA2,), save_caduceus, "a CausalLanguageModel"),
     ]:
         with pytest.raises(InputError, match=part):
             save(causal(mixers=mixers), tmp_path / "folder")
+    with pytest.raises(InputError, match="selective mixers"):
+        save_caduceus(masked(mixer=MAMBA2), tmp_path / "folder")
     assert not any(tmp_path.iterdir())

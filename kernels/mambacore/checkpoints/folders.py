@@ -163,7 +163,7 @@ def save_caduceus(model: MaskedLanguageModel, folder: Path | str) -> None:
             "it cannot be saved in that format."
         )
     settings = {field: getattr(config, field) for field in FAMILIES["caduceus"].keys if hasattr(config, field)}
-    mixers = [part for part in model.stack.modules() if isinstance(part, SelectiveMixer)]
+    mixers = [part for part in model.stack.modules() if isinstance(part, Mixer)]
     settings |= _mixer_settings(mixers, "Caduceus")
     settings["complement"] = None if model.complement is None else model.complement.tolist()
     # The fused kernel is where the published models exchange the strands; one strand has nothing to exchange.

@@ -79,7 +79,7 @@ class Mamba3Mixer(Mixer):
         head_width: inner channels of a head (the paper's P); 64, or what divides the inner channels, when None.
         expansion: inner channels per model channel.
         groups: how many input and output matrices the heads share among them.
-        rotated_share: share of the states that rotate; 0 for a real state.
+        rotated_share: share of the states that rotate, at least one pair; 0 for a real state.
         trapezoidal: the rule above; else Euler's, where t is 1 and the last position does not count.
         rank: vectors k, q and v per position (the paper's MIMO with R of them); v is scaled by a learned weight for
             each, and outputs are summed with another.
@@ -87,7 +87,7 @@ class Mamba3Mixer(Mixer):
 
     Raises:
         ValueError: heads that do not divide the inner channels, groups that do not divide the heads, a share outside
-            0 to 1 or one that rotates no pair of states, or a rank below 1.
+            0 to 1, an odd number of states of which some rotate, or a rank below 1.
     """
 
     name = "mamba3"
@@ -111,12 +111,12 @@ class Mamba3Mixer(Mixer):
         self.head_width = head_width_for(self.inner_width, head_width)
         self.heads = self.inner_width // self.head_width
         check_groups(self.heads, groups)
-        self.angles = int(state_size * rotated_share) // 2
-        if not 0 <= rotated_share <= 1 or (rotated_share > 0 and (self.angles < 1 or state_size % 2)):
+        if not 0 <= rotated_share <= 1 or (rotated_share > 0 and state_size % 2):
             raise ValueError(
-                f"a share of {rotated_share} of {state_size} states cannot rotate in pairs; choose an even number of "
-                "states and a share from 0 to 1 of two or more of them, or 0"
+                f"a share of {rotated_share} of {state_size} states cannot rotate in pairs; choose a share from 0 to 1 "
+                "and an even number of states, or the share 0"
             )
+        self.angles = max(1, int(state_size * rotated_share) // 2) if rotated_share > 0 else 0
         if rank < 1:
             raise ValueError(f"rank must be at least 1 but is {rank}")
         self.state_size, self.groups, self.rank = state_size, groups, rank

@@ -52,7 +52,8 @@ class _Arguments:
         rank = rows // length
         self.scan = Ssd(
             batch=batch, length=length, heads=heads, groups=groups, head_width=head_width, state_size=state_size,
-            rank=rank, chunk=min(chunk_positions(rank), length), ranges=head_ranges(batch * groups, heads // groups, threads),
+            rank=rank, chunk=min(chunk_positions(rank), length),
+            ranges=head_ranges(batch * groups, heads // groups, threads),
             element=ELEMENT_TYPES[inputs.dtype], reverse=reverse, threads=threads,
             **dict(zip(("inputs", "input_matrix", "output_matrix"), map(as_heads, self.sequences), strict=True)),
             **dict(

@@ -16,7 +16,7 @@ from mambapipelines.training.recipe import TrainingRecipe
 
 _MIXER_OPTIONS: Final = ("state_size", "kernel_width", "expansion", "step_rank")
 _ONLY_OF: Final = {
-    "causal": ("mixer", "context_widths", "output_context_widths"),
+    "causal": ("context_widths", "output_context_widths"),
     "masked": ("equivariant", "combination", "tied_projections"),
 }
 
@@ -136,7 +136,10 @@ class PretrainingRecipe(TrainingRecipe):
         shared = {name: settings[name] for name in _MIXER_OPTIONS}
         common = {"model_width": settings["model_width"], "tied_head": settings["tied_head"]}
         if self.objective == "masked":
-            own = {"layers": settings["layers"], "mixer": shared}
+            if not isinstance(settings["mixer"], str | Mapping):
+                raise InputError("a masked model has one mixer for all its layers: give model.mixer a single one.")
+            (mixer,) = layer_descriptions(settings["mixer"], 1, shared)
+            own = {"layers": settings["layers"], "mixer": mixer}
             own |= {name: settings[name] for name in ("equivariant", "combination", "tied_projections")}
             return build_language_model("masked", common | own)
         own = {"mixers": layer_descriptions(settings["mixer"], settings["layers"], shared)}

@@ -92,6 +92,12 @@ def test_configurations_survive_json(name):
     assert parameters_of(again) == PARAMETERS[name][0]
 
 
+def test_the_ablation_takes_mixers_that_are_younger_than_the_paper():
+    config = architecture("sc09", outer="mamba2", centre="mamba3")
+    assert [(stage.layers, stage.mixer) for stage in config.stages] == [(8, "mamba2"), (8, "mamba2"), (8, "mamba3")]
+    assert architecture("sc09", centre="mamba2").stages[0] == architecture("sc09").stages[0]
+
+
 def test_an_unknown_recipe_is_refused():
     with pytest.raises(InputError, match="there is no model 'wavenet'; choose sc09 or mamba-sc09-6m"):
         architecture("wavenet")

@@ -14,6 +14,7 @@ from genomamba.data.reference_set import ReferenceSet, rows_by_chromosome
 from genomamba.letter_policy import LETTER_POLICIES, letter_policy
 from genomamba.models.language_model import FIRST_BASE_TOKEN, MASK_TOKEN, load_language_model
 from mambacore.errors import InputError
+from mambacore.layers.mixer import Mixer, name_of
 from mambacore.longsequence import backward_in_pieces
 from mambapipelines.cli.genomamba import main as genomamba_cli
 from mambapipelines.language.recipe import MaskingRecipe, PretrainingRecipe
@@ -305,6 +306,15 @@ def test_the_package_brings_the_promised_recipes_and_each_can_be_stored() -> Non
         recipe = load_task_recipe(PretrainingRecipe, name)
         recipe.check()
         assert PretrainingRecipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize("mixer", ["mamba2", "mamba3"])
+@pytest.mark.parametrize("equivariant", [False, True])
+def test_the_mixer_is_one_word_of_a_recipe(mixer: str, equivariant: bool) -> None:
+    strands = [f"model.equivariant={str(equivariant).lower()}", "pretraining.reverse_complement_probability=0"]
+    for changes in ([], [*MASKED, *strands]):
+        model = recipe_of(*changes, f"model.mixer={mixer}").build_model()
+        assert {name_of(part) for part in model.modules() if isinstance(part, Mixer)} == {mixer}
 
 
 @pytest.mark.parametrize(
