@@ -1,0 +1,251 @@
+"""Damaged files for the commands: what a case is, and a child process in which cases run under limits.
+
+A case is a function of (target, index): the same index gives the same files, so that a failure can be repeated with
+`run_case(target, index)`.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HANG_SECONDS = 20.0
+MOST_MEMORY_BYTES = 1_500_000_000
+# Beyond this an allocation fails in the child, before the machine runs out.
+DATA_LIMIT_BYTES = 4_000_000_000
+
+ODD_BYTES = (
+    b"",
+    b"\0",
+    b"\n",
+    b"\r",
+    b"\t",
+    b" ",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"-",
+    b"99999999999999999999",
+    b"nan",
+    b"\x1b[31m",
+)
+ODD_VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    10**9,
+    10**30,
+    0.5,
+    float("1e308"),
+    "",
+    "x",
+    "../../x",
+    [],
+    [1],
+    {},
+    {"name": "x"},
+    [[]],
+    "\u202e",
+)
+
+Files = dict[str, bytes]
+"""Path within the folder of a case -> content."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A command with an input to damage.
+
+    Attributes:
+        name: of the target.
+        wholes: undamaged contents of the input, of which cases are made.
+        command: (path of the damaged input, folder of the case) -> arguments; it may move the input elsewhere.
+        program: `genomamba` or `audiomamba`.
+        words: pieces of the format that damages are made of.
+        file_name: of the input.
+        structured: the input is JSON, whose values are replaced.
+        outputs: names that may not be there after a failure.
+    """
+
+    name: str
+    wholes: Sequence[bytes]
+    command: Callable[[Path, Path], list[str]]
+    program: str = "genomamba"
+    words: Sequence[bytes] = ()
+    file_name: str = "input"
+    structured: bool = False
+    outputs: Sequence[str] = field(default=("out",))
+
+
+def damaged(target: Target, index: int) -> bytes:
+    """The damaged input of a case: a whole one with edits, words in any order, or arbitrary bytes."""
+    chance = random.Random(f"{target.name} {index}")
+    kind = chance.random()
+    words = (*target.words, *ODD_BYTES)
+    if target.structured and kind < 0.6:
+        return json.dumps(_with_odd_values(json.loads(chance.choice(target.wholes)), chance)).encode()
+    if kind < 0.75:
+        data = chance.choice(target.wholes)
+        for _ in range(chance.randint(1, 4)):
+            begin = chance.randint(0, len(data))
+            end = begin + chance.choice((0, 0, 1, 2, 8, 64))
+            data = (
+                data[:begin]
+                + chance.choice((chance.choice(words), chance.randbytes(chance.randint(1, 6))))
+                + data[end:]
+            )
+        return data[: chance.randint(0, len(data))] if chance.random() < 0.3 else data
+    if kind < 0.9:
+        return b"".join(chance.choice(words) for _ in range(chance.randint(0, 40)))
+    return chance.randbytes(chance.randint(0, 300))
+
+
+def _with_odd_values(document: Any, chance: random.Random) -> Any:
+    """The document with one to three values replaced, removed, or nested deeply."""
+    for _ in range(chance.randint(1, 3)):
+        places = list(_places(document))
+        if not places:
+            return chance.choice(ODD_VALUES)
+        parent, key = chance.choice(places)
+        action = chance.random()
+        if action < 0.15 and isinstance(parent, dict):
+            del parent[key]
+        elif action < 0.2:
+            parent[key] = [[[[[[[[parent[key]]]]]]]]]
+        elif action < 0.3 and isinstance(parent, dict):
+            parent[chance.choice(("x", "", "name", "layers"))] = chance.choice(ODD_VALUES)
+        else:
+            parent[key] = chance.choice(ODD_VALUES)
+    return document
+
+
+def _places(document: Any) -> Iterable[tuple[Any, Any]]:
+    items = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    for key, value in list(items):
+        yield document, key
+        yield from _places(value)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that did not end as it must."""
+
+    target: str
+    index: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.target}, case {self.index}: {self.what}"
+
+
+def run_cases(module: str, material: Path, name: str, indices: Iterable[int]) -> list[Failure]:
+    """Run cases of a target one after the other in a child process; a new one is started after a failure.
+
+    Fails are: an exception other than the program's own exit, a status that is neither 0 nor 2, output left behind
+    after a failure, more than `HANG_SECONDS`, and more than `MOST_MEMORY_BYTES`.
+
+    Args:
+        module: has a function `targets(material)`, name -> `Target`.
+        material: folder of models and whole files.
+        name: of the target.
+        indices: of the cases.
+    """
+    failures = []
+    context = multiprocessing.get_context("spawn")
+    child: Any = None
+    try:
+        for index in indices:
+            if child is None:
+                here, there = context.Pipe()
+                child = context.Process(target=_serve, args=(there, module, material, name), daemon=True)
+                child.start()
+                there.close()
+                here.recv()  # it has imported everything
+            here.send(index)
+            try:
+                what = here.recv() if here.poll(HANG_SECONDS) else f"more than {HANG_SECONDS:g} seconds"
+            except EOFError:
+                child.join()
+                what = f"the process ended with {child.exitcode}"
+            if what is not None:
+                failures.append(Failure(name, index, what))
+                child.kill()
+                child.join()
+                child = None
+    finally:
+        if child is not None:
+            child.kill()
+            child.join()
+    return failures
+
+
+def _serve(connection: Any, module: str, material: Path, name: str) -> None:
+    """The child: run the case of each index that comes, and answer with what went wrong, or `None`."""
+    target = importlib.import_module(module).targets(material)[name]
+    run_case(target, 0)
+    resource.setrlimit(resource.RLIMIT_DATA, (DATA_LIMIT_BYTES, DATA_LIMIT_BYTES))
+    connection.send(None)
+    while True:
+        try:
+            index = connection.recv()
+        except EOFError:
+            os._exit(0)
+        connection.send(run_case(target, index))
+
+
+def run_case(target: Target, index: int) -> str | None:
+    """Run a case in this process; what went wrong, or `None`."""
+    if target.program == "genomamba":
+        from mambapipelines.cli.genomamba.main import main  # noqa: PLC0415
+    else:
+        from mambapipelines.cli.audiomamba.main import main  # type: ignore[assignment]  # noqa: PLC0415
+    place = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    try:
+        path = place / target.file_name
+        path.write_bytes(damaged(target, index))
+        errors = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(_Discarded()), contextlib.redirect_stderr(errors):
+                status = main(target.command(path, place))
+        except BaseException:
+            return traceback.format_exc(limit=-6)
+        if status not in (0, 2):
+            return f"status {status}"
+        if "Traceback" in errors.getvalue():
+            return errors.getvalue()[-2000:]
+        left = [name for name in target.outputs if (place / name).exists()]
+        if status == 2 and left:
+            return f"{left} left behind after: {errors.getvalue()[-300:]}"
+        peak = _peak_bytes()
+        return f"{peak / 1e9:.2f} GB of memory" if peak > MOST_MEMORY_BYTES else None
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+class _Discarded(io.TextIOWrapper):
+    """Standard output that goes nowhere, text or bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8")
+
+
+def _peak_bytes() -> int:
+    """The largest resident memory since the child began."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
