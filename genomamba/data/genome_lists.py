@@ -89,7 +89,7 @@ def expand_paths(text: str, place: str, folder: str = "") -> tuple[str, ...]:
         counts = range(len(parts), 1, -1)
         taken = next((count for count in counts if os.path.exists(os.path.join(folder, ",".join(parts[:count])))), 1)
         path, parts = ",".join(parts[:taken]), parts[taken:]
-        if not path.strip():
+        if not path.strip() or "\0" in path:
             raise InputError(f"{place} has an empty path: write paths with single commas between them.")
         paths += [path] if path == STANDARD_INPUT else _files_of(os.path.join(folder, path), place)
     return tuple(dict.fromkeys(paths))
