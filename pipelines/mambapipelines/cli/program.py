@@ -1,5 +1,6 @@
 """What both programs share: assembly from a table of commands, exit codes, one-line errors and quiet ends."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -96,6 +97,24 @@ def version_option(program_name: str) -> Any:
     return typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
 
 
+class Notes(logging.Handler):
+    """Shows warnings of the packages as lines on standard error, whichever stream that is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one warning."""
+        from mambacore.safe_text import safe_for_terminal  # noqa: PLC0415
+
+        print(safe_for_terminal(record.getMessage()), file=sys.stderr, flush=True)
+
+
+def show_warnings() -> None:
+    """Let warnings of the packages appear on standard error."""
+    for name in ("mambacore", "genomamba", "audiomamba"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, Notes) for handler in logger.handlers):
+            logger.addHandler(Notes())
+
+
 def run_program(application: Callable[..., Any], program_name: str, arguments: Sequence[str] | None) -> int:
     """Run a command line; returns the exit code.
 
@@ -104,6 +123,7 @@ def run_program(application: Callable[..., Any], program_name: str, arguments: S
         program_name: begins its messages.
         arguments: without the program's name; `None` takes those of the process.
     """
+    show_warnings()
     try:
         application(args=None if arguments is None else list(arguments), prog_name=program_name)
     except ValueError as error:
