@@ -50,6 +50,7 @@ bench: install
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
 	$(BIN)/python kernels/benchmarks/scan.py
 	$(BIN)/python kernels/benchmarks/block.py
+	$(BIN)/python kernels/benchmarks/ssd.py
 	$(BIN)/python kernels/benchmarks/longsequence.py
 	$(BIN)/python pipelines/benchmarks/training_overhead.py
 	$(BIN)/python pipelines/benchmarks/classify.py
