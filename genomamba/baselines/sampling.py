@@ -83,7 +83,7 @@ def set_aside(
     """Set aside whole sequences, about a quarter of each class, in random order.
 
     Sequences of one name are set aside together in all classes, because chromosomes of the same name in two strains
-    or species are mostly homologous: a candidate that learnt one by heart must not be rewarded on the other. A class
+    or species are mostly homologous: a candidate that overfits one must not be rewarded on the other. A class
     whose sequences all have one name (a single bacterial chromosome) has the last quarter of each cut off instead.
 
     Args:

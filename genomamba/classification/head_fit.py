@@ -6,8 +6,8 @@ the solution of a convex problem, found exactly where gradient descent with one 
 They are fitted as the classifier is used, on the mean of both strands. How strongly to regularise is chosen by cross
 validation over the names of training sequences: homologous ones of all classes are left out together.
 
-One number cannot be found that way: how far to trust the likelihood. Its heads have seen all training sequences, those
-left out here too, and foretell them better than new ones. `SEEN_TRUST` makes up for that.
+One number cannot be found that way: the weight of the likelihood. Its heads were trained on all training sequences,
+those left out here too, and predict them better than new ones. `SEEN_TRUST` shrinks the weight accordingly.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ def _input_means(reading: Reading, context_widths: tuple[int, ...]) -> Tensor:
 
 
 def _penalties(model: SpeciesClassifier) -> Tensor:
-    """(inputs,): a part of many inputs learns by heart more easily than one of few, so its weights are held smaller."""
+    """(inputs,): a group of many inputs overfits more easily than one of few, so its weights are penalised more."""
     sizes = _input_sizes(model)
     return torch.cat([torch.full((size,), math.sqrt(size / max(sizes))) for size in sizes])
 

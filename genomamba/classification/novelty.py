@@ -1,12 +1,12 @@
-"""Records of none of the classes: their bases are foretold worse than those of held-out windows of the classes.
+"""Out-of-distribution (OOD) detection: records that are predicted worse than held-out windows of the classes.
 
-A probability compares the classes with each other, and something foreign may be far more like one than like the other.
-The evidence per base of the best class says how well that class foretells the record at all: it is a mean
-log-likelihood in nats. By itself it mostly says how easy a record is to foretell by anybody: foreign DNA with many
-repeats, or of few G and C, passes for own. So the score of a record is its log-likelihood ratio to a background model
-(Ren et al. 2019, "Likelihood ratios for out-of-distribution detection", NeurIPS, equation 2), which here is a Markov
-chain of first order fitted to the record itself: what the model says of the record's neighbouring bases beyond what
-their own frequencies say. Such frequencies are a genomic signature (Karlin & Burge 1995, Trends in Genetics 11:283).
+A probability compares the classes with each other, and an OOD record may resemble one class far more than another. The
+evidence per base of the best class, a mean log-likelihood in nats, says how well that class predicts the record at all.
+By itself it mostly measures how predictable a record is for any model: OOD DNA with many repeats or low GC passes for
+in-distribution. So the score of a record is its log-likelihood ratio to a background model (Ren et al. 2019,
+"Likelihood ratios for out-of-distribution detection", NeurIPS, equation 2), here a first-order Markov chain fitted to
+the record itself: what the model predicts beyond the record's own dinucleotide frequencies, which are a genomic
+signature (Karlin & Burge 1995, Trends in Genetics 11:283).
 
 The distribution of the score on held-out windows of several lengths is kept in the model folder, and a record's
 *p-value* is the share of those windows that are as unlikely as it: a conformal p-value (Bates et al. 2023, "Testing for
@@ -120,8 +120,8 @@ class LikelihoodQuantiles:
         content = calibration.get(KEY, calibration.get(OLDER_KEY))
         if content is None:
             raise InputError(
-                "what is foreign is told by how likely held-out windows are, which this model folder does not say: "
-                "train it again with --holdout, or leave out --unknown-rate and --outsider."
+                "OOD detection needs the likelihoods of held-out windows, which this model folder lacks: train it "
+                "again with --holdout, or leave out --unknown-rate and --ood."
             )
         try:
             quantiles = cls(*(np.array(content[key], dtype=np.float64) for key in cls.__dataclass_fields__))

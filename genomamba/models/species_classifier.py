@@ -35,7 +35,7 @@ REFERENCE_LENGTH_BP = 1024
 # order one nevertheless, as an optimizer expects: without them the first steps throw the logits to the hundreds.
 CLASS_LIKELIHOOD_SCALE = 0.05
 DEVIATION_SCALE = 0.001
-# Thousands of contexts, each with its own free evidence, would learn the training chromosomes by heart.
+# Thousands of contexts, each with its own free evidence, would overfit the training chromosomes.
 CONTEXT_EVIDENCE_DECAY = 20.0
 
 
@@ -57,8 +57,8 @@ class SpeciesClassifierConfig:
         pooling: ``mean`` over the length, or ``last`` position.
         likelihood_weight: weight of the next-base loss beside the classification loss.
         classification_gradient: the share of the classification loss's gradient that reaches the layers. With 1 they
-            learn to tell the training chromosomes' classes apart, if need be by heart; with 0 they learn the language
-            of DNA only, and just the heads learn the classes, which carries over better to unseen chromosomes.
+            learn to classify, and overfit the training chromosomes; with 0 they learn next-base prediction only,
+            and the heads alone learn the classes, which generalises better to unseen chromosomes.
         shortest_window_bp: training also classifies the windows within a window, from this length on, doubling.
     """
 

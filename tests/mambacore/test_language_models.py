@@ -84,7 +84,7 @@ def test_the_vocabulary_is_padded_and_padding_is_never_generated():
         assert model.generate(tokens(), 30, temperature, generator=generator()).tokens.max() < 13
 
 
-def test_greedy_generation_is_what_the_whole_sequence_foretells():
+def test_greedy_generation_is_what_the_whole_sequence_predicts():
     model = causal()
     prompt = tokens(7)
     new = model.generate(prompt, 12, temperature=0).tokens
@@ -146,7 +146,7 @@ def test_bfloat16_parameters_give_nearly_the_same(residual_in_float32):
 @pytest.mark.parametrize("exchange_strands", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("tied_head", [True, False])
-def test_an_equivariant_model_foretells_the_complement_on_the_other_strand(tied_head, layers, exchange_strands):
+def test_an_equivariant_model_predicts_the_complement_on_the_other_strand(tied_head, layers, exchange_strands):
     model = masked(equivariant=True, layers=layers, exchange_strands=exchange_strands, tied_head=tied_head)
     read = tokens(below=6)
     other = model.reverse_complement(read)

@@ -26,7 +26,7 @@ CHANGES = (
 
 
 def write_reference(folder: Path) -> str:
-    """A genome with stretches of N, so that ranks have different numbers of bases to foretell."""
+    """A genome with stretches of N, so that ranks have different numbers of bases to predict."""
     letters = bytearray(predictable_dna(6000, seed=1))
     for start in range(0, 6000, 300):
         letters[start : start + 130] = b"N" * 130

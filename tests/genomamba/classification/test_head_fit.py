@@ -168,7 +168,7 @@ def test_the_likelihood_is_trusted_less_than_fits_sequences_that_its_heads_have_
     windows, _ = head_fit._read(model, stretches, head_fit._folds(stretches, 2, seed=0))
     weights = windows.weights(torch.ones(len(windows.labels), dtype=torch.bool))
     slope = float(model.confidence_slope.detach())
-    # Likelihood that knows the answer, as that of sequences learned by heart does.
+    # A likelihood that knows the answer, as that of memorised sequences does.
     windows.likelihood[:] = torch.nn.functional.one_hot(windows.labels, 2) * 0.001
     windows.likelihood.add_(torch.randn(windows.likelihood.shape) * 0.001)
     free = head_fit._solve(windows, weights, slope, 1000.0)

@@ -92,7 +92,7 @@ def test_repeats_and_reverse_complements_have_the_own_likelihood_of_their_pairs(
     assert np.array_equal(pieces, counts)
     other = pair_counts(COMPLEMENT_IDS[ids[::-1]])
     assert own_likelihood(other) == pytest.approx(own_likelihood(counts))
-    # A fixed successor leaves nothing to foretell; independent uniform letters leave log 4 nats.
+    # A fixed successor leaves nothing to predict; independent uniform letters leave log 4 nats.
     assert own_likelihood(pair_counts(ids[:200])) == pytest.approx(0.0, abs=2e-3)
     assert own_likelihood(np.ones((4, 4), dtype=int)) == pytest.approx(-np.log(4))
     assert own_likelihood(np.zeros((4, 4), dtype=int)) == pytest.approx(-np.log(4))

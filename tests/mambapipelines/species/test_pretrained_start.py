@@ -44,7 +44,7 @@ def options(tmp_path: Path, language_model: LanguageModel) -> SpeciesTrainingOpt
     )  # fmt: skip
 
 
-def test_the_classifier_foretells_what_the_language_model_does(language_model: LanguageModel) -> None:
+def test_the_classifier_predicts_what_the_language_model_does(language_model: LanguageModel) -> None:
     config = SpeciesClassifierConfig(("one", "other"), **classifier_settings(language_model))
     classifier = SpeciesClassifier(config)
     start_from_language_model(classifier, language_model)
