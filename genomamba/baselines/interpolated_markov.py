@@ -42,6 +42,13 @@ class StrandSymmetricCounts:
         self._longest = np.zeros(_BASES ** (order + 1), dtype=np.int32)
         self._by_order: list[Counts] | None = None
 
+    @classmethod
+    def of_words(cls, counts: Counts) -> "StrandSymmetricCounts":
+        """Take counts of words, int32 (4^(order + 1),), that are already the same on both strands."""
+        made = cls((len(counts).bit_length() - 1) // 2 - 1)
+        made._longest = counts
+        return made
+
     def add(self, sequences: Iterable[Tokens]) -> "StrandSymmetricCounts":
         """Count sequences, tokens uint8 (length,) each; words with anything but A, C, G, T are left out."""
         self._by_order = None
@@ -125,13 +132,19 @@ class FittedMarkovModels:
 
 def log_probability_table(model: InterpolatedMarkovModel) -> npt.NDArray[np.float32]:
     """log P(b | c) of every context of the model's order, (4^order, 4); the oldest base of a context leads."""
+    *_, longest = log_probability_tables(model)
+    return longest
+
+
+def log_probability_tables(model: InterpolatedMarkovModel) -> Iterator[npt.NDArray[np.float32]]:
+    """The tables of the orders from 0 to the model's, (4^order, 4) each; see `log_probability_table`."""
     probability = np.full((1, _BASES), 1 / _BASES, dtype=np.float32)
     for order, strength in enumerate(np.array(model.strengths, dtype=np.float32)):
         of_word = model.counts.of_order(order).reshape(-1, _BASES)
         # A context without its oldest base is the context's number modulo 4^(order - 1).
         lower = np.tile(probability, (_BASES, 1)) if order else probability
         probability = (of_word + strength * lower) / (of_word.sum(axis=1, keepdims=True, dtype=np.float32) + strength)
-    return np.log(probability)
+        yield np.log(probability)
 
 
 def fit_markov_models(

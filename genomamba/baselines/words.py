@@ -12,6 +12,7 @@ from genomamba.tokenizer import VOCABULARY
 from mambacore.errors import InputError
 
 FIRST_BASE_TOKEN = VOCABULARY["A"]  # C, G, T follow
+BASES = 4
 MAXIMUM_WORD_LENGTH = 12  # 4**12 numbers of 8 bytes are 134 MB
 
 

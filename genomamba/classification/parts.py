@@ -1,0 +1,235 @@
+"""The counted parts of a classifier: tables of words whose evidence adds up over a record.
+
+A part gives every word of w bases a number for each class, and the evidence of a record is the sum over its words,
+which is why it can be streamed with the last w - 1 bases as state. Two kinds of parts exist:
+
+- `markov K`: log P(last base | the K before it) under the interpolated Markov model of each class
+  (`genomamba.baselines.interpolated_markov`). Each order is a part of its own, so that a combination can weigh them
+  by length; all of them follow from one count of the longest words.
+- `kmer K.R`: the weights of a regularised logistic regression on the spectrum of words of K bases.
+
+Every table is the mean over a word and its reverse complement, so that one pass over a record reads both strands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from genomamba.baselines.interpolated_markov import (
+    InterpolatedMarkovModel,
+    StrandSymmetricCounts,
+    log_probability_tables,
+)
+from genomamba.baselines.words import BASES, FIRST_BASE_TOKEN, reverse_complement_codes
+from genomamba.classification.held_out import FloatArray
+from genomamba.tokenizer import Tokens
+from mambacore.errors import InputError
+
+LONGEST_ORDER: Final = 10
+SHORTEST_LONGEST_ORDER: Final = 6
+MOST_TABLE_BYTES: Final = 2**30
+"""Tables of more classes have a lower longest order: 4 bytes for each word and class, and a third of that below it."""
+SCORED_BASES_AT_A_TIME: Final = 2**16
+TENSOR_PREFIX: Final = "parts."
+
+Table = npt.NDArray[np.float32]
+
+
+def longest_order(classes: int, wanted: int = LONGEST_ORDER) -> int:
+    """The longest order up to `wanted` whose tables fit in `MOST_TABLE_BYTES` for so many classes."""
+    order = wanted
+    while order > SHORTEST_LONGEST_ORDER and 4 * classes * BASES ** (order + 1) * 4 / 3 > MOST_TABLE_BYTES:
+        order -= 1
+    return order
+
+
+@dataclass(frozen=True)
+class KmerWeights:
+    """A logistic regression on word frequencies, symmetric under the reverse complement.
+
+    Attributes:
+        name: `kmer K.R`, R telling regressions on the same words apart.
+        weights: (4^K, classes), per word.
+    """
+
+    name: str
+    weights: Table
+
+    @property
+    def word_length(self) -> int:
+        """K, bases."""
+        return (len(self.weights).bit_length() - 1) // 2
+
+
+@dataclass(frozen=True)
+class CountedParts:
+    """Tables of all counted parts of a classifier.
+
+    Attributes:
+        counts: of each class, words of `order` + 1 bases and longer contexts' shorter ones.
+        strengths: of each order's prior, shared by the classes so that none is smoothed more than another.
+        kmers: the regressions.
+    """
+
+    counts: Sequence[StrandSymmetricCounts]
+    strengths: tuple[float, ...]
+    kmers: tuple[KmerWeights, ...] = ()
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes."""
+        return len(self.counts) if self.counts else self.kmers[0].weights.shape[1]
+
+    @property
+    def order(self) -> int:
+        """The longest order; -1 without Markov parts."""
+        return len(self.strengths) - 1
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the parts, in the order of their evidence."""
+        return tuple([*(f"markov {order}" for order in range(1, self.order + 1)), *(part.name for part in self.kmers)])
+
+    @cached_property
+    def word_lengths(self) -> tuple[int, ...]:
+        """Of the parts."""
+        return tuple([*range(2, self.order + 2), *(part.word_length for part in self.kmers)])
+
+    @property
+    def history_bp(self) -> int:
+        """Bases before a piece that its evidence depends on."""
+        return max(self.word_lengths, default=1) - 1
+
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        """(words, classes) of each part; about a second per class for order 10, when they are first needed."""
+        by_order: list[list[Table]] = [[] for _ in range(self.order)]
+        for counts in self.counts:
+            model = InterpolatedMarkovModel(counts, self.strengths)
+            for order, table in enumerate(log_probability_tables(model)):
+                if order:
+                    values = table.ravel()
+                    by_order[order - 1].append((values + values[reverse_complement_codes(order + 1)]) / 2)
+        return (*(np.stack(tables, axis=1) for tables in by_order), *(part.weights for part in self.kmers))
+
+    def block_evidence(self, tokens: Tokens, block_bp: int, before: Tokens | None = None) -> FloatArray:
+        """Summed evidence of whole blocks, (blocks, parts, classes) in nats.
+
+        Args:
+            tokens: (length,) token ids; a last block that is not whole is left out.
+            block_bp: length of a block.
+            before: tokens just before these, if there are any; `history_bp` of them suffice.
+        """
+        blocks = len(tokens) // block_bp
+        evidence = np.zeros((blocks, len(self.names), self.class_count))
+        per_piece = max(1, SCORED_BASES_AT_A_TIME // block_bp)
+        history = self.history_bp
+        joined = tokens[: blocks * block_bp] if before is None else np.concatenate([before[-history:], tokens])
+        offset = 0 if before is None else min(history, len(before))
+        for first in range(0, blocks, per_piece):
+            last = min(blocks, first + per_piece)
+            start, end = first * block_bp + offset, last * block_bp + offset
+            own = min(start, history)
+            codes, known = _word_ends(joined[start - own : end], max(self.word_lengths))
+            codes, known = codes[own:], known[own:]
+            for number, (length, table) in enumerate(zip(self.word_lengths, self.tables, strict=True)):
+                ends = known >= length
+                words = codes & np.int32(BASES**length - 1)
+                # The zero row stands for words with unknown bases.
+                values = table.take(words, axis=0).astype(np.float64)
+                values[~ends] = 0.0
+                shaped = values.reshape(last - first, block_bp, self.class_count)
+                evidence[first:last, number] = np.einsum("blc->bc", shaped)
+        return evidence
+
+    def evidence(self, tokens: Tokens, before: Tokens | None = None) -> FloatArray:
+        """Summed evidence of all words that end in a piece, (parts, classes) in nats; see `block_evidence`."""
+        total = np.zeros((len(self.names), self.class_count))
+        for start in range(0, len(tokens), SCORED_BASES_AT_A_TIME):
+            piece = tokens[start : start + SCORED_BASES_AT_A_TIME]
+            history = before if not start else tokens[max(0, start - self.history_bp) : start]
+            if start and start < self.history_bp and before is not None:
+                history = np.concatenate([before, tokens[:start]])
+            total += self.block_evidence(piece, len(piece), history)[0]
+        return total
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """What a model folder keeps: counts of one of each word and its reverse complement, and the weights.
+
+        A class takes 2.1 million counts at order 10: 4.2 MB, or 8.4 MB where a word occurs more than 32,767 times.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        if self.counts:
+            canonical = _canonical_words(self.order + 1)
+            kept = np.stack([counts.of_order(self.order)[canonical] for counts in self.counts])
+            small = int(kept.max()) <= np.iinfo(np.int16).max
+            tensors[TENSOR_PREFIX + "counts"] = torch.from_numpy(kept.astype(np.int16 if small else np.int32))
+            tensors[TENSOR_PREFIX + "strengths"] = torch.tensor(self.strengths, dtype=torch.float64)
+        for part in self.kmers:
+            tensors[f"{TENSOR_PREFIX}{part.name}"] = torch.from_numpy(part.weights.copy())
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> CountedParts | None:
+        """The opposite of `to_tensors`; None without any.
+
+        Raises:
+            InputError: the tensors are damaged.
+        """
+        own = {name.removeprefix(TENSOR_PREFIX): value for name, value in tensors.items() if is_part_tensor(name)}
+        if not own:
+            return None
+        counts: list[StrandSymmetricCounts] = []
+        strengths: tuple[float, ...] = ()
+        if "counts" in own:
+            strengths = tuple(own["strengths"].tolist()) if "strengths" in own else ()
+            kept = own["counts"].numpy().astype(np.int32)
+            length = len(strengths)
+            canonical = _canonical_words(length) if 1 <= length <= LONGEST_ORDER + 3 else np.zeros(0, dtype=np.int64)
+            if kept.ndim != 2 or kept.shape[1] != len(canonical):  # noqa: PLR2004
+                raise InputError("the counts in the model folder are damaged: train or copy it again.")
+            complements = reverse_complement_codes(length)
+            for row in kept:
+                words = np.zeros(BASES**length, dtype=np.int32)
+                words[canonical] = row
+                words[complements[canonical]] = row
+                counts.append(StrandSymmetricCounts.of_words(words))
+        kmers = [
+            KmerWeights(name, value.numpy().astype(np.float32))
+            for name, value in sorted(own.items())
+            if name.startswith("kmer ")
+        ]
+        return cls(tuple(counts), strengths, tuple(kmers))
+
+
+def is_part_tensor(name: str) -> bool:
+    """Whether a tensor of a model folder belongs to the counted parts."""
+    return name.startswith(TENSOR_PREFIX)
+
+
+def _canonical_words(length: int) -> npt.NDArray[np.int64]:
+    """The words that are not greater than their reverse complement, ascending."""
+    return np.flatnonzero(np.arange(BASES**length) <= reverse_complement_codes(length))
+
+
+def _word_ends(tokens: Tokens, length: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """For every position the number of the word of `length` bases that ends there, and how many known bases do.
+
+    Words that reach before the start, or that hold unknown bases, have A in their place.
+    """
+    bases = tokens - np.uint8(FIRST_BASE_TOKEN)  # wraps: everything that is not a base becomes 4 or more
+    is_base = bases < BASES
+    two_bits = np.where(is_base, bases, 0).astype(np.int32)
+    codes = two_bits.copy()
+    for back in range(1, min(length, len(tokens))):
+        codes[back:] |= two_bits[:-back] << np.int32(2 * back)
+    places = np.arange(len(tokens))
+    last_unknown = np.maximum.accumulate(np.where(is_base, -1, places))
+    return codes, places - last_unknown
