@@ -1,0 +1,288 @@
+"""How the evidence of a classifier's parts is weighed: a logistic regression whose coefficients vary with the length.
+
+Each part gives every class a mean log-likelihood (or score) per base. With m(p, c) that of part p and class c over a
+window of L bases, the counted parts have the logits
+
+    counted(c) = sqrt(L) sum_p a(p, L) m(p, c) + sqrt(L) b(c, L)
+
+with coefficients at a few lengths, interpolated linearly in log L between them and constant outside. The square root
+takes off most of the dependence on the length, as if bases were independent; the coefficients carry the rest. This is
+stacking (Wolpert 1992, "Stacked generalization", Neural Networks 5:241) with smoothness over the length.
+
+The coefficients are fitted on windows that were cross-validated: none of the parts was fitted on them or on their
+homologues. The selective stack is trained once, so that it can be weighed only on what was held out from training:
+
+    logits(c) = exp(g(L)) counted(c) + u(L) stack(c),    u(L) >= 0
+
+with g and u linear in log L, and stack(c) the logits of the stack by itself. These four numbers also calibrate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from torch.nn import functional as F
+
+from genomamba.classification.held_out import FloatArray, IntegerArray
+from mambacore.errors import InputError
+
+RIDGE: Final = 1e-3
+BIAS_RIDGE: Final = 1e-2
+SMOOTHNESS: Final = 3e-3
+"""Penalties of squared coefficients, biases, and differences of coefficients between neighbouring lengths, in units of
+the standard deviation of each part's evidence, beside a mean cross entropy in nats."""
+FULL_WEIGHT_WINDOWS: Final = 100
+"""Lengths with fewer windows count less."""
+ITERATIONS: Final = 300
+STACK: Final = "stack"
+REFERENCE_LENGTH_BP: Final = 4096
+LOG_STEP: Final = float(np.log(4))
+"""g and u are linear in the number of fourfold lengths beyond the reference."""
+PRIOR_WIDTHS: Final = (0.5, 0.25, 1.0, 0.25)
+"""Of g, its slope, u and its slope: Gaussian, around 0 (the stack says nothing, the counted parts are calibrated)."""
+
+
+@dataclass(frozen=True)
+class PartWindows:
+    """Counted evidence of windows of one length.
+
+    Attributes:
+        evidence: (windows, parts, classes), mean per base.
+        labels: (windows,) true class.
+        folds: (windows,) fold of the cross-validation.
+    """
+
+    evidence: FloatArray
+    labels: IntegerArray
+    folds: IntegerArray
+
+
+@dataclass(frozen=True)
+class CountedWeights:
+    """Coefficients of the counted parts.
+
+    Attributes:
+        lengths_bp: (lengths,) ascending, where the coefficients stand.
+        coefficients: (lengths, parts).
+        biases: (lengths, classes).
+    """
+
+    lengths_bp: FloatArray
+    coefficients: FloatArray
+    biases: FloatArray
+
+    def logits(self, evidence: FloatArray, lengths_bp: IntegerArray) -> FloatArray:
+        """(windows, classes) from (windows, parts, classes) per base and (windows,) lengths."""
+        places = np.log(np.maximum(lengths_bp, 1))
+        knots = np.log(self.lengths_bp)
+
+        def at(values: FloatArray) -> FloatArray:
+            return np.stack([np.interp(places, knots, column) for column in values.T], axis=1)
+
+        weighed = np.einsum("wpc,wp->wc", evidence, at(self.coefficients)) + at(self.biases)
+        return weighed * np.sqrt(lengths_bp)[:, None]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """How parts become one answer.
+
+    Attributes:
+        part_names: of the counted parts, in the order of their evidence.
+        counted: coefficients of all counted parts together.
+        alone: coefficients of the parts of one kind (`markov`, `kmer`) by themselves, for comparison; those of other
+            parts are 0.
+        gain: g at the reference length, and its slope.
+        stack: u at the reference length, and its slope.
+        lengths_bp: shortest and longest length that gain and stack were fitted on; they are constant beyond.
+    """
+
+    part_names: tuple[str, ...]
+    counted: CountedWeights
+    alone: dict[str, CountedWeights] = field(default_factory=dict)
+    gain: tuple[float, float] = (0.0, 0.0)
+    stack: tuple[float, float] = (0.0, 0.0)
+    lengths_bp: tuple[float, float] = (1.0, np.inf)
+
+    def logits(self, stack_logits: FloatArray, evidence: FloatArray, lengths_bp: IntegerArray) -> FloatArray:
+        """Logits of windows.
+
+        Args:
+            stack_logits: (windows, classes) of the stack by itself.
+            evidence: (windows, parts, classes) of the counted parts, per base.
+            lengths_bp: (windows,) length of each.
+
+        Returns:
+            (windows, classes).
+        """
+        return self.join(stack_logits, self.counted.logits(evidence, lengths_bp), lengths_bp)
+
+    def join(self, stack_logits: FloatArray, counted_logits: FloatArray, lengths_bp: IntegerArray) -> FloatArray:
+        """(windows, classes) from the logits (windows, classes) of both kinds."""
+        step = np.log(np.clip(lengths_bp, *self.lengths_bp) / REFERENCE_LENGTH_BP) / LOG_STEP
+        gain = np.exp(self.gain[0] + self.gain[1] * step)
+        weight = np.maximum(self.stack[0] + self.stack[1] * step, 0.0)
+        return gain[:, None] * counted_logits + weight[:, None] * stack_logits
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+
+        def listed(weights: CountedWeights) -> dict[str, Any]:
+            return {name: getattr(weights, name).tolist() for name in CountedWeights.__dataclass_fields__}
+
+        lengths = None if np.isinf(self.lengths_bp[1]) else list(self.lengths_bp)
+        return {
+            "part_names": list(self.part_names),
+            "counted": listed(self.counted),
+            "alone": {name: listed(weights) for name, weights in self.alone.items()},
+            "gain": list(self.gain),
+            "stack": list(self.stack),
+            "lengths_bp": lengths,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Combination:
+        """The opposite of `to_dict`.
+
+        Raises:
+            InputError: the content is damaged.
+        """
+
+        def weights(of: Mapping[str, Any]) -> CountedWeights:
+            return CountedWeights(
+                *(np.array(of[name], dtype=np.float64) for name in CountedWeights.__dataclass_fields__)
+            )
+
+        try:
+            return cls(
+                tuple(content["part_names"]),
+                weights(content["counted"]),
+                {name: weights(of) for name, of in content["alone"].items()},
+                (float(content["gain"][0]), float(content["gain"][1])),
+                (float(content["stack"][0]), float(content["stack"][1])),
+                (1.0, np.inf) if content["lengths_bp"] is None else tuple(map(float, content["lengths_bp"])),  # type: ignore[arg-type]
+            )
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise InputError("the model folder's combination of parts is damaged: train or copy it again.") from error
+
+
+def kind_of(part_name: str) -> str:
+    """`markov` of `markov 3`."""
+    return part_name.partition(" ")[0]
+
+
+def fit_combination(windows: Mapping[int, PartWindows], part_names: Sequence[str]) -> Combination:
+    """Fit the counted parts together, and each kind of them by itself.
+
+    Args:
+        windows: cross-validated evidence by length, every class at every length.
+        part_names: of the counted parts.
+    """
+    kinds = list(dict.fromkeys(kind_of(name) for name in part_names))
+    alone = {
+        kind: fit_counted(windows, np.array([kind_of(name) == kind for name in part_names])) for kind in kinds
+    }
+    together = fit_counted(windows, np.ones(len(part_names), dtype=bool)) if len(kinds) > 1 else alone[kinds[0]]
+    return Combination(tuple(part_names), together, alone)
+
+
+def fit_counted(windows: Mapping[int, PartWindows], used: np.ndarray) -> CountedWeights:
+    """Minimise the cross entropy, every length and every class counting the same, with the penalties of this module.
+
+    Args:
+        windows: cross-validated evidence by length.
+        used: (parts,) which parts may have coefficients other than 0.
+    """
+    lengths = sorted(windows)
+    inputs, labels, weights, spreads = [], [], [], []
+    for length in lengths:
+        of_length = windows[length]
+        evidence = of_length.evidence[:, used] - of_length.evidence[:, used].mean(axis=2, keepdims=True)
+        spread = np.maximum(evidence.std(axis=(0, 2)), 1e-12)
+        spreads.append(spread)
+        inputs.append(torch.from_numpy(evidence / spread[:, None]))
+        labels.append(torch.from_numpy(of_length.labels))
+        counts = np.bincount(of_length.labels, minlength=of_length.evidence.shape[2])
+        of_window = 1 / (counts[of_length.labels] * np.count_nonzero(counts))
+        trust = min(1.0, float(counts[counts > 0].min()) / FULL_WEIGHT_WINDOWS)
+        weights.append(torch.from_numpy(of_window * trust))
+    classes = inputs[0].shape[2]
+    coefficients = torch.zeros(len(lengths), int(used.sum()), dtype=torch.float64, requires_grad=True)
+    biases = torch.zeros(len(lengths), classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [coefficients, biases], max_iter=ITERATIONS, line_search_fn="strong_wolfe", tolerance_change=1e-9
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = RIDGE * coefficients.square().sum() + BIAS_RIDGE * biases.square().sum()
+        loss = loss + SMOOTHNESS * (coefficients.diff(dim=0).square().sum() + biases.diff(dim=0).square().sum())
+        for place, (values, label, weight) in enumerate(zip(inputs, labels, weights, strict=True)):
+            logits = torch.einsum("wpc,p->wc", values, coefficients[place]) + biases[place]
+            loss = loss + F.cross_entropy(logits, label, reduction="none") @ weight
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    root = np.sqrt(np.array(lengths, dtype=np.float64))[:, None]
+    full = np.zeros((len(lengths), len(used)))
+    full[:, used] = coefficients.detach().numpy() / np.stack(spreads) / root
+    return CountedWeights(np.array(lengths, dtype=np.float64), full, biases.detach().numpy() / root)
+
+
+def fit_to_held_out(
+    combination: Combination,
+    stack_logits: FloatArray,
+    evidence: FloatArray,
+    lengths_bp: IntegerArray,
+    labels: IntegerArray,
+    *,
+    use_stack: bool = True,
+) -> Combination:
+    """Weigh the stack beside the counted parts, and calibrate both, on held-out windows.
+
+    Args:
+        combination: with fitted counted parts.
+        stack_logits, evidence, lengths_bp: as in `Combination.logits`.
+        labels: (windows,) true class.
+        use_stack: without it u stays 0.
+    """
+    counted = combination.counted.logits(evidence, lengths_bp)
+    bounds = (float(lengths_bp.min()), float(lengths_bp.max()))
+    weights = equal_weights(lengths_bp, labels)
+    rows = np.arange(len(labels))
+
+    def with_numbers(numbers: FloatArray) -> Combination:
+        stack = (float(numbers[2]), float(numbers[3])) if use_stack else (0.0, 0.0)
+        return replace(combination, gain=(float(numbers[0]), float(numbers[1])), stack=stack, lengths_bp=bounds)
+
+    def objective(numbers: FloatArray) -> float:
+        logits = with_numbers(numbers).join(stack_logits, counted, lengths_bp)
+        prior = 0.5 * float(np.square(numbers / np.array(PRIOR_WIDTHS)).sum()) / len(labels)
+        return float(-weights @ log_softmax(logits, axis=1)[rows, labels]) + prior
+
+    # From two sides, because u is cut off at 0 and flat below.
+    starts = [np.array([0.0, 0.0, u, 0.0]) for u in (0.05, 0.5)]
+    solutions = [
+        minimize(objective, start, method="Nelder-Mead", options={"maxiter": 2000, "xatol": 1e-4, "fatol": 1e-7})
+        for start in starts
+    ]
+    return with_numbers(min(solutions, key=lambda solution: float(solution.fun)).x)
+
+
+def equal_weights(lengths_bp: IntegerArray, labels: IntegerArray) -> FloatArray:
+    """(windows,) summing to 1: every length the same, and within it every class."""
+    weights = np.zeros(len(labels))
+    for length in np.unique(lengths_bp):
+        of_length = lengths_bp == length
+        for label in np.unique(labels[of_length]):
+            alike = of_length & (labels == label)
+            weights[alike] = 1 / alike.sum()
+        weights[of_length] /= weights[of_length].sum()
+    return weights / weights.sum()

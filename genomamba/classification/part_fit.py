@@ -1,0 +1,371 @@
+"""Fit the counted parts of a classifier, and weigh them by cross-validation over the training sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from scipy.special import log_softmax
+from torch import Tensor
+from torch.nn import functional as F
+
+from genomamba.baselines.interpolated_markov import StrandSymmetricCounts, fit_markov_models
+from genomamba.baselines.words import BASES, reverse_complement_codes, word_counts
+from genomamba.classification.combination import Combination, PartWindows, fit_combination
+from genomamba.classification.evidence import count_known
+from genomamba.classification.held_out import FloatArray
+from genomamba.classification.holdouts import fold_parts
+from genomamba.classification.parts import CountedParts, KmerWeights, longest_order
+from genomamba.data.genomes import GenomeCollection
+from genomamba.data.windows import MAXIMUM_UNKNOWN_FRACTION
+from genomamba.tokenizer import Tokens
+
+FOLDS: Final = 5
+KMERS: Final = (("kmer 4.weak", 4, 1e-4), ("kmer 6.weak", 6, 1e-3), ("kmer 6.strong", 6, 1e-1))
+"""Name, word length and penalty of the squared weights, in units of each frequency's standard deviation."""
+BLOCK_BP: Final = 256
+LENGTHS_BP: Final = (256, 1024, 4096, 16_384, 65_536, 262_144)
+FEWEST_WINDOWS: Final = 2
+"""Of each class, for a length to have coefficients of its own."""
+MOST_WINDOWS: Final = 600
+MOST_WINDOW_VALUES: Final = 10_000_000
+STRENGTH_BASES: Final = 400_000
+"""Per class, to choose the strengths of the Markov models' priors on."""
+TESTED_CLASS_BASES: Final = 10**9
+"""Tested bases times classes: with many classes a part of each fold is enough."""
+KMER_BLOCK_BP: Final = 4096
+KMER_WINDOW_BLOCKS: Final = (1, 4, 16)
+KMER_BLOCKS: Final = 20_000
+"""Of all classes; windows of regressions are runs of blocks."""
+KMER_BLOCKS_PER_CLASS: Final = 1024
+KMER_ITERATIONS: Final = 120
+
+
+@dataclass(frozen=True)
+class PartSettings:
+    """Which parts a classifier has.
+
+    Attributes:
+        markov, kmer, stack: whether interpolated Markov models, regressions on k-mers, and the selective stack have a
+            say.
+        markov_order: the longest order wanted; many classes get a shorter one (`parts.longest_order`).
+    """
+
+    markov: bool = True
+    kmer: bool = True
+    stack: bool = True
+    markov_order: int = 10
+
+    @property
+    def counted(self) -> bool:
+        """Whether there is any counted part."""
+        return self.markov or self.kmer
+
+
+@dataclass(frozen=True)
+class PartFit:
+    """Fitted parts, how they are weighed, and how they did in cross-validation.
+
+    Attributes:
+        parts, combination: for the model.
+        accuracy: kind of parts (`markov`, `kmer`, or `combined`) -> length, bp -> accuracy (0 to 1).
+        windows: length, bp -> number of cross-validated windows.
+    """
+
+    parts: CountedParts
+    combination: Combination
+    accuracy: dict[str, dict[int, float]]
+    windows: dict[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able figures."""
+        return {
+            "cross_validated_accuracy": {
+                kind: {str(length): value for length, value in of.items()} for kind, of in self.accuracy.items()
+            },
+            "cross_validated_windows": {str(length): count for length, count in self.windows.items()},
+        }
+
+    def summary(self) -> str:
+        """One line for the user."""
+        figures = ", ".join(f"{value:.1%} at {length:,} bp" for length, value in self.accuracy["combined"].items())
+        return f"counted parts ({', '.join(self.combination.alone)}) in cross-validation: {figures}"
+
+
+def fit_parts(
+    training: GenomeCollection,
+    settings: PartSettings,
+    seed: int,
+    groups: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> PartFit | None:
+    """Count, regress and weigh; None when the sequences are too short to cross-validate, or no part is wanted.
+
+    Args:
+        training: the sequences to learn from.
+        settings: which parts.
+        seed: chooses windows.
+        groups: homology groups, as in `holdouts.plan_holdouts`.
+        progress: told what is being done.
+    """
+    classes = len(training.class_names)
+    bases_per_class = min(sum(s.length for s in training.sequences_of(name)) for name in training.class_names)
+    if not settings.counted or bases_per_class < FOLDS * FEWEST_WINDOWS * LENGTHS_BP[1]:
+        return None
+    order = longest_order(classes, settings.markov_order) if settings.markov else -1
+    found: dict[int, list[PartWindows]] = {}
+    strengths: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
+    for number, (fitting, tested) in enumerate(fold_parts(training, FOLDS, groups)):
+        if _lacks_a_class(fitting) or _lacks_a_class(tested):
+            continue
+        progress(f"counted parts, fold {number + 1} of {FOLDS}")
+        if settings.markov and not strengths:
+            strengths = _shared_strengths(fitting, tested, order)
+        parts = _fitted(fitting, settings, strengths, seed)
+        names = parts.names
+        for length, windows in _windows(parts, tested, number, seed).items():
+            found.setdefault(length, []).append(windows)
+    joined = {length: _joined(windows) for length, windows in sorted(found.items())}
+    usable = {
+        length: windows
+        for length, windows in joined.items()
+        if np.bincount(windows.labels, minlength=classes).min() >= FEWEST_WINDOWS
+    }
+    if not usable:
+        return None
+    progress("counted parts, all of the training sequence")
+    combination = fit_combination(usable, names)
+    return PartFit(
+        _fitted(training, settings, strengths, seed),
+        combination,
+        _cross_validated_accuracy(usable, combination, names),
+        {length: len(windows.labels) for length, windows in usable.items()},
+    )
+
+
+def _lacks_a_class(collection: GenomeCollection) -> bool:
+    return any(not collection.sequences_of(name) for name in collection.class_names)
+
+
+def _tokens_of(collection: GenomeCollection, class_name: str) -> Iterator[Tokens]:
+    for sequence in collection.sequences_of(class_name):
+        yield sequence.tokens(0, sequence.length)
+
+
+def _shared_strengths(fitting: GenomeCollection, tested: GenomeCollection, order: int) -> tuple[float, ...]:
+    """Geometric means over the classes of the strengths that suit each best on the tested sequences."""
+    logarithms = []
+    for name in fitting.class_names:
+        validation, left = [], STRENGTH_BASES
+        for sequence in sorted(tested.sequences_of(name), key=lambda sequence: -sequence.length):
+            taken = min(left, sequence.length)
+            validation.append(sequence.tokens(0, taken))
+            left -= taken
+            if not left:
+                break
+        if not any(count_known(tokens) for tokens in validation):
+            continue
+        model = fit_markov_models(_tokens_of(fitting, name), validation, order).models[-1]
+        logarithms.append(np.log(model.strengths))
+    return tuple(np.exp(np.mean(logarithms, axis=0)).tolist())
+
+
+def _fitted(
+    fitting: GenomeCollection, settings: PartSettings, strengths: tuple[float, ...], seed: int
+) -> CountedParts:
+    counts = []
+    if settings.markov:
+        counts = [
+            StrandSymmetricCounts(len(strengths) - 1).add(_tokens_of(fitting, name)) for name in fitting.class_names
+        ]
+    kmers = _fit_kmers(fitting, seed) if settings.kmer else ()
+    return CountedParts(tuple(counts), strengths, kmers)
+
+
+def _fit_kmers(fitting: GenomeCollection, seed: int) -> tuple[KmerWeights, ...]:
+    """The regressions of `KMERS`, each on windows of a few lengths."""
+    longest = max(length for _, length, _ in KMERS)
+    spectra, labels, runs = _kmer_blocks(fitting, longest, seed)
+    weights = []
+    for name, length, penalty in KMERS:
+        numbers = _spectrum_numbers(length)
+        # The spectrum of shorter words follows from that of longer ones, but for their last bases.
+        shorter = spectra.reshape(len(spectra), BASES**length, -1).sum(axis=2)
+        symmetric = np.zeros((len(spectra), numbers.max() + 1), dtype=np.float32)
+        np.add.at(symmetric.T, numbers, shorter.T)
+        weights.append(KmerWeights(name, _regression(symmetric, labels, runs, penalty)[numbers]))
+    return tuple(weights)
+
+
+def _spectrum_numbers(length: int) -> np.ndarray:
+    """(4^length,): one number for each word and its reverse complement."""
+    canonical = np.minimum(np.arange(BASES**length), reverse_complement_codes(length))
+    return np.unique(canonical, return_inverse=True)[1]
+
+
+def _kmer_blocks(fitting: GenomeCollection, word_length: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Frequencies (blocks, 4^word_length) of words in blocks, labels (blocks,), and runs (blocks,) of neighbours."""
+    per_class = min(KMER_BLOCKS_PER_CLASS, KMER_BLOCKS // len(fitting.class_names))
+    smallest = min(sum(s.length for s in fitting.sequences_of(name)) for name in fitting.class_names)
+    block_bp = int(np.clip(smallest // 64, BLOCK_BP, KMER_BLOCK_BP))
+    rows, labels, runs = [], [], []
+    per_run = max(KMER_WINDOW_BLOCKS)
+    for label, name in enumerate(fitting.class_names):
+        places = [
+            (sequence, start)
+            for sequence in fitting.sequences_of(name)
+            for start in range(0, sequence.length, per_run * block_bp)
+        ]
+        left = per_class
+        for number in np.random.default_rng([seed, 21, label]).permutation(len(places)):
+            if left <= 0:
+                break
+            sequence, start = places[number]
+            tokens = sequence.tokens(start, min(sequence.length, start + per_run * block_bp))
+            # A contig shorter than a block is one.
+            for first in range(0, max(1, len(tokens) - block_bp // 2), block_bp):
+                block = tokens[first : first + block_bp]
+                counts = word_counts(block, word_length)
+                if counts.sum() < len(block) / 2:
+                    continue
+                rows.append((counts / counts.sum()).astype(np.float32))
+                labels.append(label)
+                runs.append(number + (label << 32))
+                left -= 1
+    return np.stack(rows), np.array(labels), np.array(runs)
+
+
+def _regression(spectra: np.ndarray, labels: np.ndarray, runs: np.ndarray, penalty: float) -> np.ndarray:
+    """Weights per word (words, classes) of a multinomial logistic regression on windows of several lengths.
+
+    Logits grow with the square root of the window's length, which lets one set of weights serve all lengths; the
+    combination corrects what is left.
+    """
+    windows, of_window, factors, importance = [], [], [], []
+    starts = np.flatnonzero(np.diff(runs, prepend=runs[0] - 1))
+    for blocks in KMER_WINDOW_BLOCKS:
+        means, own = [], []
+        for start, end in zip(starts, [*starts[1:], len(runs)], strict=True):
+            whole = (end - start) // blocks
+            if whole:
+                run = spectra[start : start + whole * blocks]
+                means.append(run.reshape(whole, blocks, -1).mean(axis=1))
+                own += [labels[start]] * whole
+        counts = np.bincount(own, minlength=labels.max() + 1) if own else np.zeros(1)
+        if not counts.min():
+            continue
+        windows.append(np.concatenate(means))
+        of_window.append(np.array(own))
+        factors.append(np.full(len(own), np.sqrt(blocks)))
+        importance.append(1 / counts[own])
+    mean = windows[0].mean(axis=0)
+    spread = windows[0].std(axis=0) + 1e-8
+    inputs = torch.from_numpy((np.concatenate(windows) - mean) / spread)
+    targets = torch.from_numpy(np.concatenate(of_window))
+    factor = torch.from_numpy(np.concatenate(factors)).float().unsqueeze(1)
+    weight = torch.from_numpy(np.concatenate(importance)).float()
+    weight = weight / weight.sum()
+    matrix = torch.zeros(inputs.shape[1], int(labels.max()) + 1, requires_grad=True)
+    bias = torch.zeros(matrix.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([matrix, bias], max_iter=KMER_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        entropy = F.cross_entropy((inputs @ matrix + bias) * factor, targets, reduction="none") @ weight
+        loss = entropy + penalty * matrix.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    per_word = matrix.detach().numpy() / spread[:, None]
+    # Frequencies sum to one, so that a constant of every word is a constant of the window.
+    return (per_word + (bias.detach().numpy() - mean @ per_word)).astype(np.float32)
+
+
+def _windows(parts: CountedParts, tested: GenomeCollection, fold: int, seed: int) -> dict[int, PartWindows]:
+    """Evidence of windows of every length: all that the tested sequences hold, or a random choice."""
+    classes = len(tested.class_names)
+    per_class = int(min(MOST_WINDOWS, MOST_WINDOW_VALUES / (classes**2 * len(parts.names))) / FOLDS) + 1
+    most_bases = TESTED_CLASS_BASES // classes**2
+    collected: dict[int, list[tuple[FloatArray, int]]] = {}
+    for label, name in enumerate(tested.class_names):
+        of_length: dict[int, list[FloatArray]] = {}
+        left = most_bases
+        for sequence in sorted(tested.sequences_of(name), key=lambda sequence: -sequence.length):
+            if left < BLOCK_BP or sequence.length < BLOCK_BP:
+                break
+            tokens = sequence.tokens(0, min(sequence.length, left))
+            left -= len(tokens)
+            evidence = parts.block_evidence(tokens, BLOCK_BP)
+            whole = tokens[: len(evidence) * BLOCK_BP].reshape(len(evidence), BLOCK_BP)
+            known = np.array([count_known(block) for block in whole])
+            for length in LENGTHS_BP:
+                windows = _runs(evidence, known, length // BLOCK_BP)
+                if len(windows):
+                    of_length.setdefault(length, []).append(windows)
+        for length, found in of_length.items():
+            windows = np.concatenate(found)
+            random = np.random.default_rng([seed, 22, label, length])
+            chosen = np.sort(random.permutation(len(windows))[:per_class])
+            collected.setdefault(length, []).append((windows[chosen], label))
+    return {
+        length: PartWindows(
+            np.concatenate([windows for windows, _ in found]),
+            np.concatenate([np.full(len(windows), label) for windows, label in found]),
+            np.full(sum(len(windows) for windows, _ in found), fold),
+        )
+        for length, found in collected.items()
+    }
+
+
+def _runs(evidence: FloatArray, known: np.ndarray, blocks: int) -> FloatArray:
+    """Mean evidence per base of runs of neighbouring blocks with few unknown bases; long runs overlap by 3/4."""
+    if len(evidence) < blocks:
+        return np.zeros((0, *evidence.shape[1:]))
+    starts = np.arange(0, len(evidence) - blocks + 1, max(1, blocks // 4) if blocks > 4 else blocks)  # noqa: PLR2004
+    sums = np.concatenate([np.zeros((1, *evidence.shape[1:])), np.cumsum(evidence, axis=0)])
+    bases = np.concatenate([[0], np.cumsum(known)])
+    length = blocks * BLOCK_BP
+    starts = starts[bases[starts + blocks] - bases[starts] >= (1 - MAXIMUM_UNKNOWN_FRACTION) * length]
+    return (sums[starts + blocks] - sums[starts]) / length
+
+
+def _joined(windows: Sequence[PartWindows]) -> PartWindows:
+    return PartWindows(
+        np.concatenate([part.evidence for part in windows]),
+        np.concatenate([part.labels for part in windows]),
+        np.concatenate([part.folds for part in windows]),
+    )
+
+
+def _cross_validated_accuracy(
+    windows: Mapping[int, PartWindows], combination: Combination, names: tuple[str, ...]
+) -> dict[str, dict[int, float]]:
+    """Accuracy of each kind and of all; that of all with coefficients fitted on the other folds."""
+    found: dict[str, dict[int, float]] = {kind: {} for kind in (*combination.alone, "combined")}
+    folds = np.unique(np.concatenate([part.folds for part in windows.values()]))
+    correct: dict[str, dict[int, np.ndarray]] = {kind: {} for kind in found}
+    for fold in folds:
+        rest = {
+            length: PartWindows(*(values[part.folds != fold] for values in (part.evidence, part.labels, part.folds)))
+            for length, part in windows.items()
+        }
+        rest = {length: part for length, part in rest.items() if len(np.unique(part.labels)) == part.evidence.shape[2]}
+        if not rest:
+            continue
+        fitted = fit_combination(rest, names)
+        for kind, weights in {**fitted.alone, "combined": fitted.counted}.items():
+            for length, part in windows.items():
+                inside = part.folds == fold
+                logits = weights.logits(part.evidence[inside], np.full(int(inside.sum()), length))
+                right = correct[kind].setdefault(length, np.zeros(len(part.labels)))
+                right[inside] = log_softmax(logits, axis=1).argmax(axis=1) == part.labels[inside]
+    for kind, by_length in correct.items():
+        for length, right in by_length.items():
+            labels = windows[length].labels
+            found[kind][length] = float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
+    return found
