@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from genomamba.classification.evidence import evidence_of_records
+from genomamba.classification.combination import Combination, fit_to_held_out
+from genomamba.classification.evidence import evidence_of_records, split_evidence
 from genomamba.classification.held_out import FloatArray, HeldOutEvidence, IntegerArray
 from genomamba.classification.novelty import LikelihoodQuantiles, own_likelihood, pair_counts
 from genomamba.data.genomes import GenomeCollection
@@ -128,9 +128,11 @@ def collect_evidence(
         windows = material.windows
         tokens = np.stack([window.tokens() for window in windows])
         middles = [(window.start + length / 2) / window.sequence.length for window in windows]
+        stack, counted = split_evidence(model, evidence_of_records(model, tokens))
         parts.append(
             HeldOutEvidence(
-                mean_evidence=evidence_of_records(model, tokens),
+                mean_evidence=stack,
+                counted=counted,
                 lengths_bp=np.full(len(windows), length, dtype=np.int64),
                 labels=np.array([window.label for window in windows], dtype=np.int64),
                 folds=np.array([int(middle >= 0.5) for middle in middles], dtype=np.int64),
@@ -186,36 +188,44 @@ def expected_calibration_error(
 
 
 def calibrate(
-    model: SpeciesClassifier, evidence: HeldOutEvidence, short: HeldOutEvidence | None = None
+    model: SpeciesClassifier,
+    evidence: HeldOutEvidence,
+    short: HeldOutEvidence | None = None,
+    *,
+    use_stack: bool = True,
 ) -> CalibrationReport:
     """Fit the model's confidence to held-out evidence, set it in the model, and say what that changed.
 
+    The stack's confidence comes first; where there are counted parts, the stack is then weighed beside them
+    (`combination.fit_to_held_out`), and the figures are those of the combination.
+
     Args:
-        model: its `confidence_intercept` and `confidence_slope` are replaced.
+        model: its `confidence_intercept` and `confidence_slope` are replaced, and so is its `combination`.
         evidence: from `collect_evidence`.
+        use_stack: whether the stack has a say beside counted parts.
         short: of windows of `SHORT_LENGTHS_BP`, which only the p-values of short records is measured on.
     """
     trained = Confidence(float(model.confidence_intercept.detach()), float(model.confidence_slope.detach()))
     weights = _equal_weight_per_length(evidence.lengths_bp)
-    log_probabilities_before = trained.log_probabilities(evidence.mean_evidence, evidence.lengths_bp)
+    untouched = _Fitted(trained, model.combination)
+    log_probabilities_before = untouched.log_probabilities(evidence)
     log_probabilities_after = np.empty_like(log_probabilities_before)
     for fold in (0, 1):
         tested = evidence.folds == fold
-        fitted = fit_confidence(_subset(evidence, ~tested), trained) if not tested.all() else trained
-        log_probabilities_after[tested] = fitted.log_probabilities(
-            evidence.mean_evidence[tested], evidence.lengths_bp[tested]
-        )
-    final = fit_confidence(evidence, trained)
+        fitted = untouched if tested.all() else _fit(evidence.subset(~tested), untouched, use_stack=use_stack)
+        log_probabilities_after[tested] = fitted.log_probabilities(evidence.subset(tested))
+    final = _fit(evidence, untouched, use_stack=use_stack)
+    model.combination = final.combination
     with torch.no_grad():
-        model.confidence_intercept.fill_(final.intercept)
-        model.confidence_slope.fill_(final.slope)
+        model.confidence_intercept.fill_(final.confidence.intercept)
+        model.confidence_slope.fill_(final.confidence.slope)
 
     rows = np.arange(len(evidence.labels))
-    correct = evidence.mean_evidence.argmax(axis=1) == evidence.labels
+    correct = log_probabilities_after.argmax(axis=1) == evidence.labels
     lengths = [int(length) for length in np.unique(evidence.lengths_bp)]
     return CalibrationReport(
-        intercept=final.intercept,
-        slope=final.slope,
+        intercept=final.confidence.intercept,
+        slope=final.confidence.slope,
         expected_calibration_error_before=expected_calibration_error(
             np.exp(log_probabilities_before), evidence.labels, weights
         ),
@@ -238,10 +248,32 @@ def _equal_weight_per_length(lengths_bp: IntegerArray) -> FloatArray:
     return 1.0 / (counts[positions] * len(counts))
 
 
-def _subset(evidence: HeldOutEvidence, chosen: npt.NDArray[np.bool_]) -> HeldOutEvidence:
-    return HeldOutEvidence(
-        mean_evidence=evidence.mean_evidence[chosen],
-        lengths_bp=evidence.lengths_bp[chosen],
-        labels=evidence.labels[chosen],
-        folds=evidence.folds[chosen],
+@dataclass(frozen=True)
+class _Fitted:
+    """The stack's confidence, and how it is combined with counted parts if there are any."""
+
+    confidence: Confidence
+    combination: Combination | None
+
+    def log_probabilities(self, evidence: HeldOutEvidence) -> FloatArray:
+        """(windows, classes)"""
+        stack = self.confidence.log_probabilities(evidence.mean_evidence, evidence.lengths_bp)
+        if self.combination is None or evidence.counted is None:
+            return stack
+        # Log probabilities are logits.
+        return log_softmax(self.combination.logits(stack, evidence.counted, evidence.lengths_bp), axis=1)
+
+
+def _fit(evidence: HeldOutEvidence, untouched: _Fitted, *, use_stack: bool) -> _Fitted:
+    confidence = fit_confidence(evidence, untouched.confidence)
+    if untouched.combination is None or evidence.counted is None:
+        return _Fitted(confidence, untouched.combination)
+    combination = fit_to_held_out(
+        untouched.combination,
+        confidence.log_probabilities(evidence.mean_evidence, evidence.lengths_bp),
+        evidence.counted,
+        evidence.lengths_bp,
+        evidence.labels,
+        use_stack=use_stack,
     )
+    return _Fitted(confidence, combination)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import softmax
 
-from genomamba.classification.evidence import evidence_along
-from genomamba.models.device import device_of
+from genomamba.classification.evidence import class_logits, evidence_along
 from genomamba.models.species_classifier import SpeciesClassifier
 from genomamba.tokenizer import Tokens
 
@@ -41,6 +41,5 @@ def class_track(model: SpeciesClassifier, tokens: Tokens, most_windows: int = MO
     length = len(tokens)
     windows = max(1, min(most_windows, length // SHORTEST_WINDOW_BP))
     borders = np.linspace(0, length, windows + 1).round().astype(np.int64)
-    evidence = torch.from_numpy(evidence_along(model, tokens, borders)).to(device_of(model))
-    logits = model.logits(evidence, torch.from_numpy(np.diff(borders)).to(evidence.device))
-    return ClassTrack(borders, torch.softmax(logits.double(), dim=-1).cpu().numpy())
+    logits = class_logits(model, evidence_along(model, tokens, borders), np.diff(borders))
+    return ClassTrack(borders, softmax(logits, axis=1))

@@ -185,9 +185,7 @@ def fit_combination(windows: Mapping[int, PartWindows], part_names: Sequence[str
         part_names: of the counted parts.
     """
     kinds = list(dict.fromkeys(kind_of(name) for name in part_names))
-    alone = {
-        kind: fit_counted(windows, np.array([kind_of(name) == kind for name in part_names])) for kind in kinds
-    }
+    alone = {kind: fit_counted(windows, np.array([kind_of(name) == kind for name in part_names])) for kind in kinds}
     together = fit_counted(windows, np.ones(len(part_names), dtype=bool)) if len(kinds) > 1 else alone[kinds[0]]
     return Combination(tuple(part_names), together, alone)
 

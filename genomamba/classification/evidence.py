@@ -39,7 +39,8 @@ class RecordEvidence:
         name: record name.
         length: record length, bp.
         known_bases: number of A, C, G and T.
-        evidence: (classes,) per base, averaged over both strands; `None` for a record that is not classified.
+        evidence: (classes,) per base, averaged over both strands, or (1 + parts, classes) of a model with counted
+            parts (see `evidence_of_records`); `None` for a record that is not classified.
         source: index of the input file.
         own_likelihood: `novelty.own_likelihood` of the record, nats per base.
     """
@@ -100,7 +101,7 @@ def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens] | To
         records: (length,) token ids of each record, one base or more; or one array (records, length).
 
     Returns:
-        (records, classes) float64.
+        (records, classes) float64; of a model with counted parts (records, 1 + parts, classes), the stack first.
     """
     # The last position of a padded row is no position of its record.
     batches = batches_by_length([len(tokens) for tokens in records], may_pad=model.config.pooling == "mean")
@@ -110,7 +111,10 @@ def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens] | To
         parts = run(lambda places: _evidence_of_batch(model, [records[place] for place in places]), batches)
         for places, part in zip(batches, parts, strict=True):
             evidence[places] = part
-    return evidence
+    if model.parts is None:
+        return evidence
+    counted = [model.parts.evidence(tokens) / len(tokens) for tokens in records]
+    return np.concatenate([evidence[:, None], np.reshape(counted, (len(records), -1, evidence.shape[1]))], axis=1)
 
 
 @torch.inference_mode()
@@ -141,7 +145,7 @@ def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, 
             base or more.
 
     Returns:
-        (classes,) float64.
+        (classes,) float64, or (1 + parts, classes) of a model with counted parts.
     """
     device = device_of(model)
     states: list[ClassifierState | None] = [None, None]
@@ -154,9 +158,16 @@ def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, 
 
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     with _single_threads(threads, workers=2) as run:
+        counted, length, before = np.zeros(()), 0, np.zeros(0, dtype=np.uint8)
         for piece in pieces:
+            if model.parts is not None:
+                # The tables hold the mean of both strands, so that one of them is read.
+                counted = counted + model.parts.evidence(piece[0], before)
+                length += len(piece[0])
+                before = np.concatenate([before, piece[0]])[-model.parts.history_bp :]
             means = list(run(lambda strand, piece=piece: read(strand, piece[strand]), (0, 1)))  # type: ignore[misc]
-    return np.asarray(torch.stack(means).double().mean(dim=0).cpu().numpy())
+    stack = np.asarray(torch.stack(means).double().mean(dim=0).cpu().numpy())
+    return stack if model.parts is None else np.concatenate([stack[None], counted / length])
 
 
 @torch.inference_mode()
@@ -169,11 +180,42 @@ def evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries: Integer
         boundaries: (windows + 1,) ascending positions, bp, from 0 to the length.
 
     Returns:
-        (windows, classes) float64.
+        (windows, classes) float64, or (windows, 1 + parts, classes) of a model with counted parts.
     """
     forward = _strand_evidence_along(model, tokens, boundaries)
     reverse = _strand_evidence_along(model, COMPLEMENT_IDS[tokens[::-1]], len(tokens) - boundaries[::-1])
-    return (forward + reverse[::-1]) / 2
+    stack = (forward + reverse[::-1]) / 2
+    if model.parts is None:
+        return stack
+    history = model.parts.history_bp
+    counted = [
+        model.parts.evidence(tokens[start:end], tokens[max(0, start - history) : start]) / max(1, end - start)
+        for start, end in itertools.pairwise(boundaries.tolist())
+    ]
+    return np.concatenate([stack[:, None], np.stack(counted)], axis=1)
+
+
+def split_evidence(model: SpeciesClassifier, evidence: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+    """Evidence of the stack (..., classes), and of the counted parts (..., parts, classes) if there are any."""
+    return (evidence, None) if model.parts is None else (evidence[..., 0, :], evidence[..., 1:, :])
+
+
+@torch.inference_mode()
+def class_logits(model: SpeciesClassifier, evidence: FloatArray, lengths_bp: IntegerArray | int) -> FloatArray:
+    """Logits (records, classes) of evidence as `evidence_of_records` gives it.
+
+    Args:
+        model: the classifier, on any device.
+        evidence: (records, classes) or (records, 1 + parts, classes), per base.
+        lengths_bp: (records,) length of each, or one length for all.
+    """
+    stack, counted = split_evidence(model, evidence)
+    lengths = np.broadcast_to(np.asarray(lengths_bp), len(evidence))
+    on_device = torch.from_numpy(np.ascontiguousarray(stack)).to(device_of(model))
+    logits = model.logits(on_device, torch.from_numpy(lengths.copy()).to(on_device.device)).double().cpu().numpy()
+    if counted is None or model.combination is None:
+        return np.asarray(logits)
+    return model.combination.logits(logits, counted, lengths)
 
 
 def _strand_evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries: IntegerArray) -> FloatArray:

@@ -23,6 +23,7 @@ class HeldOutEvidence:
         folds: (windows,) 0 or 1: which half of its sequence the window lies in, so that a fit on one fold is tested on
             other bases.
         own_likelihood: (windows,) of `novelty.own_likelihood`, or 0 where p-values are not needed.
+        counted: (windows, parts, classes) per base, of a model with counted parts; `mean_evidence` is of the stack.
     """
 
     mean_evidence: FloatArray
@@ -30,6 +31,7 @@ class HeldOutEvidence:
     labels: IntegerArray
     folds: IntegerArray
     own_likelihood: FloatArray | float = 0.0
+    counted: FloatArray | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[HeldOutEvidence]) -> HeldOutEvidence:
@@ -42,4 +44,17 @@ class HeldOutEvidence:
             own_likelihood=np.concatenate(
                 [np.broadcast_to(part.own_likelihood, part.lengths_bp.shape) for part in parts]
             ),
+            counted=None
+            if any(part.counted is None for part in parts)
+            else np.concatenate([part.counted for part in parts if part.counted is not None]),
+        )
+
+    def subset(self, chosen: npt.NDArray[np.bool_]) -> HeldOutEvidence:
+        """The chosen windows, without their own likelihood."""
+        return HeldOutEvidence(
+            mean_evidence=self.mean_evidence[chosen],
+            lengths_bp=self.lengths_bp[chosen],
+            labels=self.labels[chosen],
+            folds=self.folds[chosen],
+            counted=None if self.counted is None else self.counted[chosen],
         )

@@ -369,10 +369,9 @@ def _choose_names(bins: GenomeBins, names: Sequence[str], fraction: float, rando
     mean = 0.0
     for number in random.permutation(everywhere):
         share = float(shares[:, number].mean())
-        if not chosen or mean + share <= MOST_HELD_OUT * fraction:
-            if chosen or share <= 2 * fraction or number == everywhere[-1]:
-                chosen.append(int(number))
-                mean += share
+        if mean + share <= MOST_HELD_OUT * fraction:
+            chosen.append(int(number))
+            mean += share
         if mean >= 0.8 * fraction:
             break
     if not chosen:
@@ -430,9 +429,7 @@ def _require_every_class(training: GenomeCollection, held_out: GenomeCollection)
 
 
 def _summary(whole: GenomeCollection, training: GenomeCollection, held_out: GenomeCollection, how: str) -> str:
-    bases, trained, held = (
-        sum(sequence.length for sequence in part.sequences) for part in (whole, training, held_out)
-    )
+    bases, trained, held = (sum(sequence.length for sequence in part.sequences) for part in (whole, training, held_out))
     return (
         f"held out {held:,} bp ({held / bases:.1%}) as {how}; {bases - trained - held:,} bp beside them or "
         f"homologous to them are left out, {trained:,} bp are trained on"

@@ -174,9 +174,7 @@ def _shared_strengths(fitting: GenomeCollection, tested: GenomeCollection, order
     return tuple(np.exp(np.mean(logarithms, axis=0)).tolist())
 
 
-def _fitted(
-    fitting: GenomeCollection, settings: PartSettings, strengths: tuple[float, ...], seed: int
-) -> CountedParts:
+def _fitted(fitting: GenomeCollection, settings: PartSettings, strengths: tuple[float, ...], seed: int) -> CountedParts:
     counts = []
     if settings.markov:
         counts = [
@@ -326,7 +324,7 @@ def _runs(evidence: FloatArray, known: np.ndarray, blocks: int) -> FloatArray:
     """Mean evidence per base of runs of neighbouring blocks with few unknown bases; long runs overlap by 3/4."""
     if len(evidence) < blocks:
         return np.zeros((0, *evidence.shape[1:]))
-    starts = np.arange(0, len(evidence) - blocks + 1, max(1, blocks // 4) if blocks > 4 else blocks)  # noqa: PLR2004
+    starts = np.arange(0, len(evidence) - blocks + 1, max(1, blocks // 4) if blocks > 4 else blocks)
     sums = np.concatenate([np.zeros((1, *evidence.shape[1:])), np.cumsum(evidence, axis=0)])
     bases = np.concatenate([[0], np.cumsum(known)])
     length = blocks * BLOCK_BP

@@ -95,12 +95,12 @@ class CountedParts:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Of the parts, in the order of their evidence."""
-        return tuple([*(f"markov {order}" for order in range(1, self.order + 1)), *(part.name for part in self.kmers)])
+        return (*(f"markov {order}" for order in range(1, self.order + 1)), *(part.name for part in self.kmers))
 
     @cached_property
     def word_lengths(self) -> tuple[int, ...]:
         """Of the parts."""
-        return tuple([*range(2, self.order + 2), *(part.word_length for part in self.kmers)])
+        return (*range(2, self.order + 2), *(part.word_length for part in self.kmers))
 
     @property
     def history_bp(self) -> int:
@@ -177,15 +177,17 @@ class CountedParts:
         return tensors
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> CountedParts | None:
-        """The opposite of `to_tensors`; None without any.
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> CountedParts:
+        """The opposite of `to_tensors`.
+
+        Args:
+            tensors: of a model folder; those of other things are passed over.
+            names: of the parts, in order.
 
         Raises:
-            InputError: the tensors are damaged.
+            InputError: a part is missing, or the tensors are damaged.
         """
         own = {name.removeprefix(TENSOR_PREFIX): value for name, value in tensors.items() if is_part_tensor(name)}
-        if not own:
-            return None
         counts: list[StrandSymmetricCounts] = []
         strengths: tuple[float, ...] = ()
         if "counts" in own:
@@ -193,7 +195,7 @@ class CountedParts:
             kept = own["counts"].numpy().astype(np.int32)
             length = len(strengths)
             canonical = _canonical_words(length) if 1 <= length <= LONGEST_ORDER + 3 else np.zeros(0, dtype=np.int64)
-            if kept.ndim != 2 or kept.shape[1] != len(canonical):  # noqa: PLR2004
+            if kept.ndim != 2 or kept.shape[1] != len(canonical):
                 raise InputError("the counts in the model folder are damaged: train or copy it again.")
             complements = reverse_complement_codes(length)
             for row in kept:
@@ -203,10 +205,12 @@ class CountedParts:
                 counts.append(StrandSymmetricCounts.of_words(words))
         kmers = [
             KmerWeights(name, value.numpy().astype(np.float32))
-            for name, value in sorted(own.items())
-            if name.startswith("kmer ")
+            for name, value in ((name, own[name]) for name in names if name in own)
         ]
-        return cls(tuple(counts), strengths, tuple(kmers))
+        parts = cls(tuple(counts), strengths, tuple(kmers))
+        if parts.names != tuple(names):
+            raise InputError("the counted parts in the model folder are damaged: train or copy it again.")
+        return parts
 
 
 def is_part_tensor(name: str) -> bool:

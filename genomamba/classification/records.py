@@ -9,21 +9,22 @@ from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
 import numpy as np
-import torch
+from scipy.special import softmax
 
 from genomamba.class_names import UNCLASSIFIED
 from genomamba.classification.evidence import (
     PIECE_LENGTH_BP,
     RecordEvidence,
+    class_logits,
     count_known,
     evidence_of_pieces,
     evidence_of_records,
+    split_evidence,
 )
 from genomamba.classification.held_out import FloatArray
 from genomamba.classification.novelty import LikelihoodQuantiles, best_likelihood, own_likelihood, pair_counts
 from genomamba.io.fasta import SpooledRecord, spool_records
 from genomamba.io.sources import SequenceSource, sequence_events
-from genomamba.models.device import device_of
 from genomamba.models.species_classifier import BASES, SpeciesClassifier
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
@@ -164,7 +165,6 @@ class RecordClassifier:
         self._minimum_length = max(1, minimum_length)
         self._unknown_below = unknown_below
         self._piece_length = piece_length
-        self._device = device_of(model)
         self._unknown_rate = unknown_rate
         self._quantiles = quantiles if unknown_rate > 0 else None
 
@@ -274,7 +274,8 @@ class RecordClassifier:
             return Classification(record.name, record.length, UNCLASSIFIED, None)
         p_value = None
         if self._quantiles is not None:
-            score = best_likelihood(record.evidence, record.known_bases / record.length) - record.own_likelihood
+            stack, _ = split_evidence(self._model, record.evidence)
+            score = best_likelihood(stack, record.known_bases / record.length) - record.own_likelihood
             p_value = self._quantiles.p_value(float(score), record.length)
         return self._answer(record.name, record.length, record.evidence, p_value)
 
@@ -296,10 +297,8 @@ class RecordClassifier:
             p_value = mean if group.classified_records == 1 else min(1.0, 2 * mean)
         return self._answer(name, group.bases, group.total / group.bases, p_value)
 
-    @torch.inference_mode()
     def _answer(self, name: str, length: int, evidence: FloatArray, p_value: float | None) -> Classification:
-        logits = self._model.logits(torch.from_numpy(evidence)[None].to(self._device), length)
-        probabilities = torch.softmax(logits, dim=-1)[0].cpu().numpy()
+        probabilities = softmax(class_logits(self._model, evidence[None], length)[0])
         best = int(probabilities.argmax())
         unknown = probabilities[best] < self._unknown_below
         unknown |= p_value is not None and p_value < self._unknown_rate

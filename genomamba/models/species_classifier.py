@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genomamba.class_names import check_class_names
+from genomamba.classification.combination import Combination
+from genomamba.classification.parts import CountedParts, is_part_tensor
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
@@ -184,6 +186,9 @@ class SpeciesClassifier(nn.Module):
             *self.context_evidence.parameters(),
         ):
             nn.init.zeros_(parameter)
+        # Parts that are counted, not trained (`genomamba.classification`), and how all are weighed.
+        self.parts: CountedParts | None = None
+        self.combination: Combination | None = None
         self.pooling = POOLINGS[config.pooling]()
         self.confidence_intercept = nn.Parameter(torch.tensor(0.9 * math.log(REFERENCE_LENGTH_BP)))
         self.confidence_slope = nn.Parameter(torch.tensor(0.9))
@@ -344,7 +349,11 @@ def save_classifier(folder: Path, model: SpeciesClassifier, *, details: dict[str
         "tokenizer": CharacterTokenizer().to_config(),
         "details": details,
     }
-    write_model_folder(Path(folder), config, model.state_dict(), _card(model.config, details))
+    tensors = dict(model.state_dict())
+    if model.parts is not None and model.combination is not None:
+        config["combination"] = model.combination.to_dict()
+        tensors |= model.parts.to_tensors()
+    write_model_folder(Path(folder), config, tensors, _card(model.config, details))
 
 
 def load_classifier(folder: Path | str) -> tuple[SpeciesClassifier, dict[str, Any]]:
@@ -368,10 +377,11 @@ def load_classifier(folder: Path | str) -> tuple[SpeciesClassifier, dict[str, An
                 f"{folder}/config.json has no {key!r} section; the model folder is damaged, train or copy it again"
             )
     CharacterTokenizer.from_config(config["tokenizer"])
-    settings = config["classifier"]
-    model = build_and_load(
-        lambda: SpeciesClassifier(SpeciesClassifierConfig.from_dict(settings)), settings, tensors, folder
-    )
+    settings, own = config["classifier"], {name: value for name, value in tensors.items() if not is_part_tensor(name)}
+    model = build_and_load(lambda: SpeciesClassifier(SpeciesClassifierConfig.from_dict(settings)), settings, own, folder)
+    if isinstance(config.get("combination"), dict):
+        model.combination = Combination.from_dict(config["combination"])
+        model.parts = CountedParts.from_tensors(tensors, model.combination.part_names)
     return model, training_details(config, folder)
 
 

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from scipy.special import softmax
 
-from genomamba.classification.evidence import count_known, evidence_of_records
+from genomamba.classification.evidence import class_logits, count_known, evidence_of_records, split_evidence
 from genomamba.classification.held_out import FloatArray
 from genomamba.classification.novelty import LikelihoodQuantiles, best_likelihood, own_likelihood, pair_counts
 from genomamba.data.genomes import GenomeCollection, GenomeSpecification, load_genomes
@@ -60,13 +60,12 @@ class ScoringModel:
     model: SpeciesClassifier
     parts: dict[int, list[WindowScores]] = field(default_factory=dict)
 
-    @torch.inference_mode()
     def __call__(self, windows: Sequence[Tokens], length: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
         """Labels (windows,) and probabilities (windows, classes) of windows of one length, both strands averaged."""
         evidence = evidence_of_records(self.model, windows)
-        probabilities = torch.softmax(self.model.logits(torch.from_numpy(evidence), length), dim=-1).numpy()
+        probabilities = softmax(class_logits(self.model, evidence, length), axis=1)
         known = np.array([count_known(window) for window in windows]) / length
-        likelihood = best_likelihood(evidence, known)
+        likelihood = best_likelihood(split_evidence(self.model, evidence)[0], known)
         own = np.array([own_likelihood(pair_counts(window)) for window in windows])
         scores = WindowScores(likelihood - own, likelihood, probabilities.max(axis=1))
         self.parts.setdefault(length, []).append(scores)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genomamba.classification.evidence import evidence_of_records
+from genomamba.classification.evidence import evidence_of_records, split_evidence
 from genomamba.data.genomes import GenomeCollection
 from genomamba.data.windows import EvaluationWindows, WindowSampler
 from genomamba.models.species_classifier import SpeciesClassifier
@@ -75,7 +75,7 @@ class SpeciesTask(TrainingTask):
         """Accuracy on the held-out windows of the full length."""
         self.model.eval()
         tokens = np.stack([window.tokens() for window in self.validation.windows])
-        evidence = evidence_of_records(self.model, tokens)
+        evidence, _ = split_evidence(self.model, evidence_of_records(self.model, tokens))
         self.model.train()
         return {"held_out_accuracy": float((evidence.argmax(axis=1) == self._labels).mean())}
 
