@@ -188,24 +188,42 @@ def _choose_stretches(training: GenomeCollection, blocks_per_class: int, seed: i
     return chosen
 
 
-def _folds(stretches: Sequence[_Stretch], classes: int, seed: int) -> dict[str, int] | None:
-    """The fold of each sequence name, or None when leaving a fold out would leave a class without sequences."""
+def _folds(stretches: Sequence[_Stretch], classes: int, seed: int) -> list[int] | None:
+    """The fold of each stretch, or None when leaving a fold out would leave a class without stretches.
+
+    Stretches of sequences of one name are left out together where the classes share names; otherwise those at one
+    place of their class.
+    """
     names = sorted({stretch.sequence.name for stretch in stretches})
     order = np.random.default_rng([seed, len(names)]).permutation(names).tolist()
-    folds = {name: number % FOLDS for number, name in enumerate(order)}
-    for fold in set(folds.values()):
-        left = {stretch.label for stretch in stretches if folds[stretch.sequence.name] != fold}
-        if len(left) < classes:
-            return None
+    fold_of_name = {name: number % FOLDS for number, name in enumerate(order)}
+    by_name = [fold_of_name[stretch.sequence.name] for stretch in stretches]
+    for folds in (by_name, _folds_by_place(stretches)):
+        if len(set(folds)) > 1 and all(
+            len({stretch.label for stretch, own in zip(stretches, folds, strict=True) if own != fold}) == classes
+            for fold in set(folds)
+        ):
+            return folds
+    return None
+
+
+def _folds_by_place(stretches: Sequence[_Stretch]) -> list[int]:
+    """The fold of each stretch: which part of its class it lies in."""
+    folds = [0] * len(stretches)
+    for label in {stretch.label for stretch in stretches}:
+        own = [number for number, stretch in enumerate(stretches) if stretch.label == label]
+        own.sort(key=lambda number: (stretches[number].sequence.name, stretches[number].start))
+        for place, number in enumerate(own):
+            folds[number] = place * FOLDS // len(own)
     return folds
 
 
 @torch.no_grad()
-def _read(model: SpeciesClassifier, stretches: Sequence[_Stretch], folds: dict[str, int]) -> tuple[_Windows, _Scaling]:
+def _read(model: SpeciesClassifier, stretches: Sequence[_Stretch], folds: Sequence[int]) -> tuple[_Windows, _Scaling]:
     """Run the model over both strands of every stretch; windows of all lengths, their inputs scaled."""
     tokenizer = CharacterTokenizer()
     likelihoods, inputs, labels, folds_of_windows, blocks = [], [], [], [], []
-    for stretch in stretches:
+    for stretch, fold in zip(stretches, folds, strict=True):
         tokens = stretch.sequence.tokens(stretch.start, stretch.start + stretch.blocks * BLOCK_BP)
         strands = torch.from_numpy(np.stack([tokens, tokenizer.reverse_complement(tokens)]))
         likelihood, others, known = _block_means(model, strands)
@@ -217,7 +235,7 @@ def _read(model: SpeciesClassifier, stretches: Sequence[_Stretch], folds: dict[s
             likelihoods.append(likelihood[: whole * count].unflatten(0, (whole, count)).mean(1))
             inputs.append(others[: whole * count].unflatten(0, (whole, count)).mean(1))
             labels.append(torch.full((whole,), stretch.label))
-            folds_of_windows.append(torch.full((whole,), folds[stretch.sequence.name]))
+            folds_of_windows.append(torch.full((whole,), fold))
             blocks.append(torch.full((whole,), count))
     windows = _Windows(
         torch.cat(likelihoods),

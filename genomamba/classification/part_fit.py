@@ -115,7 +115,7 @@ def fit_parts(
     bases_per_class = min(sum(s.length for s in training.sequences_of(name)) for name in training.class_names)
     if not settings.counted or bases_per_class < FOLDS * FEWEST_WINDOWS * LENGTHS_BP[1]:
         return None
-    order = longest_order(classes, settings.markov_order) if settings.markov else -1
+    order = longest_order(classes, bases_per_class, settings.markov_order) if settings.markov else -1
     found: dict[int, list[PartWindows]] = {}
     strengths: tuple[float, ...] = ()
     names: tuple[str, ...] = ()

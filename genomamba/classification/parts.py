@@ -33,7 +33,8 @@ from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 
 LONGEST_ORDER: Final = 10
-SHORTEST_LONGEST_ORDER: Final = 6
+WORDS_PER_BASE: Final = 16
+"""A table is not made longer than this: what has hardly been seen is smoothed away."""
 MOST_TABLE_BYTES: Final = 2**30
 """Tables of more classes have a lower longest order: 4 bytes for each word and class, and a third of that below it."""
 SCORED_BASES_AT_A_TIME: Final = 2**16
@@ -42,12 +43,14 @@ TENSOR_PREFIX: Final = "parts."
 Table = npt.NDArray[np.float32]
 
 
-def longest_order(classes: int, wanted: int = LONGEST_ORDER) -> int:
-    """The longest order up to `wanted` whose tables fit in `MOST_TABLE_BYTES` for so many classes."""
-    order = wanted
-    while order > SHORTEST_LONGEST_ORDER and 4 * classes * BASES ** (order + 1) * 4 / 3 > MOST_TABLE_BYTES:
-        order -= 1
-    return order
+def longest_order(classes: int, bases_per_class: int, wanted: int = LONGEST_ORDER) -> int:
+    """The longest order up to `wanted` that the bases can fill, with tables that fit in `MOST_TABLE_BYTES`."""
+
+    def is_too_long(order: int) -> bool:
+        words = BASES ** (order + 1)
+        return 4 * classes * words * 4 / 3 > MOST_TABLE_BYTES or words > WORDS_PER_BASE * bases_per_class
+
+    return next((order for order in range(wanted, 1, -1) if not is_too_long(order)), 1)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ class WindowSampler:
 
     Windows with unknown bases are drawn again within their class, so classes stay equally frequent. Only where gapless
     ones are hard to find is a share of `maximum_unknown_fraction` accepted.
+
+    With `by_length` every base of a class is equally likely instead of every sequence, so that a plasmid weighs no more
+    than its length; and sequences shorter than a window are joined to windows, in random order.
     """
 
     def __init__(
@@ -41,10 +44,11 @@ class WindowSampler:
         length: int,
         seed: int,
         maximum_unknown_fraction: float = MAXIMUM_UNKNOWN_FRACTION,
+        by_length: bool = False,
     ) -> None:
         """Prepare to draw windows of `length` bp.
 
-        **Raises** `InputError` when a class has no sequence of at least `length` bp.
+        **Raises** `InputError` when a class has no sequence of at least `length` bp, or with `by_length` no bases.
         """
         _require_positive(length)
         if not 0 <= seed < 2**64:
@@ -54,10 +58,15 @@ class WindowSampler:
         self.seed = seed
         self.maximum_unknown_fraction = maximum_unknown_fraction
         self.short_sequences = [sequence for sequence in collection.sequences if sequence.length < length]
-        """Sequences that are shorter than a window and therefore never seen."""
+        """Sequences that are shorter than a window and therefore never seen, or only joined to others."""
+        self.by_length = by_length
+        joinable = [sequence for sequence in self.short_sequences if sequence.length and by_length]
+        self._short = [
+            [sequence for sequence in joinable if sequence.class_name == name] for name in collection.class_names
+        ]
         self._sequences = [_long_sequences(collection, class_name, length) for class_name in collection.class_names]
         for class_name, sequences in zip(collection.class_names, self._sequences, strict=True):
-            if not sequences:
+            if not sequences and not self._short[collection.class_names.index(class_name)]:
                 longest = max((sequence.length for sequence in collection.sequences_of(class_name)), default=0)
                 raise InputError(
                     f"class '{class_name}' has no training sequence of {length} bp, its longest has {longest}: "
@@ -73,12 +82,9 @@ class WindowSampler:
         """
         random = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64)))
         label = int(random.integers(len(self._sequences)))
-        sequences = self._sequences[label]
         for attempt in range(_MOST_TRIES):
-            sequence = sequences[random.integers(len(sequences))]
-            start = int(random.integers(sequence.length - self.length + 1))
+            tokens = self._tokens_by_length(label, random) if self.by_length else self._tokens(label, random)
             strand = _STRANDS[random.integers(2)]
-            tokens = sequence.tokens(start, start + self.length)
             if _is_known(tokens, 0.0 if attempt < _GAPLESS_TRIES else self.maximum_unknown_fraction):
                 return _on_strand(tokens, strand), label
         raise InputError(
@@ -86,6 +92,30 @@ class WindowSampler:
             f"{self.maximum_unknown_fraction:.0%} unknown bases ({_MOST_TRIES} were tried): use a shorter --length or "
             "an assembly with fewer gaps."
         )
+
+    def _tokens(self, label: int, random: np.random.Generator) -> Tokens:
+        """A window of a uniformly chosen sequence."""
+        sequences = self._sequences[label]
+        sequence = sequences[random.integers(len(sequences))]
+        start = int(random.integers(sequence.length - self.length + 1))
+        return sequence.tokens(start, start + self.length)
+
+    def _tokens_by_length(self, label: int, random: np.random.Generator) -> Tokens:
+        """A window at a uniformly chosen base, or short sequences joined as often as they have bases."""
+        long, short = self._sequences[label], self._short[label]
+        short_bases = sum(sequence.length for sequence in short)
+        if short and random.random() * (short_bases + sum(sequence.length for sequence in long)) < short_bases:
+            parts: list[Tokens] = []
+            while sum(map(len, parts)) < self.length:
+                sequence = short[random.integers(len(short))]
+                tokens = sequence.tokens(0, sequence.length)
+                parts.append(tokens if random.integers(2) else COMPLEMENT_IDS[tokens[::-1]])
+            return np.concatenate(parts)[: self.length]
+        starts = np.cumsum([sequence.length - self.length + 1 for sequence in long])
+        place = int(random.integers(starts[-1]))
+        which = int(np.searchsorted(starts, place, side="right"))
+        start = place - (int(starts[which - 1]) if which else 0)
+        return long[which].tokens(start, start + self.length)
 
     def sample_batch(self, index_start: int, count: int) -> tuple[Tokens, npt.NDArray[np.int64]]:
         """Return windows `index_start` to `index_start + count - 1`: tokens (count, length), labels (count,)."""

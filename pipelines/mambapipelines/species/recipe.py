@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
+from genomamba.classification.part_fit import PartSettings
 from genomamba.models.species_classifier import SpeciesClassifierConfig
 from mambapipelines.training.recipe import TrainingRecipe
 
@@ -15,6 +16,20 @@ class CalibrationRecipe:
 
     bases_per_class: int = 524_288
     maximum_windows_per_class: int = 128
+
+
+@dataclass(frozen=True)
+class PartsRecipe:
+    """Which parts have a say beside each other; see `genomamba.classification.part_fit.PartSettings`."""
+
+    stack: bool = True
+    markov: bool = True
+    kmer: bool = True
+    markov_order: int = 10
+
+    def settings(self) -> PartSettings:
+        """For the fit."""
+        return PartSettings(markov=self.markov, kmer=self.kmer, stack=self.stack, markov_order=self.markov_order)
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,9 @@ class SpeciesRecipe(TrainingRecipe):
     }
 
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+    parts: PartsRecipe = field(default_factory=PartsRecipe)
 
     def positive_values(self) -> dict[str, float]:
         """Values of the task's own sections that must be greater than 0, by key."""
-        return {f"calibration.{key}": value for key, value in asdict(self.calibration).items()}
+        positive: dict[str, float] = {f"calibration.{key}": value for key, value in asdict(self.calibration).items()}
+        return positive | {"parts.markov_order": self.parts.markov_order}

@@ -6,7 +6,7 @@ the metrics of the run (`mambapipelines.training.state`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from genomamba.classification.calibration import (
     collect_evidence,
 )
 from genomamba.classification.head_fit import fit_heads
+from genomamba.classification.holdouts import DEFAULT_FRACTION, HoldoutPlan, is_large_enough, plan_holdouts
+from genomamba.classification.part_fit import PartFit, fit_parts
 from genomamba.data.genomes import (
     GenomeCollection,
     GenomeSequence,
@@ -52,6 +54,8 @@ from mambapipelines.training.session import TrainingSession, parameter_count
 
 MAXIMUM_CALIBRATION_FRACTION = 0.1
 MINIMUM_CALIBRATION_BASES = 16_384
+# The user is told when a class has so many times the bases of another.
+IMBALANCE = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ class SpeciesTrainingOptions:
         length: length of a training window in bases.
         output: the folder that becomes the model folder; its subfolder `training` holds the state of the run.
         holdout: names of sequences that are never trained on; held-out accuracy and calibration come from them.
+        holdout_fraction: share of each class to hold out instead; `None` is `holdouts.DEFAULT_FRACTION` without
+            `holdout` where every class is large enough, and 0 holds nothing out.
+        groups: TSV of sequence name and homology group, instead of going by the names.
         minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
         steps: number of optimiser steps instead of a wall time.
         recipe: name of a recipe of the package, or path of a YAML file.
@@ -79,6 +86,8 @@ class SpeciesTrainingOptions:
     length: int
     output: Path
     holdout: Sequence[str] = ()
+    holdout_fraction: float | None = None
+    groups: Path | None = None
     minutes: float | None = None
     steps: int | None = None
     recipe: str = "small"
@@ -184,14 +193,20 @@ def train_species_classifier(options: SpeciesTrainingOptions) -> SpeciesTraining
         pretrained = _load_pretrained(options)
         genomes = load_genomes(options.genomes)
         require_training_classes(genomes)
-        training, held_out = genomes.split(list(dict.fromkeys(options.holdout)))
-        sampler = WindowSampler(training, options.length, options.seed)
+        groups = read_groups(options.groups) if options.groups is not None else None
+        holdouts = hold_out(options, genomes, groups)
+        sampler = WindowSampler(holdouts.training, options.length, options.seed, by_length=True)
         if session.resume(_depends_on(options, genomes, pretrained)):
             return _finished_result(session)
         model = _build_model(genomes.class_names, recipe, options.seed, pretrained)
-        run = _Run(session, options, recipe, model, sampler, training, held_out)
+        run = _Run(session, options, recipe, model, sampler, holdouts)
         run.introduce()
-        return run.train(genomes)
+        # Before the first step, so that what they take is part of the time planned for.
+        session.progress.note(holdouts.summary)
+        parts = fit_parts(holdouts.training, recipe.parts.settings(), options.seed, groups)
+        if parts is not None:
+            session.progress.note(parts.summary())
+        return run.train(genomes, parts)
 
 
 class _Run:
@@ -204,16 +219,17 @@ class _Run:
         recipe: SpeciesRecipe,
         model: SpeciesClassifier,
         sampler: WindowSampler,
-        training: GenomeCollection,
-        held_out: GenomeCollection,
+        holdouts: HoldoutPlan,
     ) -> None:
         self.session, self.options, self.recipe = session, options, recipe
-        self.model, self.sampler, self.training, self.held_out = model, sampler, training, held_out
+        self.model, self.sampler, self.holdouts = model, sampler, holdouts
+        self.training, held_out = holdouts.training, holdouts.held_out
+        self.held_out = held_out
         # A held-out window costs as much as a calibration window of that length, so the same budget bounds both.
         budget = recipe.calibration.bases_per_class
         per_class = max(1, min(recipe.validation.windows_per_class, budget // options.length))
         self.validation = evaluation_windows(held_out, options.length, per_class, options.seed)
-        self.task = SpeciesTask(model, recipe, sampler, training, self.validation)
+        self.task = SpeciesTask(model, recipe, sampler, self.training, self.validation)
         self.plan = SpeciesPlan(
             recipe=recipe,
             length=options.length,
@@ -230,12 +246,18 @@ class _Run:
             f"{self.plan.windows_per_step} windows of {length:,} bp per step"
         )
         if short:
-            note(f"{len(short)} training sequences are shorter than {length:,} bp and are not used")
+            note(f"{len(short)} training sequences are shorter than {length:,} bp: they are joined to windows")
+        bases = [sum(s.length for s in self.training.sequences_of(name)) for name in self.training.class_names]
+        if max(bases) > IMBALANCE * min(bases):
+            note(
+                f"the classes have {min(bases):,} to {max(bases):,} bp: all are equally frequent in training, and "
+                "count the same when the parts are weighed"
+            )
         if self.held_out.sequences and not self.task.can_validate():
             missing = ", ".join(self.validation.missing_classes)
             note(f"no held-out accuracy: {missing} has no held-out sequence of {length:,} bp")
 
-    def train(self, genomes: GenomeCollection) -> SpeciesTrainingResult:
+    def train(self, genomes: GenomeCollection, parts: PartFit | None) -> SpeciesTrainingResult:
         """Take all steps that are left, calibrate, and write the model folder."""
         session, model = self.session, self.model
         outcome = session.train(self.task, self.plan)
@@ -248,11 +270,15 @@ class _Run:
         if self.task.can_validate() and (accuracy is None or head_fit is not None):
             accuracy = self.task.validate()["held_out_accuracy"]
             model.eval()
+        if parts is not None:
+            model.parts, model.combination = parts.parts, parts.combination
         report = self._calibrate(outcome.steps)
         calibration = report.to_dict() if report is not None else None
         details = {
             "training_length": self.options.length,
             "holdout": list(dict.fromkeys(self.options.holdout)),
+            "stretches": self.holdouts.stretches,
+            "parts": None if parts is None else parts.to_dict(),
             "manifest": genomes.manifest(),
             "start_from": self.options.start_from,
             "bases_seen": bases_seen,
@@ -274,7 +300,7 @@ class _Run:
     def _calibrate(self, total_steps: int) -> CalibrationReport | None:
         note = self.session.progress.note
         if not self.held_out.sequences:
-            note("no --holdout, so probabilities are not calibrated: they are as confident as trained")
+            note("nothing is held out, so probabilities are not calibrated: they are as confident as trained")
             return None
         bases_per_class = self.plan.calibration_bases_per_class(total_steps)
         evidence, short = (
@@ -291,9 +317,51 @@ class _Run:
         if evidence is None:
             note("the held-out sequences are too short, so probabilities are not calibrated")
             return None
-        report = calibrate(self.model, evidence, short)
+        report = calibrate(self.model, evidence, short, use_stack=self.recipe.parts.stack)
         note(report.summary())
         return report
+
+
+def hold_out(
+    options: SpeciesTrainingOptions, genomes: GenomeCollection, groups: Mapping[str, str] | None = None
+) -> HoldoutPlan:
+    """What is trained on and what is held out.
+
+    Raises:
+        InputError: names and a fraction are both given, or what `plan_holdouts` and `GenomeCollection.split` refuse.
+    """
+    names, fraction = list(dict.fromkeys(options.holdout)), options.holdout_fraction
+    if names and fraction is not None:
+        raise InputError("--holdout and --holdout-fraction are both given: leave one of them out.")
+    if names:
+        training, held_out = genomes.split(names)
+        bases = sum(sequence.length for sequence in held_out.sequences)
+        return HoldoutPlan(training, held_out, f"held out {bases:,} bp: the sequences of --holdout")
+    if fraction is None and not is_large_enough(genomes, DEFAULT_FRACTION):
+        nothing = GenomeCollection(genomes.class_names, ())
+        return HoldoutPlan(genomes, nothing, "the genomes are too small to hold a share of them out")
+    return plan_holdouts(genomes, DEFAULT_FRACTION if fraction is None else fraction, options.seed, groups)
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """Homology group by sequence name, from lines of two columns with a tab between them.
+
+    Raises:
+        InputError: the file cannot be read, or a line has other columns.
+    """
+    groups: dict[str, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--groups {path} cannot be read ({error}): give a TSV file of name and group.") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, tab, group = line.partition("\t")
+        if not tab or not name or not group.strip() or "\t" in group:
+            raise InputError(f"line {number} of --groups {path} is not a name, a tab and a group: correct it.")
+        groups[name] = group.strip()
+    return groups
 
 
 def sequence_identity(sequence: GenomeSequence) -> list[Any]:
@@ -316,6 +384,8 @@ def _depends_on(
     content: dict[str, Any] = {
         "--length": options.length,
         "--holdout": sorted(set(options.holdout)),
+        "--holdout-fraction": options.holdout_fraction,
+        "--groups": None if options.groups is None else sorted(read_groups(options.groups).items()),
         "classes": list(genomes.class_names),
         "sequences": sequences_by_class(genomes),
     }

@@ -1,5 +1,6 @@
 """The command `genomamba train`: a species classifier from genomes."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,6 +34,22 @@ def train(
             help="Held-out sequences: not trained on, but used for validation and calibration.",
         ),
     ] = None,
+    holdout_fraction: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Hold out this share of every class; 0 holds nothing out.",
+            show_default="0.1 without --holdout",
+        ),
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.tsv",
+            help="Homology groups for --holdout-fraction: sequence name, tab, group.",
+            show_default="sequences of the same name",
+        ),
+    ] = None,
     minutes: MinutesOption = None,
     steps: StepsOption = None,
     recipe: Annotated[
@@ -53,8 +70,13 @@ def train(
 ) -> None:
     """Train a species classifier on genomes.
 
-    Windows are sampled uniformly over classes, then sequences, then start positions, from both strands. Continue an
-    interrupted run with --resume; the result is the same as without the interruption.
+    Windows are sampled uniformly over classes, then start positions, from both strands. Continue an interrupted run
+    with --resume; the result is the same as without the interruption.
+
+    A share of every class is held out to calibrate the model, to weigh its parts (the selective stack, interpolated
+    Markov models and regressions on k-mers) and for `genomamba evaluate`. Where the classes share sequence names, whole
+    sequences of the same name are held out; otherwise stretches are, and what resembles them in other classes is left
+    out of training.
 
     All settings other than the data come from a recipe: print it with --print-recipe, override values with --set.
     `model.mixer` chooses the sequence mixer of the layers.
@@ -84,6 +106,8 @@ def train(
             length=length,
             output=output,
             holdout=[name for option in holdout or () for name in entries(option, "--holdout")],
+            holdout_fraction=holdout_fraction,
+            groups=groups,
             minutes=minutes,
             steps=steps,
             recipe=recipe,
