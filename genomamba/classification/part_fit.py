@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -95,6 +96,18 @@ class PartFit:
         return f"counted parts ({', '.join(self.combination.alone)}) in cross-validation: {figures}"
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small products do not gain from threads, and on a busy machine threads wait for each other at every one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def fit_parts(
     training: GenomeCollection,
     settings: PartSettings,
@@ -193,8 +206,9 @@ def _fit_kmers(fitting: GenomeCollection, seed: int) -> tuple[KmerWeights, ...]:
         numbers = _spectrum_numbers(length)
         # The spectrum of shorter words follows from that of longer ones, but for their last bases.
         shorter = spectra.reshape(len(spectra), BASES**length, -1).sum(axis=2)
-        symmetric = np.zeros((len(spectra), numbers.max() + 1), dtype=np.float32)
-        np.add.at(symmetric.T, numbers, shorter.T)
+        canonical = np.unique(numbers, return_index=True)[1]
+        complements = reverse_complement_codes(length)[canonical]
+        symmetric = shorter[:, canonical] + np.where(complements == canonical, 0, shorter[:, complements])
         weights.append(KmerWeights(name, _regression(symmetric, labels, runs, penalty)[numbers]))
     return tuple(weights)
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -36,11 +37,15 @@ from mambapipelines.species.evaluation_sequences import (
     check_lengths,
     describe_sequences,
     find_training_sequences,
+    genomes_of_model,
     in_class_order,
+    original_name,
     select_test_sequences,
 )
 
 MODEL_NAME: Final = "genomamba"
+PART_PREFIX: Final = "part:"
+"""Before the name of a part of the model in the table, `markov` being a baseline and `part:markov` a part."""
 DEFAULT_LENGTHS_BP: Final = (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576)
 DEFAULT_WINDOWS_PER_CLASS: Final = 200
 WINDOWS_PER_INDEPENDENT_WINDOW: Final = 4
@@ -126,9 +131,17 @@ def evaluate_species_classifier(options: EvaluationOptions) -> list[AccuracyRow]
     _check_options(options)
     use_threads(options.threads)
     model, details = load_classifier(options.model_folder)
-    genomes = in_class_order(load_genomes(options.genomes), model.config.class_names)
+    specifications = options.genomes or genomes_of_model(details)
+    if not options.genomes:
+        note("no genomes are given: the model is judged on what it held out of its own training genomes")
+    genomes = in_class_order(load_genomes(specifications), model.config.class_names)
     test = select_test_sequences(genomes, details)
     check_lengths(test, options.lengths)
+    if model.combination is not None and (details.get("stretches") or details.get("holdout")):
+        note(
+            "the calibration and the weight of the stack (6 numbers) were fitted on what was held out; where that is "
+            "tested, figures are slightly optimistic"
+        )
     ood_genomes = load_ood_genomes(options.ood_genomes, model.config.class_names)
     quantiles = detection_quantiles(details) if options.ood_genomes else None
     fitted = None
@@ -157,15 +170,16 @@ def fit_named_baselines(
         lengths,
         seed,
         names,
-        [[sequence.name for sequence in sequences] for sequences in by_class],
+        [[original_name(sequence) for sequence in sequences] for sequences in by_class],
     )
 
 
 def classifiers_of(model: SpeciesClassifier | ScoringModel, fitted: FittedBaselines | None) -> dict[str, Scores]:
     """The model and the baselines by their names in the table."""
-    classifiers: dict[str, Scores] = {
-        MODEL_NAME: model if isinstance(model, ScoringModel) else ScoringModel(model),
-    }
+    scoring = model if isinstance(model, ScoringModel) else ScoringModel(model)
+    classifiers: dict[str, Scores] = {MODEL_NAME: scoring}
+    for kind in scoring.kinds:
+        classifiers[PART_PREFIX + kind] = partial(scoring.part, kind)
     if fitted is not None:
         for name in fitted.names:
             classifiers[name] = lambda windows, length, name=name: (  # type: ignore[misc]

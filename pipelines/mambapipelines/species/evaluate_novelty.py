@@ -16,13 +16,16 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.special import softmax
 
+from genomamba.classification.combination import STACK
 from genomamba.classification.evidence import class_logits, count_known, evidence_of_records, split_evidence
 from genomamba.classification.held_out import FloatArray
 from genomamba.classification.novelty import LikelihoodQuantiles, best_likelihood, own_likelihood, pair_counts
 from genomamba.data.genomes import GenomeCollection, GenomeSpecification, load_genomes
 from genomamba.data.windows import evaluation_windows
+from genomamba.models.device import device_of
 from genomamba.models.species_classifier import SpeciesClassifier
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
@@ -59,16 +62,41 @@ class ScoringModel:
 
     model: SpeciesClassifier
     parts: dict[int, list[WindowScores]] = field(default_factory=dict)
+    _last: tuple[Sequence[Tokens], FloatArray] | None = None
 
     def __call__(self, windows: Sequence[Tokens], length: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
         """Labels (windows,) and probabilities (windows, classes) of windows of one length, both strands averaged."""
         evidence = evidence_of_records(self.model, windows)
+        self._last = (windows, evidence)
         probabilities = softmax(class_logits(self.model, evidence, length), axis=1)
         known = np.array([count_known(window) for window in windows]) / length
         likelihood = best_likelihood(split_evidence(self.model, evidence)[0], known)
         own = np.array([own_likelihood(pair_counts(window)) for window in windows])
         scores = WindowScores(likelihood - own, likelihood, probabilities.max(axis=1))
         self.parts.setdefault(length, []).append(scores)
+        return probabilities.argmax(axis=1), probabilities
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The parts that can answer by themselves; none of a model without counted parts."""
+        combination = self.model.combination
+        return () if combination is None else (STACK, *combination.alone)
+
+    def part(self, kind: str, windows: Sequence[Tokens], length: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
+        """Labels and probabilities of windows by one kind of part alone, as if there were no other."""
+        if self._last is None or self._last[0] is not windows:
+            self._last = (windows, evidence_of_records(self.model, windows))
+        evidence = self._last[1]
+        combination, (stack, counted) = self.model.combination, split_evidence(self.model, evidence)
+        assert combination is not None and counted is not None  # `kinds` is empty otherwise
+        lengths = np.full(len(windows), length)
+        if kind == STACK:
+            device = device_of(self.model)
+            with torch.inference_mode():
+                logits = self.model.logits(torch.from_numpy(stack.copy()).to(device), length).double().cpu().numpy()
+        else:
+            logits = combination.alone[kind].logits(counted, lengths)
+        probabilities = softmax(logits, axis=1)
         return probabilities.argmax(axis=1), probabilities
 
     def scores(self, length: int) -> WindowScores:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from genomamba.classification.holdouts import OffsetStore, cut
 from genomamba.data.genomes import GenomeCollection, GenomeSequence, GenomeSpecification, load_genomes
 from mambacore.errors import InputError
 from mambapipelines.console import counted, note
@@ -33,11 +34,13 @@ def select_test_sequences(genomes: GenomeCollection, details: Mapping[str, Any])
         InputError: a class has none.
     """
     holdout = set(details.get("holdout", ()))
+    stretches = _stretches(details, "held_out")
     seen = {key for key in _manifest_sequences(details) if key[1] not in holdout}
     test: list[GenomeSequence] = []
     for path in dict.fromkeys((sequence.class_name, sequence.path) for sequence in genomes.sequences):
         sequences = [sequence for sequence in genomes.sequences if (sequence.class_name, sequence.path) == path]
         held_out = [sequence for sequence in sequences if sequence.name in holdout]
+        held_out += [part for sequence in sequences for part in _parts(sequence, stretches)]
         if held_out:
             test += held_out
         elif not any(_key(sequence) in seen for sequence in sequences):
@@ -96,7 +99,36 @@ def find_training_sequences(
     for key in wanted:
         # Two files may hold records of one name and length; each stands for one entry of the manifest.
         taken.append(found[key].pop(0) if len(found[key]) > 1 else found[key][0])
+    stretches = _stretches(details, "training")
+    if stretches:
+        taken = [part for sequence in taken for part in _parts(sequence, stretches)]
     return GenomeCollection(genomes.class_names, tuple(taken))
+
+
+def genomes_of_model(details: Mapping[str, Any]) -> list[GenomeSpecification]:
+    """The genomes that a model was trained on, where they were then.
+
+    Raises:
+        InputError: a file is not there any more, or nothing was held out of them.
+    """
+    paths: dict[str, list[str]] = {}
+    for entry in details.get("manifest", ()):
+        paths.setdefault(entry["class"], []).append(entry["path"])
+    if not details.get("holdout") and not _stretches(details, "held_out"):
+        raise InputError("the model held nothing out to be judged on: give --genome NAME=PATH for each class.")
+    for name, of_class in paths.items():
+        for path in of_class:
+            if not Path(path).is_file():
+                raise InputError(
+                    f"{path}, which class '{name}' was trained on, is not there any more: give --genome NAME=PATH for "
+                    "each class."
+                )
+    return [GenomeSpecification(name, tuple(of_class)) for name, of_class in paths.items()]
+
+
+def original_name(sequence: GenomeSequence) -> str:
+    """The name of the sequence that this one is a stretch of."""
+    return sequence.store.name if isinstance(sequence.store, OffsetStore) else sequence.name
 
 
 def check_lengths(test: GenomeCollection, lengths: Sequence[int]) -> None:
@@ -127,6 +159,20 @@ def _manifest_sequences(details: Mapping[str, Any]) -> list[tuple[str, str, int]
         for entry in details.get("manifest", ())
         for record in entry["sequences"]
     ]
+
+
+def _stretches(details: Mapping[str, Any], kind: str) -> dict[tuple[str, str, int], list[tuple[int, int]]]:
+    """By class, name and length of a sequence: the stretches of it that are `training` or `held_out`."""
+    found: dict[tuple[str, str, int], list[tuple[int, int]]] = {}
+    for class_name, _, name, length, start, end in (details.get("stretches") or {}).get(kind, ()):
+        found.setdefault((class_name, name, length), []).append((start, end))
+    return {key: list(dict.fromkeys(intervals)) for key, intervals in found.items()}
+
+
+def _parts(
+    sequence: GenomeSequence, stretches: Mapping[tuple[str, str, int], list[tuple[int, int]]]
+) -> list[GenomeSequence]:
+    return [cut(sequence, start, end) for start, end in stretches.get(_key(sequence), ())]
 
 
 def _key(sequence: GenomeSequence) -> tuple[str, str, int]:

@@ -8,7 +8,6 @@ import typer
 from mambapipelines.cli.options import (
     BaselineOption,
     GenomeListOption,
-    GenomeOption,
     ModelArgument,
     SeedOption,
     ThreadsOption,
@@ -22,7 +21,14 @@ from mambapipelines.cli.options import (
 
 def evaluate(
     model: ModelArgument,
-    genome: GenomeOption = None,
+    genome: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH[,PATH...]",
+            help="Genomes to test on: a class and its FASTA files, once per class.",
+            show_default="what the model held out of its own training genomes",
+        ),
+    ] = None,
     genomes: GenomeListOption = None,
     lengths: Annotated[
         str, typer.Option(metavar="BP[,BP...]", help="Window lengths.")
@@ -62,11 +68,13 @@ def evaluate(
 ) -> None:
     """Measure accuracy by length on held-out sequences, beside baselines on the same windows.
 
-    Test windows come from the sequences that training held out; a file that has none of them and was not trained on is
-    used in full. Baselines are fitted, and their hyperparameters chosen, on the model's training sequences. Intervals
-    are Wilson's at 95 %; the number of trials is the number of non-overlapping windows if that is smaller, and
-    chromosomes of one name in several files of a class count once. There are at most four windows per non-overlapping
-    one. Windows have at most 1 % of unknown bases, or 5 % at lengths where a class has no others.
+    Without --genome the model is judged on what it held out of its own training genomes. Test windows come from what
+    training held out; a file that has nothing of it and was not trained on is used in full. Rows named part:NAME are
+    the parts of the model by themselves: what the selective stack adds, and where. Baselines are fitted, and their
+    hyperparameters chosen, on the model's training sequences. Intervals are Wilson's at 95 %; the number of trials is
+    the number of non-overlapping windows if that is smaller, and chromosomes of one name in several files of a class
+    count once. There are at most four windows per non-overlapping one. Windows have at most 1 % of unknown bases, or
+    5 % at lengths where a class has no others.
 
     With --ood the model's rows report out-of-distribution (OOD) detection at a rate of 5 %, set on the windows the
     model was calibrated on: the share of OOD windows called unknown (detected) and of test windows of the classes
@@ -74,6 +82,8 @@ def evaluate(
     of the best class's probability (probability_auroc, a baseline).
 
     **Examples**
+
+    `genomamba evaluate model`
 
     `genomamba evaluate model --genome cow=cow.fa.gz --genome dog=dog.fa --output evaluation`
 
@@ -89,7 +99,7 @@ def evaluate(
     evaluate_species_classifier(
         EvaluationOptions(
             model_folder=model,
-            genomes=required_genomes(genome, genomes),
+            genomes=required_genomes(genome, genomes) if genome or genomes else [],
             lengths=[integer(length, "--lengths") for length in entries(lengths, "--lengths")],
             per_class=per_class,
             baselines=baseline_names(baseline),
