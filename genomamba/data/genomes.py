@@ -76,10 +76,14 @@ class GenomeSequence:
 
 @dataclass(frozen=True)
 class GenomeCollection:
-    """The sequences of every class; a label is a position in `class_names`, in the order of the options."""
+    """The sequences of every class; a label is a position in `class_names`, in the order of the options.
+
+    `notes` say what was done to names, for the user.
+    """
 
     class_names: tuple[str, ...]
     sequences: tuple[GenomeSequence, ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_tokens(cls, tokens_by_class: Mapping[str, Mapping[str, Tokens]]) -> "GenomeCollection":
@@ -140,13 +144,13 @@ def load_genomes(specifications: Iterable[GenomeSpecification]) -> GenomeCollect
     """Read and check the genomes of every class.
 
     Plain files stay on disk behind an index; gzipped ones, standard input and files whose lines are too uneven for an
-    index are held in memory, 1 byte a base.
+    index are held in memory, 1 byte a base. Further records of one name in a file are numbered: NAME.2, NAME.3.
 
-    **Raises** `InputError` for a class that is given twice, two records of one name in one file, and everything that
-    `genomamba.io.fasta` refuses.
+    **Raises** `InputError` for a class that is given twice, and everything that `genomamba.io.fasta` refuses.
     """
     class_names: list[str] = []
     sequences: list[GenomeSequence] = []
+    notes: list[str] = []
     for specification in specifications:
         if specification.name in class_names:
             raise InputError(
@@ -155,8 +159,15 @@ def load_genomes(specifications: Iterable[GenomeSpecification]) -> GenomeCollect
             )
         class_names.append(specification.name)
         for path in specification.paths:
-            sequences.extend(_load_file(specification.name, path))
-    return GenomeCollection(tuple(class_names), tuple(sequences))
+            numbering = _Numbering()
+            sequences.extend(_load_file(specification.name, path, numbering))
+            if numbering.repeated:
+                notes.append(
+                    f"{source_label(path)} has several records of one name, which are numbered: "
+                    + ", ".join(f"{name}, {name}.2" for name in sorted(numbering.repeated)[:_MOST_NEAR_NAMES])
+                    + (", ..." if len(numbering.repeated) > _MOST_NEAR_NAMES else "")
+                )
+    return GenomeCollection(tuple(class_names), tuple(sequences), tuple(notes))
 
 
 def require_training_classes(collection: GenomeCollection) -> None:
@@ -166,45 +177,56 @@ def require_training_classes(collection: GenomeCollection) -> None:
         raise InputError(f"training needs at least two classes, {given} is given: give --genome NAME=PATH for each.")
 
 
-def _load_file(class_name: str, path: str) -> list[GenomeSequence]:
-    label = source_label(path)
+class _Numbering:
+    """Names for the records of a file: the first of a name keeps it, further ones get a number."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+        self.repeated: set[str] = set()
+
+    def name_of(self, name: str) -> str:
+        """The name of the next record, which is called `name` in the file."""
+        if name not in self._taken:
+            self._taken[name] = 1
+            return name
+        self.repeated.add(name)
+        while True:
+            self._taken[name] += 1
+            numbered = f"{name}.{self._taken[name]}"
+            if numbered not in self._taken:
+                self._taken[numbered] = 1
+                return numbered
+
+
+def _load_file(class_name: str, path: str, numbering: _Numbering) -> list[GenomeSequence]:
     if path != STANDARD_INPUT and not is_compressed(path) and Path(path).is_file():
-        lengths, tails = _scan_file(path, label)
+        lengths, tails = _scan_file(path, numbering)
         store: SequenceStore | None = _index_file(path, lengths, tails)
         if store is None:
-            store = MemoryStore({record.name: record.tokens for record in read_records(path)})
+            again = _Numbering()
+            store = MemoryStore({again.name_of(record.name): record.tokens for record in read_records(path)})
     else:
         tokens_by_name: dict[str, Tokens] = {}
         for record in read_records(path):
-            _refuse_duplicate(record.name, tokens_by_name, label)
-            tokens_by_name[record.name] = record.tokens
+            tokens_by_name[numbering.name_of(record.name)] = record.tokens
         lengths = {name: len(tokens) for name, tokens in tokens_by_name.items()}
         store = MemoryStore(tokens_by_name)
     return [GenomeSequence(class_name, path, name, length, store) for name, length in lengths.items()]
 
 
-def _scan_file(path: str, label: str) -> tuple[dict[str, int], dict[str, Tokens]]:
+def _scan_file(path: str, numbering: _Numbering) -> tuple[dict[str, int], dict[str, Tokens]]:
     """Read a file through once, keeping only the length and the last bases of each record."""
     lengths: dict[str, int] = {}
     tails: dict[str, Tokens] = {}
     name = ""
     for event in read_events(path):
         if isinstance(event, FastaHeader):
-            name = event.name
-            _refuse_duplicate(name, lengths, label)
+            name = numbering.name_of(event.name)
             lengths[name], tails[name] = 0, np.empty(0, dtype=np.uint8)
             continue
         lengths[name] += len(event)
         tails[name] = np.concatenate([tails[name], event[-_CHECKED_TAIL_BP:]])[-_CHECKED_TAIL_BP:]
     return lengths, tails
-
-
-def _refuse_duplicate(name: str, names: Mapping[str, Any], label: str) -> None:
-    if name in names:
-        raise InputError(
-            f"{label} has more than one record named '{name}', and duplicate names in training genomes cannot be told "
-            "apart: rename them."
-        )
 
 
 def _index_file(path: str, lengths: Mapping[str, int], tails: Mapping[str, Tokens]) -> IndexedStore | None:

@@ -378,7 +378,9 @@ def load_classifier(folder: Path | str) -> tuple[SpeciesClassifier, dict[str, An
             )
     CharacterTokenizer.from_config(config["tokenizer"])
     settings, own = config["classifier"], {name: value for name, value in tensors.items() if not is_part_tensor(name)}
-    model = build_and_load(lambda: SpeciesClassifier(SpeciesClassifierConfig.from_dict(settings)), settings, own, folder)
+    model = build_and_load(
+        lambda: SpeciesClassifier(SpeciesClassifierConfig.from_dict(settings)), settings, own, folder
+    )
     if isinstance(config.get("combination"), dict):
         model.combination = Combination.from_dict(config["combination"])
         model.parts = CountedParts.from_tensors(tensors, model.combination.part_names)

@@ -202,7 +202,8 @@ def train_species_classifier(options: SpeciesTrainingOptions) -> SpeciesTraining
         run = _Run(session, options, recipe, model, sampler, holdouts)
         run.introduce()
         # Before the first step, so that what they take is part of the time planned for.
-        session.progress.note(holdouts.summary)
+        for remark in (*genomes.notes, holdouts.summary):
+            session.progress.note(remark)
         parts = fit_parts(holdouts.training, recipe.parts.settings(), options.seed, groups)
         if parts is not None:
             session.progress.note(parts.summary())

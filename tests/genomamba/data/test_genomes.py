@@ -241,7 +241,6 @@ def test_intervals_outside_the_sequence_are_errors(start: int, end: int) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b">chrI\nA\n>chrI again\nC\n", "more than one record named 'chrI', and duplicate names in training genomes"),
         (b">p\nMKVLA\n", "protein"),
         (b"", "is empty"),
         (b"ACGT\n", "put a header line"),
@@ -254,6 +253,16 @@ def test_bad_files_are_refused(pack: type, content: bytes, message: str, tmp_pat
         load_one(path)
     assert str(path) in str(caught.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["genome.fa"]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_records_of_one_name_are_numbered_and_that_is_said(pack: type, tmp_path: Path) -> None:
+    path = tmp_path / "genome.fa"
+    path.write_bytes(pack(b">a\nAA\n>a.2\nC\n>a again\nGGG\n>b\nT\n>a\nTT\n"))
+    collection = load_one(path)
+    names = {sequence.name: sequence.tokens(0, sequence.length).tolist() for sequence in collection.sequences}
+    assert names == {"a": [7, 7], "a.2": [8], "a.3": [9, 9, 9], "b": [10], "a.4": [10, 10]}
+    assert len(collection.notes) == 1 and str(path) in collection.notes[0] and "numbered" in collection.notes[0]
 
 
 def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:

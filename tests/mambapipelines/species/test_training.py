@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(
 def test_without_holdout_there_is_no_accuracy_and_the_model_says_it_is_not_calibrated(
     options: SpeciesTrainingOptions, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    result = train_species_classifier(replace(options, holdout=[], steps=2))
+    result = train_species_classifier(replace(options, holdout=[], holdout_fraction=0, steps=2))
     assert result.held_out_accuracy is None and result.calibration is None
     details = load_classifier(options.output)[1]
     assert details["calibrated"] is False and details["held_out_accuracy"] is None
