@@ -245,3 +245,23 @@ def test_classes_without_long_sequences_or_known_bases_are_reported_missing() ->
     assert windows.missing_classes == ("short", "gap", "none")
     assert windows.independent_per_class == {"short": 0, "fine": 10, "gap": 0, "none": 0}
     assert {window.label for window in windows.windows} == {1}
+
+
+def test_by_length_every_base_counts_the_same_and_short_sequences_are_joined() -> None:
+    collection = GenomeCollection.from_tokens(
+        {
+            "long": {"big": np.full(9000, 7, dtype=np.uint8), "plasmid": np.full(1000, 9, dtype=np.uint8)},
+            "short": {"one": np.full(60, 7, dtype=np.uint8), "other": np.full(30, 9, dtype=np.uint8)},
+        }
+    )
+    sampler = WindowSampler(collection, 100, seed=2, by_length=True)
+    windows = [sampler.sample(index) for index in range(600)]
+    assert all(len(tokens) == 100 for tokens, _ in windows)
+    plasmid = [int(tokens[0]) in (8, 9) for tokens, label in windows if label == 0]
+    assert 0.05 < np.mean(plasmid) < 0.15
+    # Two contigs at least, of either strand: A or T of the one, G or C of the other.
+    assert {int(base) for tokens, label in windows if label == 1 for base in tokens} == {7, 8, 9, 10}
+    again, label = WindowSampler(collection, 100, seed=2, by_length=True).sample(5)
+    assert np.array_equal(again, windows[5][0]) and label == windows[5][1]
+    with pytest.raises(InputError, match="no training sequence of 100 bp"):
+        WindowSampler(collection, 100, seed=2)

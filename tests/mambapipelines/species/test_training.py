@@ -16,6 +16,7 @@ from genomamba.data.genomes import GenomeSpecification
 from genomamba.models.species_classifier import load_classifier
 from mambacore.errors import InputError
 from mambapipelines.console import format_duration
+from mambapipelines.species.evaluate import EvaluationOptions, evaluate_species_classifier
 from mambapipelines.species.recipe import SpeciesRecipe
 from mambapipelines.species.task import SpeciesTask
 from mambapipelines.species.train import SpeciesPlan, SpeciesTrainingOptions, train_species_classifier
@@ -131,6 +132,39 @@ def test_without_holdout_there_is_no_accuracy_and_the_model_says_it_is_not_calib
     assert "not calibrated" in capfd.readouterr().err
 
 
+def test_by_default_a_share_is_held_out_calibrates_and_is_what_is_judged_on(
+    genomes: list[GenomeSpecification], options: SpeciesTrainingOptions, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With counted parts, which the table shows beside the whole."""
+    changes = ["parts.markov=true", "parts.kmer=true", "parts.markov_order=2"]
+    result = train_species_classifier(replace(options, holdout=[], steps=2, changes=changes))
+    messages = capfd.readouterr().err
+    assert "held out" in messages and "counted parts (markov, kmer)" in messages
+    assert result.calibration is not None
+    model, details = load_classifier(options.output)
+    assert model.combination is not None and details["parts"]["cross_validated_accuracy"]["combined"]
+    rows = evaluate_species_classifier(
+        EvaluationOptions(options.output, (), lengths=[256, 1024], baselines=["composition"], threads=1)
+    )
+    by_name = {row.classifier: row.accuracy for row in rows if row.length == 1024}
+    assert set(by_name) == {"genomamba", "part:stack", "part:markov", "part:kmer", "composition"}
+    # After two steps the stack knows nothing; the genomes differ in their composition.
+    assert by_name["genomamba"] >= 0.95 and by_name["part:markov"] >= 0.95
+    held_out = {(name, start, end) for _, _, name, _, start, end in details["stretches"]["held_out"]}
+    trained = {(name, start, end) for _, _, name, _, start, end in details["stretches"]["training"]}
+    assert (
+        held_out
+        and trained
+        and not {
+            1
+            for name, start, end in held_out
+            for other, first, last in trained
+            if name == other and start < last and first < end
+        }
+    )
+    assert "slightly optimistic" in capfd.readouterr().err
+
+
 def test_held_out_sequences_shorter_than_a_window_still_calibrate_at_their_own_lengths(
     genomes: list[GenomeSpecification],
     options: SpeciesTrainingOptions,
@@ -196,7 +230,9 @@ def test_a_loss_that_stops_being_finite_is_reported_and_the_last_good_state_is_k
         ({"recipe": "huge"}, "no recipe and no file named 'huge'"),
         ({"holdout": ["chrIX"]}, "chrIX"),
         ({"holdout": ["chrI", "chrII", "chrIII"]}, "no sequences left"),
-        ({"length": CHROMOSOME_BP + 1}, f"its longest has {CHROMOSOME_BP}"),
+        ({"holdout": ["chrI"], "holdout_fraction": 0.1}, "both given"),
+        ({"holdout": [], "holdout_fraction": 0.9}, "0.9"),
+        ({"groups": Path("no-such-file.tsv")}, "no-such-file"),
         ({"seed": -1}, "seed"),
     ],
 )
