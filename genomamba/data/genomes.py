@@ -1,7 +1,7 @@
 """The genomes of a species task: classes, their files, their sequences, and which of them are held out."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -15,6 +15,9 @@ from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 
 _CHECKED_TAIL_BP: Final = 16
+_COMPARED_BP: Final = 256
+_COMPARED_RECORDS: Final = 16
+"""By these last bases of the first records two files are taken for the same."""
 _MOST_NEAR_NAMES: Final = 5
 
 
@@ -167,6 +170,7 @@ def load_genomes(specifications: Iterable[GenomeSpecification]) -> GenomeCollect
                     + ", ".join(f"{name}, {name}.2" for name in sorted(numbering.repeated)[:_MOST_NEAR_NAMES])
                     + (", ..." if len(numbering.repeated) > _MOST_NEAR_NAMES else "")
                 )
+    notes += _shared_files(sequences)
     return GenomeCollection(tuple(class_names), tuple(sequences), tuple(notes))
 
 
@@ -227,6 +231,25 @@ def _scan_file(path: str, numbering: _Numbering) -> tuple[dict[str, int], dict[s
         lengths[name] += len(event)
         tails[name] = np.concatenate([tails[name], event[-_CHECKED_TAIL_BP:]])[-_CHECKED_TAIL_BP:]
     return lengths, tails
+
+
+def _shared_files(sequences: Sequence[GenomeSequence]) -> Iterator[str]:
+    """Name files of two classes that hold the same sequences, also under other names: such classes are one."""
+    by_file: dict[tuple[str, str], list[GenomeSequence]] = {}
+    for sequence in sequences:
+        by_file.setdefault((sequence.class_name, sequence.path), []).append(sequence)
+    seen: dict[tuple[Any, ...], tuple[str, str]] = {}
+    for (class_name, path), inside in by_file.items():
+        signature = tuple(
+            (sequence.length, sequence.tokens(max(0, sequence.length - _COMPARED_BP), sequence.length).tobytes())
+            for sequence in inside[:_COMPARED_RECORDS]
+        )
+        other_class, other_path = seen.setdefault((len(inside), signature), (class_name, path))
+        if other_class != class_name:
+            yield (
+                f"{other_path} (class '{other_class}') and {path} (class '{class_name}') hold the same sequences: give "
+                "each class its own"
+            )
 
 
 def _index_file(path: str, lengths: Mapping[str, int], tails: Mapping[str, Tokens]) -> IndexedStore | None:

@@ -8,7 +8,6 @@ bad and every deletion good. The windows are those of `haplotype_windows`.
 import contextlib
 import importlib.util
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,7 +192,7 @@ class VariantFile:
             except (OSError, ValueError, UnicodeDecodeError, NotImplementedError) as error:
                 empty = os.path.getsize(self._path) == 0
                 self.close()
-                reason = "is empty" if empty else f"is not a VCF file that can be read ({_without_path(error)})"
+                reason = "is empty" if empty else "is not a VCF file that can be read"
                 raise InputError(
                     f"{self.label} {reason}: give VCF or BCF with its header, plain or compressed."
                 ) from error
@@ -223,11 +222,6 @@ def _with_short_lines(blocks: Iterable[bytes], label: str) -> Iterator[bytes]:
         if not binary and length > LONGEST_LINE_BYTES:
             raise InputError(f"{label} has a line of more than {LONGEST_LINE_BYTES:,} characters: it is damaged.")
         yield block
-
-
-def _without_path(error: Exception) -> str:
-    """What the library says, without the name of a temporary copy."""
-    return re.sub(r"[`'\"]?\S*genomamba-\S*\.vcf[`'\"]?", "it", " ".join(str(error).split()))
 
 
 def _variant(record: Any, with_line: bool) -> Variant:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -106,7 +106,7 @@ def _alternating(forward: str, reverse: str) -> Iterator[bytes]:
             yield from texts
 
 
-def _whole_records(source: str) -> Iterator[bytes]:
+def _whole_records(source: str) -> Generator[bytes, None, None]:
     with closing(read_record_texts(source)) as pieces:  # type: ignore[type-var]  # a generator
         for _, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
             yield b"".join(text for _, text in group)
