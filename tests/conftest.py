@@ -7,7 +7,9 @@ from pathlib import Path
 WITHOUT_AUDIO = "TESTS_WITHOUT_AUDIO"
 """Environment variable of `make test-torch`: leave out test files that import packages of the extra `audio`."""
 
-AUDIO_IMPORT = re.compile(r"^\s*(?:from|import) (?:audiomamba|soundfile|torchaudio|waveform_runs)\b", re.MULTILINE)
+AUDIO_IMPORT = re.compile(
+    r"^\s*(?:from|import) (?:audiomamba|soundfile|torchaudio|waveform_runs|fuzz_audio)\b", re.MULTILINE
+)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
