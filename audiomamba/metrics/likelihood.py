@@ -11,9 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiomamba.data.clips import PADDING_TARGET, ClipCollection, clip_example, read_clip, read_in_parallel
+from audiomamba.data.clips import (
+    PADDING_TARGET,
+    ClipCollection,
+    clip_example,
+    prepared_pieces,
+    read_clip,
+    read_in_parallel,
+)
 from audiomamba.data.quantisers import Quantiser
-from audiomamba.data.waveforms import read_header, waveform_pieces
+from audiomamba.data.waveforms import read_header
 from audiomamba.models import WaveformModel, WaveformState
 from mambacore.errors import InputError
 
@@ -142,20 +149,22 @@ def recording_likelihood(
     path: Path,
     piece_samples: int = PIECE_SAMPLES,
     progress: Callable[[int], object] | None = None,
+    labels: Tensor | None = None,
 ) -> ClipLikelihood:
     """As `clip_likelihoods`, of one file of any length, which is read piece by piece as well.
 
     Args:
         path: the file, of any rate.
         progress: called with how many samples were scored.
+        labels: (1, label sets), numbers; None for none.
 
     Raises:
         InputError: as `audiomamba.data.waveforms.read_waveform`.
     """
     quantiser = model.config.quantiser
-    found, samples = _Piecewise(model, 1), 0
+    found, samples = _Piecewise(model, 1, labels), 0
     before = torch.full((1,), quantiser.middle_class)
-    for block in waveform_pieces(path, quantiser.sample_rate_hz):
+    for block in prepared_pieces(path, quantiser, model.config.preparation.without_trimming())[0]:
         for piece in quantiser.encode(block).long().split(piece_samples):
             found.read(torch.cat([before, piece[:-1]]).unsqueeze(0), piece.unsqueeze(0))
             before = piece[-1:]
@@ -171,6 +180,7 @@ def file_likelihoods(
     *,
     piece_samples: int = PIECE_SAMPLES,
     progress: Callable[[int], object] | None = None,
+    labels: Tensor | None = None,
 ) -> list[ClipLikelihood | InputError]:
     """As `clip_likelihoods`, of files in any order; the result is in theirs.
 
@@ -181,6 +191,7 @@ def file_likelihoods(
         paths: the files, of any rate.
         piece_samples: samples that go through the model at once.
         progress: called with how many samples were scored.
+        labels: (files, label sets), numbers; None for none.
 
     Returns:
         For a file that cannot be read, the error: what to do about it is for the caller to say.
@@ -196,26 +207,34 @@ def file_likelihoods(
     for batch in _batches(lengths, piece_samples):
         if lengths[batch[0]] > piece_samples:
             try:
-                found[batch[0]] = recording_likelihood(model, paths[batch[0]], piece_samples, progress)
+                number = batch[0]
+                own = None if labels is None else labels[number : number + 1]
+                found[number] = recording_likelihood(model, paths[number], piece_samples, progress, own)
             except InputError as error:
                 found[batch[0]] = error
             continue
         clips: dict[int, Tensor] = {}
         in_batch = [paths[number] for number in batch]
-        for number, clip in zip(batch, _classes(in_batch, quantiser), strict=True):
+        for number, clip in zip(batch, _classes(in_batch, model), strict=True):
             if isinstance(clip, InputError):
                 found[number] = clip
             else:
                 clips[number] = clip
         if clips:
-            found |= zip(clips, clip_likelihoods(model, list(clips.values()), quantiser, piece_samples), strict=True)
+            own = None if labels is None else labels[list(clips)]
+            scored = clip_likelihoods(model, list(clips.values()), quantiser, piece_samples, own)
+            found |= zip(clips, scored, strict=True)
             if progress is not None:
                 progress(sum(clip.shape[0] for clip in clips.values()))
     return [found[number] for number in range(len(paths))]
 
 
-def _classes(paths: Sequence[Path], quantiser: Quantiser) -> Iterator[Tensor | InputError]:
-    return read_in_parallel(lambda number: read_clip(paths[number], quantiser).classes, len(paths))
+def _classes(paths: Sequence[Path], model: WaveformModel) -> Iterator[Tensor | InputError]:
+    """The files as the model hears them, whole."""
+    quantiser, preparation = model.config.quantiser, model.config.preparation.without_trimming()
+    return read_in_parallel(
+        lambda number: read_clip(paths[number], quantiser, preparation=preparation).classes, len(paths)
+    )
 
 
 def clip_samples(path: Path, quantiser: Quantiser) -> int:

@@ -158,9 +158,10 @@ class LabelEmbedding(nn.Module):
     def __init__(self, config: WaveformModelConfig) -> None:
         super().__init__()
         self.widths = [config.width(depth) for depth in range(len(config.stages))]
-        self.tables = nn.ModuleList(nn.Embedding(len(one.values) + 1, sum(self.widths)) for one in config.label_sets)
+        tables = [nn.Embedding(len(one.values) + 1, sum(self.widths)) for one in config.label_sets]
+        self.tables = nn.ModuleList(tables)
         with torch.no_grad():
-            for table in self.tables:
+            for table in tables:
                 table.weight.mul_(LABEL_DEVIATION)
                 table.weight[UNLABELLED] = 0
 

@@ -119,10 +119,10 @@ def clip_app(folder: Path | str, longest_seconds: float, threads: int | None) ->
     sets = page.generator.label_sets
 
     def generate(*asked: Any) -> tuple[str, str]:
-        upload = asked[5]
-        labels = {one.name: value for one, value in zip(sets, asked[7:], strict=True) if value and value != ANY_LABEL}
+        clips, seconds, seed, temperature, top_p, upload, guidance, *chosen = asked
+        labels = {one.name: value for one, value in zip(sets, chosen, strict=True) if value and value != ANY_LABEL}
         try:
-            found = page.generate(*asked[:7], labels=labels)
+            found = page.generate(clips, seconds, seed, temperature, top_p, upload, guidance, labels)
         except InputError as error:
             # The place where the server keeps an upload says nothing to the reader.
             sentence = str(error) if upload is None else str(error).replace(upload, Path(upload).name)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from audiomamba.data.clips import read_in_parallel
 from audiomamba.data.labelled_clips import LabelledFiles, labelled_splits
+from audiomamba.data.labels import read_clip_labels
 from audiomamba.data.waveforms import find_audio_files
 from audiomamba.metrics.likelihood import ClipLikelihood, clip_samples, file_likelihoods
 from audiomamba.metrics.scores import half_sample_interval
@@ -30,7 +32,7 @@ from mambapipelines.waveforms.evaluation_output import (
     scores_picture,
     scores_table,
 )
-from mambapipelines.waveforms.evaluation_sets import FEWEST_CLIPS, ROW_NAMES, TEST, BadFiles, SetScorer
+from mambapipelines.waveforms.evaluation_sets import FEWEST_CLIPS, ROW_NAMES, TEST, Asking, BadFiles, SetScorer
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class AudioEvaluationOptions:
     classifier: str | None = None
     clips: Sequence[str] = ()
     generate: int | None = None
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
     label_pattern: str | None = None
     valid: str | None = None
     test: str | None = None
@@ -89,13 +94,20 @@ def evaluate_audio(options: AudioEvaluationOptions) -> list[ScoredSet]:
     bad = BadFiles(options.skip_bad)
     likelihoods, facts = {}, {}
     for name, (model, details) in loaded.items():
-        likelihoods[name] = _likelihoods(name, model, splits["test"], bad)
+        likelihoods[name] = _likelihoods(name, model, details, splits["test"], options.data, bad)
         facts[name] = _facts(models[name], model, details, likelihoods[name], options)
     if classifier is None:
         rows = [ScoredSet(name, model=found) for name, found in facts.items()]
     else:
         scorer = SetScorer(
-            classifier, splits["train"], bad, options.seed, options.resamples, options.inception_over_all
+            classifier,
+            splits["train"],
+            bad,
+            options.seed,
+            options.resamples,
+            options.inception_over_all,
+            splits["valid"],
+            Asking(options.guidance, options.temperature, options.top_p),
         )
         rows = scorer.real_rows(splits["test"])
         for name in [*facts, *(name for name in found_clips if name not in facts)]:
@@ -165,8 +177,10 @@ def _check_splits(
                 )
 
 
-def _likelihoods(name: str, model: WaveformModel, test: LabelledFiles, bad: BadFiles) -> dict[Path, ClipLikelihood]:
-    """Of the test clips that can be read."""
+def _likelihoods(
+    name: str, model: WaveformModel, details: dict[str, Any], test: LabelledFiles, folder: Path, bad: BadFiles
+) -> dict[Path, ClipLikelihood]:
+    """Of the test clips that can be read, given the labels that the model's training found in their names."""
     quantiser = model.config.quantiser
     total = 0
     for length in read_in_parallel(lambda number: clip_samples(test.paths[number], quantiser), len(test.paths)):
@@ -175,7 +189,8 @@ def _likelihoods(name: str, model: WaveformModel, test: LabelledFiles, bad: BadF
         else:
             total += length
     with WorkProgress(f"likelihood under {name}", total, lines_elsewhere=True, unit="samples") as progress:
-        found = file_likelihoods(model, test.paths, progress=progress.advance)
+        labels = _test_labels(model, details, test, folder)
+        found = file_likelihoods(model, test.paths, progress=progress.advance, labels=labels)
     scored: dict[Path, ClipLikelihood] = {}
     for path, one in zip(test.paths, found, strict=True):
         if isinstance(one, InputError):
@@ -185,6 +200,18 @@ def _likelihoods(name: str, model: WaveformModel, test: LabelledFiles, bad: BadF
     if len(scored) < FEWEST_CLIPS:
         raise InputError(f"{TEST} has {len(scored)} clips that can be read: give at least {FEWEST_CLIPS}.")
     return scored
+
+
+def _test_labels(
+    model: WaveformModel, details: dict[str, Any], test: LabelledFiles, folder: Path
+) -> torch.Tensor | None:
+    """(clips, label sets), numbers; None for a model without labels or whose rules are not known."""
+    sets, rules = model.config.label_sets, details.get("label_rules")
+    if not sets or not rules:
+        return None
+    names = [path.relative_to(folder).as_posix() for path in test.paths]
+    labels = read_clip_labels(rules, names)
+    return torch.tensor([labels.numbers(clip, sets) for clip in names])
 
 
 def _facts(

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure  # not pyplot: no window system and no glob
 
 from audiomamba.metrics.likelihood import ClipLikelihood
 from audiomamba.metrics.scores import Interval
+from audiomamba.metrics.speech import SpeechFigures
 from mambapipelines.pages.plots import COLORS
 
 SCORES: Final = ("FID", "IS", "mIS", "AM")
@@ -39,7 +40,9 @@ class ScoredSet:
         name: of the set or the model.
         clips: how many were scored; None without a classifier.
         scores: those of `SCORES`, or none without a classifier.
-        accuracy: the classifier's, where the labels are known.
+        accuracy: how often the classifier hears the label that a clip has or that was asked for.
+        second_accuracy: the same of a second, independent classifier.
+        speech: voiced share, flatness and fundamental frequency.
         model: where there is one.
     """
 
@@ -47,6 +50,8 @@ class ScoredSet:
     clips: int | None = None
     scores: Mapping[str, Interval] = field(default_factory=dict)
     accuracy: float | None = None
+    second_accuracy: float | None = None
+    speech: SpeechFigures | None = None
     model: ModelFacts | None = None
 
 
@@ -55,7 +60,16 @@ def scores_table(rows: Sequence[ScoredSet]) -> str:
     ranged = ("bits_per_sample", "nats_per_sample", *SCORES)
     columns = ["set", "clips", "parameters", "seed", "steps", "training_minutes"]
     columns += [part for name in ranged for part in (name, f"{name}_low", f"{name}_high")]
-    lines = ["\t".join([*columns, "classifier_accuracy"])]
+    heard = [
+        "classifier_accuracy",
+        "second_accuracy",
+        "voiced_share",
+        "flatness",
+        "pitch_10_hz",
+        "pitch_50_hz",
+        "pitch_90_hz",
+    ]
+    lines = ["\t".join([*columns, *heard])]
     for row in rows:
         facts = row.model
         of_model = [NOT_APPLICABLE] * 4
@@ -66,7 +80,13 @@ def scores_table(rows: Sequence[ScoredSet]) -> str:
         for name in ranged:
             found = _ranged(row, name)
             cells += [NOT_APPLICABLE] * 3 if found is None else [f"{value:.4f}" for value in found]
-        lines.append("\t".join([*cells, _cell(row.accuracy, ".4f")]))
+        cells += [_cell(row.accuracy, ".4f"), _cell(row.second_accuracy, ".4f")]
+        if row.speech is None:
+            cells += [NOT_APPLICABLE] * 5
+        else:
+            cells += [_cell(row.speech.voiced_share, ".4f"), _cell(row.speech.flatness, ".4f")]
+            cells += [_cell(pitch, ".1f") for pitch in row.speech.pitch_hz]
+        lines.append("\t".join(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -122,4 +142,4 @@ def _ranged(row: ScoredSet, name: str) -> Interval | None:
 
 
 def _cell(value: float | int | None, form: str = "") -> str:
-    return NOT_APPLICABLE if value is None else f"{value:{form}}"
+    return NOT_APPLICABLE if value is None or math.isnan(value) else f"{value:{form}}"

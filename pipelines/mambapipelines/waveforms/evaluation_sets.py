@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from audiomamba.data.clips import read_in_parallel
 from audiomamba.data.labelled_clips import LabelledFiles
+from audiomamba.data.labels import EVERY_VALUE
 from audiomamba.data.waveforms import Waveform
 from audiomamba.generation import WaveformGenerator
 from audiomamba.metrics.scores import (
@@ -25,6 +26,8 @@ from audiomamba.metrics.scores import (
     inception_score,
     modified_inception_score,
 )
+from audiomamba.metrics.second_opinion import FEWEST_PER_CLASS, SecondOpinion
+from audiomamba.metrics.speech import speech_figures
 from audiomamba.models import WaveformModel
 from audiomamba.models.clip_classifier import ClipClassifier, Opinions, fitted_clip, opinions
 from mambacore.errors import InputError
@@ -33,7 +36,16 @@ from mambapipelines.waveforms.evaluation_output import ScoredSet
 
 FEWEST_CLIPS: Final = 10
 GENERATED_AT_ONCE: Final = 64
+MOST_MEASURED: Final = 1000
 TRAIN, TEST, NOISE, SILENCE = ROW_NAMES = ("train data", "test data", "shuffled noise", "silence")
+
+
+class Asking(NamedTuple):
+    """How clips are generated; see `audiomamba.generation.WaveformGenerator.generate`."""
+
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
 
 
 class BadFiles:
@@ -70,6 +82,9 @@ class SetScorer:
         seed: of the halves, of what is generated and of the noise.
         resamples: halves of each interval.
         inception_over_all: see `audiomamba.metrics.scores.inception_score`.
+        second: clips that the first classifier did not learn from, for the second classifier; it is left out where
+            there are too few.
+        asking: how labels are asked for of models that have them.
 
     Raises:
         InputError: a file that cannot be read, or too few clips.
@@ -83,6 +98,8 @@ class SetScorer:
         seed: int,
         resamples: int,
         inception_over_all: bool,
+        second: LabelledFiles | None = None,
+        asking: Asking | None = None,
     ) -> None:
         self.classifier = classifier
         self.log_mel = classifier.config.log_mel
@@ -90,48 +107,75 @@ class SetScorer:
         self.seed = seed
         self.resamples = resamples
         self.inception_over_all = inception_over_all
+        self.asking = asking or Asking()
+        self.second = None if second is None else self._second_opinion(second)
+        self._kept: list[Tensor] = []
         self._training, self._training_accuracy = self._read(TRAIN, train)
+        self._training_row = self._measured(ScoredSet(TRAIN, accuracy=self._training_accuracy), ())
         self._summary = feature_summary(self._training.features)
 
     def real_rows(self, test: LabelledFiles) -> list[ScoredSet]:
         """Those of the train and the test data."""
         found, accuracy = self._read(TEST, test)
-        return [
-            self._scored(ScoredSet(TRAIN, accuracy=self._training_accuracy), self._training),
-            self._scored(ScoredSet(TEST, accuracy=accuracy), found),
-        ]
+        row = self._measured(ScoredSet(TEST, accuracy=accuracy), test.labels)
+        return [self._scored(self._training_row, self._training), self._scored(row, found)]
 
     def folder_row(self, row: ScoredSet, paths: Sequence[Path]) -> ScoredSet:
         """A row with the scores of files."""
-        return self._scored(row, self._read(row.name, LabelledFiles(tuple(paths), ("",) * len(paths)))[0])
+        found, _ = self._read(row.name, LabelledFiles(tuple(paths), ("",) * len(paths)))
+        return self._scored(self._measured(row, ()), found)
 
     def generated_row(self, row: ScoredSet, model: WaveformModel, count: int) -> ScoredSet:
         """A row with the scores of clips that a model generates: the first ones of the seed."""
         generator = WaveformGenerator(model)
         rate = generator.quantiser.sample_rate_hz
+        known = set(self.classifier.config.class_names)
+        heard = next((one.name for one in generator.label_sets if set(one.values) <= known), None)
+        labels = {one.name: EVERY_VALUE for one in generator.label_sets}
+        asked: list[str] = []
+        self._kept = []
         total = count * round(self.log_mel.seconds * rate)
 
         def clips(advance: Callable[[int], object]) -> Iterator[Tensor]:
             for first in range(0, count, GENERATED_AT_ONCE):
                 here = min(GENERATED_AT_ONCE, count - first)
                 generated = generator.generate(
-                    here, self.log_mel.seconds, self.seed, first_clip=first, progress=advance
+                    here,
+                    self.log_mel.seconds,
+                    self.seed,
+                    self.asking.temperature,
+                    self.asking.top_p,
+                    labels=labels,
+                    guidance=self.asking.guidance if labels else 1.0,
+                    first_clip=first,
+                    progress=advance,
                 )
+                asked.extend(one[heard] for one in generated.labels if heard is not None)
                 for samples in generated.samples:
                     yield self.classifier.fitted(Waveform(samples, rate))
 
         with WorkProgress(f"generating with {row.name}", total, lines_elsewhere=True, unit="samples") as progress:
-            found = opinions(self.classifier, clips(progress.advance))
-        return self._scored(row, found)
+            found = opinions(self.classifier, self._keeping(clips(progress.advance)))
+        if asked:
+            row = replace(row, accuracy=self._accuracy(found, asked))
+        return self._scored(self._measured(row, asked), found)
 
     def control_rows(self, test: LabelledFiles) -> list[ScoredSet]:
         """What must come out far worse than the test data: their samples in random order, and silence."""
         random = np.random.default_rng(self.seed)
-        noise = opinions(self.classifier, (shuffled(clip, random) for clip, _ in self._fitted(NOISE, test)))
+        self._kept, labels = [], []
+
+        def clips() -> Iterator[Tensor]:
+            for clip, label in self._fitted(NOISE, test):
+                labels.append(label)
+                yield shuffled(clip, random)
+
+        noise = opinions(self.classifier, self._keeping(clips()))
+        noise_row = replace(self._measured(ScoredSet(NOISE), labels), accuracy=self._accuracy(noise, labels))
         nothing = opinions(self.classifier, [torch.zeros(self.log_mel.clip_length)])
         count = len(noise.features)
         silence = Opinions(np.repeat(nothing.probabilities, count, 0), np.repeat(nothing.features, count, 0))
-        return [self._scored(ScoredSet(NOISE), noise), self._scored(ScoredSet(SILENCE), silence)]
+        return [self._scored(noise_row, noise), self._scored(ScoredSet(SILENCE), silence)]
 
     def _fitted(self, name: str, files: LabelledFiles) -> Iterator[tuple[Tensor, str]]:
         """The clips that can be read, as the classifier wants them, and their labels."""
@@ -153,11 +197,40 @@ class SetScorer:
                 labels.append(label)
                 yield clip
 
-        found = opinions(self.classifier, clips())
-        if not any(labels):
-            return found, None
+        self._kept = []
+        found = opinions(self.classifier, self._keeping(clips()))
+        return found, self._accuracy(found, labels) if any(labels) else None
+
+    def _accuracy(self, found: Opinions, labels: Sequence[str]) -> float:
+        """How often the classifier hears the labels."""
         called = [self.classifier.config.class_names[number] for number in found.probabilities.argmax(axis=1)]
-        return found, float(np.mean([one == label for one, label in zip(called, labels, strict=True)]))
+        return float(np.mean([one == label for one, label in zip(called, labels, strict=True)]))
+
+    def _keeping(self, clips: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The clips, of which the first `MOST_MEASURED` are kept for `_measured`."""
+        for clip in clips:
+            if len(self._kept) < MOST_MEASURED:
+                self._kept.append(clip)
+            yield clip
+
+    def _measured(self, row: ScoredSet, labels: Sequence[str]) -> ScoredSet:
+        """The row with what the second classifier hears and the figures of speech, of the clips that were kept."""
+        row = replace(row, speech=speech_figures(self._kept, self.log_mel.sample_rate_hz))
+        if self.second is None or not any(labels):
+            return row
+        heard = self.second.labels(self._kept)
+        right = [one == label for one, label in zip(heard, labels, strict=False)]
+        return replace(row, second_accuracy=float(np.mean(right)))
+
+    def _second_opinion(self, files: LabelledFiles) -> SecondOpinion | None:
+        """A classifier of the same labels that learned from these clips; None where they are too few."""
+        names = self.classifier.config.class_names
+        if min((files.labels.count(name) for name in names), default=0) < FEWEST_PER_CLASS:
+            note("too few validation clips for a second, independent classifier")
+            return None
+        pairs = list(self._fitted("validation data", files))
+        clips, labels = [clip for clip, _ in pairs], [label for _, label in pairs]
+        return SecondOpinion(clips, labels, self.log_mel.sample_rate_hz)
 
     def _scored(self, row: ScoredSet, found: Opinions) -> ScoredSet:
         """The row with its scores and their intervals."""

@@ -235,7 +235,7 @@ def test_bad_files_end_both_commands_or_are_left_out_by_name(digits, classifier,
         (("--label-pattern", "^([0-9])_", "--words", "1"), "all labelled '1'"),
         ((), "give --label-pattern"),
         (("--label-pattern", "^(x)"), "finds no label"),
-        (("--label-pattern", "^([0-9])_", "--words", "9"), "no file of"),
+        (("--label-pattern", "^([0-9])_", "--words", "9"), "has no clip of the words 9"),
         (("--label-pattern", "^([0-9])_", "--set", "noise.share=2"), "share from 0 to 1"),
     ],
 )

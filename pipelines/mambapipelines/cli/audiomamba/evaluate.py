@@ -36,6 +36,9 @@ def evaluate(
     generate: Annotated[
         int | None, typer.Option(metavar="N", help="Generate so many clips with each MODEL without --clips.")
     ] = None,
+    guidance: Annotated[float, typer.Option(metavar="G", help="Of clips with labels, see `generate`.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Of generated clips, see `generate`.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Of generated clips, see `generate`.")] = 1.0,
     label_pattern: LabelPatternOption = None,
     valid: ValidPatternOption = None,
     test: TestPatternOption = None,
@@ -77,6 +80,9 @@ def evaluate(
             classifier=classifier,
             clips=clips or (),
             generate=generate,
+            guidance=guidance,
+            temperature=temperature,
+            top_p=top_p,
             label_pattern=label_pattern,
             valid=valid,
             test=test,
