@@ -45,10 +45,12 @@ class _Piecewise:
     def __init__(self, model: WaveformModel, clips: int, labels: Tensor | None = None) -> None:
         self.model = model
         self.nats = torch.zeros(clips, dtype=torch.float64)
-        self._state: WaveformState | None = model.labelled_state(labels)
+        self._device = model.head.weight.device
+        self._state: WaveformState | None = model.labelled_state(None if labels is None else labels.to(self._device))
 
     def read(self, inputs: Tensor, targets: Tensor) -> None:
         """Go on with (clips, length) of what `audiomamba.data.clips.Example` holds."""
+        inputs, targets = inputs.to(self._device), targets.to(self._device)
         hidden, self._state = self.model.hidden(inputs, self._state)
         stretch = max(1, _LOGIT_POSITIONS // inputs.shape[0])
         for part, wanted in zip(hidden.split(stretch, dim=1), targets.split(stretch, dim=1), strict=True):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genomamba.baselines.interpolated_markov import fit_markov_models, log_probability_table
+from genomamba.models.device import device_of
 from genomamba.models.language_model import BASE_COUNT, FIRST_BASE_TOKEN, base_log_probabilities
 from genomamba.tokenizer import Tokens
 from mambacore.models import CausalLanguageModel
@@ -84,7 +85,7 @@ def join_counts(
         joined.head.weight[:, : model.config.model_width] *= fit.weight_of_layers
         weight = cast(nn.Embedding, contexts.tables[0]).weight
         weight[:-1] = (table + math.log(BASE_COUNT)) * weights[1:].float()[ranges].unsqueeze(1)
-    return joined.eval(), fit
+    return joined.eval().to(device_of(model)), fit
 
 
 def _with_table(model: CausalLanguageModel, order: int) -> CausalLanguageModel:
@@ -103,8 +104,8 @@ def _base_log_probabilities(model: CausalLanguageModel, tokens: Tensor) -> Tenso
     """Log-probabilities of the base after each position, (length, 4), in the memory of a piece."""
     parts, state = [], cast(Any, None)
     for piece in tokens.split(_PIECE_LENGTH, dim=1):
-        logits, state = model(piece, state)
-        parts.append(base_log_probabilities(logits)[0])
+        logits, state = model(piece.to(device_of(model)), state)
+        parts.append(base_log_probabilities(logits)[0].cpu())
     return torch.cat(parts)
 
 

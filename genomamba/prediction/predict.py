@@ -49,12 +49,12 @@ def model_outputs(
     while start < len(order):
         end = start + 1
         if len(sequences[order[start]]) > PIECE_LENGTH_BP and model.is_causal:
-            outputs[order[start]] = _in_pieces(model, sequences[order[start]])
+            outputs[order[start]] = _in_pieces(model, sequences[order[start]]).cpu()
         else:
             # Sorted by length, so that the last one added is the longest.
             while end < len(order) and (end + 1 - start) * len(sequences[order[end]]) <= BASES_PER_FORWARD:
                 end += 1
-            outputs[order[start:end]] = _together(model, [sequences[place] for place in order[start:end]])
+            outputs[order[start:end]] = _together(model, [sequences[place] for place in order[start:end]]).cpu()
         advance(sum(len(sequences[place]) for place in order[start:end]))
         start = end
     model.train(training)

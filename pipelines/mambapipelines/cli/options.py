@@ -17,7 +17,21 @@ ThreadsOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same result.")]
 
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|cuda:N",
+        help="Where to compute; auto is a CUDA GPU of capability 8.0 or above, or the CPU.",
+    ),
+]
+
 # Training runs.
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|float32|bfloat16", help="Precision of the linear layers in training.", show_default="the recipe's"
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: model.layers=8. Repeatable."),

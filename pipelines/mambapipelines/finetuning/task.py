@@ -58,6 +58,11 @@ class SequenceModelTask(TrainingTask):
         """Rows of `length` bases that go through the model at once."""
         return max(1, self.sizes.bases_per_micro_batch // length)
 
+    def trimmed(self, micro_batch: Batch) -> Batch:
+        """The micro-batch up to the end of its longest row."""
+        tokens, lengths, targets = micro_batch
+        return tokens[:, : int(lengths.max())], lengths, targets
+
     def weight(self, micro_batch: Batch) -> float:
         """What the labels that are there count."""
         return float(self.sequence_loss.element_weights(micro_batch[2]).sum())
@@ -65,17 +70,17 @@ class SequenceModelTask(TrainingTask):
     def loss(self, replica: nn.Module, micro_batch: Batch) -> dict[str, Tensor]:
         """The mean loss of the rows."""
         tokens, lengths, targets = micro_batch
-        outputs = cast(SequenceModel, replica).padded(tokens[:, : int(lengths.max())], lengths)
+        outputs = cast(SequenceModel, replica).padded(tokens, lengths)
         return {"loss": self.sequence_loss.mean(outputs, targets)}
 
     def pieces(self, micro_batch: Batch) -> Pieces | None:
         """A single long row in pieces, through a model that pools by itself."""
-        tokens, lengths, targets = micro_batch
+        tokens, _, targets = micro_batch
         piece_length = self.sizes.bases_per_micro_batch
-        if len(tokens) > 1 or int(lengths[0]) <= piece_length or not self.model.is_causal:
+        if len(tokens) > 1 or tokens.shape[1] <= piece_length or not self.model.is_causal:
             return None
         loss = PooledLoss(lambda outputs: self.sequence_loss.mean(outputs, targets), pooling=None)
-        return Pieces(tokens[:, : int(lengths[0])], loss, piece_length)
+        return Pieces(tokens, loss, piece_length)
 
     def can_validate(self) -> bool:
         """Whether there are held-out sequences."""

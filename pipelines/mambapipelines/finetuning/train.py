@@ -49,7 +49,8 @@ class FinetuningOptions:
         both_strands: whether a sequence and its reverse complement are to get the same answer.
         balanced: whether rare classes count as much as frequent ones.
         epochs: times that every training row is seen, instead of `minutes` or `steps`.
-        minutes, steps, seed, resume, threads, strategy: as of `mambapipelines.training.options.RunOptions`.
+        minutes, steps, seed, resume, threads, device, precision, strategy: as of
+            `mambapipelines.training.options.RunOptions`.
         recipe: name of a recipe of the package, or path of a YAML file.
         changes: values that replace the recipe's, each written `section.key=value`.
         length: not asked for; sequences have the lengths they have.
@@ -73,6 +74,8 @@ class FinetuningOptions:
     seed: int = 0
     resume: bool = False
     threads: int | None = None
+    device: str = "auto"
+    precision: str | None = None
     strategy: str = "single"
     length: int = 1
 

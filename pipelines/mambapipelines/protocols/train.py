@@ -58,7 +58,7 @@ class SpeciesProtocolOptions:
         baselines: which baselines to fit.
         recipe: name or file; `None` takes the task's.
         changes: values that replace the recipe's, each written `section.key=value`.
-        seed, resume, threads: as of `mambapipelines.training.options.RunOptions`.
+        seed, resume, threads, device, precision: as of `mambapipelines.training.options.RunOptions`.
         steps, minutes: not asked for; the schedule decides.
     """
 
@@ -76,6 +76,8 @@ class SpeciesProtocolOptions:
     seed: int = 0
     resume: bool = False
     threads: int | None = None
+    device: str = "auto"
+    precision: str | None = None
     steps: int | None = None
     minutes: float | None = None
 

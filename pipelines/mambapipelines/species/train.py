@@ -77,6 +77,7 @@ class SpeciesTrainingOptions:
         seed: everything random is a function of this seed and an index.
         resume: continue the run recorded in `output`; where there is none, one is started.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
+        device, precision: see `mambapipelines.device.choose`; a precision of `None` takes the recipe's.
         start_from: a pretrained causal language model (folder or `hf://...`) whose shape and weights the classifier
             takes; `None` starts from random weights of the recipe's shape.
         strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
@@ -95,6 +96,8 @@ class SpeciesTrainingOptions:
     seed: int = 0
     resume: bool = False
     threads: int | None = None
+    device: str = "auto"
+    precision: str | None = None
     start_from: str | None = None
     strategy: str = "single"
 

@@ -34,7 +34,10 @@ class AveragedWeights:
         if tensors is not None and tensors.keys() != current.keys():
             raise InputError("the averaged weights of the run are not those of the model: start with another --output")
         source = current if tensors is None else tensors
-        self.tensors = {name: divided_like(tensor.detach(), current[name].detach()) for name, tensor in source.items()}
+        self.tensors = {
+            name: divided_like(tensor.detach(), current[name].detach()).to(current[name].device)
+            for name, tensor in source.items()
+        }
 
     @torch.no_grad()
     def update(self, step: int) -> None:

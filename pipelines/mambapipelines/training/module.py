@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mambacore.errors import InputError
 from mambacore.longsequence import backward_in_pieces
+from mambapipelines.device import Placement
 from mambapipelines.training.averaging import AveragedWeights
 from mambapipelines.training.ranks import ONE_PROCESS, Ranks
 from mambapipelines.training.recipe import TrainingRecipe
@@ -32,9 +33,9 @@ class StepDataModule(pl.LightningDataModule):
     recorder stops the trainer.
     """
 
-    def __init__(self, task: TrainingTask, first_step: int) -> None:
+    def __init__(self, steps: StepBatches) -> None:
         super().__init__()
-        self.steps = StepBatches(task, first_step)
+        self.steps = steps
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The batches of the task."""
@@ -42,45 +43,72 @@ class StepDataModule(pl.LightningDataModule):
 
 
 class StepBatches(IterableDataset[Batch]):
-    """The endless batches of `StepDataModule`."""
+    """The endless batches of `StepDataModule`, in memory that a device copies from by itself if there is one.
 
-    def __init__(self, task: TrainingTask, first_step: int) -> None:
+    Args:
+        task: makes the batches.
+        first_step: of the first batch.
+        placement: where they are going.
+    """
+
+    def __init__(self, task: TrainingTask, first_step: int, placement: Placement) -> None:
         self.task = task
-        self.first_step = first_step
+        self._step = first_step
+        self._placement = placement
+        self._prepared: Batch | None = None
+
+    def prepare_next(self) -> None:
+        """Make the next batch while a device is at work; what goes wrong is reported when its turn comes."""
+        if self._prepared is None and not self._placement.is_cpu:
+            with contextlib.suppress(Exception):
+                self._prepared = self._make()
 
     def __iter__(self) -> Iterator[Batch]:
-        step = self.first_step
         while True:
-            try:
-                batch = self.task.batch(step)
-            except OSError as error:
-                # Not from the error itself, whose traceback would say no more than the sentence does.
-                raise InputError(
-                    f"the data of step {step + 1} cannot be read ({error}): the last good state is kept; put the file "
-                    "back as it was and add --resume."
-                ) from error
+            batch = self._prepared if self._prepared is not None else self._make()
+            self._prepared = None
+            self._step += 1
             yield batch
-            step += 1
+
+    def _make(self) -> Batch:
+        try:
+            batch = self.task.batch(self._step)
+        except OSError as error:
+            # Not from the error itself, whose traceback would say no more than the sentence does.
+            raise InputError(
+                f"the data of step {self._step + 1} cannot be read ({error}): the last good state is kept; put the "
+                "file back as it was and add --resume."
+            ) from error
+        pinned = self._placement.device.type == "cuda"
+        return tuple(tensor.pin_memory() if pinned else tensor for tensor in batch)
 
 
 class TrainingModule(pl.LightningModule):
     """AdamW on a task: gradient accumulation, clipping, the learning rate of each step, the average of the weights.
 
     Args:
-        task: what is learned; its model has the weights of `state` already.
+        task: what is learned; its model has the weights of `state` already and lies on the device.
         recipe: settings.
+        placement: where and in which precision it is computed.
+        batches: asked to make the next batch while the device works.
         state: state to go on from; absent, the model is taken as it is at step 0.
         ranks: the processes that share the work.
     """
 
     def __init__(
-        self, task: TrainingTask, recipe: TrainingRecipe, state: RunState | None, ranks: Ranks = ONE_PROCESS
+        self,
+        task: TrainingTask,
+        recipe: TrainingRecipe,
+        placement: Placement,
+        state: RunState | None = None,
+        ranks: Ranks = ONE_PROCESS,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         # The task keeps its whole model for validation and for the end; what is divided is a copy.
         self.model = copy.deepcopy(task.model) if ranks.sharded else task.model
         self.ranks = ranks
+        self.placement = placement
         self.whole: WholeStep | None = None
         self.task = task
         self.recipe = recipe
@@ -89,6 +117,7 @@ class TrainingModule(pl.LightningModule):
         self.history = state.history if state is not None else ValidationHistory()
         self.loss_of_step = math.nan
         self.figures_of_step: dict[str, float] = {}
+        self.batches = StepBatches(task, self.steps_done, placement)
         self._average_tensors = state.average if state is not None else None
         self.average: AveragedWeights | None = None
         if not ranks.sharded:
@@ -100,7 +129,7 @@ class TrainingModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Divide the model among the processes, where it is to be."""
         if self.ranks.sharded and self.whole is None:
-            self.whole = shard(self.model)
+            self.whole = shard(self.model, self.placement.device)
             self._start_average()
 
     def _start_average(self) -> None:
@@ -115,6 +144,7 @@ class TrainingModule(pl.LightningModule):
             self._own(self.task.parameter_groups(settings.weight_decay)),
             lr=settings.learning_rate,
             betas=(settings.beta1, settings.beta2),
+            fused=True if self.placement.device.type == "cuda" else None,
         )
         if self._restored_tensors is not None:
             restore_optimizer(self._adamw, self.model, self._restored_tensors)
@@ -133,6 +163,10 @@ class TrainingModule(pl.LightningModule):
         if self._replicas is not None:
             self._replicas.close()
             self._replicas = None
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """The batch as it is: the part of this process is moved when it has been cut out."""
+        return batch
 
     def optimizer_state(self) -> dict[str, torch.Tensor]:
         """Tensors of AdamW, by name."""
@@ -175,25 +209,30 @@ class TrainingModule(pl.LightningModule):
             group["lr"] = self.learning_rate()
         rows = self.task.rows_per_micro_batch(batch[0].shape[1])
         batch = self.ranks.stretch(self.ranks.rows(batch))
-        micro_batches: list[Batch] = list(zip(*(tensor.split(rows) for tensor in batch), strict=True))
-        own_weight = math.fsum(self.task.weight(micro_batch) for micro_batch in micro_batches)
-        total_weight = self.ranks.sums([own_weight])[0] or 1.0
-        # Lengths may change during a run, and the number of micro-batches with them.
-        count = 1 if self.ranks.count > 1 else min(torch.get_num_threads(), len(micro_batches))
+        # Weights are counted before the device has the numbers, which would have to wait for it otherwise.
+        whole_micro_batches = zip(*(tensor.split(rows) for tensor in batch), strict=True)
+        cut: list[Batch] = [self.task.trimmed(micro_batch) for micro_batch in whole_micro_batches]
+        weights = [self.task.weight(micro_batch) for micro_batch in cut]
+        total_weight = self.ranks.sums([math.fsum(weights)])[0] or 1.0
+        weighted = zip(weights, cut, strict=True)
+        micro_batches = [(torch.tensor(weight, dtype=torch.float64), *micro_batch) for weight, micro_batch in weighted]
+        # Threads are for CPUs. Lengths may change during a run, and the number of micro-batches with them.
+        alone = self.ranks.count > 1 or not self.placement.is_cpu
+        count = 1 if alone else min(torch.get_num_threads(), len(micro_batches))
         if self._replicas is not None and len(self._replicas.models) != count:
             self.on_train_end()
         if self._replicas is None:
             self._replicas = Replicas(self.model, count, torch.get_num_threads())
 
-        def backward(replica: nn.Module, *micro_batch: torch.Tensor) -> Report:
-            return self._backward(replica, micro_batch, self.task.weight(micro_batch) / total_weight)
+        def backward(replica: nn.Module, weight: torch.Tensor, *micro_batch: torch.Tensor) -> Report:
+            return self._backward(replica, self.placement.put(micro_batch), float(weight) / total_weight)
 
         reports = self._replicas.accumulate(micro_batches, backward)
-        sums = {name: math.fsum(report[name] for report in reports) for name in reports[0]}
         if self.ranks.count > 1:
-            sums = dict(zip(sums, self.ranks.sums(list(sums.values())), strict=True))
             add_gradients(self.model, self.ranks)
         gradient_norm = clip_gradients(self.model, self.recipe.optimizer.gradient_clip, self.ranks)
+        self.batches.prepare_next()
+        sums = self._sums(reports)
         if not math.isfinite(sums["loss"]) or not math.isfinite(float(gradient_norm)):
             raise InputError(
                 f"the loss or its gradient stopped being a finite number at step {self.steps_done + 1}: "
@@ -206,10 +245,17 @@ class TrainingModule(pl.LightningModule):
         self.loss_of_step = sums.pop("loss")
         self.figures_of_step = sums
 
+    def _sums(self, reports: list[Report]) -> dict[str, float]:
+        """The figures of a step from the shares of its micro-batches: the one wait for the device."""
+        names = list(reports[0])
+        shares = torch.stack([torch.stack([report[name] for name in names]) for report in reports]).tolist()
+        sums = [math.fsum(share[number] for share in shares) for number in range(len(names))]
+        return dict(zip(names, self.ranks.sums(sums), strict=True))
+
     def _backward(self, replica: nn.Module, micro_batch: Batch, share: float) -> Report:
         """Add the gradients of a micro-batch that counts `share` to the replica's; its part of the step's figures."""
         names = ("loss", *self.task.training_figures)
-        low_precision: Any = torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+        low_precision = self.placement.autocast()
         # Parameters that are divided come together for one whole forward pass, and a stretch is read at once.
         pieces = self.task.pieces(micro_batch) if not self.ranks.sharded and self.ranks.context_count == 1 else None
         if pieces is not None:
@@ -222,7 +268,7 @@ class TrainingModule(pl.LightningModule):
                     state=pieces.state,
                     scale=share,
                 )
-            return {"loss": float(result.loss) * share}
+            return {"loss": torch.as_tensor(result.loss).detach().double() * share}
         # Around the forward pass only: backward takes the precision of each forward step by itself.
         with self.ranks.sharing_sequences():
             with low_precision:
@@ -231,4 +277,4 @@ class TrainingModule(pl.LightningModule):
                 else:
                     report = self.task.loss(replica, micro_batch)
             (report["loss"] * share).backward()
-        return {name: float(report[name].detach()) * share for name in names}
+        return {name: report[name].detach().double() * share for name in names}

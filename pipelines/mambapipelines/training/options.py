@@ -26,6 +26,7 @@ class RunOptions(Protocol):
         seed: everything random is a function of this seed and an index.
         resume: continue the run recorded in `output`; where there is none, one is started.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
+        device, precision: see `mambapipelines.device.choose`; a precision of `None` takes the recipe's.
 
     Two more are looked up by name, and missing ones mean one process: `strategy`, how several processes share the work
     (one of `mambapipelines.training.ranks.STRATEGIES`), and `context_ranks`, how many share each sequence.
@@ -45,6 +46,10 @@ class RunOptions(Protocol):
     def resume(self) -> bool: ...
     @property
     def threads(self) -> int | None: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> str | None: ...
 
 
 def check_options(options: RunOptions, unit: str = "bases") -> None:

@@ -11,11 +11,9 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, distributed
 
 from mambacore.errors import InputError
@@ -141,8 +139,7 @@ def cluster_environment() -> ClusterEnvironment | None:
 
 def check_strategy(strategy: str, context_ranks: int) -> None:
     """Refuse a strategy that does not fit how the process was started."""
-    environment = cluster_environment()
-    count = environment.world_size() if environment is not None else 1
+    count = world_size()
     if strategy not in STRATEGIES:
         raise InputError(f"--strategy is {strategy!r}: use one of {', '.join(STRATEGIES)}.")
     if context_ranks < 1:
@@ -155,8 +152,10 @@ def check_strategy(strategy: str, context_ranks: int) -> None:
         raise InputError(f"--context-ranks is {context_ranks}, which does not divide {count} processes: change one.")
 
 
-def join_ranks(strategy: str, context_ranks: int) -> Ranks:
+def join_ranks(strategy: str, context_ranks: int, device: torch.device) -> Ranks:
     """Meet the other processes of the run, if there are any.
+
+    Numbers that the processes agree on travel between CPUs (gloo), gradients and states between devices (nccl).
 
     Raises:
         InputError: as `check_strategy`.
@@ -168,7 +167,8 @@ def join_ranks(strategy: str, context_ranks: int) -> Ranks:
     if not distributed.is_initialized():
         os.environ.setdefault("MASTER_ADDR", environment.main_address)
         os.environ.setdefault("MASTER_PORT", str(environment.main_port))
-        distributed.init_process_group("gloo", rank=environment.global_rank(), world_size=environment.world_size())
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, rank=environment.global_rank(), world_size=environment.world_size())
     rank, count = distributed.get_rank(), distributed.get_world_size()
     group = None
     if context_ranks > 1:
@@ -180,19 +180,10 @@ def join_ranks(strategy: str, context_ranks: int) -> Ranks:
     return Ranks(rank, count, context_ranks, group, sharded=strategy == "fsdp" and count > 1)
 
 
-def placement(ranks: Ranks) -> dict[str, Any]:
-    """What Lightning's trainer is told of the processes."""
+def world_size() -> int:
+    """How many processes were started together."""
     environment = cluster_environment()
-    if ranks.count == 1 or environment is None:
-        return {"devices": 1}
-    local_count = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or ranks.count)
-    strategy: DDPStrategy | ModelParallelStrategy
-    if ranks.sharded:
-        strategy = ModelParallelStrategy(data_parallel_size=ranks.count, tensor_parallel_size=1)
-        strategy.cluster_environment = environment
-    else:
-        strategy = DDPStrategy(cluster_environment=environment, find_unused_parameters=True)
-    return {"devices": local_count, "num_nodes": ranks.count // local_count, "strategy": strategy}
+    return environment.world_size() if environment is not None else 1
 
 
 def leave_ranks(ranks: Ranks) -> None:

@@ -16,19 +16,18 @@ import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-import torch
 import yaml
 
 from mambacore.errors import InputError
+from mambapipelines.device import PRECISIONS
 from mambapipelines.training.schedules import SCHEDULES, LengthWarmup
 
 Section = TypeVar("Section")
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,8 @@ class TrainingRecipe:
     """What every training run has; a task's recipe adds sections to it.
 
     `minutes` is the wall time used when the command line gives neither minutes nor steps. `precision` is that of the
-    linear layers in training: `bfloat16` (states, norms, heads and the optimiser stay in float32) where the processor
-    multiplies in it, else `float32`; `auto` in a recipe file chooses.
+    linear layers in training (states, norms, heads and the optimiser stay in float32): `bfloat16`, `float32`, or
+    `auto`, bfloat16 where the device multiplies in it.
     """
 
     # Where the package's recipes for the task lie, and what may be said of its model, with defaults.
@@ -157,7 +156,6 @@ class TrainingRecipe:
             elif item.name in content and item.name not in values:
                 values[item.name] = _value(item, content[item.name], f"{item.name} in {source}")
         recipe = cls(**values)
-        recipe = replace(recipe, precision=_resolved_precision(recipe.precision))
         _check_ranges(recipe, source)
         return recipe
 
@@ -270,14 +268,6 @@ def _number(value: object, kind: type, source: str) -> Any:
         wanted = "an integer" if kind is int else "a number"
         raise InputError(f"{source} must be {wanted}, not {value!r}: correct the recipe")
     return kind(number)
-
-
-def _resolved_precision(precision: str) -> str:
-    """The precision to train in, `auto` resolved for this processor."""
-    if precision != "auto":
-        return precision
-    capabilities = torch.cpu.get_capabilities()
-    return "bfloat16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
 
 
 def _section(section: type[Section], content: object, source: str) -> Section:

@@ -64,6 +64,7 @@ class TrainingRecorder(pl.Callback):
             seconds all this took; gives the total number of steps. `None` for a run of a fixed number of steps.
         validation_interval: steps between validations, of the total number of steps.
         planned_seconds: length of the whole run, of which only a small part may be spent on timing steps.
+        placed: where the run is computed, in words.
         elapsed_seconds: wall time of the whole run so far; `None` where earlier processes did not record it.
     """
 
@@ -78,6 +79,7 @@ class TrainingRecorder(pl.Callback):
         plan_again: Callable[[TrainingModule, int, int, float], int] | None,
         validation_interval: Callable[[int], int],
         planned_seconds: float,
+        placed: dict[str, str],
         elapsed_seconds: Callable[[], float | None],
     ) -> None:
         self.folder = folder
@@ -86,6 +88,7 @@ class TrainingRecorder(pl.Callback):
         self.fingerprint = fingerprint
         self.plan_schedule = plan_schedule
         self.plan_again = plan_again
+        self.placed = placed
         self.elapsed_seconds = elapsed_seconds
         self.validation_interval = validation_interval
         self.planned_seconds = planned_seconds
@@ -199,11 +202,12 @@ class TrainingRecorder(pl.Callback):
             schedule=module.schedule,
             fingerprint=self.fingerprint,
             threads=torch.get_num_threads(),
-            weights={name: tensor.detach().clone() for name, tensor in module.model.state_dict().items()},
+            weights={name: tensor.detach() for name, tensor in module.model.state_dict().items()},
             optimizer=module.optimizer_state(),
             average=module.average.tensors if module.average is not None else {},
             history=module.history,
             seconds=self.elapsed_seconds(),
+            placed=self.placed,
         )
         try:
             self.folder.save(state, module.ranks)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-Report = dict[str, float]
+Report = dict[str, Tensor]
 
 
 class Replicas:

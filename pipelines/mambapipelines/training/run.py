@@ -15,13 +15,15 @@ import lightning.pytorch as pl
 
 from mambacore.errors import InputError
 from mambacore.model_folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME
+from mambapipelines.device import Placement, choose
 from mambapipelines.files import temporary_name
 from mambapipelines.training.module import StepDataModule, TrainingModule
+from mambapipelines.training.one_device import OneDevice
 from mambapipelines.training.options import RUN_FOLDER_NAME, RunOptions, planned_minutes, strategy_of
 from mambapipelines.training.plan import RunPlan
 from mambapipelines.training.progress import TrainingProgress, quiet_lightning
 from mambapipelines.training.provenance import provenance
-from mambapipelines.training.ranks import ONE_PROCESS, Ranks, join_ranks, leave_ranks, placement
+from mambapipelines.training.ranks import ONE_PROCESS, Ranks, join_ranks, leave_ranks, world_size
 from mambapipelines.training.recipe import TrainingRecipe
 from mambapipelines.training.recorder import TrainingRecorder, metrics_columns, signal_handlers_restored
 from mambapipelines.training.report import write_run_report
@@ -77,6 +79,7 @@ class TrainingRun:
     fingerprint: dict[str, Any]
     progress: TrainingProgress
     start_seconds: float
+    placement: Placement | None = None
     _validation: dict[str, float] | None = field(default=None, init=False)
     _ranks: Ranks = field(default=ONE_PROCESS, init=False)
     _seconds_before: float | None = field(default=0.0, init=False)
@@ -95,9 +98,10 @@ class TrainingRun:
             KeyboardInterrupt: stopped by Ctrl-C, state saved.
             SystemExit: stopped by SIGTERM (status 143) or SIGHUP (129), state saved.
         """
-        ranks = join_ranks(*strategy_of(self.options))
+        placement = self.placement or choose("cpu", self.recipe.precision)
+        ranks = join_ranks(*strategy_of(self.options), placement.device)
         try:
-            module = self._train(state, ranks)
+            module = self._train(state, ranks, placement)
         finally:
             leave_ranks(ranks)
         assert module.schedule is not None
@@ -108,13 +112,14 @@ class TrainingRun:
             raise SystemExit(0)
         return TrainingOutcome(module.schedule.total_steps, self._validation)
 
-    def _train(self, state: RunState | None, ranks: Ranks) -> TrainingModule:
+    def _train(self, state: RunState | None, ranks: Ranks, placement: Placement) -> TrainingModule:
         self._seconds_before = state.seconds if state is not None else 0.0
         if state is not None:
             self.task.model.load_state_dict(state.weights)
+        self.task.model.to(placement.device)
         if not ranks.is_first:
             self.progress.be_quiet()
-        module = TrainingModule(self.task, self.recipe, state, ranks)
+        module = TrainingModule(self.task, self.recipe, placement, state, ranks)
         if module.schedule is None and self.options.steps is not None:
             module.schedule = self.plan.schedule(self.options.steps)
         if module.schedule is None or module.steps_done < module.schedule.total_steps:
@@ -144,13 +149,14 @@ class TrainingRun:
             plan_again=self._plan_again if self._minutes is not None and self._seconds_before is not None else None,
             validation_interval=self.plan.validation_interval,
             planned_seconds=60 * (self._minutes or self.recipe.minutes),
+            placed=placed(module.placement),
             elapsed_seconds=self._elapsed_seconds,
         )
         try:
             with quiet_lightning(), signal_handlers_restored():
                 trainer = pl.Trainer(
-                    accelerator="cpu",
-                    **placement(ranks),
+                    strategy=OneDevice(module.placement.device),
+                    devices=1,
                     max_epochs=1,
                     logger=False,
                     enable_checkpointing=False,
@@ -158,7 +164,7 @@ class TrainingRun:
                     enable_model_summary=False,
                     callbacks=[recorder],
                 )
-                trainer.fit(module, StepDataModule(self.task, module.steps_done))
+                trainer.fit(module, StepDataModule(module.batches))
         finally:
             if metrics is not None:
                 metrics.close()
@@ -201,6 +207,11 @@ class TrainingRun:
         if recorder.stop_signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + (recorder.stop_signal or signal.SIGTERM))
+
+
+def placed(placement: Placement) -> dict[str, str]:
+    """Device, precision and number of processes of a run, as its states record them."""
+    return {"device": placement.device.type, "precision": placement.precision, "processes": str(world_size())}
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from torch import nn
 from mambacore.errors import InputError
 from mambacore.model_folder import CONFIG_NAME
 from mambapipelines.console import format_duration, use_threads
+from mambapipelines.device import choose
 from mambapipelines.files import remove_leftovers
 from mambapipelines.training.fingerprint import refuse_other_run
 from mambapipelines.training.lock import RunLock
@@ -38,7 +39,7 @@ from mambapipelines.training.progress import TrainingProgress
 from mambapipelines.training.provenance import provenance
 from mambapipelines.training.ranks import cluster_environment
 from mambapipelines.training.recipe import TrainingRecipe
-from mambapipelines.training.run import TrainingOutcome, TrainingRun, published_model, run_folder
+from mambapipelines.training.run import TrainingOutcome, TrainingRun, placed, published_model, run_folder
 from mambapipelines.training.state import RunState
 from mambapipelines.training.task import TrainingTask
 
@@ -54,6 +55,8 @@ class TrainingSession:
     """One call of a training command; a context manager.
 
     Attributes:
+        placement: where and in which precision it is computed.
+        recipe: the settings, with the precision that was chosen.
         folder: the folder of the run's state.
         progress: what the user sees on standard error.
         state: the state that the run continues from, after `resume`; `None` for a new run.
@@ -72,7 +75,8 @@ class TrainingSession:
         self.start_seconds = time.monotonic()
         check_options(options, task.unit)
         self.options = options
-        self.recipe = recipe
+        self.placement = choose(options.device, options.precision or recipe.precision)
+        self.recipe = replace(recipe, precision=self.placement.precision)
         self.folder = run_folder(options, task, recipe)
         self.progress = TrainingProgress(unit=task.unit)
         self.state: RunState | None = None
@@ -80,6 +84,7 @@ class TrainingSession:
         self._steps = 0
         self._extended_to: int | None = None
         self._opened = ExitStack()
+        self._model: nn.Module | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
@@ -138,13 +143,15 @@ class TrainingSession:
             "--seed": options.seed,
             "--steps": options.steps,
             "--minutes": planned_minutes(options, self.recipe),
-            "recipe": self.recipe.fingerprint(),
+            "recipe": _without_precision(self.recipe.fingerprint()),
         }
         self._fingerprint = json.loads(json.dumps(content))
         self.state = self.folder.load() if self.folder.holds_a_run() else None
         if self.state is None:
             return False
-        recorded, step = self.state.fingerprint, self.state.step
+        recorded, step = dict(self.state.fingerprint), self.state.step
+        # States of earlier versions have the precision in the recipe; another one is worth a warning, not a refusal.
+        recorded["recipe"] = _without_precision(recorded.get("recipe") or {})
         taken_all = step >= self.state.schedule.total_steps
         if taken_all and options.steps is not None and options.steps > step:
             self._extended_to = options.steps
@@ -173,7 +180,9 @@ class TrainingSession:
             fingerprint=self._fingerprint,
             progress=self.progress,
             start_seconds=self.start_seconds,
+            placement=self.placement,
         )
+        self._model = task.model
         outcome = run.train(self.state)
         self._steps = outcome.steps
         return outcome
@@ -199,9 +208,15 @@ class TrainingSession:
             save(temporary, common | dict(details))
         self.progress.note(f"wrote {self.options.output} after {format_duration(self.seconds)}{remark}")
 
+    def _placed(self) -> dict[str, str]:
+        """What a state records of the place of the computation."""
+        return placed(self.placement)
+
     def _introduce_state(self) -> None:
-        """Say where a resumed run stands."""
+        """Say where a resumed run stands, and where the work is done."""
         state, now = self.state, torch.get_num_threads()
+        because = f": {self.placement.reason}" if self.placement.reason is not None else ""
+        self.progress.note(f"computing on {self.placement.describe()}{because}")
         if state is not None:
             self.progress.note(f"resuming after step {state.step} of {state.schedule.total_steps}")
             if state.threads != now:
@@ -209,8 +224,19 @@ class TrainingSession:
                     f"the run used {state.threads} threads and now uses {now}: "
                     "the last digits may differ from an uninterrupted run"
                 )
+            changed = [
+                f"{key} was {before} and is now {self._placed()[key]}"
+                for key, before in state.placed.items()
+                if before != self._placed()[key]
+            ]
+            if changed:
+                self.progress.note(f"{'; '.join(changed)}: the numbers may differ from an uninterrupted run")
         elif self.options.resume:
             self.progress.note(f"{self.options.output} holds no training run to resume: starting one")
+
+
+def _without_precision(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in recipe.items() if name != "precision"}
 
 
 def _published_steps(output: Path) -> int | None:

@@ -32,12 +32,12 @@ class WholeStep(nn.Module):
         return function()
 
 
-def shard(model: nn.Module) -> WholeStep:
+def shard(model: nn.Module, device: torch.device) -> WholeStep:
     """Divide the parameters of a model among all processes along their first dimension, block by block.
 
     Parameters without a dimension stay whole everywhere; `add_gradients` adds theirs.
     """
-    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
     whole = WholeStep(model)
     for module in model.modules():
@@ -71,18 +71,21 @@ def clip_gradients(model: nn.Module, largest_norm: float, ranks: Ranks) -> Tenso
     """Scale the gradients down to a norm over all parameters; returns the norm before, the same in every process."""
     if not ranks.sharded:
         return torch.nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
-    squares = {True: 0.0, False: 0.0}
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    for gradient in gradients:
-        divided = isinstance(gradient, DTensor)
-        local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-        squares[divided] += float(torch.linalg.vector_norm(local)) ** 2
-    norm = (ranks.sums([squares[True]])[0] + squares[False]) ** 0.5
+    divided = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
+    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    norm = (ranks.sums([_sum_of_squares(divided)])[0] + _sum_of_squares(whole)) ** 0.5
     # As torch.nn.utils.clip_grad_norm_ does it.
     factor = norm if math.isnan(norm) else min(1.0, largest_norm / (norm + 1e-6))
     for gradient in gradients:
         gradient.mul_(factor)
     return torch.tensor(norm)
+
+
+def _sum_of_squares(gradients: list[Tensor]) -> float:
+    """The sum of the squares of all numbers."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    return math.fsum(norm**2 for norm in torch.stack(norms).tolist()) if norms else 0.0
 
 
 def _everyone() -> distributed.ProcessGroup:

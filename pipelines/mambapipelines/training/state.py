@@ -64,6 +64,7 @@ class RunState:
         average: moving average of the parameters by name; empty where there is none.
         history: the validations so far.
         seconds: wall time of the run so far, over all its processes; `None` where that was not recorded.
+        placed: device, precision and number of processes, in words; empty where that was not recorded.
     """
 
     step: int
@@ -75,6 +76,7 @@ class RunState:
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     history: ValidationHistory = field(default_factory=ValidationHistory)
     seconds: float | None = None
+    placed: dict[str, str] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -141,6 +143,7 @@ class RunFolder:
             "threads": state.threads,
             "history": asdict(state.history),
             "seconds": state.seconds,
+            "placed": state.placed,
             "fingerprint": state.fingerprint,
         }
         if parts > 1:
@@ -244,7 +247,11 @@ def restore_optimizer(
         name, _, key = full_name.rpartition("/")
         if name not in parameters:
             raise InputError(f"the optimiser state names {name!r}, which the model lacks: start with another --output")
-        optimizer.state[parameters[name]][key] = divided_like(tensor, parameters[name])
+        parameter = parameters[name]
+        restored = divided_like(tensor, parameter)
+        # The count of steps lies on the CPU, unless the whole update is one kernel of the device.
+        on_device = tensor.dim() > 0 or optimizer.defaults.get("fused")
+        optimizer.state[parameter][key] = restored.to(parameter.device) if on_device else restored
 
 
 def divided_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
@@ -285,6 +292,7 @@ def _read_state(folder: Path) -> RunState:
         average=_read_tensors(folder, "average", description),
         history=ValidationHistory(**description["history"]),
         seconds=description.get("seconds"),
+        placed=description.get("placed", {}),
     )
 
 
@@ -315,7 +323,8 @@ def _write_tensors(state: RunState, folder: Path, suffix: str) -> None:
         if kind == "average" and not tensors:
             continue
         own = {
-            name: (tensor.to_local() if isinstance(tensor, DTensor) else tensor).contiguous()
+            # A copy, because tied tensors share memory and files do not.
+            name: (tensor.to_local() if isinstance(tensor, DTensor) else tensor).to("cpu", copy=True).contiguous()
             for name, tensor in tensors.items()
         }
         try:

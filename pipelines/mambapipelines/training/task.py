@@ -63,6 +63,10 @@ class TrainingTask:
         """Rows of `length` positions that go through the model at once."""
         raise TypeError(f"{type(self).__name__} does not say how many rows go through the model at once")
 
+    def trimmed(self, micro_batch: Batch) -> Batch:
+        """The micro-batch without padding that all of its rows share; it lies on the CPU still."""
+        return micro_batch
+
     def weight(self, micro_batch: Batch) -> float:
         """What a mean over the micro-batch counts in the mean over the batch: its rows, unless a task says otherwise.
 

@@ -86,13 +86,17 @@ class WaveformTask(TrainingTask):
         """Clips of `length` samples that go through the model at once."""
         return self.recipe.batch.clips_per_micro_batch(length)
 
+    def trimmed(self, micro_batch: Batch) -> Batch:
+        """The micro-batch up to the end of its longest clip."""
+        return tuple(Example(*micro_batch).without_common_padding())
+
     def weight(self, micro_batch: Batch) -> float:
         """Its samples that are not padding."""
         return float((micro_batch[1] != PADDING_TARGET).sum())
 
     def pieces(self, micro_batch: Batch) -> Pieces | None:
         """Pieces for clips that are longer than the recipe's."""
-        inputs, targets, labels = Example(*micro_batch).without_common_padding()
+        inputs, targets, labels = Example(*micro_batch)
         if inputs.shape[1] <= self.recipe.batch.piece_length:
             return None
         state = self.model.labelled_state(labels)
@@ -100,8 +104,9 @@ class WaveformTask(TrainingTask):
 
     def loss(self, replica: nn.Module, micro_batch: Batch) -> dict[str, Tensor]:
         """Bits per sample of a micro-batch."""
-        inputs, targets, labels = Example(*micro_batch).without_common_padding()
-        total, count, _ = cast(WaveformModel, replica).loss(inputs, targets, self.model.labelled_state(labels))
+        inputs, targets, labels = Example(*micro_batch)
+        model = cast(WaveformModel, replica)
+        total, count, _ = model.loss(inputs, targets, model.labelled_state(labels))
         return {"loss": total / (count.clamp(min=1) * NATS_PER_BIT)}
 
     def can_validate(self) -> bool:

@@ -55,6 +55,7 @@ class WaveformTrainingOptions:
         seed: everything random is a function of this seed and an index.
         resume: continue the run recorded in `output`; where there is none, one is started.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
+        device, precision: see `mambapipelines.device.choose`; a precision of `None` takes the recipe's.
         strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
     """
 
@@ -72,6 +73,8 @@ class WaveformTrainingOptions:
     seed: int = 0
     resume: bool = False
     threads: int | None = None
+    device: str = "auto"
+    precision: str | None = None
     strategy: str = "single"
 
     @property

@@ -101,6 +101,8 @@ class ClassifierTrainingOptions:
     seed: int = 0
     resume: bool = False
     threads: int | None = None
+    device: str = "auto"
+    precision: str | None = None
 
     @property
     def length(self) -> int:
@@ -204,7 +206,9 @@ def accuracy_of(model: ClipClassifier, samples: Tensor, labels: Tensor) -> float
     """The share of (clips, clip_length) int16 clips that get their label, in evaluation mode."""
     was_training = model.training
     model.eval()
-    found = [model(part.float() / FULL_SCALE).argmax(dim=1) for part in samples.split(CLIPS_AT_ONCE)]
+    device = next(model.parameters()).device
+    parts = samples.split(CLIPS_AT_ONCE)
+    found = [model(part.to(device).float() / FULL_SCALE).argmax(dim=1).cpu() for part in parts]
     model.train(was_training)
     return float((torch.cat(found) == labels).float().mean())
 

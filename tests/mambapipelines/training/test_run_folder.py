@@ -5,9 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,11 @@ from mambacore.errors import InputError
 from mambapipelines.files import temporary_name
 from mambapipelines.species.task import SpeciesTask
 from mambapipelines.species.train import SpeciesTrainingOptions, train_species_classifier
-from mambapipelines.training import recorder
+from mambapipelines.training import recorder, run, session
 from mambapipelines.training.lock import RunLock
 from mambapipelines.training.metrics import read_metrics
 from mambapipelines.training.plan import RunPlan
+from mambapipelines.training.progress import TrainingProgress
 from mambapipelines.training.schedules import Schedule
 from mambapipelines.training.state import RunFolder
 
@@ -168,28 +169,57 @@ def test_a_schedule_that_changes_has_no_jump_and_ends_at_the_end(total: int) -> 
     assert [warming.learning_rate(step) for step in range(11)] == [schedule.learning_rate(step) for step in range(11)]
 
 
-def test_minutes_are_those_of_the_machine_as_it_is(
-    options: SpeciesTrainingOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch, first_plans, seconds = SpeciesTask.batch, [], 6.0
-    plan = RunPlan.schedule_for_time
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock of a machine that takes 1 second for each of the first 16 steps and a quarter for every other."""
+    now = [1000.0]
+    batch = SpeciesTask.batch
 
-    def slow_at_first(self: SpeciesTask, step: int) -> Any:
-        if step < 16:
-            time.sleep(0.1)
+    def batch_in_time(self: SpeciesTask, step: int) -> Any:
+        now[0] += 1.0 if step < 16 else 0.25
         return batch(self, step)
+
+    monkeypatch.setattr(SpeciesTask, "batch", batch_in_time)
+    for module in (recorder, run, session):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_minutes_are_those_of_the_machine_as_it_is(
+    options: SpeciesTrainingOptions, tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_plans: list[Schedule] = []
+    plan = RunPlan.schedule_for_time
 
     def remembered(self: RunPlan, *arguments: Any) -> Schedule:
         first_plans.append(plan(self, *arguments))
         return first_plans[-1]
 
-    monkeypatch.setattr(SpeciesTask, "batch", slow_at_first)
     monkeypatch.setattr(RunPlan, "schedule_for_time", remembered)
-    monkeypatch.setattr(recorder, "MEASURING_FRACTION", 1.0)
-    start = time.monotonic()
-    result = train_species_classifier(replace(options, steps=None, minutes=seconds / 60))
-    assert result.steps > 1.5 * first_plans[0].total_steps
-    assert time.monotonic() - start < 1.5 * seconds
+    minute = replace(options, steps=None, minutes=1.0)
+    start = clock[0]
+    result = train_species_classifier(minute)
+    assert first_plans[0].total_steps < 60
+    assert result.steps == pytest.approx(16 + (57 - 16) / 0.25, rel=0.05)
+    assert clock[0] - start == pytest.approx(57, rel=0.05)
     state = RunFolder(options.output / "training").load()
-    assert state.schedule.replanned_step > 0
-    assert state.seconds == pytest.approx(seconds, rel=0.5)
+    assert state.seconds == clock[0] - start and state.schedule.replanned_step > 0
+
+    # The minute goes on where it was when the run was stopped.
+    stopped = replace(minute, output=tmp_path / "stopped")
+    report = TrainingProgress.step
+
+    def report_and_stop(self: TrainingProgress, step: int, *figures: float) -> None:
+        report(self, step, *figures)
+        if step == 60:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "step", report_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_species_classifier(stopped)
+    clock[0] += 10_000
+    assert train_species_classifier(replace(stopped, resume=True)).steps == pytest.approx(result.steps, rel=0.05)
+    rates = [float(row["learning_rate"]) for row in read_metrics(result.metrics_path)]
+    warm = first_plans[0].warmup_steps
+    assert rates[warm:] == sorted(rates[warm:], reverse=True) and rates[-1] < 0.15 * max(rates)

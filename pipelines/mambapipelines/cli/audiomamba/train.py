@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
+    DeviceOption,
     MinutesOption,
+    PrecisionOption,
     PrintRecipeOption,
     ResumeOption,
     SeedOption,
@@ -60,6 +62,8 @@ def train(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
     strategy: StrategyOption = "single",
 ) -> None:
     """Train a waveform model, which predicts every sample from those before it.
@@ -108,6 +112,8 @@ def train(
             seed=seed,
             resume=resume,
             threads=threads,
+            device=device,
+            precision=precision,
             strategy=strategy,
         )
     )

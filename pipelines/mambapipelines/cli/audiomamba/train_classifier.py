@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
+    DeviceOption,
     LabelPatternOption,
     MinutesOption,
+    PrecisionOption,
     ResumeOption,
     RunFolderOption,
     SeedOption,
@@ -42,6 +44,8 @@ def train_classifier(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
 ) -> None:
     """Train the classifier whose opinions score generated clips (`audiomamba evaluate`).
 
@@ -76,5 +80,7 @@ def train_classifier(
             seed=seed,
             resume=resume,
             threads=threads,
+            device=device,
+            precision=precision,
         )
     )

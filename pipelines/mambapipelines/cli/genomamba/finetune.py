@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
+    DeviceOption,
     IntervalReferenceOption,
     MinutesOption,
+    PrecisionOption,
     PretrainedOption,
     PrintRecipeOption,
     RecordsOption,
@@ -66,6 +68,8 @@ def finetune(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
     strategy: StrategyOption = "single",
 ) -> None:
     """Fine-tune a language model to predict labels of sequences, or train one from scratch.
@@ -113,6 +117,8 @@ def finetune(
             seed=seed,
             resume=resume,
             threads=threads,
+            device=device,
+            precision=precision,
             strategy=strategy,
         )
     )

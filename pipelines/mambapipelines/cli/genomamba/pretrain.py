@@ -6,9 +6,11 @@ import typer
 
 from mambapipelines.cli.options import (
     ContextRanksOption,
+    DeviceOption,
     GenomesOption,
     IntervalsOption,
     MinutesOption,
+    PrecisionOption,
     PrintRecipeOption,
     ResumeOption,
     RunFolderOption,
@@ -72,6 +74,8 @@ def pretrain(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
     strategy: StrategyOption = "single",
     context_ranks: ContextRanksOption = 1,
 ) -> None:
@@ -124,6 +128,8 @@ def pretrain(
             seed=seed,
             resume=resume,
             threads=threads,
+            device=device,
+            precision=precision,
             strategy=strategy,
             context_ranks=context_ranks,
         )

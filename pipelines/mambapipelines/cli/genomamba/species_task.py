@@ -7,6 +7,8 @@ import typer
 
 from mambapipelines.cli.options import (
     BaselineOption,
+    DeviceOption,
+    PrecisionOption,
     PretrainedOption,
     PrintRecipeOption,
     ResumeOption,
@@ -47,6 +49,8 @@ def species_task(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
 ) -> None:
     """Train and test on a published species task, beside the baselines.
 
@@ -88,6 +92,8 @@ def species_task(
             seed=seed,
             resume=resume,
             threads=threads,
+            device=device,
+            precision=precision,
         )
     )
     print(text, end="")

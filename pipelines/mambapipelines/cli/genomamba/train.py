@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
+    DeviceOption,
     GenomeListOption,
     GenomeOption,
     MinutesOption,
+    PrecisionOption,
     PrintRecipeOption,
     ResumeOption,
     RunFolderOption,
@@ -66,6 +68,8 @@ def train(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
     strategy: StrategyOption = "single",
 ) -> None:
     """Train a species classifier on genomes.
@@ -115,6 +119,8 @@ def train(
             seed=seed,
             resume=resume,
             threads=threads,
+            device=device,
+            precision=precision,
             start_from=start_from,
             strategy=strategy,
         )
