@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mambacore.backends import compute_dtype
 from mambacore.layers.attention import head_count
-from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.layers.mixer import Mixer, check_state, register_mixer
 from mambacore.parallel import recurrence_over_ranks
 
 # Positions computed side by side. Scores take CHUNK / head_width of the values' memory, and every chunk one memory.
@@ -132,6 +132,7 @@ class LinearAttentionMixer(Mixer):
         values = F.pad(values, (0, 1), value=1.0)
         batch, _, heads, width = keys.shape
         nothing = keys.new_zeros(batch, heads, width, width + 1)
+        check_state("state.memory", None if state is None else state.memory, tuple(nothing.shape))
 
         def run(memory: Tensor | None) -> tuple[Tensor, Tensor]:
             memory = nothing if memory is None else memory

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from mambacore.contracts import Expected, check_shapes
 from mambacore.errors import InputError
 from mambacore.parallel.context import active_ranks
 
@@ -103,6 +104,16 @@ def register_mixer(mixer: type[Mixer]) -> type[Mixer]:
 def name_of(mixer: Mixer) -> str:
     """The name of a mixer in messages: its registered name, or that of its class."""
     return getattr(mixer, "name", type(mixer).__name__)
+
+
+def check_state(name: str, state: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Refuse a state of another batch or another model, which would broadcast to wrong numbers.
+
+    Raises:
+        ValueError: another shape.
+    """
+    remedy = "hand on the final state of the same batch and model"
+    check_shapes({name: Expected(state, shape, remedy)}, of="sequence and the mixer")
 
 
 def parameters_without_decay(module: nn.Module) -> list[nn.Parameter]:

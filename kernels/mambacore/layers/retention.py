@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mambacore.backends import compute_dtype
 from mambacore.layers.attention import even_head_count, rotated
 from mambacore.layers.linear_attention import chunkwise_attention
-from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.layers.mixer import Mixer, check_state, register_mixer
 from mambacore.layers.plain_modules import is_plain
 from mambacore.parallel import positions_over_ranks, recurrence_over_ranks
 
@@ -90,6 +90,7 @@ class RetentionMixer(Mixer):
         batch, length, heads, width = keys.shape
         keys, values = keys * width**-0.5, values.to(dtype)
         nothing = keys.new_zeros(batch, heads, width, values.shape[-1])
+        check_state("state.memory", None if state is None else state.memory, tuple(nothing.shape))
 
         def run(memory: Tensor | None) -> tuple[Tensor, Tensor]:
             memory = nothing if memory is None else memory

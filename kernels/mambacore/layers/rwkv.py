@@ -126,7 +126,10 @@ def weighted_averages(
         The averages (batch, length, channels) and the two numbers per channel for what follows, all float64.
     """
     keys, values, average, log_weight = (tensor.double() for tensor in (keys, values, average, log_weight))
-    largest = torch.maximum(keys.detach().amax(1), log_weight.detach())
+    # Of the finite keys: relative to an infinite one, all positions before it would weigh the same.
+    lowest = torch.finfo(keys.dtype).min
+    finite = keys.detach().nan_to_num(nan=lowest, posinf=lowest, neginf=lowest)
+    largest = torch.maximum(finite.amax(1), log_weight.detach().nan_to_num(nan=lowest, posinf=lowest, neginf=lowest))
     weight = torch.exp((keys - largest.unsqueeze(1)).clamp(min=LOWEST_EXPONENT))
     weight_before = torch.exp(log_weight - largest)
     drives = torch.cat([weight * values, weight], dim=-1)
