@@ -34,6 +34,9 @@ LONGEST_LINE_BYTES: Final = 1 << 28
 MOST_BLANK_BYTES: Final = 1 << 26
 """So many line ends and blanks without anything else between them are not a table."""
 
+_ZSTANDARD_BYTES: Final = 256
+"""Compressed bytes that are decompressed at once: every 4 of them can become 128 KiB."""
+
 _MAGICS: Final[dict[bytes, str]] = {
     GZIP_MAGIC: "gzip",
     b"BZh": "bzip2",
@@ -285,23 +288,48 @@ def _decompressed(stream: Readable, compression: str | None, label: str) -> Read
             f"{label} is compressed with Zstandard, and reading that needs zstandard, which is not installed: "
             "`pip install zstandard`, or decompress the file."
         )
-    import zstandard  # noqa: PLC0415 - an extra
-
-    return _Zstandard(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), zstandard.ZstdError)
+    return _ZstandardFrames(stream)
 
 
-class _Zstandard:
-    """A Zstandard stream, whose errors become those of the standard library."""
+class _ZstandardFrames:
+    """The content of Zstandard frames one after the other."""
 
-    def __init__(self, stream: Readable, error: type[Exception]) -> None:
+    def __init__(self, stream: Readable) -> None:
+        import zstandard  # noqa: PLC0415 - a second to import, for a rare compression
+
         self._stream = stream
-        self._error = error
+        self._new_frame = zstandard.ZstdDecompressor().decompressobj
+        self._error = zstandard.ZstdError
+        self._frame: Any = None
+        self._waiting = b""
+        self._position = 0
+        self._ready = b""
 
     def read(self, size: int, /) -> bytes:
+        while not self._ready:
+            if self._position == len(self._waiting):
+                self._waiting, self._position = self._stream.read(BLOCK_BYTES), 0
+                if not self._waiting:
+                    if self._frame is not None:
+                        raise EOFError
+                    return b""
+            self._ready = self._decompress_some()
+        content, self._ready = self._ready[:size], self._ready[size:]
+        return content
+
+    def _decompress_some(self) -> bytes:
+        if self._frame is None:
+            self._frame = self._new_frame()
+        some = self._waiting[self._position : self._position + _ZSTANDARD_BYTES]
+        self._position += len(some)
         try:
-            return self._stream.read(size)
+            content: bytes = self._frame.decompress(some)
         except self._error as error:
             raise zlib.error(str(error)) from error
+        if self._frame.eof:
+            self._position -= len(self._frame.unused_data)
+            self._frame = None
+        return content
 
 
 def _read_exactly(stream: Readable, size: int) -> bytes:

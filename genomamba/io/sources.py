@@ -20,6 +20,9 @@ letters; or the letters of one sequence."""
 LETTERS_NAME: Final = "sequence"
 """The name of a sequence that is given as letters."""
 
+LONGEST_RECORD_BP: Final = 1 << 29
+"""Records that are read whole have at most this many bases, so that a small compressed file cannot fill the memory."""
+
 _LETTERS: Final = frozenset(IUPAC_CODES + IUPAC_CODES.lower() + UNKNOWN_SYMBOLS.decode())
 
 
@@ -53,6 +56,11 @@ def read_sequences(source: SequenceSource) -> Iterator[FastaRecord]:
     for event in sequence_events(source):
         if not isinstance(event, FastaHeader):
             tokens += event.data
+            if len(tokens) > LONGEST_RECORD_BP:
+                raise InputError(
+                    f"the record '{header.name if header else ''}' has more than {LONGEST_RECORD_BP:,} bases, and "
+                    "records are read whole here: cut it into pieces."
+                )
             continue
         if header is not None:
             yield FastaRecord(header.name, header.description, np.frombuffer(tokens, dtype=np.uint8))

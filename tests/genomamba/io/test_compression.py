@@ -90,6 +90,13 @@ def test_lines_that_never_end_and_endless_blanks_are_refused(monkeypatch: pytest
     assert len(list(read_lines(io.BytesIO(b"a\rb\r\nc\n" * 900), "x"))) == 2700
 
 
+def test_a_record_that_does_not_end_is_refused_where_records_are_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genomamba.io.sources.LONGEST_RECORD_BP", 1000)
+    assert len(next(read_sequences({"a": "A" * 1000})).tokens) == 1000
+    with pytest.raises(InputError, match="'b' has more than 1,000 bases"):
+        list(read_sequences(io.BytesIO(b">a\nAC\n>b\n" + b"A" * 1001)))
+
+
 @pytest.mark.parametrize("name", ["star.fa", "reads.fq", "letters"])
 def test_symbols_for_unknown_bases_are_read_as_n_and_counted(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
