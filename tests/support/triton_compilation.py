@@ -11,12 +11,14 @@ from triton.compiler import ASTSource
 
 # Arguments that are in the inputs' dtype, and flags; everything else that is a tensor is float32.
 OF_INPUTS = {"inputs", "step_size", "gate", "grad_outputs", "outputs", "grad_inputs", "grad_step_size", "grad_gate",
-             "state", "grad_state", "new_state", "matrices"}  # fmt: skip
-FLAGS = {"resets", "kept"}
+             "state", "grad_state", "new_state", "matrices", "input_rows",
+             "output_rows"}  # fmt: skip
+FLAGS = {"resets", "kept", "record"}
 FLOATS = {"input_matrix", "output_matrix", "rates", "skip_weight", "step_bias", "chunk_states", "step_sums",
           "final_state", "boundaries", "scratch_states", "chunk_carries", "grad_into", "grad_out_of", "grad_rates",
           "grad_skip", "grad_bias", "grad_first_state", "first_state", "weight", "bias", "grads",
-          "grad_weight", "scan_state", "new_scan_state", "log_decay_rate", "frequency"}  # fmt: skip
+          "grad_weight", "scan_state", "new_scan_state", "log_decay_rate", "frequency",
+          "written", "added", "chunk_decays", "states", "high", "low", "own"}  # fmt: skip
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 

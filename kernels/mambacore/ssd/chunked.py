@@ -81,7 +81,7 @@ def _walk(inputs: Tensor, log_decay: Tensor, input_matrix: Tensor, reverse: bool
     return _Walk(length, rank, input_matrix.shape[2], reverse, at_once)
 
 
-def _running_sum(values: Tensor, starts: Tensor | None) -> Tensor:
+def running_sum(values: Tensor, starts: Tensor | None) -> Tensor:
     """Sums along the last dimension, which begin at 0 again where `starts` is True.
 
     Not as differences of sums over all: a record shall not depend on its neighbours, not even by roundings.
@@ -125,7 +125,7 @@ class _Block:
         own = weight if own_weight is None else self._of_positions(own_weight)
         starts = None if resets is None else walk.take(resets, self.span, chunk, 1, torch.bool)[:, :, None, None]
         # c: (b, c, g, k, positions). In float64: differences of it may be small where it is large itself.
-        total = _running_sum(self._of_positions(log_decay).double(), starts)
+        total = running_sum(self._of_positions(log_decay).double(), starts)
         distance = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(self.dtype)
         position = torch.arange(chunk, device=inputs.device)
         before = position.unsqueeze(-1) > position

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mambacore.backends import INPUT_DTYPES, compute_dtype, native_library_for
+from mambacore.backends import INPUT_DTYPES, compute_dtype, native_library_for, triton_computes
 from mambacore.packing import resets_before
 from mambacore.ssd import chunked, native
 from mambacore.ssd.chunked import border_shape
@@ -152,7 +152,12 @@ def _forward(
         inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, initial_state, resets,
         reverse, keep_borders,
     )  # fmt: skip
-    library = native_library_for(inputs) if inputs.numel() and input_matrix.numel() else None
+    filled = inputs.numel() > 0 and input_matrix.numel() > 0
+    if filled and triton_computes(inputs):
+        from mambacore.ssd import triton  # noqa: PLC0415  only where there is Triton
+
+        return triton.forward(*arguments)
+    library = native_library_for(inputs) if filled else None
     return chunked.forward(*arguments) if library is None else native.forward(library, *arguments)
 
 
@@ -189,7 +194,8 @@ def _backward(
         grad_outputs, grad_final_state, inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight,
         skip_weight, resets, border_states, reverse,
     )  # fmt: skip
-    library = native_library_for(inputs) if inputs.numel() and input_matrix.numel() else None
+    filled = inputs.numel() > 0 and input_matrix.numel() > 0
+    library = native_library_for(inputs) if filled and not triton_computes(inputs) else None
     return chunked.backward(*arguments) if library is None else native.backward(library, *arguments)
 
 
