@@ -110,6 +110,7 @@ class SetScorer:
         self.asking = asking or Asking()
         self.second = None if second is None else self._second_opinion(second)
         self._kept: list[Tensor] = []
+        self._kept_labels: list[str] = []
         self._training, self._training_accuracy = self._read(TRAIN, train)
         self._training_row = self._measured(ScoredSet(TRAIN, accuracy=self._training_accuracy), ())
         self._summary = feature_summary(self._training.features)
@@ -117,7 +118,7 @@ class SetScorer:
     def real_rows(self, test: LabelledFiles) -> list[ScoredSet]:
         """Those of the train and the test data."""
         found, accuracy = self._read(TEST, test)
-        row = self._measured(ScoredSet(TEST, accuracy=accuracy), test.labels)
+        row = self._measured(ScoredSet(TEST, accuracy=accuracy), self._kept_labels)
         return [self._scored(self._training_row, self._training), self._scored(row, found)]
 
     def folder_row(self, row: ScoredSet, paths: Sequence[Path]) -> ScoredSet:
@@ -197,7 +198,7 @@ class SetScorer:
                 labels.append(label)
                 yield clip
 
-        self._kept = []
+        self._kept, self._kept_labels = [], labels  # of the files that can be read
         found = opinions(self.classifier, self._keeping(clips()))
         return found, self._accuracy(found, labels) if any(labels) else None
 
