@@ -49,10 +49,12 @@ lint: install
 bench: install
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
 	$(BIN)/python kernels/benchmarks/scan.py
+	$(BIN)/python kernels/benchmarks/step.py
 	$(BIN)/python kernels/benchmarks/block.py
 	$(BIN)/python kernels/benchmarks/ssd.py
 	$(BIN)/python kernels/benchmarks/longsequence.py
 	$(BIN)/python pipelines/benchmarks/training_overhead.py
+	$(BIN)/python pipelines/benchmarks/shared_machine.py
 	$(BIN)/python pipelines/benchmarks/classify.py
 	$(BIN)/python pipelines/benchmarks/generation.py
 

@@ -5,6 +5,8 @@ python kernels/benchmarks/scan.py --lengths 131072 --channels 512 --threads 1
 """
 
 import argparse
+import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -36,18 +38,61 @@ def arguments_of(length: int, channels: int, state_size: int, complex_state: boo
     ]
 
 
-def time_case(length: int, channels: int, state_size: int, complex_state: bool, repeats: int) -> tuple[float, float]:
+def time_case(
+    length: int,
+    channels: int,
+    state_size: int,
+    complex_state: bool,
+    repeats: int,
+    seconds_of: Callable[[Callable[[], object], int], float] = best_seconds,
+) -> tuple[float, float]:
     """Seconds of the forward pass alone, and of forward and backward with all gradients."""
     arguments = arguments_of(length, channels, state_size, complex_state)
     with torch.no_grad():
-        forward = best_seconds(lambda: selective_scan(*arguments, step_softplus=True), repeats)
+        forward = seconds_of(lambda: selective_scan(*arguments, step_softplus=True), repeats)
     leaves = [tensor.requires_grad_() for tensor in arguments]
     grad_outputs = torch.ones_like(leaves[0])
 
     def forward_and_backward() -> None:
         torch.autograd.grad(selective_scan(*leaves, step_softplus=True), leaves, grad_outputs)
 
-    return forward, best_seconds(forward_and_backward, repeats)
+    return forward, seconds_of(forward_and_backward, repeats)
+
+
+# Channels at 16 states, and states at 256 channels, that are set side by side.
+WIDTHS, STATE_SIZES = (64, 512, 1024), (16, 64)
+ELEMENTS_OF_SHAPE = 1 << 22  # length x channels
+
+
+def processor_seconds(function: Callable[[], object], repeats: int) -> float:
+    """The least processor time of several runs: what others do on the machine disturbs it less than the time of day."""
+    function()
+    times = []
+    for _ in range(repeats):
+        begin = time.process_time()
+        function()
+        times.append(time.process_time() - begin)
+    return min(times)
+
+
+def shape_rows(repeats: int) -> list[list[str]]:
+    """Nanoseconds of one thread per element by width and by state size, and their ratios to the first of their kind."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows = []
+    for sizes in ([(width, 16) for width in WIDTHS], [(256, size) for size in STATE_SIZES]):
+        first: tuple[float, float] | None = None
+        for channels, state_size in sizes:
+            length = ELEMENTS_OF_SHAPE // channels
+            scale = 1e9 / (length * channels * state_size)
+            forward, both = time_case(length, channels, state_size, False, repeats, processor_seconds)
+            found = forward * scale, (both - forward) * scale
+            first = first or found
+            cells = [f"{value:.3f}" for value in found]
+            ratios = [f"{value / reference:.2f}" for value, reference in zip(found, first, strict=True)]
+            rows.append([str(channels), str(state_size), cells[0], ratios[0], cells[1], ratios[1]])
+    torch.set_num_threads(threads)
+    return rows
 
 
 def main() -> None:
@@ -72,6 +117,9 @@ def main() -> None:
         rows.append([str(length), "complex", *(f"{seconds / elements * 1e9:.3f}" for seconds in turning), *ratios])
     header = ["length", "state", "forward ns/element", "forward+backward ns/element", "forward / real", "both / real"]
     print_table(header, rows)
+    print("\nOne thread, processor time, by width and by state size; the ratios are to the first row of each kind\n")
+    header = ["channels", "states", "forward ns/element", "by the first", "backward ns/element", "by the first"]
+    print_table(header, shape_rows(options.repeats))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ vocabulary of 16.
 """
 
 import argparse
+import functools
 import logging
 import os
 import time
@@ -21,6 +22,7 @@ from mambacore.benchmarking import machine, print_table
 from mambacore.layers import ResidualStack, SelectiveMixer
 
 MODEL_WIDTH = 128
+BATCHES = (1, 2, 4, 7, 16, 64)
 TIMED_POSITIONS, ROUNDS = 200, 5
 
 
@@ -50,6 +52,25 @@ def time_stack(mixer: str, layers: int, after: int) -> float:
             _, state = stack(sequence, state)
 
         return microseconds_per_position(step) / layers
+
+
+def batch_rows(layers: int) -> list[list[str]]:
+    """Microseconds per position and layer of a whole batch, and how much that is of as many single sequences."""
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        stack = ResidualStack(MODEL_WIDTH, ["selective"] * layers).eval().to(dtype)
+        alone = 0.0
+        for batch in BATCHES:
+            sequence = torch.randn(batch, 1, MODEL_WIDTH, dtype=dtype)
+            with torch.inference_mode():
+                state = stack(sequence)[1]
+                found = microseconds_per_position(functools.partial(stack, sequence, state)) / layers
+            alone = alone or found
+            rows.append(
+                [str(dtype), str(batch), f"{found:.1f}", f"{found / alone:.2f}", f"{found / alone / batch:.2f}"]
+            )
+    return rows
 
 
 def time_transformers(layers: int, after: int) -> float:
@@ -86,6 +107,10 @@ def main() -> None:
         operators = [time_stack("selective", options.layers, after) for after in options.after]
     rows.insert(1, ["selective, operator by operator", *(f"{value:.1f}" for value in operators)])
     print_table(["us per position and layer", *(f"after {after}" for after in options.after)], rows)
+    print("\nSelective blocks, several sequences sharing their weights\n")
+    print_table(
+        ["weights", "batch", "us per position and layer", "by batch 1", "per sequence"], batch_rows(options.layers)
+    )
 
 
 if __name__ == "__main__":
