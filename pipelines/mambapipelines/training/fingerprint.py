@@ -36,12 +36,37 @@ def _first_difference(recorded: dict[str, Any], given: dict[str, Any], prefix: s
             continue
         if isinstance(before, dict) and isinstance(now, dict):
             return _first_difference(before, now, f"{prefix}{key}.")
-        if prefix == "sequences.":
-            return f"the sequences of class '{key}' are not the ones it was started with"
-        if prefix == "" and key == "reference":
-            return "the sequences of --reference are not the ones it was started with"
-        return f"{prefix}{key} was {_shown(before)} and is now {_shown(now)}"
+        return _in_words(prefix, key, before, now) or f"{prefix}{key} was {_shown(before)} and is now {_shown(now)}"
     return None
+
+
+def _in_words(prefix: str, key: str, before: object, now: object) -> str | None:
+    """A difference of data, of which checksums say nothing to anybody; `None` for other differences."""
+    what = None
+    if prefix == "sequences.":
+        what = f"{_changed_sequences(before, now)} of class '{key}', which is not what it was started with"
+    elif prefix == "" and key == "reference":
+        what = f"{_changed_sequences(before, now)} of --reference, which is not what it was started with"
+    elif prefix == "" and key == "--table":
+        what = "the rows of --table (sequences, labels or splits) are not the ones it was started with"
+    elif prefix == "clips." or key in ("training clips", "validation clips"):
+        what = f"the {key.removesuffix(' clips')} clips of the data are not the ones it was started with"
+    return what
+
+
+def _changed_sequences(before: object, now: object) -> str:
+    """The first sequence that is missing, added or changed, in words; identities are (name, length, checksum)."""
+    was, is_now = ({name: rest for name, *rest in identities or ()} for identities in (before, now))  # type: ignore[attr-defined]
+    for name in {**was, **is_now}:
+        if name not in is_now:
+            return f"sequence {name!r} is missing"
+        if name not in was:
+            return f"sequence {name!r} has been added to those"
+        if was[name] != is_now[name]:
+            lengths = f"{was[name][0]:,} and is now {is_now[name][0]:,} long"
+            what = f"was {lengths}" if was[name][0] != is_now[name][0] else "has other letters"
+            return f"sequence {name!r} {what}, one"
+    return "the order of the sequences"
 
 
 def _shown(value: object) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
@@ -20,6 +21,8 @@ from mambacore.errors import InputError
 from mambacore.parallel import context_parallel, stretch_of
 
 STRATEGIES = ("single", "ddp", "fsdp")
+# The first process validates and writes while the others wait, which must not be taken for a process that hangs.
+LONGEST_WAIT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,26 @@ class Ranks:
 ONE_PROCESS = Ranks()
 
 
+@contextlib.contextmanager
+def lost_processes_named(ranks: Ranks) -> Iterator[None]:
+    """What the library says of a process that is gone or hangs becomes one sentence.
+
+    Raises:
+        InputError: another process has ended, or has not answered for `LONGEST_WAIT`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if ranks.count == 1 or not any(word in text for word in ("gloo", "NCCL", "Connection", "imed out")):
+            raise
+        raise InputError(
+            f"another of the {ranks.count} processes has ended, or has not answered for "
+            f"{LONGEST_WAIT.total_seconds() / 60:g} minutes: the last good state is kept; start all again with "
+            "--resume."
+        ) from error
+
+
 def cluster_environment() -> ClusterEnvironment | None:
     """That of torchrun or SLURM, whichever started this process; `None` for one that stands alone."""
     if TorchElasticEnvironment.detect():
@@ -168,7 +191,9 @@ def join_ranks(strategy: str, context_ranks: int, device: torch.device) -> Ranks
         os.environ.setdefault("MASTER_ADDR", environment.main_address)
         os.environ.setdefault("MASTER_PORT", str(environment.main_port))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, rank=environment.global_rank(), world_size=environment.world_size())
+        distributed.init_process_group(
+            backend, rank=environment.global_rank(), world_size=environment.world_size(), timeout=LONGEST_WAIT
+        )
     rank, count = distributed.get_rank(), distributed.get_world_size()
     group = None
     if context_ranks > 1:

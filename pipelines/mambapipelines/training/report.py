@@ -58,10 +58,12 @@ def run_page(folder: Path, material: Sequence[Path] = ()) -> str:
     """The page of `write_run_report` as HTML."""
     run = RunFolder(folder / RUN_FOLDER_NAME)
     rows = read_metrics(run.metrics_path)
+    if rows and not {"step", "loss", "learning_rate", "seconds"} <= rows[0].keys():
+        raise InputError(f"the metrics {run.metrics_path} lack columns: restore the file.")
     if not rows:
         raise InputError(f"{folder} holds no training run: give the --output folder of a training command.")
     described = _json_file(run.path / RUN_DESCRIPTION_NAME)
-    details = _json_file(folder / CONFIG_NAME).get("details", {})
+    details = _mapping(_json_file(folder / CONFIG_NAME).get("details"))
     finished = (folder / CONFIG_NAME).is_file()
     sections = [
         Section("", [_overview(rows, finished)]),
@@ -71,13 +73,13 @@ def run_page(folder: Path, material: Sequence[Path] = ()) -> str:
     figures = {key: value for key, value in details.items() if not isinstance(value, (dict, list))}
     if figures:
         sections.append(Section("The finished model", [_settings(figures)]))
-    fingerprint = described.get("depends_on", {})
-    recipe = fingerprint.get("recipe", {})
+    fingerprint = _mapping(described.get("depends_on"))
+    recipe = _mapping(fingerprint.get("recipe"))
     asked = {key: value for key, value in fingerprint.items() if key != "recipe" and not isinstance(value, dict)}
     for heading, values in (
         ("What the run was asked", asked),
         ("Recipe", recipe),
-        ("Software and hardware", described.get("provenance", {})),
+        ("Software and hardware", _mapping(described.get("provenance"))),
     ):
         if values:
             sections.append(Section(heading, [_settings(values)]))
@@ -188,6 +190,11 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """The value if it is a mapping, as it is in an undamaged file."""
+    return value if isinstance(value, dict) else {}
 
 
 def _json_file(path: Path) -> dict[str, Any]:
