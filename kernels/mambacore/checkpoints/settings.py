@@ -125,7 +125,7 @@ def _limits(value: Any) -> tuple[float, float] | None:
         return None
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise ValueError("two numbers")
-    found = [next(iter(one.values()), None) if isinstance(one, Mapping) else one for one in value]
+    found: list[Any] = [next(iter(one.values()), None) if isinstance(one, Mapping) else one for one in value]
     try:
         smallest, largest = (float(one) for one in found)
     except (TypeError, ValueError):
