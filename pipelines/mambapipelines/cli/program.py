@@ -82,6 +82,19 @@ def program(name: str, help_text: str, commands: Mapping[str, Sequence[ModuleTyp
     return application
 
 
+def backend_lines() -> list[str]:
+    """PyTorch's version, and each backend of the kernels with its state."""
+    import torch  # noqa: PLC0415
+
+    from mambacore import backends  # noqa: PLC0415
+
+    try:
+        states = [f"backend {name}: {state}" for name, state in backends().items()]
+    except ImportError as error:
+        states = [f"backend native: broken, {error}"]
+    return [f"torch {torch.__version__}", *states]
+
+
 def version_option(program_name: str) -> Any:
     """The option `--version` of a program."""
 
@@ -92,9 +105,16 @@ def version_option(program_name: str) -> Any:
             print(f"{program_name} {version('genomamba')}")
         except PackageNotFoundError:
             print(f"{program_name}, not installed and therefore of unknown version")
+        for line in backend_lines():
+            print(line)
         raise typer.Exit
 
-    return typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    return typer.Option(
+        "--version",
+        callback=print_version,
+        is_eager=True,
+        help="Print the version and backends, and exit.",
+    )
 
 
 class Notes(logging.Handler):

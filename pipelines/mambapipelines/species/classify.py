@@ -20,7 +20,7 @@ from mambacore.errors import InputError
 from mambapipelines.console import WorkProgress, counted, note, use_threads
 from mambapipelines.files import check_writable_place, written_whole
 from mambapipelines.species.mates import answer_pair, interleaved, pairs
-from mambapipelines.species.outputs import CallSinks, group_rule, multiqc_text
+from mambapipelines.species.outputs import CallSinks, group_rule, kraken_report, multiqc_text
 from mambapipelines.species.processes import (
     evidence_by_processes,
     evidence_by_torchrun,
@@ -77,6 +77,7 @@ class ClassificationOptions:
         classified_output: folder, or file name with {call}, for the sequences of each class.
         unclassified_output: file for the sequences of `unknown` and `unclassified` records.
         processes: number of processes, each with `threads` threads.
+        kraken_report: file for the calls in the format of Kraken's report.
         paired: mates, which follow each other in one source or are in two sources, are one call.
     """
 
@@ -96,6 +97,7 @@ class ClassificationOptions:
     unclassified_output: Path | None = None
     processes: int = 1
     paired: bool = False
+    kraken_report: Path | None = None
 
 
 def classify_files(options: ClassificationOptions) -> ClassificationSummary:
@@ -223,6 +225,9 @@ def _write_answers(
         if options.multiqc is not None:
             text = multiqc_text(counts_by_source, classifier.class_names)
             _write_beside(written, options.multiqc, text.encode())
+        if options.kraken_report is not None:
+            text = kraken_report(summary.records, classifier.class_names)
+            _write_beside(written, options.kraken_report, text.encode())
         if options.report is not None:
             from mambapipelines.species.report import classification_page  # noqa: PLC0415 - matplotlib, only when asked for
 
@@ -266,6 +271,7 @@ def _check_places(options: ClassificationOptions) -> None:
         "--report": options.report,
         "--groups-output": options.groups_output,
         "--multiqc": options.multiqc,
+        "--kraken-report": options.kraken_report,
         "--unclassified-out": options.unclassified_output,
     }
     if (options.group_by is None) != (options.groups_output is None):

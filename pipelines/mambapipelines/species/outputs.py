@@ -186,6 +186,33 @@ def multiqc_text(counts_by_source: Mapping[str, Mapping[str, int]], class_names:
     return "\n".join(lines) + "\n"
 
 
+def kraken_report(records: Mapping[str, int], class_names: Sequence[str]) -> str:
+    """Records by call in the format of Kraken's report, which Krona, Pavian and Bracken read.
+
+    Columns (github.com/DerrickWood/kraken2, "Sample Report Output Format"): percentage, records of the clade, records
+    of the taxon itself, rank code, taxonomy identifier, indented name. Classes are species below the root; they have no
+    identifiers of a taxonomy, so those are numbers from 2 in the order of the model. `unknown` and `unclassified`
+    records are unclassified.
+    """
+    total = max(1, sum(records.values()))
+    unclassified = records.get(UNKNOWN, 0) + records.get(UNCLASSIFIED, 0)
+    if UNKNOWN in class_names:
+        unclassified -= records.get(UNKNOWN, 0)
+    classified = sum(records.values()) - unclassified
+
+    def line(clade: int, own: int, rank: str, identifier: int, name: str) -> str:
+        return table_line([f"{100 * clade / total:6.2f}", str(clade), str(own), rank, str(identifier), name])
+
+    lines = [line(unclassified, unclassified, "U", 0, UNCLASSIFIED)] if unclassified else []
+    if classified:
+        lines.append(line(classified, 0, "R", 1, "root"))
+        found = [(records.get(name, 0), number, name) for number, name in enumerate(class_names, start=2)]
+        for count, number, name in sorted(found, key=lambda row: (-row[0], row[1])):
+            if count:
+                lines.append(line(count, count, "S", number, f"  {name}"))
+    return "".join(f"{each}\n" for each in lines)
+
+
 def _sample_names(sources: Iterable[str]) -> list[str]:
     """File names without folders if they are distinct, else whole paths; standard input is called stdin."""
     paths = ["stdin" if source == "-" else re.sub(r"[\t\r\n]", " ", source) for source in sources]

@@ -17,6 +17,7 @@ from genomamba.baselines import fitting
 from genomamba.data.simulation import simulate_clade
 from mambacore import hub
 from mambacore.errors import InputError
+from mambapipelines.cli import doctor
 from mambapipelines.cli.genomamba.main import main
 from mambapipelines.species import demo as species_demo
 from mambapipelines.species import train as species_training
@@ -76,7 +77,23 @@ def test_every_command_explains_itself_with_an_example(name: str, capsys: pytest
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("genomamba")
+    shown = capsys.readouterr().out
+    assert shown.startswith("genomamba")
+    assert "native: " in shown
+
+
+def test_the_doctor_tests_the_kernels_and_names_extras(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "backend native: " in shown
+    assert "self-test torch: largest difference" in shown
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    assert main(["doctor", "--quick"]) == 0
+    assert "pysam missing: pip install 'genomamba[variants]'" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "LARGEST_DIFFERENCE", 0.0)
+    assert main(["doctor"]) == 2
 
 
 @pytest.mark.parametrize(

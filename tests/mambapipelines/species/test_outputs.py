@@ -17,7 +17,7 @@ from genomamba.io.fastq import read_record_texts
 from genomamba.tokenizer import COMPLEMENT_IDS, TOKEN_OF_BYTE
 from mambacore.errors import InputError
 from mambapipelines.species.classify import ClassificationOptions, RecordClassifier, classify_files
-from mambapipelines.species.outputs import CallSinks
+from mambapipelines.species.outputs import CallSinks, kraken_report
 from tiny_species import CLASS_NAMES, bases, fasta, tiny_model, write_tiny_model
 
 
@@ -251,3 +251,30 @@ def test_names_cannot_forge_rows_columns_markup_or_commands(tmp_path: Path, caps
         assert "<script>" not in text or path == "calls.tsv"
     assert len((tmp_path / "calls.tsv").read_text().splitlines()) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_kraken_report_adds_up() -> None:
+    text = kraken_report({"nigra": 3, "alba": 4, "unknown": 1, "unclassified": 2}, CLASS_NAMES)
+    assert text == (
+        " 30.00\t3\t3\tU\t0\tunclassified\n"
+        " 70.00\t7\t0\tR\t1\troot\n"
+        " 40.00\t4\t4\tS\t2\t  alba\n"
+        " 30.00\t3\t3\tS\t3\t  nigra\n"
+    )
+    assert kraken_report({}, CLASS_NAMES) == ""
+    assert kraken_report({"unknown": 2}, ("unknown", "b")).splitlines()[0].split("\t")[3] == "R"
+
+
+def test_classify_writes_a_kraken_report(tmp_path: Path) -> None:
+    (tmp_path / "in.fa").write_bytes(fasta({"one": bases(90), "gap": b"NNN"}))
+    classify_files(
+        ClassificationOptions(
+            write_tiny_model(tmp_path / "model"),
+            [str(tmp_path / "in.fa")],
+            output=tmp_path / "calls.tsv",
+            kraken_report=tmp_path / "kraken.txt",
+        )
+    )
+    rows = [line.split("\t") for line in (tmp_path / "kraken.txt").read_text().splitlines()]
+    assert [row[3] for row in rows] == ["U", "R", "S"]
+    assert [float(row[0]) for row in rows] == [50, 50, 50]

@@ -6,13 +6,13 @@ Commands import what they need when they run, so that `audiomamba --help` answer
 import sys
 from collections.abc import Sequence
 
-from mambapipelines.cli import report
+from mambapipelines.cli import doctor, report
 from mambapipelines.cli.audiomamba import app, evaluate, fetch, generate, train, train_classifier
 from mambapipelines.cli.program import program, run_program
 
 COMMANDS = {
     "Models of waveforms": (train, generate, evaluate, train_classifier),
-    "Data and runs": (fetch, report, app),
+    "Data and runs": (fetch, report, app, doctor),
 }
 
 application = program(

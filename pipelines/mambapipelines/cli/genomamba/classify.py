@@ -59,6 +59,10 @@ def classify(
     processes: Annotated[
         int, typer.Option("--processes", "-p", metavar="N", help="Processes, each with --threads threads.")
     ] = 1,
+    kraken_report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the calls as a Kraken report (Krona, Pavian, Bracken)."),
+    ] = None,
     paired: Annotated[
         bool,
         typer.Option(
@@ -109,5 +113,6 @@ def classify(
             unclassified_output=unclassified_out,
             processes=processes,
             paired=paired,
+            kraken_report=kraken_report,
         )
     )

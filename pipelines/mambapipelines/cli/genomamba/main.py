@@ -6,7 +6,7 @@ Commands import what they need when they run, so that `genomamba --help` answers
 import sys
 from collections.abc import Sequence
 
-from mambapipelines.cli import report
+from mambapipelines.cli import doctor, report
 from mambapipelines.cli.genomamba import (
     app,
     classify,
@@ -32,7 +32,7 @@ COMMANDS = {
     "Classify sequences by species": (train, classify, evaluate, demo, species_task),
     "Language models of DNA": (pretrain, perplexity, embed, score_variants, generate, track),
     "Labels of sequences": (finetune, predict),
-    "Data, runs and models": (fetch, intervals, report, app, share),
+    "Data, runs and models": (fetch, intervals, report, app, share, doctor),
 }
 
 application = program(
