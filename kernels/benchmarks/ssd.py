@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +39,15 @@ def peer(width: int, states: int) -> nn.Module:
     return Peer(config, layer_idx=0)
 
 
-def run(module: nn.Module, sequence: Tensor, backward: bool) -> float:
+def run(module: nn.Module, sequence: Tensor, backward: bool, clock: Callable[[], float]) -> float:
     """Seconds of one pass."""
-    begin = time.perf_counter()
+    begin = clock()
     with torch.set_grad_enabled(backward):
         outputs = module(sequence)
         outputs = outputs[0] if isinstance(outputs, tuple) else outputs
         if backward:
             outputs.sum().backward()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def exponentials(mixer: nn.Module) -> float:
@@ -76,10 +77,12 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=64, help="of Mamba-2; the selective block has 16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--processor-time", action="store_true", help="of all threads, where others use the machine")
     parser.add_argument("--peer-length", type=int, default=8192, help="for transformers, whose memory grows faster")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"One block, batch 1, length {options.length} (transformers: {options.peer_length})\n{machine()}\n")
+    clock = time.process_time if options.processor_time else time.perf_counter
     rows = []
     for width in options.widths:
         torch.manual_seed(0)
@@ -95,7 +98,7 @@ def main() -> None:
             for _ in range(options.repeats + 1):
                 for name, (module, dtype, length) in cases.items():
                     sequence = torch.randn(1, length or options.length, width, dtype=dtype, requires_grad=backward)
-                    seconds = run(module, sequence, backward) / sequence.shape[1]
+                    seconds = run(module, sequence, backward, clock) / sequence.shape[1]
                     shortest[name] = min(seconds, shortest.get(name, float("inf")))
             rows += [
                 row(width, backward, name, seconds, shortest, cases[name][0]) for name, seconds in shortest.items()
