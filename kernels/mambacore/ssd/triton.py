@@ -19,7 +19,8 @@ from mambacore.triton.launch import or_first
 SMALLEST_BLOCK = 16
 # Numbers of a state that one program of `pass_states` takes through the chunks.
 PASS_BLOCK = 256
-WARPS = 4
+# Float32 products take no tensor cores and twice the registers.
+WARPS = {torch.float32: 8, torch.bfloat16: 4, torch.float16: 4}
 
 
 def power_of_two(number: int) -> int:
@@ -94,7 +95,7 @@ def forward(
     of_inputs, of_into, of_out = (tensor.stride()[:3] for tensor in (inputs, input_matrix, output_matrix))
     add_states.start(
         (batch * chunks, heads), inputs, input_matrix, written.contiguous(), states, *sizes, *of_inputs, *of_into,
-        **blocks, num_warps=WARPS,
+        **blocks, num_warps=WARPS[inputs.dtype],
     )  # fmt: skip
     numbers = head_width * state_size
     pass_states.start(
@@ -105,6 +106,6 @@ def forward(
     read_out.start(
         (batch * chunks, heads), inputs, input_matrix, output_matrix, outputs, states, high, low, record, weight, own,
         or_first(skip_weight, states), *sizes, *of_inputs, *of_into, *of_out, **blocks,
-        HAS_SKIP=skip_weight is not None, num_warps=WARPS,
+        HAS_SKIP=skip_weight is not None, num_warps=WARPS[inputs.dtype],
     )  # fmt: skip
     return outputs, final_state, states if keep_borders else states[:, :0]
