@@ -20,14 +20,14 @@ UNKNOWN_SYMBOLS = b"*-.?Xx"
 """What files write for a base that is not known beside N: gaps of alignments, stops, X of masking programs."""
 
 UNKNOWN_SYMBOLS_AS_N: bytes = bytes.maketrans(UNKNOWN_SYMBOLS, b"N" * len(UNKNOWN_SYMBOLS))
-"""For `bytes.translate`: each of `UNKNOWN_SYMBOLS` becomes N, every other byte stays what it is."""
+"""For `bytes.translate`: each of `UNKNOWN_SYMBOLS` becomes N, every other byte stays as it is."""
 
 _BASES_AND_N = b"ACGTUNacgtun"
 
 COMPLEMENT_OF_BYTE: bytes = bytes.maketrans(
     (IUPAC_CODES + IUPAC_CODES.lower()).encode(), (_COMPLEMENTS + _COMPLEMENTS.lower()).encode()
 )
-"""For `bytes.translate`: each code becomes its complement in the same case, every other byte stays what it is."""
+"""For `bytes.translate`: each code becomes its complement in the same case, every other byte stays as it is."""
 
 IS_NUCLEOTIDE_CODE: npt.NDArray[np.bool_] = np.zeros(256, dtype=np.bool_)
 """Look-up table over the 256 byte values."""
@@ -35,7 +35,7 @@ IS_NUCLEOTIDE_CODE[np.frombuffer((IUPAC_CODES + IUPAC_CODES.lower()).encode(), d
 
 
 def first_invalid_position(sequence: bytes) -> int | None:
-    """Return the 0-based position of the first byte that is no IUPAC nucleotide code, or None when all are."""
+    """Return the 0-based position of the first byte that is not an IUPAC nucleotide code, or None when all are."""
     valid = IS_NUCLEOTIDE_CODE[np.frombuffer(sequence, dtype=np.uint8)] if sequence else np.ones(0, dtype=np.bool_)
     return None if valid.all() else int(valid.argmin())
 
@@ -46,7 +46,7 @@ def describe_byte(byte: int) -> str:
 
 
 def diagnose_invalid_byte(byte: int) -> str:
-    """Say what a byte that is no nucleotide code suggests about its file, and what to do about it."""
+    """Say what a byte that is not a nucleotide code suggests about its file, and what to do about it."""
     letter = chr(byte).upper()
     if letter in PROTEIN_ONLY_LETTERS:
         return "which looks like a protein sequence: give the nucleotide sequence instead"
@@ -54,7 +54,7 @@ def diagnose_invalid_byte(byte: int) -> str:
         return "inside a sequence line: start each header on a line of its own"
     if not 0x20 <= byte < 0x7F:
         return "which looks like binary content: give a FASTA text file, plain or gzipped"
-    return f"which is no nucleotide code: only {IUPAC_CODES} in either case are read"
+    return f"which is not a nucleotide code: only {IUPAC_CODES} in either case are read"
 
 
 def looks_like_protein(text: bytes) -> bool:
@@ -74,7 +74,8 @@ def reverse_complement(sequence: bytes) -> bytes:
 
     U is read as T, so its complement is A.
 
-    **Raises** `InputError` for a byte that is no IUPAC nucleotide code.
+    Raises:
+        InputError: a byte that is not an IUPAC nucleotide code.
     """
     position = first_invalid_position(sequence)
     if position is not None:

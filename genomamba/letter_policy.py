@@ -50,7 +50,7 @@ class LetterPolicy:
     ambiguous: Ambiguous = "unscored"
 
     def __post_init__(self) -> None:
-        """**Raises** `InputError` for a value that is none of the choices."""
+        """Refuse values that are not among the choices."""
         for name, choices in (("soft_mask", SoftMask), ("any_base", AnyBase), ("ambiguous", Ambiguous)):
             value = getattr(self, name)
             if value not in get_args(choices):
@@ -59,7 +59,8 @@ class LetterPolicy:
     def tokens(self, letters: bytes) -> Tokens:
         """Return the tokens of letters, uint8 of shape (length,); `*`, `-`, `.`, `?` and X are read as N.
 
-        **Raises** `InputError` for a byte that is no nucleotide code.
+        Raises:
+            InputError: a byte that is not a nucleotide code.
         """
         letters = letters.translate(UNKNOWN_SYMBOLS_AS_N)
         tokens = np.frombuffer(bytearray(letters.translate(self._token_of_byte)), dtype=np.uint8)
@@ -111,7 +112,8 @@ LETTER_POLICIES: Final[dict[str, LetterPolicy]] = {
 def letter_policy(name: str) -> LetterPolicy:
     """Return a policy by name.
 
-    **Raises** `InputError` for another name.
+    Raises:
+        InputError: another name.
     """
     if name not in LETTER_POLICIES:
         raise InputError(f"there is no letter policy '{name}': use {', '.join(LETTER_POLICIES)}.")

@@ -330,7 +330,7 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu") -> A
         A `LoadedSpeciesClassifier`, `LoadedLanguageModel` or `LoadedSequenceModel`, with the methods of its kind.
 
     Raises:
-        InputError: there is no such model or device, the folder is damaged, or holds no model of DNA.
+        InputError: there is no such model or device, the folder is damaged, or holds a model of something else.
     """
     reference = os.fspath(model)
     place = _device(device)

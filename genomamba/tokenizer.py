@@ -34,7 +34,7 @@ PADDED_VOCABULARY_SIZE: Final = 16
 UNKNOWN_TOKEN: Final = VOCABULARY["[UNK]"]
 ANY_BASE_TOKEN: Final = VOCABULARY["N"]
 INVALID_TOKEN: Final = 255
-"""What `TOKEN_OF_BYTE` gives for a byte that is no nucleotide code; never a token of a sequence."""
+"""What `TOKEN_OF_BYTE` gives for a byte that is not a nucleotide code; never a token of a sequence."""
 
 TOKENIZER_NAME: Final = "hg38-character"
 TOKENIZER_VERSION: Final = 1
@@ -84,7 +84,8 @@ class CharacterTokenizer:
         Letters are read in either case; U is read as T, N is 11, the other ambiguity codes are [UNK]; `*`, `-`, `.`,
         `?` and X are read as N. An array is taken as ASCII codes (uint8).
 
-        **Raises** `InputError` that names the byte and its position when it is no IUPAC nucleotide code.
+        Raises:
+            InputError: names a byte that is not an IUPAC nucleotide code, and its position.
         """
         text = _as_bytes(sequence).translate(UNKNOWN_SYMBOLS_AS_N)
         tokens = np.frombuffer(bytearray(text.translate(TOKEN_OF_BYTE)), dtype=np.uint8)
@@ -100,7 +101,8 @@ class CharacterTokenizer:
     def decode(self, tokens: npt.ArrayLike) -> str:
         """Return the letters of tokens of shape (length,); a special token becomes its name, such as `[UNK]`.
 
-        **Raises** `InputError` for an id that is not in the vocabulary.
+        Raises:
+            InputError: an id that is not in the vocabulary.
         """
         ids = np.asarray(tokens)
         outside = (ids < 0) | (ids >= self.vocabulary_size)
@@ -126,7 +128,8 @@ class CharacterTokenizer:
     def from_config(cls, config: Mapping[str, Any]) -> "CharacterTokenizer":
         """Return the tokenizer that `to_config` described.
 
-        **Raises** `InputError` when the description is of another tokenizer, version or vocabulary.
+        Raises:
+            InputError: when the description is of another tokenizer, version or vocabulary.
         """
         if not isinstance(config, Mapping):
             raise InputError("the model's tokenizer description is not a JSON object: the model folder is damaged.")
@@ -156,7 +159,7 @@ def _as_bytes(sequence: bytes | bytearray | str | Tokens) -> bytes:
         except UnicodeEncodeError as error:
             raise InputError(
                 f"the sequence has the character {sequence[error.start]!r} at position {error.start + 1}, "
-                f"which is no nucleotide code: only {IUPAC_CODES} in either case are read."
+                f"which is not a nucleotide code: only {IUPAC_CODES} in either case are read."
             ) from error
     if isinstance(sequence, np.ndarray):
         if sequence.dtype != np.uint8 or sequence.ndim != 1:

@@ -1,4 +1,4 @@
-"""Honest baselines for telling species apart: k-mer spectra, Markov likelihoods and a composition-only control."""
+"""Baselines for species classification: k-mer spectra, Markov likelihoods and a composition-only negative control."""
 
 from genomamba.baselines.composition import CompositionControl
 from genomamba.baselines.fitting import BASELINE_NAMES, FittedBaselines, KmerChoice, MarkovChoice, fit_baselines

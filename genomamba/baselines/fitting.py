@@ -101,11 +101,11 @@ def fit_baselines(
 ) -> FittedBaselines:
     """Choose on sequences set aside from the training sequences, then fit the chosen models to all of them.
 
-    Windows are drawn uniform class -> sequence -> start, either strand. The k-mer baseline is chosen among k = 4 and 6,
-    four regularisations and window lengths from 1,024 to 65,536 bp (and shorter evaluation
-    lengths), the Markov baseline among the orders 3 to 10,
-    both for each evaluation length. Candidates are compared on windows of the evaluation length, up to 262,144 bp and
-    as far as the sequences set aside are long enough; longer evaluation lengths take the longest one's choice.
+    Windows are sampled uniformly over classes, sequences, starts and strands. The k-mer baseline is chosen among k = 4
+    and 6, four regularisations and window lengths from 1,024 to 65,536 bp (and shorter evaluation lengths), the Markov
+    baseline among the orders 3 to 10, both for each evaluation length. Candidates are compared on windows of the
+    evaluation length, up to 262,144 bp and as far as the sequences set aside are long enough; longer evaluation lengths
+    take the longest one's choice.
 
     Args:
         training_sequences: Tokens, uint8 (length,), of the sequences of each class.
@@ -171,7 +171,7 @@ def choose_kmer_baselines(
     """For each evaluation length, the k, regularisation and training length with the best accuracy there.
 
     Args:
-        draw_fitting_windows: Training windows of a given length (bp), drawn when they are needed and then let go.
+        draw_fitting_windows: Training windows of a given length (bp), sampled when they are needed and then released.
         fitting_lengths: Training lengths to try, bp.
         choosing: Evaluation length (bp) -> windows of other sequences to compare the candidates on.
     """

@@ -2,7 +2,7 @@
 
 A model of order k mixes the counts of all orders up to k. How strongly the counts of a context are pulled towards what
 the context without its oldest base says, is fitted for each order on validation sequence: DNA is so nearly uniform that
-the rules made for text (Witten-Bell, say) trust long contexts far too much, and would be an easy opponent.
+rules made for text (Witten-Bell, say) shrink long contexts far too little, and would be a weak baseline.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +32,8 @@ class StrandSymmetricCounts:
     def __init__(self, order: int) -> None:
         """Start with nothing counted.
 
-        **Raises** `InputError` for an order outside of 0 to 12.
+        Raises:
+            InputError: an order outside of 0 to 12.
         """
         if not 0 <= order <= MAXIMUM_ORDER:
             raise InputError(
@@ -86,7 +87,7 @@ class InterpolatedMarkovModel:
 
         P_j(b | c) = (n(c b) + alpha_j P_{j-1}(b | c')) / (n(c) + alpha_j)
 
-    A context that is cut short, by the start of a window or a letter that is no base, is used as far as it goes.
+    A context that is cut short, by the start of a window or a letter that is not a base, is used as far as it goes.
     """
 
     counts: StrandSymmetricCounts
@@ -197,7 +198,7 @@ class _LookedUp:
 
 
 _GAP: Final = np.zeros(1, dtype=np.uint8)
-"""A token that is no base."""
+"""A token that is not a base."""
 
 
 def _look_up(counts: StrandSymmetricCounts, tokens: Tokens, order: int) -> Iterator[_LookedUp]:

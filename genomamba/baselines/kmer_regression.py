@@ -1,4 +1,4 @@
-"""The honest control beside a fine-tuned model: canonical k-mer spectra with logistic or ridge regression."""
+"""The baseline beside a fine-tuned model: canonical k-mer spectra with logistic or ridge regression."""
 
 from __future__ import annotations
 

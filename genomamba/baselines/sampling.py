@@ -27,7 +27,7 @@ def draw_windows(
 ) -> LabelledWindows:
     """Draw windows: a sequence of at least `length` bp uniformly, a start uniformly, either strand.
 
-    Windows with more than 1 % of unknown bases are drawn again.
+    Windows with more than 1 % of unknown bases are sampled again.
 
     Args:
         sequences_by_class: Tokens of each class.

@@ -126,7 +126,8 @@ class SpeciesProtocol:
     def chromosomes(self, assembly: Assembly, split: str) -> tuple[str, ...]:
         """Chromosomes of an assembly that belong to `train`, `valid` or `test`.
 
-        **Raises** `ValueError` for another split.
+        Raises:
+            ValueError: another split.
         """
         if split not in SPLITS:
             raise ValueError(f"there is no split {split!r}, only {', '.join(SPLITS)}")
@@ -139,7 +140,8 @@ class SpeciesProtocol:
 def species_protocol(name: str) -> SpeciesProtocol:
     """Return a task by name.
 
-    **Raises** `InputError` for another name.
+    Raises:
+        InputError: another name.
     """
     if name not in SPECIES_PROTOCOLS:
         raise InputError(f"there is no species task '{name}': use {' or '.join(SPECIES_PROTOCOLS)}.")

@@ -24,8 +24,8 @@ def load_protocol_genomes(protocol: SpeciesProtocol, folder: Path) -> ProtocolGe
     A file may lie there decompressed, under its name without `.gz`: it is then read through an index. Compressed ones
     are held in memory, 1 byte a base.
 
-    **Raises** `InputError` that names the first file that is missing, and for a chromosome that a file should have and
-    has not.
+    Raises:
+        InputError: names the first file that is missing, or a chromosome that a file lacks.
     """
     missing = [
         assembly.path(folder, file)

@@ -36,8 +36,8 @@ def read_bed(
 
     The fourth column is the name and the sixth the strand; columns are separated by tabs or, as UCSC allows, by blanks.
 
-    **Raises** `InputError`, one sentence that names the file and the line, for a row that is not BED or does not lie
-    within a contig.
+    Raises:
+        InputError: a row that is not BED or does not lie within a contig.
     """
     regions = []
     for text, place in table_lines(path, "regions"):
@@ -48,7 +48,7 @@ def read_bed(
         contig, start, end = fields[:3]
         for what, number in (("start", start), ("end", end)):
             if not _POSITION.fullmatch(number):
-                raise InputError(f"{place} has the {what} '{number}': write a whole number of bases.")
+                raise InputError(f"{place} has the {what} '{number}': write an integer number of bases.")
         strand = fields[5] if len(fields) > 5 else "."
         if strand not in STRANDS:
             raise InputError(f"{place} has the strand '{strand}': use +, - or a dot.")
@@ -64,7 +64,8 @@ def read_bed(
 def parse_region(text: str, contig_lengths: Mapping[str, int], reference_label: str = "the reference") -> Region:
     """Read `contig`, `contig:start-end`, `contig:start-` or `contig:start`, 1-based, end included, as samtools does.
 
-    **Raises** `InputError` for another form, and for a region that does not lie within a contig.
+    Raises:
+        InputError: another form, or a region that does not lie within a contig.
     """
     if text in contig_lengths:
         return Region(text, 0, contig_lengths[text])
@@ -80,7 +81,11 @@ def parse_region(text: str, contig_lengths: Mapping[str, int], reference_label: 
 
 
 def require_region(region: Region, contig_lengths: Mapping[str, int], reference_label: str, place: str) -> None:
-    """**Raises** `InputError` unless a region has a base and lies within a contig."""
+    """Refuse a region without bases, or one that does not lie within a contig.
+
+    Raises:
+        InputError: names the place and what is wrong.
+    """
     length = contig_lengths.get(region.contig)
     if length is None:
         raise InputError(

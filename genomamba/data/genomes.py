@@ -70,7 +70,8 @@ class GenomeSequence:
     def tokens(self, start: int, end: int) -> Tokens:
         """Return a fresh array of the tokens of bases [start, end), 0-based and half-open, shape (end - start,).
 
-        **Raises** `ValueError` when the interval does not lie within the sequence.
+        Raises:
+            ValueError: when the interval does not lie within the sequence.
         """
         if not 0 <= start <= end <= self.length:
             raise ValueError(f"[{start}, {end}) does not lie within the {self.length} bp of {self.name}")
@@ -108,8 +109,9 @@ class GenomeCollection:
 
         Both parts keep all class names, so labels mean the same. Without names the second part has no sequences.
 
-        **Raises** `InputError` for a name that no record has, and for a class that would be left without sequences to
-        train on or, where names are given, without held-out ones.
+        Raises:
+            InputError: a name that no record has, or a class that would be left without sequences to train on or,
+                where names are given, without held-out ones.
         """
         known = {sequence.name for sequence in self.sequences}
         for name in holdout_names:
@@ -149,7 +151,8 @@ def load_genomes(specifications: Iterable[GenomeSpecification]) -> GenomeCollect
     Plain files stay on disk behind an index; gzipped ones, standard input and files whose lines are too uneven for an
     index are held in memory, 1 byte a base. Further records of one name in a file are numbered: NAME.2, NAME.3.
 
-    **Raises** `InputError` for a class that is given twice, and everything that `genomamba.io.fasta` refuses.
+    Raises:
+        InputError: a class that is given twice, and everything that `genomamba.io.fasta` refuses.
     """
     class_names: list[str] = []
     sequences: list[GenomeSequence] = []
@@ -175,7 +178,11 @@ def load_genomes(specifications: Iterable[GenomeSpecification]) -> GenomeCollect
 
 
 def require_training_classes(collection: GenomeCollection) -> None:
-    """**Raises** `InputError` unless there are at least two classes to tell apart."""
+    """Refuse a collection of fewer than two classes.
+
+    Raises:
+        InputError: there is one class, or none.
+    """
     if len(collection.class_names) < 2:
         given = f"only '{collection.class_names[0]}'" if collection.class_names else "none"
         raise InputError(f"training needs at least two classes, {given} is given: give --genome NAME=PATH for each.")

@@ -126,7 +126,8 @@ def audit_intervals(
 ) -> list[SharedBases]:
     """Count the bases that windows of two splits share: for each pair of splits every chromosome, then the sum.
 
-    **Raises** `InputError` for a length that the rule cannot use.
+    Raises:
+        InputError: a length that the rule cannot use.
     """
     coverages = {split: _coverages(rows, split, rule, length, contig_lengths) for split in SPLITS}
     nothing = np.empty(0, dtype=np.int64)
@@ -166,7 +167,8 @@ def repair_intervals(
 
     Returns the rows, in their order, and what happened to each split.
 
-    **Raises** `InputError` for a length that the rule cannot use.
+    Raises:
+        InputError: a length that the rule cannot use.
     """
     replacements: dict[int, list[Interval]] = {}
     protected = _regions(_coverages(rows, "test", rule, length, contig_lengths))

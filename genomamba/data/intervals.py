@@ -59,7 +59,8 @@ def read_intervals(
     Blank lines, and lines that start with '#', 'track' or 'browser', are skipped. With `contig_lengths` every row must
     lie within a contig.
 
-    **Raises** `InputError`, one sentence that names the file and the line.
+    Raises:
+        InputError: a row of another form; the message names the file and the line.
     """
     label = source_label(path)
     rows: list[Interval] = []
@@ -98,7 +99,11 @@ class WindowRule:
     reach_bp: int = 0
 
     def require_length(self, length: int) -> None:
-        """**Raises** `InputError` for a length that this rule cannot cut rows into."""
+        """Refuse a window length that this rule cannot cut rows into.
+
+        Raises:
+            InputError: a length below 1, or one that does not divide the reach.
+        """
         if length < 1:
             raise InputError(f"the window length is {length} bp: use 1 or more.")
         if self.reach_bp and self.reach_bp % length:
@@ -157,7 +162,8 @@ WINDOW_RULES: Final[dict[str, WindowRule]] = {
 def window_rule(name: str) -> WindowRule:
     """Return a published rule by name.
 
-    **Raises** `InputError` for another name.
+    Raises:
+        InputError: another name.
     """
     if name not in WINDOW_RULES:
         raise InputError(f"there is no window rule '{name}': use {', '.join(WINDOW_RULES)}.")
@@ -185,7 +191,8 @@ class RuleWindows(Sequence[PlacedWindow]):
     ) -> None:
         """Count the windows of `length` bp.
 
-        **Raises** `InputError` for a length that the rule cannot use, and for a row that lies in no contig.
+        Raises:
+            InputError: a length that the rule cannot use, or a row that lies in no contig.
         """
         rule.require_length(length)
         self.rows = tuple(rows)
@@ -239,8 +246,9 @@ def tile_contigs(
 
     The last bases of a contig that fill no row are left out, and so are contigs that are shorter.
 
-    **Raises** `InputError` for a contig that is not there or is named for two purposes, and for a split that would be
-    left without rows.
+    Raises:
+        InputError: a contig that is not there or is named for two purposes, or a split that would be left without
+            rows.
     """
     if length < 1:
         raise InputError(f"the length of a row is {length} bp: use 1 or more.")
@@ -318,8 +326,8 @@ def _parse_row(text: str, place: str) -> Interval:
         raise InputError(f"{place} names no chromosome: write it in the first field.")
     for what, number in (("start", start), ("end", end)):
         if not _POSITION.fullmatch(number):
-            header = ": remove the header line" if place.endswith("line 1") else ": write a whole number of bases"
-            raise InputError(f"{place} has the {what} '{number}', which is no position{header}.")
+            header = ": remove the header line" if place.endswith("line 1") else ": write an integer number of bases"
+            raise InputError(f"{place} has the {what} '{number}', which is not a position{header}.")
     if split not in SPLITS:
         raise InputError(f"{place} has the split '{split}': use train, valid or test.")
     if int(start) >= int(end):

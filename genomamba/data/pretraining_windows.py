@@ -66,14 +66,15 @@ class PretrainingWindows:
     ) -> None:
         """Prepare windows of `length` bp.
 
-        **Raises** `InputError` for a split without rows, a row outside of the reference, a length that the rule cannot
-        use, a seed that is no 64-bit number, and a probability or fraction outside of [0, 1].
+        Raises:
+            InputError: a split without rows, a row outside of the reference, a length that the rule cannot use, a seed
+                that is not a 64-bit number, and a probability or fraction outside of [0, 1].
         """
         rows = [row for row in intervals if row.split == split]
         if not rows:
             raise InputError(f"the intervals have no rows for {split}: give it some.")
         if not 0 <= seed < _WORD:
-            raise InputError(f"the seed is {seed}: use a whole number from 0 to 2^64 - 1.")
+            raise InputError(f"the seed is {seed}: use an integer from 0 to 2^64 - 1.")
         for what, share in (
             ("probability of the other strand", reverse_complement_probability),
             ("least fraction of scored bases", minimum_scored_fraction),
@@ -96,7 +97,8 @@ class PretrainingWindows:
     def at_length(self, length: int) -> "PretrainingWindows":
         """Return the same windows at another length, as a warm-up of lengths needs.
 
-        **Raises** `InputError` for a length that the rule cannot use.
+        Raises:
+            InputError: a length that the rule cannot use.
         """
         return PretrainingWindows(
             self.reference,
@@ -114,9 +116,10 @@ class PretrainingWindows:
         """Return training window number `index`, from 0 without end. Depends on (seed, index) only.
 
         Indices from e * len(self) to (e + 1) * len(self) - 1 are epoch e: all windows in an order of its own. A window
-        without enough scored bases gives its turn to one drawn at random.
+        without enough scored bases gives its turn to one chosen at random.
 
-        **Raises** `InputError` when practically no window has enough scored bases.
+        Raises:
+            InputError: when practically no window has enough scored bases.
         """
         if index < 0:
             raise ValueError(f"the index of a sample is {index}, it must be 0 or more")

@@ -26,7 +26,8 @@ class ReferenceSet:
     def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         """Open the files.
 
-        **Raises** `InputError` for no file, two of one name, and everything that `Reference` refuses.
+        Raises:
+            InputError: no file, two of one name, and everything that `Reference` refuses.
         """
         if not paths:
             raise InputError("no reference is given: name at least one FASTA file.")
@@ -52,7 +53,8 @@ class ReferenceSet:
     def letters(self, contig: str, start: int, end: int, pad: bool = False) -> bytes:
         """As `Reference.letters`.
 
-        **Raises** `InputError` as that does.
+        Raises:
+            InputError: as that does.
         """
         if contig not in self._places:
             raise InputError(f"there is no contig named '{contig}': {suggest_names(contig, self.lengths)}.")
@@ -82,7 +84,8 @@ def rows_by_chromosome(
 
     Contigs shorter than `shortest` bp are left out; their names come second.
 
-    **Raises** `InputError` for a chromosome that no file has, or that is named for two purposes.
+    Raises:
+        InputError: a chromosome that no file has, or that is named for two purposes.
     """
     purposes: dict[str, str] = {}
     known = list(dict.fromkeys(references.chromosome(contig) for contig in references.lengths))

@@ -3,7 +3,7 @@
 The model, from the root of the tree to the files:
 
 1. **Ancestral chromosomes** come from a stationary Markov chain of order 2 (or any other order). Its conditional
-   probabilities are drawn from a Dirichlet distribution, and the chain is then made *strand-symmetric*: a word and its
+   probabilities are sampled from a Dirichlet distribution, and the chain is made *strand-symmetric*: a word and its
    reverse complement are equally probable (Chargaff's second rule; Prabhu 1993, Nucleic Acids Res. 21:2797).
 2. **Each branch** of the tree changes every site independently of the others by a continuous-time substitution process
    with its own rates: a GC content it drifts towards and a transition/transversion ratio (Tamura 1992, Mol. Biol. Evol.
@@ -162,7 +162,7 @@ class AncestralChain:
 
 @dataclass(frozen=True)
 class SimulatedClade:
-    """Species with their chromosomes, and the model they were drawn from.
+    """Species with their chromosomes, and the model they were sampled from.
 
     Attributes:
         seed: The seed that, with the parameters, determines everything.

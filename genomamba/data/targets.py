@@ -16,7 +16,7 @@ from mambacore.safe_text import safe_field
 TargetKind = Literal["classes", "labels", "numbers"]
 TARGET_KINDS: Final[tuple[TargetKind, ...]] = ("classes", "labels", "numbers")
 MOST_GUESSED_CLASSES: Final = 50
-"""A single column of more different whole numbers than this could be either: the user must say."""
+"""A single column of more different integers than this could be either: the user must say."""
 FEW_CLASSES: Final = 5
 """Up to this many different values may be classes however few rows there are."""
 MOST_DISTINCT_SHARE: Final = 0.8
@@ -56,7 +56,7 @@ class TargetDescription:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The opposite of `to_dict`."""
+        """Rebuild from what `to_dict` returned."""
         settings: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
@@ -66,7 +66,7 @@ class TargetDescription:
 def guess_kind(table: SequenceTable) -> TargetKind:
     """Tell what the label columns hold from their values.
 
-    A single column of words, or of few different whole numbers (`1`, `-1` or `1.0`), is classes; several columns of 0
+    A single column of words, or of few different integers (`1`, `-1` or `1.0`), is classes; several columns of 0
     and 1 are labels; other columns of numbers are numbers. A column most of whose values are numbers is never classes
     because of a few that are not, and neither is one nearly all of whose values are different.
 
@@ -109,7 +109,7 @@ def _kind_of_column(table: SequenceTable, name: str, values: Sequence[str]) -> T
         return "numbers"
     if len(distinct) > MOST_GUESSED_CLASSES:
         raise InputError(
-            f"the column '{safe_field(name)}' of {table.source} has {len(distinct)} different whole numbers: "
+            f"the column '{safe_field(name)}' of {table.source} has {len(distinct)} different integers: "
             "say with --kind whether they are classes or numbers."
         )
     return "classes"

@@ -31,7 +31,7 @@ _STRANDS: Final[tuple[Strand, Strand]] = ("+", "-")
 class WindowSampler:
     """Draws training windows: uniform class, uniform sequence, uniform start, random strand.
 
-    Windows with unknown bases are drawn again within their class, so classes stay equally frequent. Only where gapless
+    Windows with unknown bases are sampled again within their class, so classes stay balanced. Only where gapless
     ones are hard to find is a share of `maximum_unknown_fraction` accepted.
 
     With `by_length` every base of a class is equally likely instead of every sequence, so that a plasmid weighs no more
@@ -48,11 +48,12 @@ class WindowSampler:
     ) -> None:
         """Prepare to draw windows of `length` bp.
 
-        **Raises** `InputError` when a class has no sequence of at least `length` bp, or with `by_length` no bases.
+        Raises:
+            InputError: when a class has no sequence of at least `length` bp, or with `by_length` no bases.
         """
         _require_positive(length)
         if not 0 <= seed < 2**64:
-            raise InputError(f"the seed is {seed}: use a whole number from 0 to 2^64 - 1.")
+            raise InputError(f"the seed is {seed}: use an integer from 0 to 2^64 - 1.")
         self.class_names = collection.class_names
         self.length = length
         self.seed = seed
@@ -78,7 +79,8 @@ class WindowSampler:
     def sample(self, index: int) -> tuple[Tokens, int]:
         """Return window number `index`: tokens of shape (length,), and its label. Depends on (seed, index) only.
 
-        **Raises** `InputError` when practically no window of the class has few enough unknown bases.
+        Raises:
+            InputError: when practically no window of the class has few enough unknown bases.
         """
         random = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64)))
         label = int(random.integers(len(self._sequences)))

@@ -60,7 +60,7 @@ class FastaRecord:
 class SpooledRecord:
     """One record whose tokens lie in memory while they are few and in a temporary file when they are many.
 
-    Pieces can be read any number of times, in both directions at once, until the next record is drawn.
+    Pieces can be read any number of times, in both directions at once, until the next record is read.
     """
 
     def __init__(self, header: FastaHeader, memory_bytes: int) -> None:
@@ -113,7 +113,8 @@ EventReader = Callable[[Any], Generator[FastaHeader | Tokens, None, None]]
 def read_records(source: FastaSource) -> Iterator[FastaRecord]:
     """Yield the records of a FASTA source one by one, each whole in memory (1 byte a base).
 
-    **Raises** `InputError`, one sentence that names the source, for anything that is not FASTA of nucleotides.
+    Raises:
+        InputError: anything that is not FASTA of nucleotides.
     """
     header: FastaHeader | None = None
     tokens = bytearray()
@@ -133,10 +134,11 @@ def spool_records(
 ) -> Iterator[SpooledRecord]:
     """Yield the records of a source one by one in bounded memory, whatever their length.
 
-    A record of more than `memory_bytes` bases goes to a temporary file. Each record is valid until the next is drawn
+    A record of more than `memory_bytes` bases goes to a temporary file. Each record is valid until the next is read
     or the iterator is closed. `events_of` is the parser of the source, `read_events` for FASTA unless another is given.
 
-    **Raises** `InputError`, one sentence that names the source, for anything that the parser refuses.
+    Raises:
+        InputError: anything that the parser refuses.
     """
     record: SpooledRecord | None = None
     with contextlib.closing((events_of or read_events)(source)) as events:
@@ -159,7 +161,8 @@ def spool_records(
 def read_events(source: FastaSource) -> Generator[FastaHeader | Tokens, None, None]:
     """Yield a `FastaHeader` for each record, followed by its tokens in arrays of at most 1 MiB: the streaming parser.
 
-    **Raises** `InputError`, one sentence that names the source, for anything that is not FASTA of nucleotides.
+    Raises:
+        InputError: anything that is not FASTA of nucleotides.
     """
     label = source_label(source)
     with contextlib.closing(read_blocks(source, label)) as blocks:
@@ -314,7 +317,7 @@ def _describe_missing_header(text: bytes, label: str) -> str:
             "give a FASTA text file, plain or gzipped."
         )
     return (
-        f"{label} is no FASTA file, it starts with {describe_byte(text[0])}: put a header line such as "
+        f"{label} is not a FASTA file, it starts with {describe_byte(text[0])}: put a header line such as "
         "'>name' before the sequence."
     )
 

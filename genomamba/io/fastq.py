@@ -39,7 +39,8 @@ class FastqText:
 def read_sequence_events(source: FastaSource) -> Generator[FastaHeader | Tokens, None, None]:
     """Yield a `FastaHeader` for each record of a FASTA or FASTQ source, followed by its tokens.
 
-    **Raises** `InputError`, one sentence that names the source, for anything that is neither of nucleotides.
+    Raises:
+        InputError: anything that is neither of nucleotides.
     """
     label = source_label(source)
     with contextlib.closing(read_blocks(source, label)) as blocks:
@@ -62,7 +63,8 @@ def read_record_texts(source: FastaSource) -> Iterator[tuple[int, bytes]]:
 
     The text of FASTA is unchanged, and ends with a line feed; a FASTQ record is given as FASTA, bases on one line.
 
-    **Raises** `InputError` when the source cannot be read.
+    Raises:
+        InputError: when the source cannot be read.
     """
     label = source_label(source)
     with contextlib.closing(read_blocks(source, label)) as blocks:
@@ -77,7 +79,8 @@ def read_record_texts(source: FastaSource) -> Iterator[tuple[int, bytes]]:
 def parse_fastq(blocks: Iterable[bytes], label: str) -> Iterator[FastqText]:
     """Yield the records in blocks of FASTQ; `label` is what messages call their source.
 
-    **Raises** `InputError`, one sentence, for what is no FASTQ or ends within a record.
+    Raises:
+        InputError: what is not FASTQ or ends within a record.
     """
     lines = _lines(blocks, label)
     for number in itertools.count(1):

@@ -68,8 +68,9 @@ class Reference:
         The index lies beside the file (`.fai`, as samtools names it) or, when that folder cannot be written, in the
         user's cache folder.
 
-        **Raises** `InputError` for a file that is missing, not FASTA, compressed in a way that allows no random access,
-        has two contigs of one name, or lines of uneven length.
+        Raises:
+            InputError: a file that is missing, not FASTA, compressed in a way that allows no random access, has two
+                contigs of one name, or lines of uneven length.
         """
         self.path = os.fspath(path)
         self._identity = _identity(self.path)
@@ -89,13 +90,14 @@ class Reference:
 
         With `pad`, what lies before or after the contig is N; without, it is refused.
 
-        **Raises** `InputError` for a contig that is not there (with the nearest names), a range outside of it, a byte
-        that is no nucleotide code, and a file that has changed since it was opened.
+        Raises:
+            InputError: a contig that is not there (with the nearest names), a range outside of it, a byte that is not
+                a nucleotide code, and a file that has changed since it was opened.
         """
         length = self.length(contig)
         if end < start or (not pad and not 0 <= start <= end <= length):
             raise InputError(
-                f"[{start}, {end}) is no range within the {length} bp of '{contig}' in {self.path}: "
+                f"[{start}, {end}) is not a range within the {length} bp of '{contig}' in {self.path}: "
                 "give 0-based starts and ends within the contig."
             )
         inside_start, inside_end = min(max(start, 0), length), max(min(end, length), 0)
@@ -108,7 +110,8 @@ class Reference:
     def tokens(self, contig: str, start: int, end: int, pad: bool = False) -> Tokens:
         """Return the tokens of bases [start, end), either case the same base, uint8 of shape (end - start,).
 
-        **Raises** `InputError` as `letters` does.
+        Raises:
+            InputError: as `letters` does.
         """
         letters = self.letters(contig, start, end, pad)
         return np.frombuffer(bytearray(letters.translate(TOKEN_OF_BYTE)), dtype=np.uint8)
@@ -116,7 +119,8 @@ class Reference:
     def length(self, contig: str) -> int:
         """Return the length of a contig in bp.
 
-        **Raises** `InputError` for a contig that is not there, with the nearest names.
+        Raises:
+            InputError: a contig that is not there, with the nearest names.
         """
         try:
             return self.lengths[contig]
@@ -228,7 +232,7 @@ def _identity(path: str) -> _FileIdentity:
 def _is_block_gzip(path: str) -> bool:
     """Say whether a file is BGZF, which can be read at random, and refuse what cannot."""
     if path == "-" or not os.path.isfile(path):
-        raise InputError(f"{path} is no regular file, and random access needs one: name a FASTA file on disk.")
+        raise InputError(f"{path} is not a regular file, and random access needs one: name a FASTA file on disk.")
     try:
         with open(path, "rb") as stream:
             start = stream.read(18)
@@ -246,8 +250,8 @@ def _is_block_gzip(path: str) -> bool:
     if not start.startswith(GZIP_MAGIC):
         if start[:1] not in b">;\r\n":
             raise InputError(
-                f"{path} is no FASTA file, it starts with {describe_byte(start[0])}: give FASTA, plain or compressed "
-                "with bgzip."
+                f"{path} is not a FASTA file, it starts with {describe_byte(start[0])}: give FASTA, plain or "
+                "compressed with bgzip."
             )
         if named_compressed:
             raise InputError(f"{path} is not compressed, its name says it is: rename it to end in .fa.")
@@ -386,9 +390,9 @@ def _describes(index_path: str, path: str, is_compressed: bool) -> bool:
 
 
 def _check_index(index_path: str, path: str) -> None:
-    """**Raises** `InputError` unless the index accounts for every byte of a plain file.
+    """Refuse an index that does not account for every byte of a plain file.
 
-    A file's time stamp is no proof: a copy can keep an old one. So between the end of each contig and the start of the
+    A time stamp proves nothing: a copy can keep an old one. So between the end of each contig and the start of the
     next there must be exactly one header with the right name, and after the last nothing. That reads the headers only.
     """
     with open(index_path, encoding="utf-8", newline="\n") as lines, open(path, "rb") as stream:

@@ -333,7 +333,7 @@ def _interval(genome: Reference, row: Mapping[str, str], place: str) -> Tokens:
     try:
         start, end = int(row["start"]), int(row["end"])
     except ValueError:
-        raise InputError(f"{place} has the interval '{row['start']}' to '{row['end']}': write whole numbers.") from None
+        raise InputError(f"{place} has the interval '{row['start']}' to '{row['end']}': write integers.") from None
     length = genome.lengths.get(row["chrom"])
     if length is None:
         raise InputError(f"{place} names '{row['chrom']}', which {genome.path} does not have: correct the name.")

@@ -86,7 +86,7 @@ class HaplotypeWindows:
     - `reference`, `alternative`: how each goes on, equally far.
     - `known`: how many of the first bases of both continuations are A, C, G or T: the rest is not scored.
     - `longest_allele`: bases of the longer allele without what both share at either end.
-    - `replaces`: the alternative has as many bases as the reference.
+    - `replaces`: whether the alternative has as many bases as the reference.
     """
 
     context: bytes
@@ -105,7 +105,8 @@ class HaplotypeWindows:
 class VariantFile:
     """A VCF or BCF file, plain or compressed, "-" for standard input; its records may be read more than once.
 
-    **Raises** `InputError` when it is missing or not VCF, and when pysam is not installed.
+    Raises:
+        InputError: it is missing or not VCF, or pysam is not installed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -131,7 +132,8 @@ class VariantFile:
     def records(self, with_lines: bool = False) -> Iterator[Variant]:
         """Yield the records in the order of the file, whether it is sorted or not.
 
-        **Raises** `InputError` for a record that cannot be read, which it numbers.
+        Raises:
+            InputError: a record that cannot be read, which it numbers.
         """
         number = 0
         with self._open(drop_samples=not with_lines) as opened:
@@ -238,7 +240,8 @@ def _variant(record: Any, with_line: bool) -> Variant:
 def read_chromosome_map(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read lines of a name in the VCF file and the name of the same contig in the reference, separated by blanks.
 
-    **Raises** `InputError` for a file that cannot be read, a line of another form, and a name that is given twice.
+    Raises:
+        InputError: a file that cannot be read, a line of another form, and a name that is given twice.
     """
     names: dict[str, str] = {}
     for number, line in enumerate(read_lines(path, f"the chromosome map {path}"), 1):
@@ -258,7 +261,11 @@ def read_chromosome_map(path: str | os.PathLike[str]) -> dict[str, str]:
 def require_shared_contigs(
     chromosomes: Sequence[str], contig_lengths: Mapping[str, int], variants_label: str, reference_label: str
 ) -> None:
-    """**Raises** `InputError` when none of the chromosomes is in the reference: it is another assembly or style."""
+    """Refuse a reference that has none of the chromosomes: it is another assembly, or names them in another style.
+
+    Raises:
+        InputError: suggests the nearest names.
+    """
     if chromosomes and not any(name in contig_lengths for name in chromosomes):
         raise InputError(
             f"none of the chromosomes of {variants_label} is in {reference_label}, '{chromosomes[0]}' for one: "

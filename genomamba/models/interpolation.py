@@ -1,4 +1,4 @@
-"""A trained causal model joined with a Markov model counted from the same training bases.
+"""A trained causal model interpolated with an n-gram (Markov) model of the same training bases.
 
 Layers learn what is common; what is rare, a transposon say, is in the counts of long words from the start. The two are
 multiplied (a product of experts, Hinton 2002, Neural Computation 14:1771, equation 1)::
@@ -35,7 +35,7 @@ _PIECE_LENGTH: Final = 16_384
 
 @dataclasses.dataclass(frozen=True)
 class CountedFit:
-    """How both were joined: nats per base on the validation windows before and after, and the weights."""
+    """How both were interpolated: nats per base on the validation windows before and after, and the weights."""
 
     bases: int
     nats_before: float
@@ -46,7 +46,7 @@ class CountedFit:
     def summary(self) -> str:
         """One line for the user."""
         return (
-            f"joined with the counts of training words: held-out perplexity {math.exp(self.nats_before):.4f} becomes "
+            f"interpolated with an n-gram model: held-out perplexity {math.exp(self.nats_before):.4f} becomes "
             f"{math.exp(self.nats_after):.4f}"
         )
 

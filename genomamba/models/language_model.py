@@ -79,12 +79,21 @@ class LanguageModel:
     def tokens(self, letters: bytes | str) -> Tokens:
         """Return the tokens of letters as the model was trained to read them, uint8 of shape (length,).
 
-        **Raises** `InputError` for a byte that is no nucleotide code.
+        Raises:
+            InputError: a byte that is not a nucleotide code.
         """
         return self.policy.tokens(letters.encode("ascii") if isinstance(letters, str) else letters)
 
     def require(self, objective: Objective, purpose: str) -> None:
-        """**Raises** `InputError` unless the model has this objective; `purpose` is what it is needed for."""
+        """Refuse a model of another objective.
+
+        Args:
+            objective: the objective that is needed.
+            purpose: what it is needed for, for the message.
+
+        Raises:
+            InputError: the model has another objective.
+        """
         if self.objective != objective:
             raise InputError(
                 f"{self.source} is a {self.objective} language model, and {purpose} needs a {objective} one: "

@@ -81,7 +81,7 @@ class SequenceModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SequenceModelConfig":
-        """The opposite of `to_dict`."""
+        """Rebuild from what `to_dict` returned."""
         return cls(
             values["objective"],
             values["core"],

@@ -1,9 +1,8 @@
 """The species classifier: a causal selective model that weighs, base by base, the evidence for each class.
 
-Two kinds of evidence are added up. The *likelihood* of a class is how well its own head predicts the next base; it
-accumulates over the length by construction, as in a Markov model. The *deviation* is learned freely by telling the
-classes apart. Both are pooled over the length; how far a given mean may be trusted grows with the length and is
-calibrated on held-out sequence.
+Two kinds of evidence are added. The *likelihood* of a class is how well its own head predicts the next base; it
+accumulates over the length by construction, as in a Markov model. The *deviation* is learned discriminatively. Both are
+pooled over the length; the confidence in a given mean grows with the length and is calibrated on held-out sequence.
 """
 
 import dataclasses
@@ -43,20 +42,20 @@ CONTEXT_EVIDENCE_DECAY = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class SpeciesClassifierConfig:
-    """Everything needed to build a :class:`SpeciesClassifier`.
+    """Everything needed to build a `SpeciesClassifier`.
 
     Attributes:
         class_names: what is told apart, in the order of the outputs.
         model_width, layers: of the stack.
-        mixer: what its layers mix with: a name of ``mambacore.layers.MIXERS``, a mapping of ``name`` and options, or a
+        mixer: what its layers mix with: a name of `mambacore.layers.MIXERS`, a mapping of `name` and options, or a
             list of these with one for each layer.
         state_size, kernel_width, expansion, step_rank: options of every mixer that has them
-            (see :class:`mambacore.layers.SelectiveMixer`).
+            (see `mambacore.layers.SelectiveMixer`).
         context_widths: the embedding sums a table for each of these numbers of bases up to a position.
         evidence_context_widths: such contexts are also evidence by themselves, without any layer between: pooled over
             the length, this part is a logistic regression on k-mer spectra.
         feature_width: width of the nonlinear features that the classes' heads read.
-        pooling: ``mean`` over the length, or ``last`` position.
+        pooling: `mean` over the length, or `last` position.
         likelihood_weight: weight of the next-base loss beside the classification loss.
         classification_gradient: the share of the classification loss's gradient that reaches the layers. With 1 they
             learn to classify, and overfit the training chromosomes; with 0 they learn next-base prediction only,
@@ -107,11 +106,13 @@ class SpeciesClassifierConfig:
         for name in positive:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r} in the model's configuration; it must be a whole number from 1")
+                raise InputError(
+                    f"{name} is {value!r} in the model's configuration; it must be an integer of at least 1"
+                )
         for name in ("context_widths", "evidence_context_widths"):
             widths = getattr(self, name)
             if not widths or any(not isinstance(width, int) or not 1 <= width <= 10 for width in widths):
-                raise InputError(f"{name} is {widths!r} in the model's configuration; list whole numbers from 1 to 10")
+                raise InputError(f"{name} is {widths!r} in the model's configuration; list integers from 1 to 10")
         self.layer_descriptions()
 
     def layer_descriptions(self) -> list[dict[str, Any]]:
@@ -130,7 +131,7 @@ class SpeciesClassifierConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SpeciesClassifierConfig":
-        """The opposite of :meth:`to_dict`.
+        """Rebuild from what `to_dict` returned.
 
         Raises:
             InputError: a key that is unknown, or one that is missing.
@@ -195,15 +196,15 @@ class SpeciesClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "SpeciesClassifier":
-        """The classifier in a model folder, or in ``hf://owner/name@revision`` on the Hub, ready to be used.
+        """The classifier in a model folder, or in `hf://owner/name@revision` on the Hub, ready to be used.
 
         Raises:
-            InputError: as :func:`load_classifier`.
+            InputError: as `load_classifier`.
         """
         return load_classifier(folder)[0]
 
     def save_pretrained(self, folder: Path | str, details: Mapping[str, Any] | None = None) -> None:
-        """Write a model folder (config.json, model.safetensors and a card) that :meth:`from_pretrained` reads."""
+        """Write a model folder (config.json, model.safetensors and a card) that `from_pretrained` reads."""
         save_classifier(Path(folder), self, details=dict(details or {}))
 
     def forward(self, tokens: Tensor, state: ClassifierState | None = None) -> tuple[Tensor, ClassifierState]:
@@ -274,7 +275,7 @@ class SpeciesClassifier(nn.Module):
             return F.log_softmax(logits, dim=-1), features
 
     def logits(self, pooled_evidence: Tensor, length_bp: Tensor | int) -> Tensor:
-        """Turn pooled evidence (batch, classes) over ``length_bp`` bases into logits.
+        """Turn pooled evidence (batch, classes) over `length_bp` bases into logits.
 
         The factor is exp(intercept + slope * log(length / 1024)): slope 1 would be right if every base spoke for
         itself, 0 if a longer sequence said nothing new. It never changes which class is on top.
@@ -286,7 +287,7 @@ class SpeciesClassifier(nn.Module):
     def loss(self, tokens: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Training loss of windows (batch, length) of known class (batch,).
 
-        The window and the shorter windows within it (halves, quarters, ... down to ``shortest_window_bp``) are all
+        The window and the shorter windows within it (halves, quarters, ... down to `shortest_window_bp`) are all
         classified, each length with the same weight. Beside that cross entropy stands the next-base loss of the true
         class, in nats per base.
         """
@@ -360,7 +361,7 @@ def load_classifier(folder: Path | str) -> tuple[SpeciesClassifier, dict[str, An
     """Read a model folder: the classifier, ready to be used, and the details it was saved with.
 
     Args:
-        folder: the model folder, or ``hf://owner/name@revision`` on the Hugging Face Hub.
+        folder: the model folder, or `hf://owner/name@revision` on the Hugging Face Hub.
 
     Raises:
         InputError: the folder is missing, incomplete, damaged, of another kind or of another version.

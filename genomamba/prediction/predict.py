@@ -1,4 +1,4 @@
-"""Predictions of a sequence model: batches of similar length, both strands averaged, long sequences in pieces."""
+"""Predictions of a sequence model: batches of similar length, averaged over both strands, long sequences in pieces."""
 
 from __future__ import annotations
 

@@ -156,7 +156,11 @@ def as_the_model_reads(language_model: LanguageModel, tokens: Tokens) -> Tokens:
 
 
 def require_windows(window: int | None, stride: int | None) -> None:
-    """**Raises** `InputError` for windows of no length and strides that make no sense."""
+    """Refuse windows without bases, and strides that would leave bases out.
+
+    Raises:
+        InputError: names the length and what is allowed.
+    """
     if window is not None and window < 1:
         raise InputError(f"the window is {window} bp: use 1 or more.")
     if stride is not None and window is None:

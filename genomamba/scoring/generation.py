@@ -36,13 +36,13 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        """**Raises** `InputError` for values that mean nothing."""
+        """Refuse values out of range."""
         check_sampling(self.temperature, self.top_p, self.top_k)
         if self.top_k > BASE_COUNT:
             raise InputError(f"top_k is {self.top_k}: use 1 to {BASE_COUNT}, the number of bases.")
 
     def probabilities(self, log_probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Log-probabilities (batch, 4) to the probabilities that bases are drawn with, (batch, 4)."""
+        """Log-probabilities (batch, 4) to the probabilities that bases are sampled with, (batch, 4)."""
         logits = torch.from_numpy(log_probabilities)
         return sampling_probabilities(logits, self.temperature, self.top_p, self.top_k).numpy()
 
@@ -67,14 +67,14 @@ def generate(
 ) -> Iterator[GeneratedRecord]:
     """Yield one record of `length` new bases for each prompt, in the order of the prompts.
 
-    After an empty prompt the first base is drawn uniformly: the model says nothing before it has seen one.
+    After an empty prompt the first base is sampled uniformly: the model predicts nothing before it has seen one.
 
     Args:
         language_model: causal.
         prompts: tokens of the bases to continue; they are not part of the records.
         length: bp of each record.
         sampling: how bases are chosen.
-        seed: record number i draws its numbers from (seed, i).
+        seed: record number i takes its random numbers from (seed, i).
         batch_size: records made together.
         advance: called with the number of new bases now and then.
 
@@ -128,7 +128,7 @@ def _generate_batch(
         first = position == 0 and not prompt.shape[1]
         probabilities = np.exp(log_probabilities) if first else sampling.probabilities(log_probabilities)
         through = probabilities.cumsum(axis=1)
-        # A number may fall on the last border by rounding.
+        # A number may fall on the last boundary by rounding.
         last = BASE_COUNT - 1 - (probabilities[:, ::-1] > 0).argmax(axis=1)
         chosen = np.minimum((uniform[:, column, None] * through[:, -1:] >= through).sum(axis=1), last)
         bases[:, position] = chosen

@@ -86,7 +86,7 @@ class TrackMaker:
         return 2 if self._both_strands else 1
 
     def pieces(self, region: Region) -> Iterator[TrackPiece | int]:
-        """Yield the values of a region in order, and whole numbers of bases that were read meanwhile."""
+        """Yield the values of a region in order, and numbers of bases that were read meanwhile."""
         if self._language_model.objective == "masked":
             yield from self._masked_pieces(region)
             return

@@ -59,7 +59,7 @@ _BASES: Final = b"ACGT"
 
 @dataclass(frozen=True)
 class StrandScore:
-    """What one strand says of one allele; `scored_bases` of each haplotype are compared."""
+    """Score of one allele on one strand; `scored_bases` of each haplotype are compared."""
 
     log_likelihood_ratio: float
     embedding_distance: float
@@ -187,7 +187,7 @@ class VariantScorer:
 
 @dataclass(frozen=True)
 class AlleleScore:
-    """What became of one allele of a record; `alternative` is None for a record without one.
+    """Result for one allele of a record; `alternative` is None for a record without one.
 
     `strands` has the given strand's score, and the other's when both were asked for; `score` is their mean, None unless
     the status is "scored". A strand without a base to compare is left out of the mean. `unknown_bases` are those of the
@@ -232,7 +232,11 @@ def allele_values(variant: Variant, allele: AlleleScore) -> tuple[Any, ...]:
 
 
 def require_window(length: int) -> None:
-    """**Raises** `InputError` for a window too short to compare anything in."""
+    """Refuse a window too short to compare anything in.
+
+    Raises:
+        InputError: it is shorter than `SMALLEST_WINDOW_BP`.
+    """
     if length < SMALLEST_WINDOW_BP:
         raise InputError(f"the window is {length} bp: use {SMALLEST_WINDOW_BP} or more.")
 

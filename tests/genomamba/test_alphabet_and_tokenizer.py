@@ -91,8 +91,8 @@ def test_every_other_byte_is_refused_with_its_position(byte: int) -> None:
     [
         ("ACL", "'L' at position 3, which looks like a protein"),
         ("A\0", "byte 0x00 at position 2, which looks like binary"),
-        ("AC!", r"'!' at position 3, which is no nucleotide code"),
-        ("ACÄ", "'Ä' at position 3, which is no nucleotide code"),
+        ("AC!", r"'!' at position 3, which is not a nucleotide code"),
+        ("ACÄ", "'Ä' at position 3, which is not a nucleotide code"),
     ],
 )
 def test_the_message_says_what_the_byte_suggests(sequence: str, message: str) -> None:

@@ -208,7 +208,7 @@ def test_a_file_of_intervals_reads_as_it_was_written(
     ("text", "message"),
     [
         ("", "has no intervals"),
-        ("name\tfrom\tto\tsplit\n", "line 1 has the start 'from', which is no position: remove the header line"),
+        ("name\tfrom\tto\tsplit\n", "line 1 has the start 'from', which is not a position: remove the header line"),
         ("a\t0\t5\ttrain\na\t1\n", "line 2 has 2 tab-separated fields"),
         ("a 0 5 train\n", "line 1 has 1 tab-separated field, .*separate them by tabs"),
         ("a\t-1\t5\ttrain\n", "line 1 has the start '-1'"),

@@ -214,7 +214,7 @@ BAD_CONTENT = {
     "protein": (b">a\nACG\n>p\nACGT\nMKVLA\n", "'L' at base 8 of record 'p', which looks like a protein"),
     "protein with a stop": (b">a\nMKVAYHGRWSTDDVMK*\n", "the record 'a', which looks like a protein"),
     "protein with X": (b">a\nMKVAYHGRX\n", "the record 'a', which looks like a protein"),
-    "digit": (b">a\n1 ACGT\n", "'1' at base 1 of record 'a', which is no nucleotide code"),
+    "digit": (b">a\n1 ACGT\n", "'1' at base 1 of record 'a', which is not a nucleotide code"),
     "header inside a line": (b">a\nACGT>b\nACGT\n", "'>' at base 5 of record 'a', inside a sequence line"),
     "binary sequence": (b">a\nAC\x00\x01\n", "byte 0x00 at base 3 of record 'a', which looks like binary"),
     "binary start": (b"\x7fELF\x00", "starts with byte 0x7f, which looks like binary"),

@@ -115,10 +115,10 @@ def test_beyond_the_ends_is_n_on_request(genome: Path, start: int, length: int) 
 
 @pytest.mark.parametrize(("start", "end"), [(-1, 5), (0, 62), (62, 62), (5, 4)])
 def test_a_range_outside_is_refused_without_padding(genome: Path, start: int, end: int) -> None:
-    with pytest.raises(InputError, match=rf"\[{start}, {end}\) is no range within the 61 bp of 'chrM'"):
+    with pytest.raises(InputError, match=rf"\[{start}, {end}\) is not a range within the 61 bp of 'chrM'"):
         Reference(genome).letters("chrM", start, end)
     if end < start:
-        with pytest.raises(InputError, match="is no range"):
+        with pytest.raises(InputError, match="is not a range"):
             Reference(genome).letters("chrM", start, end, pad=True)
 
 
@@ -318,7 +318,7 @@ def test_a_folder_that_cannot_be_written_gets_its_index_in_the_cache(
     ("name", "content", "message"),
     [
         ("empty.fa", b"", "is empty"),
-        ("text.fa", b"ACGT\n", "is no FASTA file, it starts with 'A'"),
+        ("text.fa", b"ACGT\n", "is not a FASTA file, it starts with 'A'"),
         ("genome.fa.gz", gzip.compress(b">a\nACGT\n"), "compressed with gzip, which allows no random access"),
         ("genome.fa.gz", b">a\nACGT\n", "is not compressed, its name says it is"),
         ("genome.fa", block_gzip(b">a\nACGT\n"), "its name does not say so"),
@@ -339,7 +339,7 @@ def test_files_that_allow_no_random_access_are_refused(tmp_path: Path, name: str
 
 @pytest.mark.parametrize("path", ["missing.fa", "-", "."])
 def test_what_is_no_file_is_refused(path: str) -> None:
-    with pytest.raises(InputError, match=r"there is no file|is no regular file"):
+    with pytest.raises(InputError, match=r"there is no file|is not a regular file"):
         Reference(path)
 
 
