@@ -266,12 +266,22 @@ def by_operators(
 def parameters_of(norm: RootMeanSquareNorm, mixer: SelectiveMixer) -> StepParameters:
     """The parameters of a block, whose modules are plain (`mambacore.layers.plain_modules`)."""
     own, come, go = mixer._parameters, mixer.input_projection._parameters, mixer.output_projection._parameters
-    return StepParameters(
-        norm._parameters["weight"], come["weight"], come["bias"], own["convolution_weight"],
-        mixer.convolution_bias, mixer.selection_projection._parameters["weight"],
-        mixer.step_projection._parameters["weight"], own["step_bias"], own["log_decay_rate"], mixer.frequency,
-        own["skip_weight"], go["weight"], go["bias"],
-    )  # type: ignore[arg-type]  # fmt: skip
+    found = (
+        norm._parameters["weight"],
+        come["weight"],
+        come["bias"],
+        own["convolution_weight"],
+        mixer.convolution_bias,
+        mixer.selection_projection._parameters["weight"],
+        mixer.step_projection._parameters["weight"],
+        own["step_bias"],
+        own["log_decay_rate"],
+        mixer.frequency,
+        own["skip_weight"],
+        go["weight"],
+        go["bias"],
+    )
+    return StepParameters._make(found)  # which of them may be absent, the modules have seen to
 
 
 def step_block(
