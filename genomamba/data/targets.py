@@ -66,9 +66,10 @@ class TargetDescription:
 def guess_kind(table: SequenceTable) -> TargetKind:
     """Tell what the label columns hold from their values.
 
-    A single column of words, or of few different integers (`1`, `-1` or `1.0`), is classes; several columns of 0
-    and 1 are labels; other columns of numbers are numbers. A column most of whose values are numbers is never classes
-    because of a few that are not, and neither is one nearly all of whose values are different.
+    A single column of words, or of few different integers, is classes; integers with a decimal point only where they
+    are -1 and 1 or follow each other (`0.0` and `1.0`). Several columns of 0 and 1 are labels; other columns of numbers
+    are numbers. A column most of whose values are numbers is never classes because of a few that are not, and neither
+    is one nearly all of whose values are different.
 
     Raises:
         InputError: there are no label columns, a value is out of place (with its line), or the values could be several
@@ -104,8 +105,7 @@ def _kind_of_column(table: SequenceTable, name: str, values: Sequence[str]) -> T
         )
     if numbers < len(values):
         return "classes"
-    whole = all(float(value).is_integer() for value in distinct)
-    if not whole or nearly_all_differ:
+    if not _may_be_classes(distinct) or nearly_all_differ:
         return "numbers"
     if len(distinct) > MOST_GUESSED_CLASSES:
         raise InputError(
@@ -113,6 +113,16 @@ def _kind_of_column(table: SequenceTable, name: str, values: Sequence[str]) -> T
             "say with --kind whether they are classes or numbers."
         )
     return "classes"
+
+
+def _may_be_classes(values: set[str]) -> bool:
+    """Whether numbers may name classes: integers, which with a decimal point must be -1 and 1 or follow each other."""
+    numbers = {float(value) for value in values}
+    if not all(number.is_integer() for number in numbers):
+        return False
+    if all(value.lstrip("+-").isdigit() for value in values) or numbers == {-1.0, 1.0}:
+        return True
+    return max(numbers) - min(numbers) == len(numbers) - 1
 
 
 def describe_targets(table: SequenceTable, splits: Sequence[str], kind: TargetKind) -> TargetDescription:

@@ -161,6 +161,9 @@ def test_a_value_out_of_place_never_makes_classes(values: list[str], message: st
     [
         (["1.0", "0.0"] * 20, "classes"),
         (["-1", "1"] * 20, "classes"),
+        (["-1.0", "1.0"] * 20, "classes"),
+        (["3.0", "1.0", "2.0", "1"] * 10, "classes"),
+        (["20.0", "50.0", "80.0"] * 13, "numbers"),
         (["0", "1", "2", "NA"] * 10, "classes"),
         (["a", "b"] * 20, "classes"),
         ([str(number * 13) for number in range(40)], "numbers"),
