@@ -22,7 +22,13 @@ from audiomamba.data.waveforms import Waveform, cut_or_pad, read_waveform, resam
 from audiomamba.models.log_mel import LogMel, LogMelConfig
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
-from mambacore.model_folder import load_tensors_into, read_model_folder, write_model_folder
+from mambacore.model_folder import (
+    configuration_errors,
+    load_tensors_into,
+    read_model_folder,
+    training_details,
+    write_model_folder,
+)
 
 MODEL_KIND: Final = "clip classifier"
 STAGES: Final = 3
@@ -246,10 +252,11 @@ def load_clip_classifier(folder: Path | str) -> tuple[ClipClassifier, dict[str, 
             f"{folder} holds a {config.get('kind', 'model of unknown kind')!s}, not a {MODEL_KIND}; train one with "
             "`audiomamba train-classifier`"
         )
-    model = ClipClassifier(ClipClassifierConfig.from_dict(config.get("model", {})))
+    with configuration_errors(f"{folder}/config.json"):
+        model = ClipClassifier(ClipClassifierConfig.from_dict(config.get("model", {})))
     filters = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("picture.")}
     load_tensors_into(model, {**tensors, **filters}, str(folder))
-    return model.eval(), config.get("details", {})
+    return model.eval(), training_details(config, folder)
 
 
 def _learned(model: ClipClassifier) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from audiomamba.models.pooling import DownPooling, DownPoolingState, UpPooling, 
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
 from mambacore.layers import RootMeanSquareNorm, parameters_without_decay
-from mambacore.model_folder import load_tensors_into, read_model_folder, write_model_folder
+from mambacore.model_folder import build_and_load, read_model_folder, training_details, write_model_folder
 from mambacore.parallel import active_ranks
 
 MODEL_KIND: Final = "waveform model"
@@ -339,12 +339,13 @@ def load_waveform_model(folder: Path | str) -> tuple[WaveformModel, dict[str, An
         raise InputError(
             f"{folder}/config.json has no 'model' section; the model folder is damaged, train or copy it again"
         )
-    try:
-        model = WaveformModel(WaveformModelConfig.from_dict(config["model"]))
-    except InputError as error:
-        raise InputError(f"{folder}/config.json: {error}") from error
-    load_tensors_into(model, tensors, str(folder))
-    return model.eval(), config.get("details", {})
+    model = build_and_load(
+        lambda: WaveformModel(WaveformModelConfig.from_dict(config["model"])),
+        {"model": config["model"]},
+        tensors,
+        folder,
+    )
+    return model, training_details(config, folder)
 
 
 def _card(model: WaveformModel) -> str:
