@@ -64,7 +64,7 @@ def pass_states(
     number = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = number < numbers
     of_head = (batch.to(tl.int64) * heads + head) * numbers + number
-    state = tl.zeros([BLOCK], tl.float32)
+    state = tl.full([BLOCK], 0.0, tl.float32)
     if HAS_STATE:
         state = tl.load(first_state + of_head, mask=there, other=0.0)
     for chunk in range(chunks):
