@@ -180,18 +180,21 @@ def test_the_likelihood_is_trusted_less_than_fits_sequences_that_its_heads_have_
 @pytest.mark.parametrize(
     ("collection", "pooling", "bases_trained"),
     [
-        (genomes(names=1), "mean", 10**6),
         (genomes(), "last", 10**6),
         (genomes(), "mean", 10_000),
         (genomes(length=100), "mean", 10**6),
     ],
-    ids=["one name", "last pooling", "hardly any bases", "nothing as long as a block"],
+    ids=["last pooling", "hardly any bases", "nothing as long as a block"],
 )
 def test_without_enough_to_go_by_the_model_stays_as_it_was(collection, pooling, bases_trained):
     model = classifier(pooling)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert fit_heads(model, collection, bases_trained, seed=0) is None
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_genomes_of_one_sequence_are_fitted_by_stretches():
+    assert fit_heads(classifier(), genomes(names=1), bases_trained=10**6, seed=0) is not None
 
 
 def test_the_same_seed_fits_the_same_heads():
