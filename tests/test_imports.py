@@ -64,17 +64,9 @@ def all_modules() -> dict[str, Path]:
 
 
 def imports_of(path: Path, modules: dict[str, Path]) -> Iterator[Import]:
-    """The project's modules that a file imports anywhere, inside functions too; type checking alone does not count."""
+    """The project's modules that a file imports anywhere, inside functions and for type checking too."""
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    only_for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
     for node in ast.walk(tree):
-        if id(node) in only_for_types:
-            continue
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -38,7 +38,6 @@ from mambacore.vmap import vmap_by_loop
 
 if TYPE_CHECKING:
     from mambacore.layers.norm import RootMeanSquareNorm
-    from mambacore.layers.selective import SelectiveMixer, SelectiveState
 
 # Up to so many sequences, which share each weight that is read, one call is faster than products of matrices.
 LARGEST_BATCH = 64
@@ -263,7 +262,27 @@ def by_operators(
     return sequence + F.linear(outputs, of.output_weight, of.output_bias), new_convolution_state, new_scan_state
 
 
-def parameters_of(norm: RootMeanSquareNorm, mixer: SelectiveMixer) -> StepParameters:
+class SelectiveParts(Protocol):
+    """What a step reads of a `mambacore.layers.SelectiveMixer`, whose state it also takes and returns."""
+
+    input_projection: Any
+    convolution_weight: Any
+    convolution_bias: Any
+    selection_projection: Any
+    step_projection: Any
+    output_projection: Any
+    log_decay_rate: Any
+    frequency: Any
+    skip_weight: Any
+    step_bias: Any
+    inner_width: int
+    step_rank: int
+    state_size: int
+    complex_state: bool
+    _parameters: Any
+
+
+def parameters_of(norm: RootMeanSquareNorm, mixer: SelectiveParts) -> StepParameters:
     """The parameters of a block, whose modules are plain (`mambacore.layers.plain_modules`)."""
     own, come, go = mixer._parameters, mixer.input_projection._parameters, mixer.output_projection._parameters
     found = (
@@ -285,7 +304,7 @@ def parameters_of(norm: RootMeanSquareNorm, mixer: SelectiveMixer) -> StepParame
 
 
 def step_block(
-    norm: RootMeanSquareNorm, mixer: SelectiveMixer, sequence: Tensor, state: SelectiveState | None
+    norm: RootMeanSquareNorm, mixer: SelectiveParts, sequence: Tensor, state: Any
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """`sequence + mixer(norm(sequence), state)` for a plain block and a sequence (batch, 1, model_width).
 
@@ -342,7 +361,7 @@ def steps_on_device(sequence: Tensor) -> bool:
 
 
 def step_on_device(
-    norm: RootMeanSquareNorm, mixer: SelectiveMixer, sequence: Tensor, state: SelectiveState | None
+    norm: RootMeanSquareNorm, mixer: SelectiveParts, sequence: Tensor, state: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `step_block`, on a GPU."""
     from mambacore.layers import triton_step as step  # noqa: PLC0415  only where there is Triton

@@ -7,18 +7,15 @@ which hundreds of tokens are one call. Everything else runs through the modules,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mambacore.errors import InputError
-from mambacore.models.language_steps import LanguageSteps, steps_library
+from mambacore.models.language_steps import LanguageSteps, TokenModel, steps_library
 from mambacore.models.sampling import check_sampling, sample_tokens, token_log_likelihoods
 from mambacore.state import map_state
-
-if TYPE_CHECKING:
-    from mambacore.models.causal import CausalLanguageModel
 
 # Tokens between two checks of whether every row has ended.
 TOKENS_AT_ONCE = 256
@@ -51,7 +48,7 @@ class _Settings(NamedTuple):
 
 
 def generate(
-    model: CausalLanguageModel,
+    model: TokenModel,
     prompt: Tensor | Sequence[Tensor],
     count: int,
     temperature: float = 1.0,
@@ -107,7 +104,7 @@ def generate(
 
 
 def _continue(
-    model: CausalLanguageModel,
+    model: TokenModel,
     last: Tensor,
     state: Any,
     uniforms: Tensor,
@@ -150,7 +147,7 @@ def _continue(
 _Walk = Callable[[Tensor], tuple[Tensor, Tensor, Any]]
 
 
-def _composed(model: CausalLanguageModel, last: Tensor, state: Any, settings: _Settings) -> _Walk:
+def _composed(model: TokenModel, last: Tensor, state: Any, settings: _Settings) -> _Walk:
     """Token by token through the modules."""
     held, token = state, last
 
@@ -168,7 +165,7 @@ def _composed(model: CausalLanguageModel, last: Tensor, state: Any, settings: _S
     return walk
 
 
-def _groups(model: CausalLanguageModel, prompt: Tensor | Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
+def _groups(model: TokenModel, prompt: Tensor | Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
     """Rows of one length together: their numbers and their tokens (rows, length).
 
     Raises:

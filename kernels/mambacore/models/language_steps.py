@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,23 @@ from mambacore.layers.stack import ResidualBlock, ResidualStack
 from mambacore.layers.step_program import EMBED, STEP_DTYPES, StepProgram, can_step
 from mambacore.native_library import Library
 
-if TYPE_CHECKING:
-    from mambacore.models.causal import CausalLanguageModel
+
+class TokenModel(Protocol):
+    """What generation needs of a causal language model; `mambacore.models.CausalLanguageModel` has it."""
+
+    config: Any
+    embedding: nn.Embedding
+    contexts: Any
+    stack: Any
+    output_contexts: Any
+    head: Any
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def hidden(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]: ...
+    def logits(self, hidden: Tensor) -> Tensor: ...
 
 
-def steps_library(model: CausalLanguageModel) -> Library | None:
+def steps_library(model: TokenModel) -> Library | None:
     """The native library when it can run the whole of this model step by step, else None."""
     weight, head = model.embedding.weight, model.head
     fits = (
@@ -59,7 +71,7 @@ class LanguageSteps:
         library: that one.
     """
 
-    def __init__(self, model: CausalLanguageModel, library: Library) -> None:
+    def __init__(self, model: TokenModel, library: Library) -> None:
         self.library, self.model = library, model
         self.classes, width = model.config.vocabulary_size, model.config.model_width
         self.program = StepProgram(model.embedding.weight.dtype)
