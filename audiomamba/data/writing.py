@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from audiomamba.data.extras import audio_package
 from mambacore.errors import InputError
+from mambacore.files import replaced_when_whole
 
 FORMATS: Final = ("wav", "flac", "ogg", "mp3")
 
@@ -54,13 +54,10 @@ def write_waveform(path: Path | str, samples: Tensor, sample_rate_hz: int) -> No
     """
     path = Path(path)
     content = encoded(samples, sample_rate_hz, path.suffix.lstrip(".").lower())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with replaced_when_whole(path) as stream:
+            stream.write(content)
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror or error}); make room or choose another place"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -39,6 +39,7 @@ from scipy.linalg import expm
 
 from genomamba.tokenizer import ANY_BASE_TOKEN, PADDED_VOCABULARY_SIZE, VOCABULARY
 from mambacore.errors import InputError
+from mambacore.files import replaced_when_whole
 
 FIRST_BASE_TOKEN = VOCABULARY["A"]  # C, G, T follow
 ROOT = "root"
@@ -200,15 +201,10 @@ class SimulatedClade:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for species, path in paths.items():
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-                try:
-                    with temporary.open("wb") as stream:
-                        for index, (name, tokens) in enumerate(self.chromosomes[species].items()):
-                            letters = _soft_masked_letters(tokens, _generator(self.seed, index, _SOFT_MASK))
-                            stream.write(f">{name} {species}, simulated\n".encode() + _fasta_lines(letters))
-                    os.replace(temporary, path)
-                finally:
-                    temporary.unlink(missing_ok=True)
+                with replaced_when_whole(path) as stream:
+                    for index, (name, tokens) in enumerate(self.chromosomes[species].items()):
+                        letters = _soft_masked_letters(tokens, _generator(self.seed, index, _SOFT_MASK))
+                        stream.write(f">{name} {species}, simulated\n".encode() + _fasta_lines(letters))
         except OSError as error:
             raise InputError(
                 f"the simulated genomes cannot be written to {folder}: {error.strerror}; give a folder that can be "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from mambacore.errors import InputError
-from mambapipelines.files import replaced_when_whole
+from mambacore.files import replaced_when_whole
 
 METRICS_NAME: Final = "metrics.csv"
 EVENTS_NAME: Final = "events"

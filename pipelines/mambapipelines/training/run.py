@@ -14,9 +14,9 @@ from typing import Any
 import lightning.pytorch as pl
 
 from mambacore.errors import InputError
+from mambacore.files import temporary_name
 from mambacore.model_folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME
 from mambapipelines.device import Placement, choose
-from mambapipelines.files import temporary_name
 from mambapipelines.training.module import StepDataModule, TrainingModule
 from mambapipelines.training.one_device import OneDevice
 from mambapipelines.training.options import RUN_FOLDER_NAME, RunOptions, planned_minutes, strategy_of

@@ -27,10 +27,10 @@ import torch
 from torch import nn
 
 from mambacore.errors import InputError
+from mambacore.files import remove_leftovers
 from mambacore.model_folder import CONFIG_NAME
 from mambapipelines.console import format_duration, use_threads
 from mambapipelines.device import choose
-from mambapipelines.files import remove_leftovers
 from mambapipelines.training.fingerprint import refuse_other_run
 from mambapipelines.training.lock import RunLock
 from mambapipelines.training.options import RunOptions, check_options, check_output, planned_minutes

@@ -36,7 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mambacore.errors import InputError
-from mambapipelines.files import replaced_when_whole, temporary_name
+from mambacore.files import replaced_when_whole, temporary_name
 from mambapipelines.training.metrics import METRICS_NAME, MetricsLog
 from mambapipelines.training.ranks import ONE_PROCESS, Ranks
 from mambapipelines.training.schedules import Schedule, ValidationHistory

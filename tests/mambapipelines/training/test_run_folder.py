@@ -15,7 +15,7 @@ import pytest
 
 from genomamba.data.genomes import GenomeSpecification
 from mambacore.errors import InputError
-from mambapipelines.files import temporary_name
+from mambacore.files import temporary_name
 from mambapipelines.species.task import SpeciesTask
 from mambapipelines.species.train import SpeciesTrainingOptions, train_species_classifier
 from mambapipelines.training import recorder, run, session
