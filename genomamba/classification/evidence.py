@@ -111,7 +111,7 @@ def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens] | To
         parts = run(lambda places: _evidence_of_batch(model, [records[place] for place in places]), batches)
         for places, part in zip(batches, parts, strict=True):
             evidence[places] = part
-    if model.parts is None:
+    if model.parts is None or not len(records):
         return evidence
     counted = [model.parts.evidence(tokens) / len(tokens) for tokens in records]
     return np.concatenate([evidence[:, None], np.reshape(counted, (len(records), -1, evidence.shape[1]))], axis=1)
