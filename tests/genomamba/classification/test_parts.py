@@ -215,3 +215,7 @@ def test_many_classes_have_shorter_tables():
     assert longest_order(5, 2_000_000) == 10
     assert longest_order(100, 5_000_000) < 10
     assert longest_order(2, 20_000) < longest_order(2, 200_000) <= 10
+
+
+def test_a_batch_without_records_has_no_evidence():
+    assert evidence_of_records(combined_model(), []).shape[0] == 0
