@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,7 +211,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_part_of_a_file(trained, tmp_p
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("mambacore.files.os.replace", full)
     assert main(["generate", str(trained), "--seconds", "0.01", "--output", str(tmp_path / "out")]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
