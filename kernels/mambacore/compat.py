@@ -314,11 +314,11 @@ def _matrix(name: str, matrix: Tensor, complex_state: bool, length: int) -> Tens
     return matrix.transpose(1, 2) if matrix.dim() == 3 else matrix.permute(0, 3, 1, 2)
 
 
-def _starts(seq_idx: Tensor, x: Tensor) -> Tensor:
-    """Where records begin: (batch, length), boolean."""
-    if seq_idx.shape != (x.shape[0], x.shape[2]) or seq_idx.is_floating_point():
+def _starts(seq_idx: Tensor, inputs: Tensor) -> Tensor:
+    """Where records begin in (batch, channels, length) inputs: (batch, length), boolean."""
+    if seq_idx.shape != (inputs.shape[0], inputs.shape[2]) or seq_idx.is_floating_point():
         raise InputError(
-            f"seq_idx must be integers of shape {(x.shape[0], x.shape[2])} but is {seq_idx.dtype} of shape "
+            f"seq_idx must be integers of shape {(inputs.shape[0], inputs.shape[2])} but is {seq_idx.dtype} of shape "
             f"{tuple(seq_idx.shape)}"
         )
     starts = torch.ones_like(seq_idx, dtype=torch.bool)
