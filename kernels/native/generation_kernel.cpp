@@ -1,5 +1,5 @@
-// Many steps of a whole model in one call: a small program per step over the memory of each sequence, then the draw of
-// the next token. What a step costs otherwise is calling; here nothing is called between the first sample and the last.
+// Many steps of a whole model in one call: a small program per step over the memory of each sequence, then the sampling
+// of the next token. Without it, most of the cost of a step is the overhead of calling operators.
 //
 // Each number is summed in one order, whatever the batch is and however sequences are shared out: a sequence is the same
 // alone, in a batch, and on any number of threads.

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-// What every kernel returns.
+// Status that every kernel returns.
 enum MambacoreStatus : int32_t { MAMBACORE_OK = 0, MAMBACORE_OUT_OF_MEMORY = 1, MAMBACORE_FAILED = 2 };
 
 enum MambacoreElement : int32_t { MAMBACORE_FLOAT32 = 0, MAMBACORE_BFLOAT16 = 1, MAMBACORE_FLOAT64 = 2 };
@@ -164,7 +164,7 @@ struct MambacoreSsd {
   // forward
   MambacoreHeads outputs;
   void* final_state;
-  void* border_states;  // (batch, chunks, heads, head_width, state_size): before each chunk; may be null in forward
+  void* boundary_states;  // (batch, chunks, heads, head_width, state_size): before each chunk; may be null in forward
   // backward
   MambacoreHeads grad_outputs, grad_inputs;
   const void* grad_final_state;                                  // may be null

@@ -18,7 +18,7 @@ namespace mambacore {
 namespace MAMBACORE_INSTRUCTION_SET {
 namespace {
 
-// What is handed from segment to segment: for every task its units' states, forward or backward.
+// The carry between segments: for every task the states of its units, forward or backward.
 template <typename Kind> class Handover {
  public:
   using Value = typename Kind::Value;
@@ -32,8 +32,9 @@ template <typename Kind> class Handover {
   Scratch<Value> values_;
 };
 
-// Runs every segment in scan order (forward) or against it (backward): first all summaries at once, then the
-// handing on, which is short, then all segments at once from the right state.
+// Runs every segment in scan order (forward) or against it (backward): first the summaries of all segments in parallel,
+// then the short sequential pass that carries states from segment to segment, then all segments in parallel from the
+// right state.
 template <typename Kind, bool against, typename Summarise, typename Run>
 void run_segments(const MambacoreScan& scan, const void* received, void* handed_out, const Summarise& summarise,
                   const Run& run) {
@@ -105,12 +106,12 @@ MambacoreScanPlan plan_scan(const MambacoreScan& scan) {
   const int64_t rows = scan.batch * scan.groups;
   if (rows == 0) return {1, 1};
   const int64_t units = (scan.channels / scan.groups + lanes - 1) / lanes;
-  // What is being worked on and what is asked for meanwhile has to fit into the cache: for every channel of a range an
+  // The interval being computed and the one being prefetched have to fit into the cache: for every channel of a range an
   // interval's rows of inputs, steps, gates and outputs, and, backward, of their gradients.
   const int64_t cached = (units + units_at_once - 1) / units_at_once;
   const int64_t ranges = std::max(cached, std::min(units, (scan.threads + rows - 1) / rows));
   const int64_t intervals = std::max<int64_t>(1, (scan.length + scan.boundary_interval - 1) / scan.boundary_interval);
-  // Splitting the length costs a second walk over it, so it pays from three threads' worth of idle hands.
+  // Splitting the length costs a second walk over it, so it pays only if at least three threads would otherwise be idle.
   const int64_t idle = scan.threads / (rows * ranges);
   return {ranges, idle >= 3 ? std::min(intervals, idle) : 1};
 }

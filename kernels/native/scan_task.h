@@ -151,8 +151,7 @@ template <typename Kind> struct Interval {
   }
 };
 
-// One unit takes a single line out of every row, a pattern that no processor foresees and that leaves it waiting for
-// memory. So while an interval is computed, the next one is asked for, line after line in the order of memory, which
+// One unit takes a single cache line out of every row, a pattern that hardware prefetchers do not recognise. So while an interval is computed, the next one is asked for, line after line in the order of memory, which
 // also sets the processor's own look-ahead going.
 template <typename Kind> class Ahead {
  public:

@@ -58,7 +58,7 @@ template <typename Element, typename Unit> class Walk {
       multiply_scores(left, into.data(), of_into.data(), across.data(), scores.data());
       for (int64_t head = 0; head < heads_; ++head) {
         Real* state = states.data() + head * size_ * width_;
-        if (scan_.border_states) write_state(border(chunk, head), state);
+        if (scan_.boundary_states) write_state(border(chunk, head), state);
         load_rows(scan_.inputs, first_head_ + head, scan_.head_width, width_, inputs.data());
         decays.compute(*this, head);
         decays.fill_mask(*this, mask.data());
@@ -128,7 +128,7 @@ template <typename Element, typename Unit> class Walk {
         const auto left_grad = along_rows<Unit>(grad.data(), width_, here_, down_rows.data());
         product<Unit>(left_grad, {across.data(), square_}, grad_mask.data(), square_, here_, square_ / lanes,
                       in_units(scan_.head_width), Shape::full, Real(0));
-        // What each output asks of the state that arrives, and of the output matrix by way of it.
+        // Gradients of the arriving state, and of the output matrix through it.
         product<Unit>(left_grad, down_columns<Unit>(before.data(), size_, scan_.head_width, of_state.data()), read.data(),
                       size_, here_, size_ / lanes, in_units(scan_.head_width), Shape::full, Real(0));
         for (int64_t row = 0; row < here_; ++row) {
@@ -136,7 +136,7 @@ template <typename Element, typename Unit> class Walk {
           decays.of_from[row] = seen * dot(read.data() + row * size_, out_of.data() + row * size_, size_);
           add_scaled(grad_out_of.data() + row * size_, read.data() + row * size_, seen, size_);
         }
-        // What the state after the chunk asks of each input, and of the input matrix by way of it.
+        // Gradients of the inputs, and of the input matrix, through the state after the chunk.
         transpose(carry, width_, size_, width_, after.data(), size_);
         product<Unit>(left_inputs, down_columns<Unit>(after.data(), size_, scan_.head_width, of_state.data()), read.data(),
                       size_, here_, size_ / lanes, in_units(scan_.head_width), Shape::full, Real(0));
@@ -181,7 +181,7 @@ template <typename Element, typename Unit> class Walk {
   using Numbers = Scratch<Real>;
   using Units = Scratch<Unit>;
 
-  // What decays and weights make of a chunk for one head, and their gradients.
+  // The masks of a chunk that decays and weights give one head, and their gradients.
   struct Decays {
     int64_t chunk;
     std::vector<double> total;      // c, and as the sum of two numbers, of which differences are as exact
@@ -359,7 +359,7 @@ template <typename Element, typename Unit> class Walk {
     return (batch_ * scan_.heads + first_head_ + head) * scan_.head_width * scan_.state_size;
   }
   Real* border(int64_t chunk, int64_t head) const {
-    return static_cast<Real*>(scan_.border_states) +
+    return static_cast<Real*>(scan_.boundary_states) +
            ((batch_ * chunk_count() + chunk) * scan_.heads + first_head_ + head) * scan_.head_width * scan_.state_size;
   }
   Real skip_of(int64_t head) const {

@@ -1,7 +1,7 @@
 // One position of a batch through one residual selective block: what `mambacore::selective_step` computes.
 //
-// States lie as the block hands them on, (batch, channels, state_size), and parameters as modules keep them. Both are
-// turned to have channels along the lanes on the way, which is little beside the products.
+// States have the layout that blocks pass on, (batch, channels, state_size), and parameters that of the modules. Both are
+// transposed here so that channels run along the lanes, which costs little beside the products.
 
 #include <algorithm>
 #include <cmath>

@@ -28,7 +28,7 @@ ENDINGS = {".parquet": "pyarrow", ".npz": None, ".h5ad": "anndata"}
 
 @dataclass(frozen=True)
 class EmbeddingOptions:
-    """What `genomamba embed` was asked for; its help says what each means."""
+    """Options of `genomamba embed`; its `--help` describes each."""
 
     model: str
     fasta: list[str]
@@ -47,7 +47,7 @@ def run_embedding(options: EmbeddingOptions) -> None:
     """Write one vector per record, region or window.
 
     Raises:
-        InputError: files or options that make no sense together.
+        InputError: the files or options contradict each other.
     """
     ending = options.output.suffix.lower()
     if ending not in ENDINGS:
@@ -105,7 +105,7 @@ class _Writer(Protocol):
 
 
 class _Parquet:
-    """Row groups as they come, so that memory does not grow with the number of vectors."""
+    """Writes row groups as they arrive, so memory does not grow with the number of vectors."""
 
     def __init__(self, opened: Any, schema: Any) -> None:
         self._opened = opened
@@ -125,7 +125,7 @@ class _Parquet:
 
 
 class _Held:
-    """Everything, until it is written at once: the other formats have no other way."""
+    """Collects all vectors in memory and writes them at the end, as the other formats require."""
 
     def __init__(self) -> None:
         self.pieces: list[tuple[str, int, int]] = []

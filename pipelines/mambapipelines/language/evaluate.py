@@ -43,7 +43,7 @@ COLUMNS = (
     "ratio_low",
     "ratio_high",
 )
-# Memory of a pass through the model.
+# Bounds the memory of a forward pass.
 BASES_AT_A_TIME = 65_536
 # What strengths and the order of Markov models are chosen on.
 MARKOV_VALIDATION_BASES = 1_000_000
@@ -52,18 +52,18 @@ MODEL_NAME = "model"
 
 @dataclass(frozen=True)
 class PerplexityOptions:
-    """What `genomamba perplexity` is asked to do.
+    """Options of `genomamba perplexity`.
 
     Attributes:
         model: folder, or `hf://owner/name@revision`.
         references: FASTA files.
         lengths: window lengths in bases.
-        intervals, rule: rows and how they become windows; `None` takes what the model was trained with.
-        valid_chromosomes, test_chromosomes, exclude_chromosomes: splits without intervals; those of the model's
-            training where none is given.
-        split: what is measured on.
-        bases: at most so many of each length, spread over the split.
-        markov_order: of the longest Markov model; `None` for no Markov models.
+        intervals, rule: interval file, and the rule that cuts its rows into windows; `None` uses those of training.
+        valid_chromosomes, test_chromosomes, exclude_chromosomes: splits by chromosome, if there are no intervals;
+            by default those of the training run.
+        split: the split that is scored.
+        bases: upper limit of scored bases per length, spread over the split.
+        markov_order: highest order of the Markov models; `None` for no Markov models.
         output: file for the table; `None` is standard output.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
     """
@@ -122,7 +122,7 @@ def measure_perplexity(options: PerplexityOptions) -> list[PerplexityRow]:
     """Print or write the table of perplexities; progress goes to standard error.
 
     Raises:
-        InputError: a mistake in the options or the files, or a split without windows of a length.
+        InputError: an option or file is invalid, or the split has no window of a requested length.
     """
     _check(options)
     use_threads(options.threads)
@@ -161,7 +161,7 @@ def _check(options: PerplexityOptions) -> None:
 
 
 def _corpus(options: PerplexityOptions, language_model: LanguageModel) -> Corpus:
-    """The splits asked for, or those that the model was trained with: the same training bases if it says which."""
+    """The requested splits, by default those recorded in the model folder."""
     details = language_model.details
     chromosomes: dict[str, Any] = {
         name: list(getattr(options, name)) for name in ("valid_chromosomes", "test_chromosomes", "exclude_chromosomes")
@@ -181,7 +181,7 @@ def _corpus(options: PerplexityOptions, language_model: LanguageModel) -> Corpus
 
 
 def _held_out(options: PerplexityOptions, corpus: Corpus, length: int) -> Corpus:
-    """The rows to measure on; of whole chromosomes those that hold a window."""
+    """The rows to score; among whole chromosomes, those long enough for a window."""
     rows = [row for row in corpus.rows if row.split == options.split]
     if corpus.by_chromosome:
         rows = [row for row in rows if row.length >= length]
@@ -194,7 +194,7 @@ def _held_out(options: PerplexityOptions, corpus: Corpus, length: int) -> Corpus
 
 
 def _fit_markov(corpus: Corpus, length: int, order: int) -> FittedMarkovModels:
-    """Markov models from all training rows; strengths from validation windows."""
+    """Count Markov models on all training rows and fit their smoothing on validation windows."""
     for split in ("train", "valid"):
         if not any(row.split == split for row in corpus.rows):
             raise InputError(

@@ -26,7 +26,7 @@ LINE_BASES = 60
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """What `genomamba generate` was asked for; its help says what each means."""
+    """Options of `genomamba generate`; its `--help` describes each."""
 
     model: str
     records: int
@@ -42,7 +42,7 @@ def run_generation(options: GenerationOptions) -> None:
     """Write the records as FASTA, each with its log-likelihood in its header.
 
     Raises:
-        InputError: files or options that make no sense together.
+        InputError: the files or options contradict each other.
     """
     if options.records < 1:
         raise InputError(f"--records is {options.records}: use 1 or more.")

@@ -1,4 +1,4 @@
-"""Recipes of pretraining: which model, which objective, and what of the published protocols it follows."""
+"""Pretraining recipes: model, objective, windows and masking."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _ONLY_OF: Final = {
 
 @dataclass(frozen=True)
 class WindowsRecipe:
-    """What windows are made of.
+    """How windows are cut and tokenised.
 
-    `rule` (with a file of intervals) and `letters` name a window rule and a letter policy of `genomamba`.
+    `rule` (used with an interval file) and `letters` name a window rule and a letter policy of `genomamba`.
     Windows with fewer scored bases than `minimum_scored_fraction` of their length are not used. A causal window longer
     than `piece_length` goes through the model in pieces of that length, exactly, in the memory of one.
 
-    With a `counted_order` above 0 the trained causal model is joined in the end with an interpolated Markov model of
+    With a `counted_order` above 0, the trained causal model is finally interpolated with a Markov model of
     that order, counted from the training bases (`genomamba.models.interpolation`). That takes 4^order * 16 bytes: 67
     MB for order 11.
     """
@@ -44,7 +44,7 @@ class WindowsRecipe:
 
 @dataclass(frozen=True)
 class MaskingRecipe:
-    """What a masked model has to predict; shares are of the masked positions, the rest of which stay as they are."""
+    """Masking: the fraction of positions that are targets, and how many of these become [MASK] or a random base."""
 
     fraction: float = 0.15
     mask_share: float = 0.8
@@ -53,7 +53,7 @@ class MaskingRecipe:
 
 @dataclass(frozen=True)
 class PretrainingRecipe(TrainingRecipe):
-    """A recipe of pretraining. `validation.windows_per_class` counts held-out windows: there are no classes here."""
+    """A pretraining recipe; `validation.windows_per_class` is the number of held-out windows (there are no classes)."""
 
     folder: ClassVar[str] = "pretraining"
     model_defaults: ClassVar[dict[str, Any]] = {
@@ -77,14 +77,14 @@ class PretrainingRecipe(TrainingRecipe):
     masking: MaskingRecipe = field(default_factory=MaskingRecipe)
 
     def positive_values(self) -> dict[str, float]:
-        """Values of the task's own sections that must be greater than 0, by key."""
+        """Values of the task-specific sections that must be positive, by key."""
         return {
             "pretraining.piece_length": self.pretraining.piece_length,
             "masking.fraction": self.masking.fraction,
         }
 
     def check(self) -> None:
-        """Refuse shares that are none, and settings of the other objective, which would do nothing.
+        """Refuse shares outside 0 to 1, and settings of the other objective, which would have no effect.
 
         Raises:
             InputError: names the key.
@@ -127,10 +127,10 @@ class PretrainingRecipe(TrainingRecipe):
             )
 
     def build_model(self) -> CoreModel:
-        """A model with fresh weights, from PyTorch's random numbers.
+        """Build a model, initialised with PyTorch's random numbers.
 
         Raises:
-            InputError: settings that the model cannot have.
+            InputError: the settings are not valid for this model.
         """
         settings: Mapping[str, Any] = self.model_defaults | self.model
         shared = {name: settings[name] for name in _MIXER_OPTIONS}

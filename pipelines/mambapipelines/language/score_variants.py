@@ -34,7 +34,7 @@ RATIO_KEY, DISTANCE_KEY, STATUS_KEY = "GENOMAMBA_LLR", "GENOMAMBA_DISTANCE", "GE
 
 @dataclass(frozen=True)
 class VariantScoringOptions:
-    """What `genomamba score-variants` was asked for; its help says what each means."""
+    """Options of `genomamba score-variants`; its `--help` describes each."""
 
     model: str
     variants: str
@@ -49,10 +49,10 @@ class VariantScoringOptions:
 
 
 def run_variant_scoring(options: VariantScoringOptions) -> None:
-    """Score every allele and write a row for it, or its record with annotations.
+    """Score every alternative allele and write a table row per allele, or the annotated VCF record.
 
     Raises:
-        InputError: files or options that make no sense together.
+        InputError: the files or options contradict each other.
     """
     require_window(options.window)
     output_format = _format(options)
@@ -61,7 +61,7 @@ def run_variant_scoring(options: VariantScoringOptions) -> None:
     use_threads(options.threads)
     names = {} if options.chromosome_map is None else read_chromosome_map(options.chromosome_map)
     with VariantFile(options.variants) as variants, Reference(options.reference) as genome:
-        # A first reading, without a model, finds a wrong reference at once and how much there is to do.
+        # A first pass without the model detects a wrong reference early and counts the alleles for the progress bar.
         chromosomes: Counter[str] = Counter()
         alleles = 0
         for variant in variants.records():
@@ -114,7 +114,7 @@ def _shown(column: str, value: object) -> str:
 
 
 def annotated_header(header: str) -> str:
-    """The header of a VCF file with the lines that declare the annotations, once."""
+    """The VCF header with the declarations of the annotations, added once."""
     keys = (RATIO_KEY, DISTANCE_KEY, STATUS_KEY)
     lines = [line for line in header.splitlines() if not any(line.startswith(f"##INFO=<ID={key},") for key in keys)]
     declared = [
@@ -129,7 +129,7 @@ def annotated_header(header: str) -> str:
 
 
 def annotated_line(variant: Variant, scores: Sequence[AlleleScore]) -> str:
-    """The record with its annotations in INFO; everything else is as it was."""
+    """The record with the annotations added to INFO and nothing else changed."""
     fields = variant.line.split("\t")
     found = [allele.score for allele in scores]
     kept = [
@@ -167,7 +167,7 @@ def _format_of_name(path: Path) -> str:
 
 @contextmanager
 def _text_output(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that appears whole: compressed with bgzip when its name ends in .gz or .bgz."""
+    """Standard output, or a file written atomically and compressed with bgzip if its name ends in .gz or .bgz."""
     if path is None:
         yield sys.stdout
         return
@@ -182,7 +182,7 @@ def _text_output(path: Path | None) -> Iterator[TextIO]:
 
 
 class _Encoded:
-    """Text written to what takes bytes."""
+    """A text stream over a binary one."""
 
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self._write = write

@@ -1,8 +1,8 @@
-"""Pretraining a language model of DNA as tasks of the training loop: the next base, and masked bases.
+"""Pretraining tasks for the training loop: next-base prediction and masked bases.
 
-What a step learns from is a function of the seed and the step. Positions that the letter policy does not score never
-count; a micro-batch weighs as much as it has targets, so a step's loss is the mean over all its targets however they
-are spread, and a batch without any gives 0.
+The batch of a step is a function of the seed and the step. Positions that the letter policy excludes are never targets.
+Micro-batches are weighted by their number of targets, so the loss of a step is the mean over all its targets, or 0 if
+there are none.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from mambapipelines.language.recipe import MaskingRecipe, PretrainingRecipe
 from mambapipelines.training.task import Batch, Pieces, TrainingTask
 
 IGNORED = -100
-# A window's tokens and its masking draw from generators of their own.
+# The tokens of a window and its masking use separate random generators.
 MASKING_STREAM = 0x6D61736B
 VALIDATION_STREAM = 0x76616C69
 
 
 class LanguageTask(TrainingTask):
-    """What both objectives share: windows in, perplexity out.
+    """Base class of both objectives: trains on windows, validates by perplexity.
 
     Args:
-        model: trained in place.
-        recipe: how many windows, and of which lengths.
+        model: the model, trained in place.
+        recipe: batch size and window lengths.
         training: windows of the full length.
         validation: held-out windows of the full length; may be empty.
     """
@@ -58,32 +58,32 @@ class LanguageTask(TrainingTask):
         self._full = training
 
     def batch(self, step: int) -> Batch:
-        """Windows `step * count` to `(step + 1) * count - 1` of the step's length, as `_examples` makes of them."""
+        """Examples from windows `step * count` to `(step + 1) * count - 1` at the length of this step."""
         windows = self.windows(self.lengths.length_at(step))
         count = self.recipe.batch.windows_per_step(windows.length)
         tokens, scored = windows.sample_batch(step * count, count)
         return self._examples(tokens, scored, step * count)
 
     def windows(self, length: int) -> PretrainingWindows:
-        """The training windows at a length of the warm-up."""
+        """The training windows at a given length of the length warm-up."""
         if length not in self._windows:
             self._windows[length] = self._full.at_length(length)
         return self._windows[length]
 
     def _examples(self, tokens: np.ndarray, scored: np.ndarray, first_index: int) -> Batch:
-        """(windows, length) inputs, and targets with `IGNORED` where nothing is to be predicted."""
+        """(windows, length) inputs, and targets with `IGNORED` where there is nothing to predict."""
         raise TypeError(f"{type(self).__name__} does not say what is to be predicted")
 
     def rows_per_micro_batch(self, length: int) -> int:
-        """Windows of `length` bases that go through the model at once."""
+        """Number of windows of `length` bases per micro-batch."""
         return self.recipe.batch.windows_per_micro_batch(length)
 
     def weight(self, micro_batch: Batch) -> float:
-        """Its targets."""
+        """Number of targets of the micro-batch."""
         return float((micro_batch[1] != IGNORED).sum())
 
     def loss(self, replica: nn.Module, micro_batch: Batch) -> dict[str, Tensor]:
-        """The mean cross entropy of the targets, nats; 0 where there are none."""
+        """Mean cross-entropy of the targets in nats; 0 if there are none."""
         inputs, targets = micro_batch
         outputs = replica(inputs.long())
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
@@ -109,11 +109,11 @@ class LanguageTask(TrainingTask):
         return {"perplexity": math.exp(total / count) if count else math.nan}
 
     def _held_out_losses(self, language_model: LanguageModel, tokens: Tensor, first: int) -> tuple[float, int]:
-        """Cross entropy of held-out bases, summed, and how many bases these were."""
+        """Summed cross-entropy of held-out bases, and their number."""
         raise TypeError(f"{type(self).__name__} has no validation")
 
     def describe_validation(self, figures: dict[str, float]) -> str:
-        """The perplexity."""
+        """The validation perplexity as text."""
         return f"held-out perplexity {figures['perplexity']:.4f}"
 
     def bases_seen(self, total_steps: int) -> int:
@@ -123,10 +123,10 @@ class LanguageTask(TrainingTask):
 
 
 class CausalTask(LanguageTask):
-    """Predict each base from those before it in its window; long windows go through the model in pieces, exactly.
+    """Next-base prediction; long windows are processed in pieces, with exact gradients.
 
-    A window may lie on several processes (`mambacore.parallel`): then each reads its stretch at once, and only states
-    travel between them.
+    A window may be split over several processes (`mambacore.parallel`): each then processes its stretch as a whole, and
+    they exchange states only.
     """
 
     splits_over_context = True
@@ -135,7 +135,7 @@ class CausalTask(LanguageTask):
         return torch.from_numpy(tokens), torch.from_numpy(next_token_targets(tokens, scored))
 
     def pieces(self, micro_batch: Batch) -> Pieces | None:
-        """In pieces where a window is longer than one (`pretraining.piece_length` of the recipe)."""
+        """Process windows longer than `pretraining.piece_length` in pieces."""
         inputs, targets = micro_batch
         piece_length = self.recipe.pretraining.piece_length
         if inputs.shape[1] <= piece_length:
@@ -168,7 +168,7 @@ class MaskedTask(LanguageTask):
 
 
 def next_token_targets(tokens: np.ndarray, scored: np.ndarray) -> np.ndarray:
-    """For each position the token after it if that is scored, else `IGNORED`; int16 of the shape of `tokens`."""
+    """The next token of each position if it is scored, else `IGNORED`; int16, of the shape of `tokens`."""
     targets = np.full(tokens.shape, IGNORED, dtype=np.int16)
     targets[:, :-1] = np.where(scored[:, 1:], tokens[:, 1:].astype(np.int16), IGNORED)
     return targets
@@ -179,8 +179,8 @@ def masked_example(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of one window: each scored position is a target with probability `masking.fraction`.
 
-    Of the targets, a part becomes [MASK], a part a random base, and the rest stays as it is, so that the model
-    cannot tell what it is asked for.
+    Some targets become [MASK], some a random base, and the rest stay unchanged, so that the model cannot tell which
+    positions are targets.
     """
     chances = random.random((2, len(tokens)))
     is_target = scored & (chances[0] < masking.fraction)

@@ -1,4 +1,4 @@
-"""Tracks of log-likelihood over a genome: the run behind `genomamba track`, to bedGraph and bigWig."""
+"""Log-likelihood tracks along a genome: the run behind `genomamba track`, written as bedGraph or bigWig."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BIGWIG_ENDINGS = (".bw", ".bigwig")
 
 @dataclass(frozen=True)
 class TrackOptions:
-    """What `genomamba track` was asked for; its help says what each means."""
+    """Options of `genomamba track`; its `--help` describes each."""
 
     model: str
     reference: str
@@ -41,10 +41,10 @@ class TrackOptions:
 
 
 def run_track(options: TrackOptions) -> None:
-    """Write the value of every base of the regions, and a summary of each contig.
+    """Write the log-likelihood of every base of the regions, and a summary per contig.
 
     Raises:
-        InputError: files or options that make no sense together.
+        InputError: the files or options contradict each other.
     """
     if options.output is not None:
         check_writable_place(options.output, "--output")
@@ -97,7 +97,7 @@ class _Writer(Protocol):
 
 
 class _BedGraph:
-    """Lines of contig, start, end and value; bases without a value have none."""
+    """Writes lines of contig, start, end and value; bases without a value get no line."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -115,7 +115,7 @@ class _BedGraph:
 
 
 class _BigWig:
-    """One value a base, in stretches without a gap."""
+    """Writes one value per base, in contiguous stretches."""
 
     def __init__(self, opened: Any) -> None:
         self._opened = opened
@@ -150,7 +150,7 @@ def _is_bigwig(path: Path) -> bool:
 
 
 def _summarise(sums: Mapping[str, tuple[float, int, int]]) -> None:
-    """Bases, how many have a value, and the perplexity of those: of each contig, and of all when there are several."""
+    """Print bases, scored bases and perplexity of each contig, and their total if there are several."""
     note("contig\tbases\tscored\tlog_likelihood_per_base\tperplexity")
     rows = list(sums.items())
     if len(rows) > 1:

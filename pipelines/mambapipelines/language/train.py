@@ -1,4 +1,4 @@
-"""Pretrain a language model of DNA: from FASTA files and intervals to a model folder, resumable to the same numbers.
+"""Pretrain a language model of DNA: from FASTA files and intervals to a model folder, with bit-exact resuming.
 
 Layout of an output folder: the model (`config.json`, `model.safetensors`, `README.md`) and `training/`, the state and
 the metrics of the run (`mambapipelines.training.state`).
@@ -41,22 +41,22 @@ JOINING_BASES = 500_000
 
 @dataclass(frozen=True)
 class PretrainingOptions:
-    """What `genomamba pretrain` is asked to do.
+    """Options of `genomamba pretrain`.
 
     Attributes:
         references: FASTA files.
         length: length of a training window in bases.
         output: the folder that becomes the model folder; its subfolder `training` holds the state of the run.
-        intervals: file of intervals and splits of a single reference; without it, whole chromosomes are the splits.
-        valid_chromosomes, test_chromosomes: never trained on; validation is on the former.
+        intervals: interval file of a single reference; without one, the splits are whole chromosomes.
+        valid_chromosomes, test_chromosomes: excluded from training; the former are used for validation.
         exclude_chromosomes: not used at all.
         minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
         steps: number of optimiser steps instead of a wall time.
         recipe: name of a recipe of the package, or path of a YAML file.
         changes: values that replace the recipe's, each written `section.key=value`.
-        seed: everything random is a function of this seed and an index.
+        seed: all randomness is a function of this seed and an index.
         resume: continue the run recorded in `output`; where there is none, one is started.
-        threads: number of CPU threads; `None` keeps PyTorch's choice.
+        threads: number of CPU threads; `None` keeps PyTorch's default.
         device, precision: see `mambapipelines.device.choose`; a precision of `None` takes the recipe's.
         strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
         context_ranks: how many processes share each window; causal models only.
@@ -84,7 +84,7 @@ class PretrainingOptions:
 
 @dataclass(frozen=True)
 class PretrainingResult:
-    """What a finished run left behind.
+    """The result of a finished run.
 
     Attributes:
         folder: the model folder.
@@ -92,7 +92,7 @@ class PretrainingResult:
         perplexity: per base, on held-out windows of the training length; `None` when there are none.
         metrics_path: CSV with one row per step.
         seconds: wall time of this call.
-        already_finished: true when `resume` found nothing left to do.
+        already_finished: true if `resume` found the run complete.
     """
 
     folder: Path
@@ -105,30 +105,30 @@ class PretrainingResult:
 
 @dataclass(frozen=True)
 class LanguagePlan(RunPlan):
-    """The work of pretraining: `validation_bases` are those of one validation."""
+    """The plan of a pretraining run; `validation_bases` is the number of bases of one validation."""
 
     recipe: PretrainingRecipe
     length: int
     validation_bases: int
 
     def step_positions(self, step: int) -> float:
-        """Its bases."""
+        """Number of bases of a step."""
         length = self.recipe.length.warmup(self.length).length_at(step)
         return self.recipe.batch.windows_per_step(length) * length
 
     @property
     def validation_steps(self) -> float:
-        """What one validation costs, in optimiser steps."""
+        """The cost of one validation in optimiser steps."""
         bases_per_step = self.length * self.recipe.batch.windows_per_step(self.length)
         return self.validation_bases / (FORWARD_PASSES_PER_STEP * bases_per_step)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The bases of a run: where they are, in rows with their split, and how rows become windows.
+    """The sequences of a run: references, rows with their splits, and how rows are cut into windows.
 
-    `short` names the contigs that are left out because they are shorter than a window; `by_chromosome` says that rows
-    are whole chromosomes.
+    `short` lists contigs that are skipped because they are shorter than a window; `by_chromosome` is true if rows are
+    whole chromosomes.
     """
 
     references: ReferenceSet
@@ -139,7 +139,7 @@ class Corpus:
 
 
 def read_corpus(options: PretrainingOptions, rule_name: str) -> Corpus:
-    """The rows of the intervals, or whole chromosomes by split.
+    """Read the rows of the interval file, or assign whole chromosomes to the splits.
 
     Raises:
         InputError: files that cannot be read, intervals beside chromosomes or several references, chromosomes that are
@@ -170,10 +170,10 @@ def read_corpus(options: PretrainingOptions, rule_name: str) -> Corpus:
 def pretrain(options: PretrainingOptions) -> PretrainingResult:
     """Pretrain and save a language model; messages go to standard error.
 
-    What survives what, and when a state is written, is that of `mambapipelines.training.run.TrainingRun`.
+    Saving and resuming are those of `mambapipelines.training.run.TrainingRun`.
 
     Raises:
-        InputError: a mistake in the options, the recipe or the files, or a loss that stopped being finite.
+        InputError: an option, the recipe or a file is invalid, or the loss is no longer finite.
         KeyboardInterrupt: stopped by Ctrl-C, state saved.
         SystemExit: stopped by SIGTERM, state saved, status 143.
     """
@@ -221,8 +221,8 @@ def pretrain(options: PretrainingOptions) -> PretrainingResult:
 def _join_counts(
     options: PretrainingOptions, recipe: PretrainingRecipe, corpus: Corpus, task: LanguageTask
 ) -> CountedFit:
-    """Replace the task's model by the one that is joined with counts of the training bases."""
-    assert isinstance(task.model, CausalLanguageModel)  # the recipe has made sure
+    """Interpolate the task's model with a Markov model counted on the training bases."""
+    assert isinstance(task.model, CausalLanguageModel)  # checked by the recipe
     settings = recipe.pretraining
     windows = _windows_of(options, recipe, corpus, "valid").evaluation(max(1, JOINING_BASES // options.length))
     task.model, fit = join_counts(
@@ -235,7 +235,7 @@ def _join_counts(
 
 
 def training_tokens(corpus: Corpus) -> Iterator[Tokens]:
-    """The tokens of every training row, either case the same base."""
+    """The tokens of every training row, ignoring case."""
     policy = LetterPolicy()
     for row in corpus.rows:
         if row.split == "train":
@@ -279,7 +279,7 @@ def _windows_of(
 
 
 def _depends_on(options: PretrainingOptions, corpus: Corpus) -> dict[str, Any]:
-    """What the numbers of a run depend on; the keys are what the user would call them."""
+    """Everything the result of a run depends on, keyed by the names users know."""
     rows = "\n".join(f"{row.chromosome} {row.start} {row.end} {row.split}" for row in corpus.rows)
     return {
         "--length": options.length,
@@ -292,7 +292,7 @@ def _depends_on(options: PretrainingOptions, corpus: Corpus) -> dict[str, Any]:
 
 
 def _identity(references: ReferenceSet, contig: str) -> list[Any]:
-    """What tells a contig from another: its name, its length and the checksum of both ends."""
+    """Identifies a contig by its name, its length and a checksum of both ends."""
     length = references.lengths[contig]
     return [contig, length, ends_checksum(lambda start, end: references.letters(contig, start, end), length)]
 
@@ -304,7 +304,7 @@ def _introduce(
     corpus: Corpus,
     task: LanguageTask,
 ) -> None:
-    """Say what is about to be trained, and what of the input will not be used."""
+    """Describe the run, and which input is not used."""
     progress = session.progress
     bases = {split: sum(row.length for row in corpus.rows if row.split == split) for split in ("train", "valid")}
     windows = task.windows(options.length)
@@ -321,7 +321,7 @@ def _introduce(
 
 
 def _finished_result(session: TrainingSession) -> PretrainingResult:
-    """The result of a run that needs nothing more, read back from its model folder."""
+    """The result of a run that was already finished, read from its model folder."""
     folder = session.options.output
     details = load_language_model(folder).details
     return PretrainingResult(
