@@ -1,0 +1,1 @@
+"""Clips and recordings: reading, splitting, labelling, preparing and writing them, and quantisers."""

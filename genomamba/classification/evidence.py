@@ -239,7 +239,9 @@ Result = TypeVar("Result")
 class Runner(Protocol):
     """Calls a function on every item and yields the results in order."""
 
-    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterable[Result]: ...
+    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterable[Result]:
+        """Yield `function(item)` for every item, in order."""
+        ...
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What models are trained and tested on: genomes, windows, intervals, splits and simulated assemblies."""

@@ -44,6 +44,7 @@ class MemoryStore:
         self._tokens_by_name = dict(tokens_by_name)
 
     def fetch(self, name: str, start: int, end: int) -> Tokens:
+        """A copy of the tokens of `name` in [start, end)."""
         return self._tokens_by_name[name][start:end].copy()
 
 
@@ -54,6 +55,7 @@ class IndexedStore:
         self.reference = reference
 
     def fetch(self, name: str, start: int, end: int) -> Tokens:
+        """The tokens of `name` in [start, end)."""
         return self.reference.tokens(name, start, end)
 
 

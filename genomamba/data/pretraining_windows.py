@@ -26,10 +26,18 @@ class Letters(Protocol):
     """Where the letters come from: a `Reference`, or a `ReferenceSet`."""
 
     @property
-    def path(self) -> str: ...
+    def path(self) -> str:
+        """What messages call the source."""
+        ...
+
     @property
-    def lengths(self) -> Mapping[str, int]: ...
-    def letters(self, contig: str, start: int, end: int, pad: bool = False) -> bytes: ...
+    def lengths(self) -> Mapping[str, int]:
+        """Length of each contig in bp."""
+        ...
+
+    def letters(self, contig: str, start: int, end: int, pad: bool = False) -> bytes:
+        """The letters of `contig` in [start, end); with `pad`, N beyond its ends."""
+        ...
 
 
 class PretrainingWindow(NamedTuple):

@@ -49,7 +49,9 @@ _LONGEST_MAGIC: Final = max(map(len, _MAGICS))
 class Readable(Protocol):
     """What can be read from."""
 
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; empty at the end."""
+        ...
 
 
 def source_label(source: Source) -> str:

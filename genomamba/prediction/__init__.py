@@ -1,0 +1,1 @@
+"""Labels of sequences: the loss, the metrics, and predictions."""

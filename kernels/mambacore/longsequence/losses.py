@@ -98,6 +98,7 @@ class TokenCrossEntropy:
         self.total_weight = total if total > 0 else 1.0
 
     def __call__(self, logits: Tensor, positions: slice) -> Tensor:
+        """The part of the loss, a scalar, that the logits at `positions` contribute."""
         targets = self.targets[:, positions].to(logits.device)
         if logits.shape[:-1] != targets.shape:
             raise ValueError(

@@ -26,9 +26,17 @@ class TokenModel(Protocol):
     output_contexts: Any
     head: Any
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-    def hidden(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]: ...
-    def logits(self, hidden: Tensor) -> Tensor: ...
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters."""
+        ...
+
+    def hidden(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """What the stack makes of `tokens` (batch, length), and its state after them."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the next token, (batch, length, vocabulary)."""
+        ...
 
 
 def steps_library(model: TokenModel) -> Library | None:

@@ -1,0 +1,1 @@
+"""Public data sets: downloads, and the genomes and recordings that options name."""

@@ -1,0 +1,1 @@
+"""Fine-tuning on a table of labels, and predictions."""

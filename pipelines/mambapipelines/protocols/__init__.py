@@ -1,0 +1,1 @@
+"""Published species tasks."""

@@ -1,0 +1,1 @@
+"""The species classifier: training, evaluation, classification and the demo."""

@@ -1,0 +1,1 @@
+"""Models of waveforms: training, generation and evaluation."""

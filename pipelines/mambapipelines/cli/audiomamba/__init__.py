@@ -1,0 +1,1 @@
+"""The commands of `audiomamba`: one module per command."""

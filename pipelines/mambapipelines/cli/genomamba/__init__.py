@@ -1,0 +1,1 @@
+"""The commands of `genomamba`: one module per command."""
