@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard kernels/native/*) kernels/CMakeLists.txt
 
-.PHONY: install demo test test-slow test-gpu test-torch lint bench bench-waveform bench-gpu bench-gpu-peer wheels clean
+.PHONY: install demo test test-slow test-gpu test-torch lint bench bench-waveform bench-gpu bench-gpu-peer wheels docs clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -78,6 +78,11 @@ bench-gpu-peer: install
 wheels: install
 	$(BIN)/python -m pip install --quiet cibuildwheel
 	$(BIN)/python -m cibuildwheel --output-dir wheelhouse
+
+# The site, in build/site: any warning (a dead link, a docstring that does not fit its function) is an error.
+docs: install
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build dist wheelhouse
