@@ -39,6 +39,9 @@ MOST_TABLE_BYTES: Final = 2**30
 """Tables of more classes have a lower longest order: 4 bytes for each word and class, and a third of that below it."""
 SCORED_BASES_AT_A_TIME: Final = 2**16
 TENSOR_PREFIX: Final = "parts."
+LARGE_COUNT: Final = 255
+LARGE_COUNTS: Final = "counts.large"
+"""Counts of a byte stand for themselves below `LARGE_COUNT`; the others are in the tensor of this name."""
 
 Table = npt.NDArray[np.float32]
 
@@ -166,14 +169,21 @@ class CountedParts:
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """What a model folder keeps: counts of one of each word and its reverse complement, and the weights.
 
-        A class takes 2.1 million counts at order 10: 4.2 MB, or 8.4 MB where a word occurs more than 32,767 times.
+        A class has 2.1 million counts at order 10, of one byte each. Counts of 255 and more, of which there are few, are
+        kept beside them as (class times number of words plus word, count).
         """
         tensors: dict[str, torch.Tensor] = {}
         if self.counts:
             canonical = _canonical_words(self.order + 1)
-            kept = np.stack([counts.of_order(self.order)[canonical] for counts in self.counts])
-            small = int(kept.max()) <= np.iinfo(np.int16).max
-            tensors[TENSOR_PREFIX + "counts"] = torch.from_numpy(kept.astype(np.int16 if small else np.int32))
+            small = np.empty((len(self.counts), len(canonical)), dtype=np.uint8)
+            large = []
+            for label, counts in enumerate(self.counts):
+                kept = counts.of_order(self.order)[canonical]
+                small[label] = np.minimum(kept, LARGE_COUNT)
+                words = np.flatnonzero(kept >= LARGE_COUNT)
+                large.append(np.stack([words + label * len(canonical), kept[words]], axis=1))
+            tensors[TENSOR_PREFIX + "counts"] = torch.from_numpy(small)
+            tensors[TENSOR_PREFIX + LARGE_COUNTS] = torch.from_numpy(np.concatenate(large).astype(np.int64))
             tensors[TENSOR_PREFIX + "strengths"] = torch.tensor(self.strengths, dtype=torch.float64)
         for part in self.kmers:
             tensors[f"{TENSOR_PREFIX}{part.name}"] = torch.from_numpy(part.weights.copy())
@@ -195,7 +205,7 @@ class CountedParts:
         strengths: tuple[float, ...] = ()
         if "counts" in own:
             strengths = tuple(own["strengths"].tolist()) if "strengths" in own else ()
-            kept = own["counts"].numpy().astype(np.int32)
+            kept = _all_counts(own)
             length = len(strengths)
             canonical = _canonical_words(length) if 1 <= length <= LONGEST_ORDER + 3 else np.zeros(0, dtype=np.int64)
             if kept.ndim != 2 or kept.shape[1] != len(canonical):
@@ -219,6 +229,24 @@ class CountedParts:
 def is_part_tensor(name: str) -> bool:
     """Whether a tensor of a model folder belongs to the counted parts."""
     return name.startswith(TENSOR_PREFIX)
+
+
+def _all_counts(tensors: Mapping[str, torch.Tensor]) -> npt.NDArray[np.integer]:
+    """(classes, words) of a model folder; older folders hold them as int16 or int32, without large ones beside them.
+
+    Raises:
+        InputError: the large counts are damaged.
+    """
+    counts = tensors["counts"].numpy()
+    if counts.dtype != np.uint8:
+        return counts
+    large = tensors[LARGE_COUNTS].numpy() if LARGE_COUNTS in tensors else np.zeros(0)
+    fits = large.ndim == 2 and large.shape[1] == 2 and large.dtype == np.int64
+    if not fits or not np.array_equal(large[:, 0], np.flatnonzero(counts == LARGE_COUNT)):
+        raise InputError("the counts in the model folder are damaged: train or copy it again.")
+    every = counts.astype(np.int32)
+    every.ravel()[large[:, 0]] = large[:, 1]
+    return every
 
 
 def _canonical_words(length: int) -> npt.NDArray[np.int64]:

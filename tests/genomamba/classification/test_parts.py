@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from genomamba.baselines.interpolated_markov import StrandSymmetricCounts
 from genomamba.classification.combination import (
@@ -123,6 +124,25 @@ def test_damaged_parts_are_refused(tmp_path: Path):
         CountedParts.from_tensors({**tensors, "parts.counts": tensors["parts.counts"][:, :5]}, parts.names)
     with pytest.raises(InputError, match="damaged"):
         Combination.from_dict({"part_names": []})
+
+
+def test_counts_of_any_size_come_back_and_those_of_older_folders_too():
+    sequence = np.concatenate([random_bases(3000), np.full(700, 7, dtype=np.uint8)])
+    parts = CountedParts([StrandSymmetricCounts(3).add([sequence]), *some_parts().counts[1:]], (9.0, 5.0, 4.0, 2.0))
+    tensors = parts.to_tensors()
+    assert tensors["parts.counts"].dtype == torch.uint8 and len(tensors["parts.counts.large"])
+    whole = tensors["parts.counts"].to(torch.int32)
+    positions, values = tensors["parts.counts.large"].T
+    assert int(values.max()) >= 697
+    whole.view(-1)[positions] = values.to(torch.int32)
+    older = {"parts.counts": whole, "parts.strengths": tensors["parts.strengths"]}
+    for folder in (tensors, older, older | {"parts.counts": whole.to(torch.int16)}):
+        again = CountedParts.from_tensors(folder, parts.names)
+        for mine, its in zip(parts.counts, again.counts, strict=True):
+            np.testing.assert_array_equal(mine.of_order(3), its.of_order(3))
+    for damaged in (tensors["parts.counts.large"][1:], tensors["parts.counts.large"] + 1, positions):
+        with pytest.raises(InputError, match="damaged"):
+            CountedParts.from_tensors(tensors | {"parts.counts.large": damaged}, parts.names)
 
 
 def windows(strength: np.ndarray, seed: int, count: int = 300) -> tuple[np.ndarray, np.ndarray]:
