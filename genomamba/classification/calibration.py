@@ -18,9 +18,9 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from genomamba.classification.combination import Combination, fit_to_held_out
-from genomamba.classification.evidence import evidence_of_records, split_evidence
+from genomamba.classification.evidence import evidence_of_records, longest_markov_order, split_evidence
 from genomamba.classification.held_out import FloatArray, HeldOutEvidence, IntegerArray
-from genomamba.classification.novelty import LikelihoodQuantiles, own_likelihood, pair_counts
+from genomamba.classification.novelty import LikelihoodQuantiles, count_scored_words, own_likelihood, pair_counts
 from genomamba.data.genomes import GenomeCollection
 from genomamba.data.windows import evaluation_windows
 from genomamba.models.species_classifier import SpeciesClassifier
@@ -120,6 +120,7 @@ def collect_evidence(
         The evidence, or `None` when there is no length at which every class has a window.
     """
     parts = []
+    longest_order = longest_markov_order(model)
     for length in lengths:
         wanted = max(1, min(bases_per_class // length, maximum_windows_per_class))
         material = evaluation_windows(held_out, length, wanted, seed)
@@ -137,6 +138,7 @@ def collect_evidence(
                 labels=np.array([window.label for window in windows], dtype=np.int64),
                 folds=np.array([int(middle >= 0.5) for middle in middles], dtype=np.int64),
                 own_likelihood=np.array([own_likelihood(pair_counts(window)) for window in tokens]),
+                scored_share=np.array([count_scored_words(window, longest_order) for window in tokens]) / length,
             )
         )
     if not parts:
@@ -237,7 +239,8 @@ def calibrate(
         windows_by_length={length: int((evidence.lengths_bp == length).sum()) for length in lengths},
         accuracy_by_length={length: float(correct[evidence.lengths_bp == length].mean()) for length in lengths},
         p_value_quantiles=LikelihoodQuantiles.of_windows(
-            evidence if short is None else HeldOutEvidence.joined([short, evidence])
+            evidence if short is None else HeldOutEvidence.joined([short, evidence]),
+            longest_markov_order(model),
         ).to_dict(),
     )
 

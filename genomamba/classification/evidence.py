@@ -43,6 +43,7 @@ class RecordEvidence:
             parts (see `evidence_of_records`); `None` for a record that is not classified.
         source: index of the input file.
         own_likelihood: `novelty.own_likelihood` of the record, nats per base.
+        scored_words: `novelty.count_scored_words` of the record.
     """
 
     name: str
@@ -51,18 +52,20 @@ class RecordEvidence:
     evidence: FloatArray | None
     source: int = 0
     own_likelihood: float = 0.0
+    scored_words: int = 0
 
     def to_line(self) -> str:
         """One line of JSON, from which the same floating-point numbers are read back."""
         evidence = None if self.evidence is None else self.evidence.tolist()
-        return json.dumps([self.name, self.length, self.known_bases, evidence, self.source, self.own_likelihood]) + "\n"
+        numbers = [self.source, self.own_likelihood, self.scored_words]
+        return json.dumps([self.name, self.length, self.known_bases, evidence, *numbers]) + "\n"
 
     @classmethod
     def from_line(cls, line: str) -> RecordEvidence:
         """The opposite of `to_line`."""
-        name, length, known_bases, evidence, source, own_likelihood = json.loads(line)
+        name, length, known_bases, evidence, *numbers = json.loads(line)
         values = None if evidence is None else np.array(evidence, dtype=np.float64)
-        return cls(name, length, known_bases, values, source, own_likelihood)
+        return cls(name, length, known_bases, values, *numbers)
 
 
 def count_known(tokens: Tokens) -> int:
@@ -198,6 +201,21 @@ def evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries: Integer
 def split_evidence(model: SpeciesClassifier, evidence: FloatArray) -> tuple[FloatArray, FloatArray | None]:
     """Evidence of the stack (..., classes), and of the counted parts (..., parts, classes) if there are any."""
     return (evidence, None) if model.parts is None else (evidence[..., 0, :], evidence[..., 1:, :])
+
+
+def longest_markov_order(model: SpeciesClassifier) -> int:
+    """Of the Markov models among its parts; 0 without any."""
+    return 0 if model.parts is None else max(model.parts.order, 0)
+
+
+def markov_evidence(model: SpeciesClassifier, evidence: FloatArray) -> FloatArray:
+    """Evidence (..., classes) of the Markov models of all orders together, as `novelty` wants it.
+
+    Args:
+        model: has Markov models.
+        evidence: (..., 1 + parts, classes).
+    """
+    return np.asarray(evidence[..., 1 : 1 + longest_markov_order(model), :].sum(axis=-2))
 
 
 @torch.inference_mode()

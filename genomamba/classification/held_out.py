@@ -23,6 +23,7 @@ class HeldOutEvidence:
         folds: (windows,) 0 or 1: which half of its sequence the window lies in, so that a fit on one fold is tested on
             other bases.
         own_likelihood: (windows,) of `novelty.own_likelihood`, or 0 where p-values are not needed.
+        scored_share: (windows,) of `novelty.count_scored_words` per base, where p-values need it.
         counted: (windows, parts, classes) per base, of a model with counted parts; `mean_evidence` is of the stack.
     """
 
@@ -31,19 +32,23 @@ class HeldOutEvidence:
     labels: IntegerArray
     folds: IntegerArray
     own_likelihood: FloatArray | float = 0.0
+    scored_share: FloatArray | float = 1.0
     counted: FloatArray | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[HeldOutEvidence]) -> HeldOutEvidence:
         """The rows of several."""
+
+        def of_all(name: str) -> FloatArray:
+            return np.concatenate([np.broadcast_to(getattr(part, name), part.lengths_bp.shape) for part in parts])
+
         return cls(
             mean_evidence=np.concatenate([part.mean_evidence for part in parts]),
             lengths_bp=np.concatenate([part.lengths_bp for part in parts]),
             labels=np.concatenate([part.labels for part in parts]),
             folds=np.concatenate([part.folds for part in parts]),
-            own_likelihood=np.concatenate(
-                [np.broadcast_to(part.own_likelihood, part.lengths_bp.shape) for part in parts]
-            ),
+            own_likelihood=of_all("own_likelihood"),
+            scored_share=of_all("scored_share"),
             counted=None
             if any(part.counted is None for part in parts)
             else np.concatenate([part.counted for part in parts if part.counted is not None]),

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ QUANTILE_COUNT = 101
 KEY = "p_value_quantiles"
 OLDER_KEY = "typicality_quantiles"
 """What model folders written before the column was renamed say."""
+STACK: Final = "stack"
+MARKOV: Final = "markov"
+"""Whose likelihood the score is."""
 
 
 def pair_counts(tokens: Tokens, base_before: int | None = None) -> IntegerArray:
@@ -69,9 +72,35 @@ def own_likelihood(counts: npt.NDArray[np.integer]) -> float:
     return (entropy(shares.sum(axis=1)) + entropy(shares.sum(axis=0))) / 2 - entropy(shares)
 
 
-def best_likelihood(evidence: FloatArray, known_share: FloatArray | float = 1.0) -> FloatArray:
-    """Evidence of the best class, nats per known base, (windows,) of (windows, classes) and (windows,)."""
-    return np.asarray(evidence.max(axis=-1) / np.maximum(known_share, 1e-9))
+def count_scored_words(tokens: Tokens, longest_order: int, before: Tokens | None = None) -> int:
+    """Words that the Markov models of the orders from 1 to the longest score together.
+
+    Args:
+        tokens: (length,) token ids; words that end here count.
+        longest_order: of the models.
+        before: tokens just before these, if there are any; `longest_order` of them suffice.
+    """
+    context = 0 if before is None else min(longest_order, len(before))
+    joined = tokens if not context or before is None else np.concatenate([before[-context:], tokens])
+    bases = joined.astype(np.int64) - FIRST_BASE_TOKEN
+    places = np.arange(len(joined))
+    known_bases = places - np.maximum.accumulate(np.where((bases >= 0) & (bases < BASES), -1, places))
+    return int(np.clip(known_bases[context:] - 1, 0, longest_order).sum())
+
+
+def best_likelihood(evidence: FloatArray, share: FloatArray | float = 1.0) -> FloatArray:
+    """Log-likelihood of the best class in nats: per known base of the stack, per word of the Markov models.
+
+    Args:
+        evidence: (..., classes) of either, per base.
+        share: (...) known bases, or words scored (`count_scored_words`), per base.
+
+    Returns:
+        (...).
+    """
+    best = evidence.max(axis=-1) / np.maximum(share, 1e-9)
+    # A record without two known bases side by side is as likely as bases at random.
+    return np.where(np.asarray(share) > 0, best, -np.log(BASES))
 
 
 @dataclass(frozen=True)
@@ -82,16 +111,29 @@ class LikelihoodQuantiles:
         lengths_bp: (lengths,) ascending.
         windows: (lengths,) how many windows the quantiles are of.
         quantiles: (lengths, 101) of `best_likelihood` minus `own_likelihood`, at 0, 1, ..., 100 %.
+        basis: whose likelihood that is.
     """
 
     lengths_bp: FloatArray
     windows: FloatArray
     quantiles: FloatArray
+    basis: str = STACK
 
     @classmethod
-    def of_windows(cls, evidence: HeldOutEvidence) -> LikelihoodQuantiles:
-        """The quantiles of held-out windows, every class with the same weight as far as it has as many windows."""
-        scores = best_likelihood(evidence.mean_evidence) - evidence.own_likelihood
+    def of_windows(cls, evidence: HeldOutEvidence, longest_order: int = 0) -> LikelihoodQuantiles:
+        """The quantiles of held-out windows, every class with the same weight as far as it has as many windows.
+
+        Args:
+            evidence: of the windows.
+            longest_order: of the Markov models, the first of the counted parts; without any, the stack's likelihood
+                is taken.
+        """
+        if longest_order and evidence.counted is not None:
+            basis = MARKOV
+            likelihood = best_likelihood(evidence.counted[:, :longest_order].sum(axis=1), evidence.scored_share)
+        else:
+            basis, likelihood = STACK, best_likelihood(evidence.mean_evidence)
+        scores = likelihood - evidence.own_likelihood
         lengths = np.unique(evidence.lengths_bp)
         levels = np.linspace(0, 1, QUANTILE_COUNT)
         by_length = [scores[evidence.lengths_bp == length] for length in lengths]
@@ -99,6 +141,7 @@ class LikelihoodQuantiles:
             lengths.astype(np.float64),
             np.array([len(values) for values in by_length], dtype=np.float64),
             np.stack([np.quantile(values, levels) for values in by_length]),
+            basis,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,6 +150,7 @@ class LikelihoodQuantiles:
             "lengths_bp": self.lengths_bp.tolist(),
             "windows": self.windows.tolist(),
             "quantiles": self.quantiles.tolist(),
+            "basis": self.basis,
         }
 
     @classmethod
@@ -124,12 +168,14 @@ class LikelihoodQuantiles:
                 "again with --holdout, or leave out --unknown-rate and --ood."
             )
         try:
-            quantiles = cls(*(np.array(content[key], dtype=np.float64) for key in cls.__dataclass_fields__))
+            arrays = (np.array(content[key], dtype=np.float64) for key in ("lengths_bp", "windows", "quantiles"))
+            quantiles = cls(*arrays, content.get("basis", STACK))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the model folder's {KEY} are damaged: train or copy it again.") from error
         shapes = quantiles.lengths_bp.shape, quantiles.windows.shape, quantiles.quantiles.shape
         count = quantiles.lengths_bp.size
-        if not count or shapes != ((count,), (count,), (count, QUANTILE_COUNT)):
+        right = shapes == ((count,), (count,), (count, QUANTILE_COUNT)) and quantiles.basis in (STACK, MARKOV)
+        if not count or not right:
             raise InputError(f"the model folder's {KEY} are damaged: train or copy it again.")
         most = float(quantiles.windows.max())
         if rate <= 1 / (most + 1):

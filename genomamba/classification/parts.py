@@ -169,8 +169,8 @@ class CountedParts:
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """What a model folder keeps: counts of one of each word and its reverse complement, and the weights.
 
-        A class has 2.1 million counts at order 10, of one byte each. Counts of 255 and more, of which there are few, are
-        kept beside them as (class times number of words plus word, count).
+        A class has 2.1 million counts at order 10, of one byte each. Counts of 255 and more, of which there are few,
+        are kept beside them as (class times number of words plus word, count).
         """
         tensors: dict[str, torch.Tensor] = {}
         if self.counts:

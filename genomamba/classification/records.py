@@ -19,10 +19,19 @@ from genomamba.classification.evidence import (
     count_known,
     evidence_of_pieces,
     evidence_of_records,
+    longest_markov_order,
+    markov_evidence,
     split_evidence,
 )
 from genomamba.classification.held_out import FloatArray
-from genomamba.classification.novelty import LikelihoodQuantiles, best_likelihood, own_likelihood, pair_counts
+from genomamba.classification.novelty import (
+    MARKOV,
+    LikelihoodQuantiles,
+    best_likelihood,
+    count_scored_words,
+    own_likelihood,
+    pair_counts,
+)
 from genomamba.io.fasta import SpooledRecord, spool_records
 from genomamba.io.sources import SequenceSource, sequence_events
 from genomamba.models.species_classifier import BASES, SpeciesClassifier
@@ -162,6 +171,7 @@ class RecordClassifier:
                 "records: leave the options out and filter by the column of probabilities."
             )
         self._model = model.eval()
+        self._longest_order = longest_markov_order(model)
         self._minimum_length = max(1, minimum_length)
         self._unknown_below = unknown_below
         self._piece_length = piece_length
@@ -241,7 +251,8 @@ class RecordClassifier:
         for record, bases in zip(waiting, known, strict=True):
             if bases and record.tokens is not None:
                 own = own_likelihood(pair_counts(record.tokens))
-                yield batch, RecordEvidence(record.name, record.length, bases, next(rows), source, own)
+                words = count_scored_words(record.tokens, self._longest_order)
+                yield batch, RecordEvidence(record.name, record.length, bases, next(rows), source, own, words)
             else:
                 # Too short, or without a single known base: there is no evidence for any class.
                 yield batch, RecordEvidence(record.name, record.length, 0, None, source)
@@ -251,14 +262,16 @@ class RecordClassifier:
         strands = zip(
             record.forward_pieces(self._piece_length), record.reverse_complement_pieces(self._piece_length), strict=True
         )
-        known_bases, pairs, base_before = 0, np.zeros((BASES, BASES), dtype=np.int64), None
+        known_bases, words, pairs = 0, 0, np.zeros((BASES, BASES), dtype=np.int64)
+        before = np.zeros(0, dtype=np.uint8)
 
         def counted() -> Iterator[tuple[Tokens, Tokens]]:
-            nonlocal known_bases, pairs, base_before
+            nonlocal known_bases, words, pairs, before
             for forward, reverse in strands:
                 known_bases += count_known(forward)
-                pairs = pairs + pair_counts(forward, base_before)
-                base_before = int(forward[-1])
+                pairs = pairs + pair_counts(forward, int(before[-1]) if len(before) else None)
+                words += count_scored_words(forward, self._longest_order, before)
+                before = np.concatenate([before, forward])[-max(1, self._longest_order) :]
                 yield forward, reverse
                 advance(len(forward))
 
@@ -266,7 +279,7 @@ class RecordClassifier:
         if not known_bases:
             return RecordEvidence(record.name, record.length, 0, None)
         own = own_likelihood(pairs)
-        return RecordEvidence(record.name, record.length, known_bases, evidence, own_likelihood=own)
+        return RecordEvidence(record.name, record.length, known_bases, evidence, own_likelihood=own, scored_words=words)
 
     def answer(self, record: RecordEvidence) -> Classification:
         """Call the class of a record from its evidence."""
@@ -274,8 +287,11 @@ class RecordClassifier:
             return Classification(record.name, record.length, UNCLASSIFIED, None)
         p_value = None
         if self._quantiles is not None:
-            stack, _ = split_evidence(self._model, record.evidence)
-            score = best_likelihood(stack, record.known_bases / record.length) - record.own_likelihood
+            if self._quantiles.basis == MARKOV:
+                evidence, scored = markov_evidence(self._model, record.evidence), record.scored_words
+            else:
+                evidence, scored = split_evidence(self._model, record.evidence)[0], record.known_bases
+            score = best_likelihood(evidence, scored / record.length) - record.own_likelihood
             p_value = self._quantiles.p_value(float(score), record.length)
         return self._answer(record.name, record.length, record.evidence, p_value)
 

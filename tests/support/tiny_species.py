@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from genomamba.baselines.interpolated_markov import StrandSymmetricCounts
+from genomamba.classification.combination import Combination, CountedWeights
+from genomamba.classification.parts import CountedParts, KmerWeights
 from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig, save_classifier
+from genomamba.tokenizer import ANY_BASE_TOKEN
 
 CLASS_NAMES = ("alba", "nigra", "rubra")
 
@@ -43,3 +47,33 @@ def bases(length: int, seed: int = 0, gc: float = 0.5) -> bytes:
 def fasta(records: Mapping[str, bytes]) -> bytes:
     """FASTA text with one line per sequence."""
     return b"".join(b">" + name.encode() + b"\n" + sequence + b"\n" for name, sequence in records.items())
+
+
+def random_bases(length: int, seed: int = 0) -> np.ndarray:
+    """Token ids of bases at random with three unknown ones among them."""
+    tokens = (7 + np.random.default_rng(seed).integers(0, 4, length)).astype(np.uint8)
+    tokens[length // 3 : length // 3 + 3] = ANY_BASE_TOKEN
+    return tokens
+
+
+def some_parts() -> CountedParts:
+    """Markov models of the orders 1 to 3 and a regression on pairs."""
+    random = np.random.default_rng(1)
+    counts = [StrandSymmetricCounts(3).add([random_bases(3000, seed)]) for seed in range(len(CLASS_NAMES))]
+    weights = random.normal(size=(16, len(CLASS_NAMES))).astype(np.float32)
+    complements = np.array([15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0])
+    return CountedParts(counts, (10.0, 5.0, 4.0, 2.0), (KmerWeights("kmer 2.x", weights + weights[complements]),))
+
+
+def combined_model() -> SpeciesClassifier:
+    """The tiny model with counted parts beside it."""
+    model = tiny_model()
+    model.parts = some_parts()
+    count = len(model.parts.names)
+    weights = CountedWeights(
+        np.array([100.0, 1000.0]), np.full((2, count), 0.5), np.array([[0.1, 0.0, -0.1], [0.0, 0.2, 0.0]])
+    )
+    model.combination = Combination(
+        model.parts.names, weights, {"markov": weights}, (0.1, 0.0), (0.3, 0.01), (64, 4096)
+    )
+    return model

@@ -149,7 +149,7 @@ def evaluate_species_classifier(options: EvaluationOptions) -> list[AccuracyRow]
         training = find_training_sequences(genomes, options.training_genomes, details)
         note(f"fitting the baselines {', '.join(options.baselines)} to {describe_sequences(training)}")
         fitted = fit_named_baselines(training, options.lengths, options.seed, options.baselines)
-    scoring = ScoringModel(model)
+    scoring = ScoringModel(model) if quantiles is None else ScoringModel(model, quantiles.basis)
     rows = accuracy_by_length(
         classifiers_of(scoring, fitted), test, options.lengths, per_class=options.per_class, seed=options.seed
     )

@@ -19,10 +19,24 @@ import numpy.typing as npt
 import torch
 from scipy.special import softmax
 
-from genomamba.classification.combination import STACK
-from genomamba.classification.evidence import class_logits, count_known, evidence_of_records, split_evidence
+from genomamba.classification.evidence import (
+    class_logits,
+    count_known,
+    evidence_of_records,
+    longest_markov_order,
+    markov_evidence,
+    split_evidence,
+)
 from genomamba.classification.held_out import FloatArray
-from genomamba.classification.novelty import LikelihoodQuantiles, best_likelihood, own_likelihood, pair_counts
+from genomamba.classification.novelty import (
+    MARKOV,
+    STACK,
+    LikelihoodQuantiles,
+    best_likelihood,
+    count_scored_words,
+    own_likelihood,
+    pair_counts,
+)
 from genomamba.data.genomes import GenomeCollection, GenomeSpecification, load_genomes
 from genomamba.data.windows import evaluation_windows
 from genomamba.models.device import device_of
@@ -42,7 +56,7 @@ class WindowScores:
     Attributes:
         score: of `--unknown-rate`: log-likelihood per base under the best class minus that under the window's own
             composition, nats.
-        likelihood: log-likelihood per base under the best class, nats.
+        likelihood: log-likelihood per base or word under the best class, nats.
         probability: of the best class.
     """
 
@@ -58,9 +72,16 @@ class WindowScores:
 
 @dataclass
 class ScoringModel:
-    """The model as a classifier of windows that keeps, by length, the scores of what it has classified."""
+    """The model as a classifier of windows that keeps, by length, the scores of what it has classified.
+
+    Attributes:
+        model: the classifier.
+        basis: whose likelihood the scores are based on (`novelty.LikelihoodQuantiles.basis`).
+        parts: length, bp -> scores.
+    """
 
     model: SpeciesClassifier
+    basis: str = STACK
     parts: dict[int, list[WindowScores]] = field(default_factory=dict)
     _last: tuple[Sequence[Tokens], FloatArray] | None = None
 
@@ -69,8 +90,13 @@ class ScoringModel:
         evidence = evidence_of_records(self.model, windows)
         self._last = (windows, evidence)
         probabilities = softmax(class_logits(self.model, evidence, length), axis=1)
-        known = np.array([count_known(window) for window in windows]) / length
-        likelihood = best_likelihood(split_evidence(self.model, evidence)[0], known)
+        if self.basis == MARKOV:
+            order = longest_markov_order(self.model)
+            scored = np.array([count_scored_words(window, order) for window in windows])
+            likelihood = best_likelihood(markov_evidence(self.model, evidence), scored / length)
+        else:
+            known = np.array([count_known(window) for window in windows])
+            likelihood = best_likelihood(split_evidence(self.model, evidence)[0], known / length)
         own = np.array([own_likelihood(pair_counts(window)) for window in windows])
         scores = WindowScores(likelihood - own, likelihood, probabilities.max(axis=1))
         self.parts.setdefault(length, []).append(scores)
@@ -180,7 +206,7 @@ def detect_ood(
                 windows = [window for window in material.windows if window.label == label]
                 if not windows:
                     continue
-                other = ScoringModel(scoring.model)
+                other = ScoringModel(scoring.model, scoring.basis)
                 per_group = max(1, BASES_PER_GROUP // length)
                 for start in range(0, len(windows), per_group):
                     group = [window.tokens() for window in windows[start : start + per_group]]

@@ -16,41 +16,14 @@ from genomamba.classification.combination import (
 )
 from genomamba.classification.evidence import class_logits, evidence_along, evidence_of_pieces, evidence_of_records
 from genomamba.classification.part_fit import PartSettings, fit_parts
-from genomamba.classification.parts import CountedParts, KmerWeights, longest_order
+from genomamba.classification.parts import CountedParts, longest_order
 from genomamba.data.genomes import GenomeCollection
 from genomamba.models.species_classifier import SpeciesClassifier, load_classifier, save_classifier
-from genomamba.tokenizer import ANY_BASE_TOKEN, COMPLEMENT_IDS
+from genomamba.tokenizer import COMPLEMENT_IDS
 from mambacore.errors import InputError
-from tests.support.tiny_species import tiny_model
+from tests.support.tiny_species import combined_model, random_bases, some_parts, tiny_model
 
 CLASSES = 3
-
-
-def random_bases(length: int, seed: int = 0) -> np.ndarray:
-    tokens = (7 + np.random.default_rng(seed).integers(0, 4, length)).astype(np.uint8)
-    tokens[length // 3 : length // 3 + 3] = ANY_BASE_TOKEN
-    return tokens
-
-
-def some_parts() -> CountedParts:
-    random = np.random.default_rng(1)
-    counts = [StrandSymmetricCounts(3).add([random_bases(3000, seed)]) for seed in range(CLASSES)]
-    weights = random.normal(size=(16, CLASSES)).astype(np.float32)
-    complements = np.array([15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0])
-    return CountedParts(counts, (10.0, 5.0, 4.0, 2.0), (KmerWeights("kmer 2.x", weights + weights[complements]),))
-
-
-def combined_model() -> SpeciesClassifier:
-    model = tiny_model()
-    model.parts = some_parts()
-    count = len(model.parts.names)
-    weights = CountedWeights(
-        np.array([100.0, 1000.0]), np.full((2, count), 0.5), np.array([[0.1, 0.0, -0.1], [0.0, 0.2, 0.0]])
-    )
-    model.combination = Combination(
-        model.parts.names, weights, {"markov": weights}, (0.1, 0.0), (0.3, 0.01), (64, 4096)
-    )
-    return model
 
 
 def test_pieces_are_the_whole_and_both_strands_are_read_at_once():

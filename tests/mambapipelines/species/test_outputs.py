@@ -2,6 +2,7 @@
 
 import gzip
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genomamba.classification.evidence import RecordEvidence, batches_by_length
+from genomamba.classification.evidence import RecordEvidence, batches_by_length, evidence_of_records
 from genomamba.classification.held_out import HeldOutEvidence
-from genomamba.classification.novelty import LikelihoodQuantiles, own_likelihood, pair_counts
+from genomamba.classification.novelty import (
+    LikelihoodQuantiles,
+    best_likelihood,
+    count_scored_words,
+    own_likelihood,
+    pair_counts,
+)
 from genomamba.classification.records import Groups, Share
 from genomamba.io.fastq import read_record_texts
 from genomamba.tokenizer import COMPLEMENT_IDS, TOKEN_OF_BYTE
 from mambacore.errors import InputError
 from mambapipelines.species.classify import ClassificationOptions, RecordClassifier, classify_files
 from mambapipelines.species.outputs import CallSinks, kraken_report
-from tiny_species import CLASS_NAMES, bases, fasta, tiny_model, write_tiny_model
+from tiny_species import CLASS_NAMES, bases, combined_model, fasta, tiny_model, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +184,58 @@ def test_batches_hold_every_record_once_and_stay_small() -> None:
     assert sorted(place for batch in batches for place in batch) == list(range(500))
     assert len(batches) < 60
     assert all(2 * len(batch) * max(lengths[place] for place in batch) <= 32_768 for batch in batches)
+
+
+def test_words_that_markov_models_score_are_those_of_known_bases() -> None:
+    tokens = np.array([TOKEN_OF_BYTE[byte] for byte in b"ACGTTNGGNNACAGTT"], dtype=np.uint8)
+    runs = (5, 2, 6)
+    for order in (1, 3, 10):
+        expected = sum(max(run - before, 0) for run in runs for before in range(1, order + 1))
+        assert count_scored_words(tokens, order) == expected
+        for cut in range(1, len(tokens)):
+            pieces = count_scored_words(tokens[:cut], order) + count_scored_words(tokens[cut:], order, tokens[:cut])
+            assert pieces == expected
+    assert count_scored_words(tokens[:1], 3) == 0
+    # A record without a word is as likely as bases at random, however short it is.
+    assert best_likelihood(np.array([0.0, 0.0]), 0.0) == pytest.approx(-np.log(4))
+
+
+def test_p_values_of_a_model_with_markov_models_rest_on_those_and_do_not_depend_on_pieces() -> None:
+    model = combined_model()
+    random = np.random.default_rng(3)
+    windows = [(7 + random.integers(0, 4, 300)).astype(np.uint8) for _ in range(40)]
+    order = model.parts.order  # type: ignore[union-attr]
+    evidence = evidence_of_records(model, windows)
+    held_out = HeldOutEvidence(
+        mean_evidence=evidence[:, 0],
+        counted=evidence[:, 1:],
+        lengths_bp=np.full(40, 300),
+        labels=np.zeros(40, int),
+        folds=np.zeros(40, int),
+        own_likelihood=np.array([own_likelihood(pair_counts(window)) for window in windows]),
+        scored_share=np.array([count_scored_words(window, order) for window in windows]) / 300,
+    )
+    quantiles = LikelihoodQuantiles.of_windows(held_out, order)
+    assert quantiles.basis == "markov"
+    details = {"calibration": {"p_value_quantiles": quantiles.to_dict()}}
+    assert LikelihoodQuantiles.from_details(details, 0.1).basis == "markov"
+    letters = [bytes(b"ACGT"[token - 7] for token in window) for window in windows]
+    # Scattered unknown bases, which leave few words, do not make a record more likely.
+    gaps = bytes(ord("N") if place % 9 == 0 else base for place, base in enumerate(letters[0]))
+    text = fasta({f"r{number}": letter for number, letter in enumerate([*letters, gaps])})
+
+    def p_values(quantiles: LikelihoodQuantiles, piece_length: int) -> list[float]:
+        classifier = RecordClassifier(model, unknown_rate=0.1, quantiles=quantiles, piece_length=piece_length)
+        records = [record for _, record in classifier.evidence([io.BytesIO(text)], Share())]
+        return [classifier.answer(record).p_value for record in records]  # type: ignore[misc]
+
+    whole = p_values(quantiles, 16_384)
+    assert sorted(whole[:40]) == pytest.approx(np.linspace(1, 41, 40) / 41, abs=0.03)
+    assert whole[40] < 0.95
+    for piece_length in (37, 300):
+        assert p_values(quantiles, piece_length) == pytest.approx(whole, abs=1e-6)
+    likely = replace(quantiles, basis="stack", quantiles=quantiles.quantiles - 99)
+    assert set(p_values(likely, 300)) == {1.0}
 
 
 def test_the_p_value_is_the_share_of_windows_that_are_as_unlikely() -> None:
