@@ -20,6 +20,7 @@ from audiomamba.data.waveforms import Waveform, read_header, read_waveform, resa
 from audiomamba.models import WaveformModel, WaveformState, load_waveform_model
 from audiomamba.models.step_program import WaveformSteps, steps_library
 from audiomamba.models.waveform_model import PIECE_POSITIONS
+from mambacore.devices import available_device, widened
 from mambacore.errors import InputError
 from mambacore.models.sampling import check_sampling, sample_tokens, token_log_likelihoods
 from mambacore.state import map_state, state_tensors
@@ -277,7 +278,7 @@ class _Sampling(NamedTuple):
         """One class for each clip from the logits of (clips, or twice as many with guidance, classes)."""
         if self.guidance == 1:
             return sample_classes(logits, uniforms, self.temperature, self.top_p)
-        labelled, unlabelled = logits.to(_widest(logits)).chunk(2)
+        labelled, unlabelled = widened(logits).chunk(2)
         guided = unlabelled + self.guidance * (labelled - unlabelled)
         chosen, _ = sample_classes(guided, uniforms, self.temperature, self.top_p)
         return chosen, torch.log_softmax(labelled, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
@@ -365,17 +366,18 @@ def sample_classes(
     return chosen, token_log_likelihoods(logits, chosen)
 
 
-def load(folder: Path | str) -> WaveformGenerator:
+def load(folder: Path | str, device: str | torch.device = "cpu") -> WaveformGenerator:
     """A generator from a model folder, or from `hf://owner/name@revision` on the Hugging Face Hub.
 
+    Args:
+        folder: the model.
+        device: where it runs, such as "cpu" or "cuda".
+
     Raises:
-        InputError: as `audiomamba.models.load_waveform_model`.
+        InputError: the device is not available here, or as `audiomamba.models.load_waveform_model`.
     """
-    return WaveformGenerator(load_waveform_model(folder)[0])
-
-
-def _widest(logits: Tensor) -> torch.dtype:
-    return torch.float32 if logits.device.type == "mps" else torch.float64
+    place = available_device(device)
+    return WaveformGenerator(load_waveform_model(folder)[0].to(place))
 
 
 def _stream(seed: int, number: int) -> np.random.Generator:

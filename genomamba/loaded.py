@@ -39,6 +39,7 @@ from genomamba.scoring.variant_scores import (
     score_variants,
 )
 from genomamba.tokenizer import CharacterTokenizer
+from mambacore.devices import available_device
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
 from mambacore.model_folder import CONFIG_NAME
@@ -333,7 +334,7 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu") -> A
         InputError: there is no such model or device, the folder is damaged, or holds a model of something else.
     """
     reference = os.fspath(model)
-    place = _device(device)
+    place = available_device(device)
     folder = find_model_folder(reference)
     kind = _kind_of(folder)
     if kind == species_classifier.MODEL_KIND:
@@ -348,15 +349,6 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu") -> A
     loaded = language_model.load_language_model(folder)
     loaded.model.to(place)
     return LoadedLanguageModel(LanguageModel(loaded.model, loaded.policy, loaded.details, reference))
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"the device '{device}' is not available here: use 'cpu'.") from error
-    return place
 
 
 def _kind_of(folder: Path) -> str | None:

@@ -27,7 +27,8 @@ BENCHMARKS = {
 }
 # Rooms of mambapipelines from the ground up: a room imports rooms of lower floors only.
 FLOORS = (
-    {"files", "console", "device"},
+    {"files", "console"},
+    {"device"},
     {"datasets", "pages"},
     {"training"},
     {"species", "language", "finetuning", "waveforms"},

@@ -22,6 +22,7 @@ from audiomamba.data.clips import (
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.waveforms import read_header
 from audiomamba.models import WaveformModel, WaveformState
+from mambacore.devices import widened
 from mambacore.errors import InputError
 
 PIECE_SAMPLES: Final = 65_536
@@ -56,7 +57,7 @@ class _Piecewise:
         for part, wanted in zip(hidden.split(stretch, dim=1), targets.split(stretch, dim=1), strict=True):
             logits = self.model.logits(part).flatten(0, 1).float()
             nats = F.cross_entropy(logits, wanted.flatten(), ignore_index=PADDING_TARGET, reduction="none")
-            self.nats += nats.view(wanted.shape).double().sum(dim=1).cpu()
+            self.nats += widened(nats).view(wanted.shape).sum(dim=1).cpu()
 
 
 def bits_per_sample(likelihoods: Iterable[ClipLikelihood]) -> float:

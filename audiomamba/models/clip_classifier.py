@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from audiomamba.data.waveforms import Waveform, cut_or_pad, read_waveform, resample
 from audiomamba.models.log_mel import LogMel, LogMelConfig
+from mambacore.devices import device_of, to_numpy
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
 from mambacore.model_folder import (
@@ -192,9 +193,9 @@ def opinions(classifier: ClipClassifier, clips: Iterable[Tensor]) -> Opinions:
     probabilities, features = [], []
 
     def look(held: list[Tensor]) -> None:
-        found = classifier.features(torch.stack(held))
-        features.append(found.double().numpy())
-        probabilities.append(classifier.head(found).double().softmax(dim=-1).numpy())
+        found = classifier.features(torch.stack(held).to(device_of(classifier)))
+        features.append(to_numpy(found, torch.float64))
+        probabilities.append(to_numpy(classifier.head(found).cpu().double().softmax(dim=-1)))
 
     held: list[Tensor] = []
     for clip in clips:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -21,9 +20,9 @@ import torch
 from torch import Tensor
 
 from genomamba.classification.held_out import FloatArray, IntegerArray
-from genomamba.models.device import device_of
 from genomamba.models.species_classifier import BASES, FIRST_BASE_TOKEN, ClassifierState, SpeciesClassifier
 from genomamba.tokenizer import ANY_BASE_TOKEN, COMPLEMENT_IDS, Tokens
+from mambacore.devices import device_of, from_numpy, to_numpy
 from mambacore.layers import PoolingState
 
 # Pieces and batches that stay in the cache; the state carries over, so the result does not depend on them.
@@ -129,9 +128,9 @@ def _evidence_of_batch(model: SpeciesClassifier, records: Sequence[Tokens]) -> F
         rows[len(records) + row, : len(tokens)] = COMPLEMENT_IDS[tokens[::-1]]
     state, device = None, device_of(model)
     for start in range(0, rows.shape[1], PIECE_LENGTH_BP):
-        _, state = model(torch.from_numpy(rows[:, start : start + PIECE_LENGTH_BP]).to(device), state)
+        _, state = model(from_numpy(rows[:, start : start + PIECE_LENGTH_BP], device), state)
     assert state is not None  # every record has a base
-    total = state.evidence.total.double().reshape(2, len(records), -1).mean(dim=0).cpu().numpy()
+    total = to_numpy(state.evidence.total, torch.float64).reshape(2, len(records), -1).mean(axis=0)
     if model.config.pooling == "mean":
         total = total / np.array([len(tokens) for tokens in records])[:, None]
     return np.asarray(total)
@@ -156,7 +155,7 @@ def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, 
 
     @torch.inference_mode()
     def read(strand: int, tokens: Tokens) -> Tensor:
-        mean, states[strand] = model(torch.from_numpy(tokens)[None].to(device), states[strand])
+        mean, states[strand] = model(from_numpy(tokens, device)[None], states[strand])
         return mean[0]
 
     threads = torch.get_num_threads() if device.type == "cpu" else 1
@@ -169,7 +168,7 @@ def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, 
                 length += len(piece[0])
                 before = np.concatenate([before, piece[0]])[-model.parts.history_bp :]
             means = list(run(lambda strand, piece=piece: read(strand, piece[strand]), (0, 1)))  # type: ignore[misc]
-    stack = np.asarray(torch.stack(means).double().mean(dim=0).cpu().numpy())
+    stack = to_numpy(torch.stack(means), torch.float64).mean(axis=0)
     return stack if model.parts is None else np.concatenate([stack[None], counted / length])
 
 
@@ -229,10 +228,11 @@ def class_logits(model: SpeciesClassifier, evidence: FloatArray, lengths_bp: Int
     """
     stack, counted = split_evidence(model, evidence)
     lengths = np.broadcast_to(np.asarray(lengths_bp), len(evidence))
-    on_device = torch.from_numpy(np.ascontiguousarray(stack)).to(device_of(model))
-    logits = model.logits(on_device, torch.from_numpy(lengths.copy()).to(on_device.device)).double().cpu().numpy()
+    device = device_of(model)
+    evidence_on_device = from_numpy(stack, device)
+    logits = to_numpy(model.logits(evidence_on_device, from_numpy(lengths, device)), torch.float64)
     if counted is None or model.combination is None:
-        return np.asarray(logits)
+        return logits
     return model.combination.logits(logits, counted, lengths)
 
 
@@ -245,8 +245,8 @@ def _strand_evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries:
         if state is not None:
             # Each window is pooled by itself; the rest of the state still carries what came before.
             state = state._replace(evidence=PoolingState(torch.zeros_like(state.evidence.total), 0))
-        pooled, state = model(torch.from_numpy(tokens[start:end][None].copy()).to(device), state)
-        evidence.append(pooled[0].double().cpu().numpy())
+        pooled, state = model(from_numpy(tokens[start:end], device)[None], state)
+        evidence.append(to_numpy(pooled[0], torch.float64))
     return np.stack(evidence)
 
 
@@ -262,6 +262,18 @@ class Runner(Protocol):
         ...
 
 
+def _cpu_autocast() -> tuple[bool, torch.dtype]:
+    """Whether the CPU computes in low precision in this thread, and in which."""
+    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+
+def _begin_worker(threads: int, autocast: bool, dtype: torch.dtype) -> None:
+    """Settings that each thread has for itself."""
+    torch.set_num_threads(threads)
+    torch.set_autocast_enabled("cpu", autocast)
+    torch.set_autocast_dtype("cpu", dtype)
+
+
 @contextmanager
 def _single_threads(threads: int, workers: int | None = None) -> Iterator[Runner]:
     """Share items among workers of one thread each, `threads` of them; with fewer `workers` each has several threads.
@@ -273,7 +285,7 @@ def _single_threads(threads: int, workers: int | None = None) -> Iterator[Runner
     if count == 1:
         yield map
         return
-    with ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, threads // count)) as pool:
+    with ThreadPoolExecutor(count, initializer=_begin_worker, initargs=(threads // count, *_cpu_autocast())) as pool:
         try:
             yield pool.map
         finally:

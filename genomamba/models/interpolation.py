@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genomamba.baselines.interpolated_markov import fit_markov_models, log_probability_table
-from genomamba.models.device import device_of
 from genomamba.models.language_model import BASE_COUNT, FIRST_BASE_TOKEN, base_log_probabilities
 from genomamba.tokenizer import Tokens
+from mambacore.devices import device_of
 from mambacore.models import CausalLanguageModel
 
 PEAKS: Final = (0.32, 0.36, 0.42, 0.5, 0.65, 0.85)

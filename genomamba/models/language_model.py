@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genomamba.letter_policy import LetterPolicy, letter_policy
-from genomamba.models.device import device_of
 from genomamba.tokenizer import COMPLEMENT_IDS, PADDED_VOCABULARY_SIZE, VOCABULARY, CharacterTokenizer, Tokens
 from mambacore import checkpoints
+from mambacore.devices import device_of
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
 from mambacore.model_folder import (
@@ -75,6 +75,11 @@ class LanguageModel:
         """As `load_language_model`."""
         loaded = load_language_model(folder)
         return cls(loaded.model, loaded.policy, loaded.details, loaded.source)
+
+    def to(self, device: torch.device) -> Self:
+        """Move the model to a device; returns this object."""
+        self.model.to(device)
+        return self
 
     def tokens(self, letters: bytes | str) -> Tokens:
         """Return the tokens of letters as the model was trained to read them, uint8 of shape (length,).

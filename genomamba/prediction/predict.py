@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from genomamba.data.targets import TargetDescription
-from genomamba.models.device import device_of
 from genomamba.models.sequence_model import SequenceModel, SequenceState
 from genomamba.prediction.metrics import Predictions
 from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
+from mambacore.devices import device_of, from_numpy, to_numpy
 
 PIECE_LENGTH_BP: Final = 16_384
 """Longer sequences go through a causal stack in pieces of this length, alone."""
@@ -49,12 +49,12 @@ def model_outputs(
     while start < len(order):
         end = start + 1
         if len(sequences[order[start]]) > PIECE_LENGTH_BP and model.is_causal:
-            outputs[order[start]] = _in_pieces(model, sequences[order[start]]).cpu()
+            outputs[order[start]] = _in_pieces(model, sequences[order[start]])
         else:
             # Sorted by length, so that the last one added is the longest.
             while end < len(order) and (end + 1 - start) * len(sequences[order[end]]) <= BASES_PER_FORWARD:
                 end += 1
-            outputs[order[start:end]] = _together(model, [sequences[place] for place in order[start:end]]).cpu()
+            outputs[order[start:end]] = _together(model, [sequences[place] for place in order[start:end]])
         advance(sum(len(sequences[place]) for place in order[start:end]))
         start = end
     model.train(training)
@@ -117,10 +117,10 @@ def _groups(sequences: Iterable[NamedTokens]) -> Iterator[list[NamedTokens]]:
 def predictions_from(description: TargetDescription, outputs: Tensor) -> Predictions:
     """Probabilities of classes or labels, or numbers in the units of the table, from `model_outputs`."""
     if description.kind == "classes":
-        return torch.softmax(outputs, dim=1).numpy()
+        return to_numpy(torch.softmax(outputs, dim=1))
     if description.kind == "labels":
-        return torch.sigmoid(outputs).numpy()
-    return outputs.numpy() * np.array(description.deviations) + np.array(description.means)
+        return to_numpy(torch.sigmoid(outputs))
+    return to_numpy(outputs) * np.array(description.deviations) + np.array(description.means)
 
 
 def padded_batch(sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
@@ -128,16 +128,16 @@ def padded_batch(sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(tokens) for tokens in sequences])
     tokens = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.uint8)
     for row, sequence in enumerate(sequences):
-        tokens[row, : len(sequence)] = torch.from_numpy(np.array(sequence))
+        tokens[row, : len(sequence)] = from_numpy(sequence)
     return tokens, lengths
 
 
 def _together(model: SequenceModel, sequences: Sequence[Tokens]) -> Tensor:
     tokens, lengths = (tensor.to(device_of(model)) for tensor in padded_batch(sequences))
-    outputs = model.padded(tokens, lengths).double()
+    outputs = model.padded(tokens, lengths).cpu().double()
     if not model.config.both_strands:
         return outputs
-    return (outputs + model.padded(model.reverse_complement(tokens, lengths), lengths).double()) / 2
+    return (outputs + model.padded(model.reverse_complement(tokens, lengths), lengths).cpu().double()) / 2
 
 
 def _in_pieces(model: SequenceModel, sequence: Tokens) -> Tensor:
@@ -145,6 +145,6 @@ def _in_pieces(model: SequenceModel, sequence: Tokens) -> Tensor:
     strands = np.stack([sequence, COMPLEMENT_IDS[sequence[::-1]]] if model.config.both_strands else [sequence])
     state: SequenceState | None = None
     for begin in range(0, strands.shape[1], PIECE_LENGTH_BP):
-        piece = torch.from_numpy(strands[:, begin : begin + PIECE_LENGTH_BP].copy())
-        outputs, state = model(piece.to(device_of(model)), state)
-    return outputs.double().mean(dim=0)
+        piece = from_numpy(strands[:, begin : begin + PIECE_LENGTH_BP], device_of(model))
+        outputs, state = model(piece, state)
+    return outputs.cpu().double().mean(dim=0)

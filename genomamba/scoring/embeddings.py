@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from genomamba.models.device import device_of
 from genomamba.models.language_model import FIRST_BASE_TOKEN, CoreModel, LanguageModel
 from genomamba.tokenizer import COMPLEMENT_IDS, PADDED_VOCABULARY_SIZE, UNKNOWN_TOKEN, VOCABULARY, Tokens
+from mambacore.devices import device_of, from_numpy, to_numpy, widened
 from mambacore.errors import InputError
 from mambacore.models import CausalLanguageModel
 
@@ -77,6 +77,7 @@ class Embedder:
         """Return the vectors of sequences of any lengths, (sequences, width); NaN for one without bases."""
         vectors = np.full((len(sequences), self.width), np.nan, dtype=np.float32)
         alike: dict[int, list[int]] = defaultdict(list)
+        device = device_of(self._model)
         for number, tokens in enumerate(sequences):
             if len(tokens):
                 alike[len(tokens)].append(number)
@@ -86,21 +87,21 @@ class Embedder:
             for begin in range(0, len(numbers), rows):
                 some = numbers[begin : begin + rows]
                 tokens = np.stack([sequences[number] for number in some])
-                pooled = self._pooled(torch.from_numpy(tokens))
+                pooled = self._pooled(from_numpy(tokens, device))
                 if self._both_strands:
-                    pooled = (pooled + self._pooled(torch.from_numpy(COMPLEMENT_IDS[tokens[:, ::-1]]))) / 2
-                vectors[some] = pooled.float().cpu().numpy()
+                    pooled = (pooled + self._pooled(from_numpy(COMPLEMENT_IDS[tokens[:, ::-1]], device))) / 2
+                vectors[some] = to_numpy(pooled, torch.float32)
         return vectors
 
     def _pooled(self, tokens: Tensor) -> Tensor:
-        """(batch, length) to (batch, width), float64."""
+        """(batch, length) to (batch, width), in the device's widest type."""
         causal = isinstance(self._model, CausalLanguageModel)
         piece_length = self._piece_length if causal else tokens.shape[1]
         state: Any = None
         pooled: Tensor | None = None
         for piece in tokens.split(piece_length, dim=1):
             hidden, state = self._hidden(piece.long(), state)
-            hidden = hidden.double()
+            hidden = widened(hidden)
             if self._pooling == "last":
                 pooled = hidden[:, -1]
             elif self._pooling == "max":

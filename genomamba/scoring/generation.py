@@ -15,6 +15,7 @@ from torch import Tensor
 
 from genomamba.models.language_model import BASE_COUNT, FIRST_BASE_TOKEN, LanguageModel
 from genomamba.tokenizer import Tokens
+from mambacore.devices import from_numpy, to_numpy
 from mambacore.errors import InputError
 from mambacore.models.sampling import check_sampling, sampling_probabilities
 
@@ -90,7 +91,7 @@ def generate(
         end = begin + 1
         while end < min(len(prompts), begin + batch_size) and len(prompts[end]) == len(prompts[begin]):
             end += 1
-        batch = torch.from_numpy(np.stack(prompts[begin:end])).long()
+        batch = from_numpy(np.stack(prompts[begin:end])).long()
         tokens, log_likelihoods = _generate_batch(
             language_model,
             batch,
@@ -120,7 +121,7 @@ def _generate_batch(
     uniform = np.empty((rows, 0))
     if prompt.shape[1]:
         found, state = language_model.next_base_log_probabilities(prompt)
-        log_probabilities = found[:, -1].double().numpy()
+        log_probabilities = to_numpy(found[:, -1], torch.float64)
     for position in range(length):
         column = position % _UNIFORM_NUMBERS_AT_ONCE
         if column == 0:
@@ -136,7 +137,7 @@ def _generate_batch(
         if column == _UNIFORM_NUMBERS_AT_ONCE - 1 or position == length - 1:
             advance(rows * (column + 1))
         if position < length - 1:
-            tokens = torch.from_numpy(chosen[:, None] + FIRST_BASE_TOKEN)
+            tokens = from_numpy(chosen[:, None] + FIRST_BASE_TOKEN)
             found, state = language_model.next_base_log_probabilities(tokens, state)
-            log_probabilities = found[:, -1].double().numpy()
+            log_probabilities = to_numpy(found[:, -1], torch.float64)
     return bases + np.uint8(FIRST_BASE_TOKEN), log_likelihoods

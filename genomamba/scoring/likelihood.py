@@ -18,6 +18,7 @@ from torch import Tensor
 
 from genomamba.models.language_model import BASE_COUNT, FIRST_BASE_TOKEN, LanguageModel
 from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
+from mambacore.devices import from_numpy
 
 PIECE_LENGTH_BP: Final = 16_384
 """Bases that a causal model reads at once; results do not depend on it."""
@@ -132,7 +133,7 @@ def sequence_log_likelihood(
     strands = [tokens, COMPLEMENT_IDS[tokens[::-1]]] if both_strands else [tokens]
     sums, counts = [], []
     for strand in strands if len(tokens) > 1 else ():
-        row = torch.from_numpy(np.array(strand))[None]
+        row = from_numpy(strand)[None]
         sums.append(-float(base_losses(language_model, row).sum()))
         counts.append(int(is_base(row)[:, 1:].sum()))
     # The strands leave out different first bases: the count is that of the strand that is given.

@@ -20,6 +20,7 @@ from genomamba.io.vcf import is_known
 from genomamba.models.language_model import LanguageModel
 from genomamba.scoring.likelihood import base_log_likelihoods
 from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
+from mambacore.devices import from_numpy, to_numpy
 from mambacore.errors import InputError
 
 Values = npt.NDArray[np.float32]
@@ -126,7 +127,7 @@ class TrackMaker:
         while position < end:
             stop = min(start if position < start else end, position + self._piece_length)
             letters, tokens = self._read(region.contig, position, stop, contig_length, reverse)
-            found, state = self._language_model.next_base_log_probabilities(torch.from_numpy(tokens)[None], state)
+            found, state = self._language_model.next_base_log_probabilities(from_numpy(tokens)[None], state)
             following = found[:, -1:]
             if before is None:
                 before = torch.full_like(following, torch.nan)
@@ -146,7 +147,7 @@ class TrackMaker:
             places = torch.arange(start, end)
             masked = places % HIDDEN_EVERY == torch.arange(HIDDEN_EVERY)[:, None]
             found = self._language_model.masked_base_log_probabilities(
-                torch.from_numpy(tokens).expand(HIDDEN_EVERY, -1), masked, self._both_strands
+                from_numpy(tokens).expand(HIDDEN_EVERY, -1), masked, self._both_strands
             )
             hidden = found[places % HIDDEN_EVERY, torch.arange(end - start)]
             values = _values(hidden, tokens, letters)
@@ -172,5 +173,5 @@ def runs(values: Values) -> Iterator[tuple[int, int]]:
 
 def _values(log_probabilities: torch.Tensor, tokens: Tokens, letters: bytes) -> Values:
     """Log-probabilities (length, 4) and the bases that are there to the values of the bases, (length,)."""
-    values = base_log_likelihoods(log_probabilities, torch.from_numpy(tokens)).float().numpy()
+    values = to_numpy(base_log_likelihoods(log_probabilities, from_numpy(tokens)), torch.float32)
     return np.where(is_known(letters), values, np.float32(np.nan)).astype(np.float32)

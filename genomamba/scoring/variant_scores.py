@@ -26,9 +26,9 @@ from torch import Tensor
 
 from genomamba.io.reference import Reference
 from genomamba.io.vcf import HaplotypeWindows, Status, Variant, allele_windows, check_allele, is_known
-from genomamba.models.device import device_of
 from genomamba.models.language_model import LanguageModel, base_log_probabilities
 from genomamba.scoring.likelihood import base_log_likelihoods
+from mambacore.devices import device_of, from_numpy, to_numpy, widened
 from mambacore.errors import InputError
 from mambacore.models import CausalLanguageModel, MaskedLanguageModel
 from mambacore.state import map_state
@@ -105,7 +105,7 @@ class VariantScorer:
 
     def _tokens(self, letters: Sequence[bytes]) -> Tensor:
         tokens = np.stack([self.language_model.tokens(one) for one in letters])
-        return torch.from_numpy(tokens).long().to(device_of(self.language_model.model))
+        return from_numpy(tokens, device_of(self.language_model.model)).long()
 
     def _score_causal(self, windows: Sequence[HaplotypeWindows]) -> list[StrandScore | None]:
         model = self.language_model.model
@@ -125,7 +125,7 @@ class VariantScorer:
         if first is None:
             known = known - 1
         counted = torch.arange(predicted.shape[1], device=tokens.device) < known[:, None]
-        sums = torch.where(counted, likelihoods.double(), 0.0).sum(1)
+        sums = torch.where(counted, widened(likelihoods), 0.0).sum(1)
         ratios = (sums[len(windows) :] - sums[: len(windows)]).tolist()
         return [
             StrandScore(ratio, distance, bases) if bases else None
@@ -182,7 +182,7 @@ class VariantScorer:
             # Both strands are scored one by one already.
             log_probabilities = self.language_model.masked_base_log_probabilities(tokens, masked, both_strands=False)
             for row, (_, places) in enumerate(some):
-                yield log_probabilities[row, torch.tensor(places)].double().cpu().numpy()
+                yield to_numpy(log_probabilities[row, torch.tensor(places)], torch.float64)
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ def _with_scores(
 
 def _distances(hidden: Tensor) -> list[float]:
     """Distances between the means over positions of the first half of the rows and of the second half."""
-    first, second = hidden.double().mean(1).chunk(2)
+    first, second = widened(hidden).mean(1).chunk(2)
     return (first - second).norm(dim=1).tolist()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from mambacore.errors import InputError
+from mambapipelines.console import note, use_threads
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 PRECISIONS: Final = ("auto", "float32", "bfloat16")
 OLDEST_CAPABILITY: Final = (8, 0)
 """Of CUDA devices that `auto` takes: those that multiply in bfloat16, which the kernels are written for."""
+
+NO_CUDA: Final = "PyTorch sees no CUDA device"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Placement:
         name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
         return f"{self.device}{name}, {self.precision}"
 
+    def sentence(self) -> str:
+        """What the user is told: where it is computed, and why not on a GPU."""
+        because = f": {self.reason}" if self.reason is not None else ""
+        return f"computing on {self.describe()}{because}"
+
 
 def choose(device: str = "auto", precision: str = "auto") -> Placement:
     """Decide where this process computes, and make that device PyTorch's current one.
@@ -76,6 +84,27 @@ def choose(device: str = "auto", precision: str = "auto") -> Placement:
 
         torch.cuda.set_device(chosen)
     return Placement(chosen, _precision(precision, chosen), reason)
+
+
+def begin_computing(
+    device: str = "auto", precision: str = "float32", threads: int | None = None, *, announced: bool = True
+) -> Placement:
+    """Set the threads and decide where a command computes that trains nothing.
+
+    Args:
+        device, precision: see `choose`.
+        threads: number of CPU threads; `None` keeps PyTorch's choice.
+        announced: say on standard error which device it is unless it is the CPU, and why a GPU that is there is not
+            used.
+
+    Raises:
+        InputError: as `choose`, or fewer threads than one.
+    """
+    use_threads(threads)
+    placement = choose(device, precision)
+    if announced and (not placement.is_cpu or placement.reason not in (None, NO_CUDA)):
+        note(placement.sentence())
+    return placement
 
 
 def local_rank() -> int:
@@ -122,7 +151,7 @@ def _why_no_cuda() -> str | None:
     import torch  # noqa: PLC0415
 
     if not torch.cuda.is_available():
-        return "PyTorch sees no CUDA device"
+        return NO_CUDA
     capability = torch.cuda.get_device_capability()
     if capability < OLDEST_CAPABILITY:
         return (

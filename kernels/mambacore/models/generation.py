@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mambacore.devices import wide_dtype
 from mambacore.errors import InputError
 from mambacore.models.language_steps import LanguageSteps, TokenModel, steps_library
 from mambacore.models.sampling import check_sampling, sample_tokens, token_log_likelihoods
@@ -115,8 +116,7 @@ def _continue(
     """From the last tokens (batch,) of prompts and the state before them: tokens, likelihoods, lengths and state."""
     batch, device = last.shape[0], last.device
     tokens = torch.zeros(batch, count, dtype=torch.int64, device=device)
-    likelihoods = torch.zeros(batch, count, dtype=torch.float64 if device.type != "mps" else torch.float32,
-                              device=device)  # fmt: skip
+    likelihoods = torch.zeros(batch, count, dtype=wide_dtype(device), device=device)
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
     lengths = torch.full((batch,), count, dtype=torch.int64, device=device)
     library = steps_library(model) if count >= FEWEST_FOR_A_PROGRAM and settings.top_k is None and batch > 0 else None
@@ -154,7 +154,7 @@ def _composed(model: TokenModel, last: Tensor, state: Any, settings: _Settings) 
     def walk(uniforms: Tensor) -> tuple[Tensor, Tensor, Any]:
         nonlocal held, token
         tokens, likelihoods = [], []
-        for uniform in uniforms.to(last.device if last.device.type != "mps" else "cpu").unbind(1):
+        for uniform in uniforms.to(dtype=wide_dtype(last.device)).to(last.device).unbind(1):
             hidden, held = model.hidden(token.unsqueeze(1), held)
             logits = model.logits(hidden[:, -1])[:, : model.config.vocabulary_size]
             token = sample_tokens(logits, settings.temperature, settings.top_p, top_k=settings.top_k, uniforms=uniform)

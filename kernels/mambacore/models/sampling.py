@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mambacore.devices import widened
 from mambacore.errors import InputError
 
 
@@ -41,7 +42,7 @@ def sampling_probabilities(
         InputError: see `check_sampling`.
     """
     check_sampling(temperature, top_p, top_k)
-    logits = _wide(logits)
+    logits = widened(logits)
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
     # No scaled logit is above zero: a small temperature sends all but the likeliest to zero and nothing to infinity.
@@ -103,8 +104,4 @@ def token_log_likelihoods(logits: Tensor, tokens: Tensor) -> Tensor:
     Returns:
         (...), float64, or float32 on devices without it.
     """
-    return torch.log_softmax(_wide(logits), -1).gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+    return torch.log_softmax(widened(logits), -1).gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1)

@@ -16,7 +16,7 @@ from audiomamba.data.writing import encoded
 from audiomamba.generation import GeneratedClips, WaveformGenerator
 from mambacore.errors import InputError
 from mambapipelines.apps.server import load_gradio, paragraph
-from mambapipelines.console import use_threads
+from mambapipelines.device import begin_computing
 from mambapipelines.pages.clips import clip_picture
 from mambapipelines.pages.html import Player, embedded_players
 
@@ -105,15 +105,15 @@ def _asked(labels: Mapping[str, str]) -> str:
     return "".join(f", {name} {value}" for name, value in labels.items())
 
 
-def clip_app(folder: Path | str, longest_seconds: float, threads: int | None) -> Any:
+def clip_app(folder: Path | str, longest_seconds: float, threads: int | None, device: str = "auto") -> Any:
     """The page for the model in a folder, a `gradio.Blocks`.
 
     Raises:
         InputError: the folder holds no waveform model, or Gradio is not installed.
     """
     gradio = load_gradio()
-    use_threads(threads)
-    page = ClipPage(audiomamba.load(folder), longest_seconds)
+    placement = begin_computing(device, threads=threads)
+    page = ClipPage(audiomamba.load(folder, placement.device), longest_seconds)
     rate = page.generator.quantiser.sample_rate_hz
 
     sets = page.generator.label_sets

@@ -21,7 +21,8 @@ from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 from mambacore.safe_text import safe_field
 from mambapipelines.apps.server import load_gradio, paragraph
-from mambapipelines.console import counted, use_threads
+from mambapipelines.console import counted
+from mambapipelines.device import begin_computing
 from mambapipelines.pages.html import embedded_picture
 from mambapipelines.pages.plots import plot_class_track
 from mambapipelines.species.classify import Classification, RecordClassifier, table_header, table_row
@@ -141,16 +142,16 @@ def _source(text: str, upload: str | None) -> str | BinaryIO:
     return stream
 
 
-def species_page(folder: Path | str, most_bases: int, threads: int | None) -> Any:
+def species_page(folder: Path | str, most_bases: int, threads: int | None, device: str = "auto") -> Any:
     """Build the page for the model in a folder, a `gradio.Blocks`.
 
     Raises:
         InputError: the folder holds no species classifier, or Gradio is not installed.
     """
     gradio = load_gradio()
+    placement = begin_computing(device, threads=threads)
     model, _ = load_classifier(folder)
-    use_threads(threads)
-    page = SpeciesPage(model, most_bases)
+    page = SpeciesPage(model.to(placement.device), most_bases)
 
     def classify(text: str, upload: str | None) -> Sequence[Any]:
         try:

@@ -20,8 +20,16 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Seed; the same seed gives 
 DeviceOption = Annotated[
     str,
     typer.Option(
-        metavar="auto|cpu|cuda|cuda:N",
+        metavar="auto|cpu|cuda|cuda:N|mps",
         help="Where to compute; auto is a CUDA GPU of capability 8.0 or above, or the CPU.",
+    ),
+]
+InferencePrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="auto|float32|bfloat16",
+        help="Precision of the linear layers; auto is bfloat16 where the device multiplies in it.",
     ),
 ]
 

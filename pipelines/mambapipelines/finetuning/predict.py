@@ -21,7 +21,8 @@ from genomamba.prediction.metrics import Predictions
 from genomamba.prediction.predict import NamedTokens, predict_sequences, prediction_columns, prediction_values
 from mambacore.errors import InputError
 from mambacore.safe_text import table_line
-from mambapipelines.console import WorkProgress, counted, note, use_threads
+from mambapipelines.console import WorkProgress, counted, note
+from mambapipelines.device import begin_computing
 from mambapipelines.files import check_writable_place, written_whole
 
 NOT_AVAILABLE: Final = "NA"
@@ -37,6 +38,7 @@ class PredictionOptions:
         fasta, reference: where the records or the intervals of tables are.
         output: where the table goes; `None` is standard output.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
+        device, precision: see `mambapipelines.device.choose`.
     """
 
     model_folder: str
@@ -45,6 +47,8 @@ class PredictionOptions:
     reference: str | None = None
     output: Path | None = None
     threads: int | None = None
+    device: str = "auto"
+    precision: str = "float32"
 
 
 def predict_files(options: PredictionOptions) -> int:
@@ -60,11 +64,12 @@ def predict_files(options: PredictionOptions) -> int:
         for source in options.sources:
             if source != STANDARD_INPUT and options.output.is_file() and os.path.samefile(options.output, source):
                 raise InputError(f"--output {options.output} is also an input: choose another name.")
-    use_threads(options.threads)
-    model, _ = load_sequence_model(options.model_folder)
+    placement = begin_computing(options.device, options.precision, options.threads)
+    model = load_sequence_model(options.model_folder)[0].to(placement.device)
     description, count = model.config.targets, 0
     with ExitStack() as opened:
         stream = opened.enter_context(written_whole(options.output)) if options.output else sys.stdout.buffer
+        opened.enter_context(placement.autocast())
         bar = options.output is not None or not sys.stdout.isatty()
         progress = opened.enter_context(WorkProgress("predict", None, lines_elsewhere=False, bar=bar))
         stream.write(_header(description).encode() + b"\n")

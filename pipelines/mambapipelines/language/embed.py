@@ -19,7 +19,8 @@ from genomamba.models.language_model import LanguageModel, load_language_model
 from genomamba.scoring.embeddings import Embedder, Piece, as_the_model_reads, embed_pieces, require_windows, windows_of
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
-from mambapipelines.console import WorkProgress, counted, note, use_threads
+from mambapipelines.console import WorkProgress, counted, note
+from mambapipelines.device import begin_computing
 from mambapipelines.files import check_writable_place, written_whole
 
 ENDINGS = {".parquet": "pyarrow", ".npz": None, ".h5ad": "anndata"}
@@ -41,6 +42,8 @@ class EmbeddingOptions:
     window: int | None
     stride: int | None
     threads: int | None
+    device: str = "auto"
+    precision: str = "float32"
 
 
 def run_embedding(options: EmbeddingOptions) -> None:
@@ -64,13 +67,14 @@ def run_embedding(options: EmbeddingOptions) -> None:
         raise InputError("--bed and --reference belong together: give both, or FASTA files.")
     if bool(options.fasta) == (options.bed is not None):
         raise InputError("give FASTA files, or --bed with --reference, and not both.")
-    use_threads(options.threads)
-    language_model = load_language_model(options.model)
+    placement = begin_computing(options.device, options.precision, options.threads)
+    language_model = load_language_model(options.model).to(placement.device)
     embedder = Embedder(language_model, options.pooling, options.layer, options.both_strands)
     count = bases = empty = 0
     with (
         _WRITERS[ending](options.output, embedder.width) as writer,
         WorkProgress("embedding", None, lines_elsewhere=True) as progress,
+        placement.autocast(),
     ):
         for pieces, vectors in embed_pieces(embedder, _pieces(options, language_model)):
             writer.write(pieces, vectors)

@@ -25,7 +25,8 @@ from genomamba.scoring.likelihood import WindowScores, base_losses, blocks_of, i
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 from mambacore.safe_text import table_line
-from mambapipelines.console import WorkProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note
+from mambapipelines.device import begin_computing
 from mambapipelines.files import check_writable_place, write_whole
 from mambapipelines.language.train import Corpus, PretrainingOptions, read_corpus, training_tokens
 
@@ -66,6 +67,7 @@ class PerplexityOptions:
         markov_order: highest order of the Markov models; `None` for no Markov models.
         output: file for the table; `None` is standard output.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
+        device, precision: see `mambapipelines.device.choose`.
     """
 
     model: str
@@ -81,6 +83,8 @@ class PerplexityOptions:
     markov_order: int | None = 12
     output: Path | None = None
     threads: int | None = None
+    device: str = "auto"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,8 @@ def measure_perplexity(options: PerplexityOptions) -> list[PerplexityRow]:
         InputError: an option or file is invalid, or the split has no window of a requested length.
     """
     _check(options)
-    use_threads(options.threads)
-    language_model = load_language_model(options.model)
+    placement = begin_computing(options.device, options.precision, options.threads)
+    language_model = load_language_model(options.model).to(placement.device)
     corpus = _corpus(options, language_model)
     lengths = list(dict.fromkeys(options.lengths))
     parts = {length: _held_out(options, corpus, length) for length in lengths}
@@ -137,12 +141,13 @@ def measure_perplexity(options: PerplexityOptions) -> list[PerplexityRow]:
     lines = ["\t".join(COLUMNS)]
     if options.output is None:
         print(lines[0], flush=True)
-    for length, part in parts.items():
-        for row in _rows_of_length(options, language_model, part, length, markov):
-            rows.append(row)
-            lines.append(row.text())
-            if options.output is None:
-                print(lines[-1], flush=True)
+    with placement.autocast():
+        for length, part in parts.items():
+            for row in _rows_of_length(options, language_model, part, length, markov):
+                rows.append(row)
+                lines.append(row.text())
+                if options.output is None:
+                    print(lines[-1], flush=True)
     if options.output is not None:
         write_whole(options.output, "\n".join(lines) + "\n")
     return rows

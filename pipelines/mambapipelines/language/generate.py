@@ -18,7 +18,8 @@ from genomamba.scoring.embeddings import as_the_model_reads
 from genomamba.scoring.generation import Sampling, generate
 from genomamba.tokenizer import CharacterTokenizer, Tokens
 from mambacore.errors import InputError
-from mambapipelines.console import WorkProgress, counted, note, use_threads
+from mambapipelines.console import WorkProgress, counted, note
+from mambapipelines.device import begin_computing
 from mambapipelines.files import check_writable_place, written_whole
 
 LINE_BASES = 60
@@ -36,6 +37,7 @@ class GenerationOptions:
     seed: int
     output: Path | None
     threads: int | None
+    device: str = "auto"
 
 
 def run_generation(options: GenerationOptions) -> None:
@@ -48,9 +50,9 @@ def run_generation(options: GenerationOptions) -> None:
         raise InputError(f"--records is {options.records}: use 1 or more.")
     if options.output is not None:
         check_writable_place(options.output, "--output")
-    use_threads(options.threads)
+    placement = begin_computing(options.device, threads=options.threads)
     prompts = [("", np.empty(0, dtype=np.uint8))] if options.prompt is None else _prompts(options.prompt)
-    language_model = load_language_model(options.model)
+    language_model = load_language_model(options.model).to(placement.device)
     tokenizer = CharacterTokenizer()
     repeated = [(name, as_the_model_reads(language_model, tokens)) for name, tokens in prompts]
     named = [one for one in repeated for _ in range(options.records)]

@@ -24,7 +24,8 @@ from genomamba.scoring.variant_scores import (
 )
 from mambacore.errors import InputError
 from mambacore.safe_text import safe_field
-from mambapipelines.console import WorkProgress, counted, note, use_threads
+from mambapipelines.console import WorkProgress, counted, note
+from mambapipelines.device import begin_computing
 from mambapipelines.files import check_writable_place, written_whole
 
 FORMATS = ("tsv", "vcf")
@@ -46,6 +47,8 @@ class VariantScoringOptions:
     both_strands: bool
     chromosome_map: Path | None
     threads: int | None
+    device: str = "auto"
+    precision: str = "float32"
 
 
 def run_variant_scoring(options: VariantScoringOptions) -> None:
@@ -58,7 +61,7 @@ def run_variant_scoring(options: VariantScoringOptions) -> None:
     output_format = _format(options)
     if options.output is not None:
         check_writable_place(options.output, "--output")
-    use_threads(options.threads)
+    placement = begin_computing(options.device, options.precision, options.threads)
     names = {} if options.chromosome_map is None else read_chromosome_map(options.chromosome_map)
     with VariantFile(options.variants) as variants, Reference(options.reference) as genome:
         # A first pass without the model detects a wrong reference early and counts the alleles for the progress bar.
@@ -68,7 +71,7 @@ def run_variant_scoring(options: VariantScoringOptions) -> None:
             chromosomes[names.get(variant.chromosome, variant.chromosome)] += 1
             alleles += max(1, len(variant.alternatives))
         require_shared_contigs(list(chromosomes), genome.lengths, variants.label, options.reference)
-        scorer = VariantScorer(load_language_model(options.model), options.span)
+        scorer = VariantScorer(load_language_model(options.model).to(placement.device), options.span)
         results = score_variants(
             variants.records(with_lines=output_format == "vcf"),
             genome,
@@ -81,6 +84,7 @@ def run_variant_scoring(options: VariantScoringOptions) -> None:
         with (
             _text_output(options.output) as output,
             WorkProgress("scoring", alleles * options.window, lines_elsewhere=True) as progress,
+            placement.autocast(),
         ):
             if output_format == "vcf":
                 output.write(annotated_header(variants.header_text))

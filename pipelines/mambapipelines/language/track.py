@@ -19,7 +19,8 @@ from genomamba.models.language_model import load_language_model
 from genomamba.scoring.tracks import TrackMaker, TrackPiece, runs
 from mambacore.errors import InputError
 from mambacore.safe_text import safe_field
-from mambapipelines.console import WorkProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note
+from mambapipelines.device import begin_computing
 from mambapipelines.files import check_writable_place, written_whole
 
 BIGWIG_ENDINGS = (".bw", ".bigwig")
@@ -38,6 +39,8 @@ class TrackOptions:
     context: int
     window: int
     threads: int | None
+    device: str = "auto"
+    precision: str = "float32"
 
 
 def run_track(options: TrackOptions) -> None:
@@ -53,16 +56,17 @@ def run_track(options: TrackOptions) -> None:
                 "writing bigWig needs pyBigWig, which is not installed: `pip install 'genomamba[tables]'`, or name a "
                 "file that ends in .bedgraph."
             )
-    use_threads(options.threads)
+    placement = begin_computing(options.device, options.precision, options.threads)
     with Reference(options.reference) as genome:
         regions = _regions(options, genome)
-        language_model = load_language_model(options.model)
+        language_model = load_language_model(options.model).to(placement.device)
         maker = TrackMaker(language_model, genome, options.both_strands, options.context, options.window)
         sums: dict[str, tuple[float, int, int]] = {}
         total = sum(region.end - region.start for region in regions) * maker.readings
         with (
             _writer(options.output, genome.lengths) as writer,
             WorkProgress("reading", total, lines_elsewhere=True) as progress,
+            placement.autocast(),
         ):
             for region in regions:
                 for piece in maker.pieces(region):

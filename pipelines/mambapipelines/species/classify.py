@@ -17,7 +17,8 @@ from genomamba.classification.records import Classification, Groups, RecordClass
 from genomamba.io.compression import STANDARD_INPUT, is_compressed
 from genomamba.models.species_classifier import load_classifier
 from mambacore.errors import InputError
-from mambapipelines.console import WorkProgress, counted, note, use_threads
+from mambapipelines.console import WorkProgress, counted, note
+from mambapipelines.device import Placement, begin_computing
 from mambapipelines.files import check_writable_place, written_whole
 from mambapipelines.species.mates import answer_pair, interleaved, pairs
 from mambapipelines.species.outputs import CallSinks, group_rule, kraken_report, multiqc_text
@@ -79,6 +80,7 @@ class ClassificationOptions:
         processes: number of processes, each with `threads` threads.
         kraken_report: file for the calls in the format of Kraken's report.
         paired: mates, which follow each other in one source or are in two sources, are one call.
+        device, precision: see `mambapipelines.device.choose`.
     """
 
     model_folder: Path
@@ -98,6 +100,8 @@ class ClassificationOptions:
     processes: int = 1
     paired: bool = False
     kraken_report: Path | None = None
+    device: str = "auto"
+    precision: str = "float32"
 
 
 def classify_files(options: ClassificationOptions) -> ClassificationSummary:
@@ -116,10 +120,11 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
         raise InputError(f"--processes is {options.processes}: give 1 or more.")
     if launched is not None:
         _refuse_under_torchrun(options)
-    use_threads(options.threads)
-    classifier = _make_classifier(options)
+    placement = begin_computing(options.device, options.precision, options.threads)
+    classifier = _make_classifier(options, placement)
     start_seconds = time.monotonic()
     with ExitStack() as opened:
+        opened.enter_context(placement.autocast())
         sources: Sequence[str] = options.sources
         labels = sources
         if options.paired:
@@ -158,13 +163,13 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
     return summary
 
 
-def _make_classifier(options: ClassificationOptions) -> RecordClassifier:
+def _make_classifier(options: ClassificationOptions, placement: Placement) -> RecordClassifier:
     model, details = load_classifier(options.model_folder)
     quantiles = None
     if 0 < options.unknown_rate < 1:
         quantiles = LikelihoodQuantiles.from_details(details, options.unknown_rate)
     return RecordClassifier(
-        model,
+        model.to(placement.device),
         options.minimum_length,
         options.unknown_below,
         options.piece_length,
@@ -175,10 +180,11 @@ def _make_classifier(options: ClassificationOptions) -> RecordClassifier:
 
 def _work_on_share(share: Share, folder: str, options: ClassificationOptions) -> None:
     """Work of one of several processes; the message of an `InputError` is left in the folder."""
-    use_threads(options.threads)
-    classifier = _make_classifier(options)
+    placement = begin_computing(options.device, options.precision, options.threads, announced=False)
+    classifier = _make_classifier(options, placement)
     try:
-        write_part(lambda own: classifier.evidence(options.sources, own), share, Path(folder))
+        with placement.autocast():
+            write_part(lambda own: classifier.evidence(options.sources, own), share, Path(folder))
     except InputError:
         sys.exit(2)
 

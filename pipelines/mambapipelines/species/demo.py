@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 
 from genomamba.baselines import BASELINE_NAMES
 from genomamba.data.genomes import GenomeCollection, GenomeSpecification
@@ -20,6 +21,7 @@ from genomamba.models.species_classifier import load_classifier
 from genomamba.tokenizer import ANY_BASE_TOKEN, CharacterTokenizer, Tokens
 from mambacore.errors import InputError
 from mambapipelines.console import format_duration, note, use_threads
+from mambapipelines.device import choose
 from mambapipelines.files import write_whole
 from mambapipelines.pages.html import Picture, Section, Table, page
 from mambapipelines.pages.plots import plot_accuracy_by_length, plot_training_curve, plot_tree
@@ -78,6 +80,7 @@ class DemoOptions:
         changes: values that replace the recipe's, each written `section.key=value`.
         seed: of the simulation, the training and the windows.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
+        device: see `mambapipelines.device.choose`.
     """
 
     output: Path
@@ -86,6 +89,7 @@ class DemoOptions:
     changes: Sequence[str] = ()
     seed: int = 0
     threads: int | None = None
+    device: str = "auto"
 
 
 def run_demo(options: DemoOptions) -> list[AccuracyRow]:
@@ -114,9 +118,10 @@ def run_demo(options: DemoOptions) -> list[AccuracyRow]:
             changes=options.changes,
             seed=options.seed,
             threads=options.threads,
+            device=options.device,
         )
     )
-    rows = _evaluate(clade, folder / MODEL_FOLDER_NAME, options.seed)
+    rows = _evaluate(clade, folder / MODEL_FOLDER_NAME, options.seed, choose(options.device).device)
     picture = plot_accuracy_by_length(rows, len(clade.species_names))
     write_whole(folder / TABLE_NAME, table_text(rows))
     write_whole(folder / PLOT_NAME, picture)
@@ -127,6 +132,7 @@ def run_demo(options: DemoOptions) -> list[AccuracyRow]:
             sources=[str(folder / CONTIGS_NAME)],
             output=folder / CLASSIFICATION_NAME,
             minimum_length=SHORTEST_CLASSIFIED_BP,
+            device=options.device,
         )
     )
     sections = [
@@ -197,7 +203,7 @@ def _prepare_folder(folder: Path, options: DemoOptions) -> None:
     write_whole(folder / MARKER_NAME, json.dumps(marker, indent=2) + "\n")
 
 
-def _evaluate(clade: SimulatedClade, model_folder: Path, seed: int) -> list[AccuracyRow]:
+def _evaluate(clade: SimulatedClade, model_folder: Path, seed: int, device: torch.device) -> list[AccuracyRow]:
     """Evaluate the model, the baselines and the Bayes-optimal classifier on the same held-out windows."""
 
     def collection(names: Sequence[str]) -> GenomeCollection:
@@ -210,7 +216,7 @@ def _evaluate(clade: SimulatedClade, model_folder: Path, seed: int) -> list[Accu
     training = collection(clade.training_names)
     fitted = fit_named_baselines(training, EVALUATION_LENGTHS_BP, seed, BASELINE_NAMES)
     classifiers: dict[str, Scores] = {
-        **classifiers_of(model, fitted),
+        **classifiers_of(model.to(device), fitted),
         BAYES_NAME: lambda windows, _: (clade.log_likelihoods(windows).argmax(axis=1), None),
     }
     held_out = collection(clade.holdout_names)

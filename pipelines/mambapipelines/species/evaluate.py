@@ -22,7 +22,8 @@ from genomamba.models.species_classifier import SpeciesClassifier, load_classifi
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 from mambacore.safe_text import table_line
-from mambapipelines.console import WorkProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note
+from mambapipelines.device import begin_computing
 from mambapipelines.files import check_writable_place, write_whole
 from mambapipelines.species.evaluate_novelty import (
     DetectionRow,
@@ -80,6 +81,7 @@ class EvaluationOptions:
         seed: of the choice of windows.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
         ood_genomes: out-of-distribution genomes, of none of the classes.
+        device, precision: see `mambapipelines.device.choose`.
     """
 
     model_folder: Path
@@ -93,6 +95,8 @@ class EvaluationOptions:
     seed: int = 0
     threads: int | None = None
     ood_genomes: Sequence[GenomeSpecification] = ()
+    device: str = "auto"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def evaluate_species_classifier(options: EvaluationOptions) -> list[AccuracyRow]
         InputError: anything wrong with options, model folder or genomes.
     """
     _check_options(options)
-    use_threads(options.threads)
+    placement = begin_computing(options.device, options.precision, options.threads)
     model, details = load_classifier(options.model_folder)
     specifications = options.genomes or genomes_of_model(details)
     if not options.genomes:
@@ -149,13 +153,15 @@ def evaluate_species_classifier(options: EvaluationOptions) -> list[AccuracyRow]
         training = find_training_sequences(genomes, options.training_genomes, details)
         note(f"fitting the baselines {', '.join(options.baselines)} to {describe_sequences(training)}")
         fitted = fit_named_baselines(training, options.lengths, options.seed, options.baselines)
+    model = model.to(placement.device)
     scoring = ScoringModel(model) if quantiles is None else ScoringModel(model, quantiles.basis)
-    rows = accuracy_by_length(
-        classifiers_of(scoring, fitted), test, options.lengths, per_class=options.per_class, seed=options.seed
-    )
     detected = []
-    if quantiles is not None:
-        detected = detect_ood(scoring, quantiles, ood_genomes, per_genome=options.per_class, seed=options.seed)
+    with placement.autocast():
+        rows = accuracy_by_length(
+            classifiers_of(scoring, fitted), test, options.lengths, per_class=options.per_class, seed=options.seed
+        )
+        if quantiles is not None:
+            detected = detect_ood(scoring, quantiles, ood_genomes, per_genome=options.per_class, seed=options.seed)
     _write(options, rows, detected, fitted, len(model.config.class_names))
     return rows
 

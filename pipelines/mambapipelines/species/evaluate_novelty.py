@@ -39,9 +39,9 @@ from genomamba.classification.novelty import (
 )
 from genomamba.data.genomes import GenomeCollection, GenomeSpecification, load_genomes
 from genomamba.data.windows import evaluation_windows
-from genomamba.models.device import device_of
 from genomamba.models.species_classifier import SpeciesClassifier
 from genomamba.tokenizer import Tokens
+from mambacore.devices import device_of, from_numpy, to_numpy
 from mambacore.errors import InputError
 from mambapipelines.console import WorkProgress, note
 
@@ -119,7 +119,7 @@ class ScoringModel:
         if kind == STACK:
             device = device_of(self.model)
             with torch.inference_mode():
-                logits = self.model.logits(torch.from_numpy(stack.copy()).to(device), length).double().cpu().numpy()
+                logits = to_numpy(self.model.logits(from_numpy(stack, device), length), torch.float64)
         else:
             logits = combination.alone[kind].logits(counted, lengths)
         probabilities = softmax(logits, axis=1)

@@ -215,8 +215,7 @@ class TrainingSession:
     def _introduce_state(self) -> None:
         """Say where a resumed run stands, and where the work is done."""
         state, now = self.state, torch.get_num_threads()
-        because = f": {self.placement.reason}" if self.placement.reason is not None else ""
-        self.progress.note(f"computing on {self.placement.describe()}{because}")
+        self.progress.note(self.placement.sentence())
         if state is not None:
             self.progress.note(f"resuming after step {state.step} of {state.schedule.total_steps}")
             if state.threads != now:

@@ -21,7 +21,8 @@ from audiomamba.metrics.scores import half_sample_interval
 from audiomamba.models import WaveformModel, load_waveform_model
 from audiomamba.models.clip_classifier import ClipClassifier, load_clip_classifier
 from mambacore.errors import InputError
-from mambapipelines.console import WorkProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note
+from mambapipelines.device import begin_computing
 from mambapipelines.files import write_whole
 from mambapipelines.training.metrics import METRICS_NAME
 from mambapipelines.training.options import RUN_FOLDER_NAME
@@ -57,6 +58,8 @@ class AudioEvaluationOptions:
     output: Path | None = None
     seed: int = 0
     threads: int | None = None
+    device: str = "auto"
+    precision: str = "float32"
 
 
 def evaluate_audio(options: AudioEvaluationOptions) -> list[ScoredSet]:
@@ -71,9 +74,11 @@ def evaluate_audio(options: AudioEvaluationOptions) -> list[ScoredSet]:
     for name in ROW_NAMES:
         if name in models or name in clips:
             raise InputError(f"{name!r} is the name of a row of its own: choose another name.")
-    use_threads(options.threads)
-    classifier = None if options.classifier is None else load_clip_classifier(options.classifier)[0]
-    loaded = {name: load_waveform_model(folder) for name, folder in models.items()}
+    placement = begin_computing(options.device, options.precision, options.threads)
+    device = placement.device
+    classifier = None if options.classifier is None else load_clip_classifier(options.classifier)[0].to(device)
+    read = {name: load_waveform_model(folder) for name, folder in models.items()}
+    loaded = {name: (model.to(device), details) for name, (model, details) in read.items()}
     found_clips = {name: find_audio_files(folder) for name, folder in clips.items()}
     splits = labelled_splits(
         options.data,
@@ -94,7 +99,8 @@ def evaluate_audio(options: AudioEvaluationOptions) -> list[ScoredSet]:
     bad = BadFiles(options.skip_bad)
     likelihoods, facts = {}, {}
     for name, (model, details) in loaded.items():
-        likelihoods[name] = _likelihoods(name, model, details, splits["test"], options.data, bad)
+        with placement.autocast():
+            likelihoods[name] = _likelihoods(name, model, details, splits["test"], options.data, bad)
         facts[name] = _facts(models[name], model, details, likelihoods[name], options)
     if classifier is None:
         rows = [ScoredSet(name, model=found) for name, found in facts.items()]

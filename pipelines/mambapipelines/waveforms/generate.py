@@ -20,7 +20,8 @@ from audiomamba.metrics.scores import likelihood_rejection
 from audiomamba.metrics.selection import flags_of, likelihoods_of_real_clips
 from audiomamba.models import WaveformModel
 from mambacore.errors import InputError
-from mambapipelines.console import WorkProgress, note, use_threads
+from mambapipelines.console import WorkProgress, note
+from mambapipelines.device import begin_computing
 from mambapipelines.files import write_whole
 from mambapipelines.pages.clips import clip_page
 from mambapipelines.pages.html import Table
@@ -55,6 +56,7 @@ class WaveformGenerationOptions:
             than the middle 90 % of the clips in `real`; `None` keeps all.
         real: a folder of real clips that the model was not trained on.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
+        device: see `mambapipelines.device.choose`.
     """
 
     model: Path
@@ -73,6 +75,7 @@ class WaveformGenerationOptions:
     reject: str | None = None
     real: Path | None = None
     threads: int | None = None
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,8 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
         InputError: a mistake in the options, a model or prompt that cannot be read, or a disk that is full.
     """
     _check(options)
-    use_threads(options.threads)
-    generator = load(options.model)
+    placement = begin_computing(options.device, threads=options.threads)
+    generator = load(options.model, placement.device)
     labels = parse_labels(options.labels, generator.label_sets)
     check_guidance(options.guidance, labels)
     real = None if options.real is None else real_bits_per_sample(generator.model, options.real)

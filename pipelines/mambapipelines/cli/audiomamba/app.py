@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
+    DeviceOption,
     HostOption,
     LargestUploadOption,
     PortOption,
@@ -24,6 +25,7 @@ def app(
     largest_upload: LargestUploadOption = 64.0,
     longest_seconds: Annotated[float, typer.Option(help="Longer clips are refused.")] = 30.0,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Open a page on this machine: generate clips, continue an uploaded one, see and hear them.
 
@@ -41,4 +43,4 @@ def app(
     check_largest_upload(largest_upload)
     if not longest_seconds > 0:
         raise input_error(f"--longest-seconds is {longest_seconds}: give seconds greater than 0.")
-    serve(page.clip_app(model, longest_seconds, threads), host, port, largest_upload)
+    serve(page.clip_app(model, longest_seconds, threads, device), host, port, largest_upload)

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
+    DeviceOption,
+    InferencePrecisionOption,
     LabelPatternOption,
     SeedOption,
     SkipBadOption,
@@ -54,6 +56,8 @@ def evaluate(
     ] = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "float32",
 ) -> None:
     """Score models' likelihoods of test clips, and generated clips beside real ones, in one table.
 
@@ -93,5 +97,7 @@ def evaluate(
             output=output,
             seed=seed,
             threads=threads,
+            device=device,
+            precision=precision,
         )
     )

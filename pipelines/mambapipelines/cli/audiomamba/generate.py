@@ -5,7 +5,11 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import SeedOption, ThreadsOption
+from mambapipelines.cli.options import (
+    DeviceOption,
+    SeedOption,
+    ThreadsOption,
+)
 
 
 def generate(
@@ -56,6 +60,7 @@ def generate(
         Path | None, typer.Option(metavar="DIR", help="Real clips, not trained on, for --reject search.")
     ] = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Generate clips, or continue one.
 
@@ -93,5 +98,6 @@ def generate(
             reject=reject,
             real=real,
             threads=threads,
+            device=device,
         )
     )

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import HostOption, LargestUploadOption, PortOption, ThreadsOption, check_largest_upload
+from mambapipelines.cli.options import (
+    DeviceOption,
+    HostOption,
+    LargestUploadOption,
+    PortOption,
+    ThreadsOption,
+    check_largest_upload,
+)
 
 
 def app(
@@ -17,6 +24,7 @@ def app(
     largest_upload: LargestUploadOption = 64.0,
     most_bases: Annotated[int, typer.Option(metavar="BP", min=1, help="Refuse longer inputs.")] = 20_000_000,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Open a local page: paste or upload FASTA, see the calls and the classes along each record.
 
@@ -32,4 +40,4 @@ def app(
     from mambapipelines.apps.species import species_page  # noqa: PLC0415
 
     check_largest_upload(largest_upload)
-    serve(species_page(model, most_bases, threads), host, port, largest_upload)
+    serve(species_page(model, most_bases, threads, device), host, port, largest_upload)

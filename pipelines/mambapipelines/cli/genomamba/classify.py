@@ -5,7 +5,12 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import ModelArgument, ThreadsOption
+from mambapipelines.cli.options import (
+    DeviceOption,
+    InferencePrecisionOption,
+    ModelArgument,
+    ThreadsOption,
+)
 
 
 def classify(
@@ -21,6 +26,8 @@ def classify(
         typer.Option("--output", "-o", metavar="FILE", help="File for the table.", show_default="standard output"),
     ] = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "float32",
     min_length: Annotated[int, typer.Option(metavar="BP", help="Leave shorter records unclassified.")] = 1,
     unknown_below: Annotated[
         float, typer.Option(metavar="P", help="Call a record unknown if its best class has a probability below P.")
@@ -101,6 +108,8 @@ def classify(
             sources=fasta,
             output=output,
             threads=threads,
+            device=device,
+            precision=precision,
             minimum_length=min_length,
             unknown_below=unknown_below,
             report=report,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import SeedOption, SetOption, ThreadsOption
+from mambapipelines.cli.options import DeviceOption, SeedOption, SetOption, ThreadsOption
 
 
 def demo(
@@ -22,6 +22,7 @@ def demo(
     changes: SetOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Run every step on simulated genomes of five species; no data needed.
 
@@ -35,5 +36,13 @@ def demo(
     from mambapipelines.species.demo import DemoOptions, run_demo  # noqa: PLC0415
 
     run_demo(
-        DemoOptions(output=output, minutes=minutes, recipe=recipe, changes=changes or (), seed=seed, threads=threads)
+        DemoOptions(
+            output=output,
+            minutes=minutes,
+            recipe=recipe,
+            changes=changes or (),
+            seed=seed,
+            threads=threads,
+            device=device,
+        )
     )

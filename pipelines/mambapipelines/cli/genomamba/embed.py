@@ -5,7 +5,12 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import LanguageModelArgument, ThreadsOption
+from mambapipelines.cli.options import (
+    DeviceOption,
+    InferencePrecisionOption,
+    LanguageModelArgument,
+    ThreadsOption,
+)
 
 
 def embed(
@@ -44,6 +49,8 @@ def embed(
         typer.Option(metavar="BP", help="Distance between the starts of consecutive windows.", show_default="--window"),
     ] = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "float32",
 ) -> None:
     """Embed records, regions or windows as vectors.
 
@@ -73,5 +80,7 @@ def embed(
             window=window,
             stride=stride,
             threads=threads,
+            device=device,
+            precision=precision,
         )
     )

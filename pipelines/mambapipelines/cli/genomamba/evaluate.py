@@ -7,7 +7,9 @@ import typer
 
 from mambapipelines.cli.options import (
     BaselineOption,
+    DeviceOption,
     GenomeListOption,
+    InferencePrecisionOption,
     ModelArgument,
     SeedOption,
     ThreadsOption,
@@ -65,6 +67,8 @@ def evaluate(
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Plot accuracy by length.")] = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "float32",
 ) -> None:
     """Measure accuracy by length on held-out sequences, beside baselines on the same windows.
 
@@ -108,6 +112,8 @@ def evaluate(
             plot=plot,
             seed=seed,
             threads=threads,
+            device=device,
+            precision=precision,
             ood_genomes=genome_specifications([*(ood or ()), *(outsider or ())]),
         )
     )

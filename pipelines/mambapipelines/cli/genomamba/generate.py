@@ -5,7 +5,12 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import LanguageModelArgument, SeedOption, ThreadsOption
+from mambapipelines.cli.options import (
+    DeviceOption,
+    LanguageModelArgument,
+    SeedOption,
+    ThreadsOption,
+)
 
 
 def generate(
@@ -27,6 +32,7 @@ def generate(
         typer.Option("--output", "-o", metavar="FILE", help="FASTA file to write.", show_default="standard output"),
     ] = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Sample DNA from a causal language model, as FASTA.
 
@@ -52,5 +58,6 @@ def generate(
             seed=seed,
             output=output,
             threads=threads,
+            device=device,
         )
     )

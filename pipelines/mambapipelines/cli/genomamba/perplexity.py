@@ -6,7 +6,9 @@ from typing import Annotated, cast
 import typer
 
 from mambapipelines.cli.options import (
+    DeviceOption,
     GenomesOption,
+    InferencePrecisionOption,
     IntervalsOption,
     TestChromosomesOption,
     ThreadsOption,
@@ -47,6 +49,8 @@ def perplexity(
         typer.Option("--output", "-o", metavar="FILE.tsv", help="File for the table.", show_default="standard output"),
     ] = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "float32",
 ) -> None:
     """Measure the perplexity per base of a language model, beside Markov models of all orders.
 
@@ -81,5 +85,7 @@ def perplexity(
             markov_order=markov_order if markov else None,
             output=output,
             threads=threads,
+            device=device,
+            precision=precision,
         )
     )

@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import IntervalReferenceOption, RecordsOption, ThreadsOption
+from mambapipelines.cli.options import (
+    DeviceOption,
+    InferencePrecisionOption,
+    IntervalReferenceOption,
+    RecordsOption,
+    ThreadsOption,
+)
 
 
 def predict(
@@ -23,6 +29,8 @@ def predict(
         typer.Option("--output", "-o", metavar="FILE", help="File for the table.", show_default="standard output"),
     ] = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "float32",
 ) -> None:
     """Predict labels for sequences with a fine-tuned model.
 
@@ -45,5 +53,7 @@ def predict(
             reference=reference,
             output=output,
             threads=threads,
+            device=device,
+            precision=precision,
         )
     )

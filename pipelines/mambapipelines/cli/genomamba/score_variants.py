@@ -5,7 +5,11 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import ThreadsOption
+from mambapipelines.cli.options import (
+    DeviceOption,
+    InferencePrecisionOption,
+    ThreadsOption,
+)
 
 
 def score_variants(
@@ -46,6 +50,8 @@ def score_variants(
         typer.Option(metavar="FILE", help="Two columns: contig name in the VCF, contig name in the FASTA."),
     ] = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "float32",
 ) -> None:
     """Score variants by the likelihood ratio of alternative and reference allele, in windows of equal length.
 
@@ -75,5 +81,7 @@ def score_variants(
             both_strands=both_strands,
             chromosome_map=chromosome_map,
             threads=threads,
+            device=device,
+            precision=precision,
         )
     )

@@ -5,7 +5,12 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import LanguageModelArgument, ThreadsOption
+from mambapipelines.cli.options import (
+    DeviceOption,
+    InferencePrecisionOption,
+    LanguageModelArgument,
+    ThreadsOption,
+)
 
 
 def track(
@@ -37,6 +42,8 @@ def track(
         int, typer.Option(metavar="BP", help="Masked models: length of the window around each base.")
     ] = 1024,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "float32",
 ) -> None:
     """Write the log-likelihood (in nats) of every base of a genome, or of regions of it.
 
@@ -62,5 +69,7 @@ def track(
             context=context,
             window=window,
             threads=threads,
+            device=device,
+            precision=precision,
         )
     )

@@ -1,0 +1,39 @@
+"""Commands that train nothing on a device that mixes nothing with the CPU: the CPU's figures, in both precisions."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tolerances import BFLOAT16, FLOAT32
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+def figures(group: str, folder: Path) -> tuple[dict[str, list[float]], str]:
+    """How far every command of a group is from the CPU, and what was said."""
+    done = subprocess.run(
+        [sys.executable, str(SUPPORT / "device_commands.py"), group, str(folder)],
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.mark.parametrize("group", ["classifier_commands", "language_commands", "waveform_commands"])
+def test_commands_compute_on_the_device_what_they_compute_on_the_cpu(group: str, tmp_path: Path) -> None:
+    found, said = figures(group, tmp_path)
+    assert said.count("computing on pretend:0, float32") == len(found)
+    low = {name: both[1] for name, both in found.items() if len(both) > 1}
+    assert said.count("computing on pretend:0, bfloat16") >= len(low) > 0
+    assert {name: both[0] for name, both in found.items() if both[0] > FLOAT32} == {}
+    assert {name: error for name, error in low.items() if error > BFLOAT16} == {}
+    assert max(low.values()) > 0
+
+
+def test_models_loaded_from_python_and_pages_compute_on_the_device(tmp_path: Path) -> None:
+    found, _ = figures("python_and_pages", tmp_path)
+    assert len(found) == 4
+    assert max(error for errors in found.values() for error in errors) < FLOAT32
