@@ -22,6 +22,7 @@ from genomamba.tokenizer import (
     UNKNOWN_TOKEN,
     CharacterTokenizer,
 )
+from mambacore.devices import wide_dtype
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
 from mambacore.layers import POOLINGS, PoolingState
@@ -166,7 +167,7 @@ class SequenceModel(nn.Module):
         if self.config.pooling == "last":
             return self._head(hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1])
         present = torch.arange(length, device=tokens.device) < lengths[:, None]
-        total = torch.where(present.unsqueeze(-1), hidden, 0.0).sum(dim=1, dtype=torch.float64)
+        total = torch.where(present.unsqueeze(-1), hidden, 0.0).sum(dim=1, dtype=wide_dtype(hidden.device))
         return self._head((total / lengths[:, None]).to(hidden.dtype))
 
     def reverse_complement(self, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from genomamba.class_names import check_class_names
 from genomamba.classification.combination import Combination
 from genomamba.classification.parts import CountedParts, is_part_tensor
 from genomamba.tokenizer import CharacterTokenizer
+from mambacore.devices import wide_dtype
 from mambacore.errors import InputError
 from mambacore.hub import find_model_folder
 from mambacore.layers import POOLINGS, ContextEmbedding, PoolingState, ResidualStack, parameters_without_decay
@@ -254,7 +255,9 @@ class SpeciesClassifier(nn.Module):
         here = torch.where(known, bases, 0)[:, :, None, None].expand(-1, -1, classes, 1)
         likelihood = predicted.gather(3, here).squeeze(3) * known.unsqueeze(-1)
         pooled = (
-            PoolingState(hidden.new_zeros(batch, classes, dtype=torch.float64), 0) if state is None else state.evidence
+            PoolingState(hidden.new_zeros(batch, classes, dtype=wide_dtype(hidden.device)), 0)
+            if state is None
+            else state.evidence
         )
         outgoing = ClassifierState(
             contexts, evidence_contexts, stack_state, following[:, -1] if length else first, pooled

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genomamba.data.targets import TargetDescription, Targets
+from mambacore.devices import wide_dtype, widened
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class SequenceLoss:
             losses = F.binary_cross_entropy_with_logits(outputs, known.to(outputs.dtype), reduction="none")
         else:
             means, deviations = (
-                torch.tensor(values, dtype=torch.float64, device=targets.device)
+                torch.tensor(values, dtype=wide_dtype(targets.device), device=targets.device)
                 for values in (self.description.means, self.description.deviations)
             )
-            losses = (outputs - ((known.double() - means) / deviations).to(outputs.dtype)) ** 2
+            losses = (outputs - ((widened(known) - means) / deviations).to(outputs.dtype)) ** 2
         return (losses * weights).sum() / weights.sum().clamp(min=1e-12)

@@ -49,8 +49,14 @@ class Placement:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def put(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The tensors on the device; copies from pinned memory go on beside the computation."""
-        return tuple(tensor.to(self.device, non_blocking=tensor.is_pinned()) for tensor in tensors)
+        """The tensors on the device, float64 in its widest type; copies from pinned memory overlap the computation."""
+        import torch  # noqa: PLC0415
+
+        from mambacore.devices import wide_dtype  # noqa: PLC0415
+
+        wide = wide_dtype(self.device)
+        narrowed = (tensor.to(wide) if tensor.dtype == torch.float64 else tensor for tensor in tensors)
+        return tuple(tensor.to(self.device, non_blocking=tensor.is_pinned()) for tensor in narrowed)
 
     def describe(self) -> str:
         """In words: `cuda:0 (NVIDIA H200), bfloat16`."""
@@ -70,7 +76,7 @@ def choose(device: str = "auto", precision: str = "auto") -> Placement:
 
     Args:
         device: `auto` (CUDA with capability 8.0 or above, else the CPU), `cpu`, `cuda` (the device of the local rank),
-            `cuda:N`, or the name of another device that PyTorch has been taught.
+            `cuda:N`, `mps`, or the name of another device that PyTorch has been taught.
         precision: `auto` (bfloat16 where the device multiplies in it), `float32` or `bfloat16`.
 
     Raises:
@@ -125,11 +131,14 @@ def _device(text: str) -> tuple[torch.device, str | None]:
     try:
         device = torch.device(text)
     except RuntimeError:
-        raise InputError(f"--device is {text!r}: use auto, cpu, cuda or cuda:N.") from None
+        raise InputError(f"--device is {text!r}: use auto, cpu, cuda, cuda:N or mps.") from None
     if device.type == "cpu":
         return torch.device("cpu"), None
     if device.type == "mps":
-        raise InputError("--device mps is not supported: some results are computed in float64, which it lacks.")
+        # Only when asked for: sums and angles are in float32 there, and nothing has been measured on it.
+        if not torch.backends.mps.is_available():
+            raise InputError("--device is mps, and PyTorch sees no Apple GPU here: use auto or cpu.")
+        return torch.device("mps"), None
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise InputError(f"--device is {text}, and PyTorch sees no CUDA device here: use auto or cpu.")
@@ -142,7 +151,7 @@ def _device(text: str) -> tuple[torch.device, str | None]:
         return device, None
     module = getattr(torch, device.type, None)
     if module is None or not module.is_available():
-        raise InputError(f"--device is {text!r}, which this machine lacks: use auto, cpu, cuda or cuda:N.")
+        raise InputError(f"--device is {text!r}, which this machine lacks: use auto, cpu, cuda, cuda:N or mps.")
     return torch.device(device.type, device.index or 0), None
 
 

@@ -2,12 +2,17 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
+from mambacore.devices import wide_dtype
 from mambacore.errors import InputError
 from mambapipelines.device import Placement, choose, local_rank
+from mambapipelines.training import sharding
+from mambapipelines.training.ranks import join_ranks
 
 Machine = Callable[[int, tuple[int, int]], None]
 
@@ -85,9 +90,9 @@ def test_processes_of_torchrun_and_slurm_take_a_gpu_each(
     ("device", "precision", "expected"),
     [
         ("cuda", "auto", "--device is cuda, and PyTorch sees no CUDA device here"),
-        ("gpu", "auto", "--device is 'gpu': use auto, cpu, cuda or cuda:N"),
+        ("gpu", "auto", "--device is 'gpu': use auto, cpu, cuda, cuda:N or mps"),
         ("xpu", "auto", "--device is 'xpu', which this machine lacks"),
-        ("mps", "auto", "--device mps is not supported"),
+        ("mps", "auto", "--device is mps, and PyTorch sees no Apple GPU here"),
         ("cpu", "float16", "--precision is 'float16': use one of auto, float32, bfloat16"),
     ],
 )
@@ -106,3 +111,45 @@ def test_precision_auto_is_that_of_the_processor(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
         assert choose("cpu", "auto").precision == expected
         assert choose("cpu", "float32").precision == "float32"
+
+
+def test_an_apple_gpu_is_taken_when_asked_for_and_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose("auto", "float32").device.type != "mps"
+    assert choose("mps") == Placement(torch.device("mps"), "float32")
+    assert wide_dtype(torch.device("mps")) == wide_dtype("mps:0") == torch.float32
+    assert wide_dtype("cuda:1") == wide_dtype(torch.device("cpu")) == torch.float64
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_of_several_processes_meets_the_others_from_its_own_gpu(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, strategy: str, rank: int
+) -> None:
+    machine(2)
+    started: list[tuple[str, dict[str, Any]]] = []
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    for name, value in (launched | {"TORCHELASTIC_RUN_ID": "run", "MASTER_ADDR": "here", "MASTER_PORT": 1}).items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(distributed, "init_process_group", lambda backend, **more: started.append((backend, more)))
+    monkeypatch.setattr(distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    placement = choose()
+    assert placement.device == torch.device("cuda", rank)
+    assert machine.chosen == [placement.device]  # type: ignore[attr-defined]
+    ranks = join_ranks(strategy, 1, placement.device)
+    assert (ranks.rank, ranks.count, ranks.sharded) == (rank, 2, strategy == "fsdp")
+    (backend, more), *others = started
+    # Gradients and states travel between the GPUs, numbers that the processes agree on between the CPUs.
+    assert backend == "cpu:gloo,cuda:nccl"
+    assert (more["rank"], more["world_size"], others) == (rank, 2, [])
+
+
+def test_parameters_are_divided_on_a_mesh_of_the_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    meshes: list[tuple[str, tuple[int, ...]]] = []
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(sharding, "init_device_mesh", lambda kind, shape: meshes.append((kind, shape)))
+    monkeypatch.setattr(sharding, "fully_shard", lambda module, **_: module)
+    sharding.shard(torch.nn.Linear(2, 2), torch.device("cuda", 1))
+    assert meshes == [("cuda", (2,))]

@@ -1,6 +1,7 @@
 """Commands that train nothing on a device that mixes nothing with the CPU: the CPU's figures, in both precisions."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,11 @@ from tolerances import BFLOAT16, FLOAT32
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
-def figures(group: str, folder: Path) -> tuple[dict[str, list[float]], str]:
+def figures(group: str, folder: Path, **environment: str) -> tuple[dict[str, list[float]], str]:
     """How far every command of a group is from the CPU, and what was said."""
     done = subprocess.run(
         [sys.executable, str(SUPPORT / "device_commands.py"), group, str(folder)],
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=280, check=False, env=os.environ | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
@@ -37,3 +38,10 @@ def test_models_loaded_from_python_and_pages_compute_on_the_device(tmp_path: Pat
     found, _ = figures("python_and_pages", tmp_path)
     assert len(found) == 4
     assert max(error for errors in found.values() for error in errors) < FLOAT32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["classifier_commands", "language_commands", "waveform_commands", "python_and_pages"])
+def test_commands_need_no_float64_of_a_device(group: str, tmp_path: Path) -> None:
+    found, _ = figures(group, tmp_path, PRETEND_WITHOUT_FLOAT64="1")
+    assert {name: both[0] for name, both in found.items() if both[0] > FLOAT32} == {}

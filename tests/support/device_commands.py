@@ -1,4 +1,4 @@
-"""Commands that train nothing, on the pretended device, in a process of their own: `python device_commands.py GROUP DIR`.
+"""Commands other than training on the pretended device, in their own process: `python device_commands.py GROUP DIR`.
 
 Each is run on the CPU and on the device, in float32, and in bfloat16 on the device where it has `--precision`. Printed
 as JSON: for each command how far its figures in float32 and bfloat16 are from the CPU's, relative to the largest.
@@ -67,14 +67,18 @@ def language_commands(folder: Path) -> Runs:
     causal, masked = str(folder / "causal"), str(folder / "masked")
     reference = ["--reference", str(folder / "genome.fa")]
     variants = [str(folder / "variants.vcf"), *reference, "--window", "32"]
+    region = [*reference, "--region", "chr1:150-200"]
     yeast = ["--reference", yeast_like(folder), "--valid-chromosomes", "chr3", "--test-chromosomes", "chr4"]
     return {
         "embed": (["genomamba", "embed", causal, str(folder / "contigs.fa"), "--both-strands"], "vectors.npz"),
         "embed masked": (["genomamba", "embed", masked, str(folder / "contigs.fa"), "--pooling", "max"], "more.npz"),
         "score-variants": (["genomamba", "score-variants", causal, *variants], None),
         "score-variants masked": (["genomamba", "score-variants", masked, *variants], None),
-        "track": (["genomamba", "track", causal, *reference, "--region", "chr1:150-200", "--context", "64"], None),
-        "track masked": (["genomamba", "track", masked, *reference, "--region", "chr1:150-200", "--window", "32"], None),
+        "track": (["genomamba", "track", causal, *region, "--context", "64"], None),
+        "track masked": (
+            ["genomamba", "track", masked, *region, "--window", "32"],
+            None,
+        ),
         "generate": (["genomamba", "generate", causal, "--length", "12", "--records", "2", "--prompt", "ACGTT"], None),
         "perplexity": (
             ["genomamba", "perplexity", causal, *yeast, "--lengths", "64", "--bases", "256", "--no-markov"],

@@ -13,6 +13,7 @@ Run a command on it, in a process of its own:
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import Any, Final
 
@@ -20,8 +21,12 @@ import torch
 import torch.utils._mode_utils
 from torch.utils._pytree import tree_flatten, tree_map
 
+from mambacore import devices
+
 NAME: Final = "pretend"
 DEVICE_COUNT: Final = 2
+WITHOUT_FLOAT64: Final = "PRETEND_WITHOUT_FLOAT64"
+"""Environment variable: the device has no float64, as Apple's GPUs."""
 # Operators that carry numbers from one device to another.
 TRANSFERS: Final = {"aten._to_copy", "aten.copy_", "aten.copy", "aten.set_"}
 # Operators that take indices from the CPU, as CUDA's do.
@@ -79,6 +84,8 @@ class PretendTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, numbers: torch.Tensor, device: torch.device) -> PretendTensor:
+        if NAME in devices.WITHOUT_FLOAT64 and numbers.dtype in (torch.float64, torch.complex128):
+            raise TypeError(f"the device {NAME} has no {numbers.dtype}")
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             numbers.size(),
@@ -198,6 +205,8 @@ def _tensor_from_values(*arguments: Any, device: Any = None, **options: Any) -> 
     return made.to(device)
 
 
+if WITHOUT_FLOAT64 in os.environ:
+    devices.WITHOUT_FLOAT64.add(NAME)
 _torch_tensor = torch.tensor
 _LIBRARIES = _install()
 torch.tensor = _tensor_from_values

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambacore.backends import compute_dtype
+from mambacore.devices import wide_dtype
 from mambacore.layers.mixer import Mixer, register_mixer
 from mambacore.packing import record_numbers
 
@@ -56,8 +57,10 @@ def rotated(vectors: Tensor, first_position: int, base: float) -> Tensor:
         base: pair i of `head_width / 2` turns by `base ** (-2 i / head_width)` per position.
     """
     length, head_width = vectors.shape[1], vectors.shape[-1]
-    position = torch.arange(first_position, first_position + length, dtype=torch.float64, device=vectors.device)
-    exponent = torch.arange(0, head_width, 2, dtype=torch.float64, device=vectors.device) / head_width
+    position = torch.arange(
+        first_position, first_position + length, dtype=wide_dtype(vectors.device), device=vectors.device
+    )
+    exponent = torch.arange(0, head_width, 2, dtype=wide_dtype(vectors.device), device=vectors.device) / head_width
     angle = (position[:, None] * base**-exponent).unsqueeze(1)  # (length, 1, head_width / 2)
     dtype = compute_dtype(vectors.dtype)
     cosine, sine = angle.cos().to(dtype), angle.sin().to(dtype)

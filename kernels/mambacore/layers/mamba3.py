@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambacore.backends import compute_dtype
+from mambacore.devices import wide_dtype, widened
 from mambacore.layers.mamba2 import check_groups, head_width_for
 from mambacore.layers.mixer import Mixer, register_mixer
 from mambacore.layers.norm import RootMeanSquareNorm
@@ -41,7 +42,7 @@ def running_angles(turns: Tensor, initial: Tensor | None, resets: Tensor | None,
     In float64: over a million positions, float32 would lose the phase. Records are summed apart, in a number of passes
     that is logarithmic: differences of sums over all would leave roundings of their neighbours in them.
     """
-    total = (turns.flip(1) if reverse else turns).double()
+    total = widened(turns.flip(1) if reverse else turns)
     if resets is None:
         total = total.cumsum(1)
         inside = None
@@ -212,7 +213,7 @@ class Mamba3Mixer(Mixer):
         """The angles at every position, (batch, length, heads, angles), and after the sequence, modulo 2 pi."""
         turns = (math.pi * torch.tanh(raw_turn)).unsqueeze(2) * step.unsqueeze(-1)
         resets = None if sequence_starts is None else resets_before(sequence_starts, reverse)
-        nothing = turns.new_zeros(turns.shape[0], *turns.shape[2:], dtype=torch.float64)
+        nothing = turns.new_zeros(turns.shape[0], *turns.shape[2:], dtype=wide_dtype(turns.device))
 
         def run(initial: Tensor | None) -> tuple[Tensor, Tensor]:
             total = running_angles(turns, initial, resets, reverse)
@@ -224,7 +225,7 @@ class Mamba3Mixer(Mixer):
             run,
             final_state=lambda initial: run(initial)[1],
             total_decay=lambda: torch.ones_like(nothing[:, :1, :1]),
-            initial_state=None if state is None else state.angle.double(),
+            initial_state=None if state is None else widened(state.angle),
             sequence_starts=sequence_starts,
             reverse=reverse,
         )

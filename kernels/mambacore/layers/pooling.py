@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mambacore.devices import wide_dtype, widened
 from mambacore.parallel import RankGroup, active_ranks, gather_over_ranks
 
 
@@ -25,7 +26,10 @@ class MeanPooling(nn.Module):
     def forward(self, sequence: Tensor, state: PoolingState | None = None) -> tuple[Tensor, PoolingState]:
         """(batch, length, channels) and what was pooled before to the mean (batch, channels) and the new state."""
         ranks, before = active_ranks(), _before(sequence, state)
-        total, positions = sequence.sum(dim=1, dtype=torch.float64) + before.total, sequence.shape[1] + before.positions
+        total, positions = (
+            sequence.sum(dim=1, dtype=wide_dtype(sequence.device)) + before.total,
+            sequence.shape[1] + before.positions,
+        )
         if ranks is not None:
             totals, counts = _of_all_ranks(ranks, total, positions)
             total, positions = totals.sum(0), sum(counts)
@@ -40,7 +44,7 @@ class LastPooling(nn.Module):
         ranks, last = active_ranks(), _before(sequence, state)
         if sequence.shape[1] > 0:
             # Chosen from a stack for backward to reach the state on all ranks, also where there is no new position.
-            last = PoolingState(torch.stack([last.total, sequence[:, -1].double()])[1], 1)
+            last = PoolingState(torch.stack([last.total, widened(sequence[:, -1])])[1], 1)
         if ranks is not None:
             lasts, counts = _of_all_ranks(ranks, last.total, last.positions)
             filled = [rank for rank in range(ranks.count) if counts[rank] > 0]
@@ -54,7 +58,7 @@ def _before(sequence: Tensor, state: PoolingState | None) -> PoolingState:
     Depends, if only by zeros, on the sequence and on the state: on every rank backward has to reach the exchanges that
     these come from.
     """
-    nothing = PoolingState(sequence[:, :0].sum(dim=1, dtype=torch.float64), 0)
+    nothing = PoolingState(sequence[:, :0].sum(dim=1, dtype=wide_dtype(sequence.device)), 0)
     ranks = active_ranks()
     if state is None or ranks is None:
         return nothing if state is None else state

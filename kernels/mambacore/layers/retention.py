@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambacore.backends import compute_dtype
+from mambacore.devices import wide_dtype
 from mambacore.layers.attention import even_head_count, rotated
 from mambacore.layers.linear_attention import chunkwise_attention
 from mambacore.layers.mixer import Mixer, check_state, register_mixer
@@ -75,7 +76,8 @@ class RetentionMixer(Mixer):
     @property
     def log_decay(self) -> Tensor:
         """(heads,), float64: the logarithm of what a head keeps per position."""
-        number = torch.arange(self.heads, dtype=torch.float64, device=self.norm.weight.device)
+        device = self.norm.weight.device
+        number = torch.arange(self.heads, dtype=wide_dtype(device), device=device)
         return torch.log1p(-(2.0 ** -(FIRST_DECAY_EXPONENT + number)))
 
     def forward(

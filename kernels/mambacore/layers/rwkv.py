@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mambacore.devices import widened
 from mambacore.layers.mixer import Mixer, register_mixer
 from mambacore.scan import selective_scan
 
@@ -78,7 +79,7 @@ class RWKVMixer(Mixer):
         """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
         if state is None:
             nothing = sequence.new_zeros(sequence.shape[0], sequence.shape[2])
-            average = nothing.double()
+            average = widened(nothing)
             state = RWKVState(nothing, average, torch.full_like(average, -torch.inf))
         if sequence.shape[1] == 0:
             return sequence, state
@@ -125,7 +126,7 @@ def weighted_averages(
     Returns:
         The averages (batch, length, channels) and the two numbers per channel for what follows, all float64.
     """
-    keys, values, average, log_weight = (tensor.double() for tensor in (keys, values, average, log_weight))
+    keys, values, average, log_weight = (widened(tensor) for tensor in (keys, values, average, log_weight))
     # Of the finite keys: relative to an infinite one, all positions before it would weigh the same.
     lowest = torch.finfo(keys.dtype).min
     finite = keys.detach().nan_to_num(nan=lowest, posinf=lowest, neginf=lowest)
@@ -134,7 +135,7 @@ def weighted_averages(
     weight_before = torch.exp(log_weight - largest)
     drives = torch.cat([weight * values, weight], dim=-1)
     before = torch.cat([weight_before * average, weight_before], dim=-1)
-    decay_rate = torch.exp(log_decay_rate.double()).repeat(2).unsqueeze(-1)
+    decay_rate = torch.exp(widened(log_decay_rate)).repeat(2).unsqueeze(-1)
     one = torch.ones_like(decay_rate)
     sums, final = selective_scan(
         drives,
@@ -147,7 +148,7 @@ def weighted_averages(
         sequence_starts=sequence_starts,
     )
     past = _previous(sums, before, sequence_starts)
-    numerator, denominator = (past + torch.exp(bonus.double()).repeat(2) * drives).chunk(2, dim=-1)
+    numerator, denominator = (past + torch.exp(widened(bonus)).repeat(2) * drives).chunk(2, dim=-1)
     final_numerator, final_denominator = final.squeeze(-1).chunk(2, dim=-1)
     return numerator / denominator, final_numerator / final_denominator, largest + final_denominator.log()
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambacore.backends import compute_dtype, native_library_for, state_dtype
+from mambacore.devices import widened
 from mambacore.layers.mixer import Mixer, register_mixer
 from mambacore.layers.selective import as_complex, initial_step_bias
 from mambacore.layers.state_matrices import initial_state_matrix
@@ -109,13 +110,13 @@ class S4DMixer(Mixer):
 
     def step_size(self) -> Tensor:
         """Delta (channels,), float64: the length of a step at the present sampling rate."""
-        return F.softplus(self.step_bias.double()) * self.sampling_rate_factor
+        return F.softplus(widened(self.step_bias)) * self.sampling_rate_factor
 
     @property
     def state_matrix(self) -> Tensor:
         """A (channels, state_size), float64 or complex128, with a negative real part."""
-        decay_rate = -torch.exp(self.log_decay_rate.double())
-        return decay_rate if self.frequency is None else torch.complex(decay_rate, self.frequency.double())
+        decay_rate = -torch.exp(widened(self.log_decay_rate))
+        return decay_rate if self.frequency is None else torch.complex(decay_rate, widened(self.frequency))
 
     def forward(
         self, sequence: Tensor, state: S4DState | None = None, sequence_starts: Tensor | None = None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from mambacore.devices import wide_dtype
 from mambacore.longsequence.distributed import average_gradients
 from mambacore.longsequence.losses import Loss, PooledLoss, share_of_loss
 from mambacore.longsequence.reference import LongSequenceResult
@@ -95,7 +96,7 @@ def backward_in_pieces(
     first = _Carried(map_state(_kept, state), None)
     boundaries = list(_walk(work, first, report))
 
-    total = torch.zeros((), dtype=torch.float64, device=sequence.device)
+    total = torch.zeros((), dtype=wide_dtype(sequence.device), device=sequence.device)
     input_gradient = torch.zeros_like(sequence) if sequence.requires_grad else None
     gradients: list[Tensor | None] | None = None
     final_state, random, reached = None, None, False

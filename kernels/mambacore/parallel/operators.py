@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mambacore.backends import compute_dtype, state_dtype
 from mambacore.convolution import causal_convolution
+from mambacore.devices import widened
 from mambacore.parallel.context import active_ranks
 from mambacore.parallel.exchange import history_over_ranks, recurrence_over_ranks
 from mambacore.scan import selective_scan
@@ -77,7 +78,7 @@ def scan_over_ranks(
     def total_decay() -> Tensor:
         # exp(Delta A) over all positions is exp(A * sum of Delta); in float64, since phases grow with the length.
         step = positive_step_size(step_size.to(compute_dtype(inputs.dtype)), step_bias, step_softplus)
-        exponent = step.sum(1, dtype=torch.float64).unsqueeze(-1) * state_matrix
+        exponent = widened(step).sum(1).unsqueeze(-1) * state_matrix
         return torch.exp(exponent).to(state_dtype(inputs.dtype, state_matrix.is_complex()))
 
     return recurrence_over_ranks(run, final_state, total_decay, initial_state, sequence_starts, reverse)
@@ -112,7 +113,7 @@ def ssd_over_ranks(
         return outputs, state
 
     def total_decay() -> Tensor:
-        total = torch.exp(log_decay.sum(1, dtype=torch.float64))
+        total = torch.exp(widened(log_decay).sum(1))
         return total.to(compute_dtype(inputs.dtype))[..., None, None]
 
     return recurrence_over_ranks(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, distributed, nn
 
+from mambacore.devices import wide_dtype, widened
 from mambacore.parallel.context import ranks_of
 
 
@@ -30,14 +31,14 @@ def part_of_mean(
         ValueError: weights of another shape, or that sum to zero over all ranks.
     """
     if weights is None:
-        count = torch.full((), values.numel(), dtype=torch.float64, device=values.device)
+        count = torch.full((), values.numel(), dtype=wide_dtype(values.device), device=values.device)
         total = values.sum()
     elif weights.shape != values.shape:
         raise ValueError(
             f"weights must have the shape of the values {tuple(values.shape)} but have {tuple(weights.shape)}"
         )
     else:
-        count = weights.detach().sum(dtype=torch.float64)
+        count = widened(weights.detach()).sum()
         total = (values * weights.detach()).sum()
     ranks = ranks_of(group)
     if ranks is not None:

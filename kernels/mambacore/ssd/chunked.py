@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mambacore.devices import widened
+
 # Rows of a chunk. A longer one means fewer states to hand on and to keep for backward, and larger masks.
 CHUNK_ROWS = 64
 
@@ -125,7 +127,7 @@ class _Block:
         own = weight if own_weight is None else self._of_positions(own_weight)
         starts = None if resets is None else walk.take(resets, self.span, chunk, 1, torch.bool)[:, :, None, None]
         # c: (b, c, g, k, positions). In float64: differences of it may be small where it is large itself.
-        total = running_sum(self._of_positions(log_decay).double(), starts)
+        total = running_sum(widened(self._of_positions(log_decay)), starts)
         distance = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(self.dtype)
         position = torch.arange(chunk, device=inputs.device)
         before = position.unsqueeze(-1) > position

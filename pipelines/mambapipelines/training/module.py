@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from mambacore.devices import widened
 from mambacore.errors import InputError
 from mambacore.longsequence import backward_in_pieces
 from mambapipelines.device import Placement
@@ -268,7 +269,7 @@ class TrainingModule(pl.LightningModule):
                     state=pieces.state,
                     scale=share,
                 )
-            return {"loss": torch.as_tensor(result.loss).detach().double() * share}
+            return {"loss": widened(torch.as_tensor(result.loss).detach()) * share}
         # Around the forward pass only: backward takes the precision of each forward step by itself.
         with self.ranks.sharing_sequences():
             with low_precision:
@@ -277,4 +278,4 @@ class TrainingModule(pl.LightningModule):
                 else:
                     report = self.task.loss(replica, micro_batch)
             (report["loss"] * share).backward()
-        return {name: report[name].detach().double() * share for name in names}
+        return {name: widened(report[name].detach()) * share for name in names}
