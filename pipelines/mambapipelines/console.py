@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -47,49 +48,54 @@ def use_threads(count: int | None) -> None:
     torch.set_num_threads(count)
 
 
-class WorkProgress:
-    """Work done, speed and time left on standard error; a context manager.
+class ProgressDisplay:
+    """Figures on standard error: a bar on a terminal, a line every ten seconds elsewhere; a context manager.
 
-    On a terminal this is a bar. Elsewhere it is a line every ten seconds, or nothing when `lines_elsewhere` is false.
+    Args:
+        activity: what is being done, one word or two.
+        total: units of work in all; `None` while that is not known.
+        console: the console to write to.
+        bar: draw a bar if the console is a terminal.
+        lines: print lines if it is not.
+        first_figures: text beside a bar that has not moved yet.
+        redirect_output: print what others write above the bar. Off where rows go to standard output meanwhile.
     """
 
     def __init__(
-        self, activity: str, total: int | None, lines_elsewhere: bool, bar: bool = True, unit: str = "bases"
+        self,
+        activity: str,
+        total: int | None,
+        console: Console,
+        *,
+        bar: bool = True,
+        lines: bool = True,
+        first_figures: str = "",
+        redirect_output: bool = True,
     ) -> None:
-        """Get ready.
-
-        Args:
-            activity: what is being done, one word.
-            total: units of work in all; `None` when that is not known.
-            lines_elsewhere: print lines when standard error is no terminal.
-            bar: draw a bar when it is one.
-            unit: what the work is counted in.
-        """
+        self.console = console
         self._activity = activity
-        self._unit = unit
         self._total = total
-        self._lines = lines_elsewhere and not sys.stderr.isatty()
+        self._lines = lines and not console.is_terminal
+        self._first_figures = first_figures
         self._bar: Progress | None = None
-        if bar and sys.stderr.isatty():
-            # Standard output stays untouched: rows go there while the bar is drawn.
+        if bar and console.is_terminal:
             self._bar = Progress(
                 TextColumn(activity),
                 BarColumn(bar_width=None),
                 TextColumn("{task.fields[figures]}", markup=False),
-                console=Console(stderr=True),
+                console=console,
                 expand=True,
                 transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
+                redirect_stdout=redirect_output,
+                redirect_stderr=redirect_output,
             )
         self._task: TaskID | None = None
-        self._done = 0
         self._start_seconds = self._line_seconds = time.monotonic()
 
-    def __enter__(self) -> WorkProgress:
+    def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(self._activity, total=self._total, figures="")
+            self._task = self._bar.add_task(self._activity, total=self._total, figures=self._first_figures)
         return self
 
     def __exit__(
@@ -98,14 +104,57 @@ class WorkProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(safe_for_terminal(text), markup=False, highlight=False, soft_wrap=True)
+
+    def be_quiet(self) -> None:
+        """Print nothing from now on: another process reports for this one."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+        self.console.quiet = True
+
+    def _move_bar(self, completed: int | None, figures: str | None = None) -> None:
+        if self._bar is None or self._task is None:
+            return
+        self._bar.update(self._task, completed=completed, total=self._total)
+        if figures is not None:
+            self._bar.update(self._task, figures=figures)
+
+    def _show(self, completed: int, figures: str, line: str, always: bool = False) -> None:
+        """Move the bar, or print `line` if the last one is ten seconds old or `always`."""
+        if self._bar is not None:
+            self._move_bar(completed, figures)
+        elif self._lines and (always or time.monotonic() - self._line_seconds >= SECONDS_BETWEEN_LINES):
+            self._line_seconds = time.monotonic()
+            self.note(line)
+
+
+class WorkProgress(ProgressDisplay):
+    """Work done, speed and time left on standard error."""
+
+    def __init__(
+        self, activity: str, total: int | None, lines_elsewhere: bool, bar: bool = True, unit: str = "bases"
+    ) -> None:
+        """Set up the display.
+
+        Args:
+            activity: what is being done, one word.
+            total: units of work in all; `None` when that is not known.
+            lines_elsewhere: print lines if standard error is not a terminal.
+            bar: draw a bar if it is.
+            unit: what the work is counted in.
+        """
+        super().__init__(activity, total, Console(stderr=True), bar=bar, lines=lines_elsewhere, redirect_output=False)
+        self._unit = unit
+        self._done = 0
+
     def advance(self, units: int, figures: str = "") -> None:
         """Count `units` more; `figures` are shown in front of speed and time left."""
         self._done += units
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, figures=self._describe(figures))
-        elif self._lines and time.monotonic() - self._line_seconds >= SECONDS_BETWEEN_LINES:
-            self._line_seconds = time.monotonic()
-            note(f"{self._activity}: {self._describe(figures)}")
+        described = self._describe(figures)
+        self._show(self._done, described, f"{self._activity}: {described}")
 
     def _describe(self, figures: str) -> str:
         seconds = max(time.monotonic() - self._start_seconds, 1e-9)
