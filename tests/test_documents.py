@@ -83,7 +83,7 @@ def test_files_of_the_repository_that_a_page_names_exist(page: Path) -> None:
 
 
 def genome(length: int, seed: int) -> bytes:
-    return bases(length, seed, gc=0.35 + 0.1 * seed)
+    return bases(length, seed, gc=0.3 + 0.02 * seed)
 
 
 @pytest.fixture(scope="module")

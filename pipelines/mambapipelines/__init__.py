@@ -7,3 +7,7 @@ import os
 # which is after this package; a setting of the user's wins.
 if "GOMP_SPINCOUNT" not in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# How much commands say: `quiet` (only warnings and errors), `verbose`, or anything else for the usual. It is a variable
+# of the environment so that processes started by a command inherit it.
+VERBOSITY_VARIABLE = "MAMBA_VERBOSITY"

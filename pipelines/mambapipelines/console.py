@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -12,13 +13,20 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from mambacore.errors import InputError
 from mambacore.safe_text import safe_for_terminal
+from mambapipelines import VERBOSITY_VARIABLE
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def is_quiet() -> bool:
+    """Whether only warnings and errors are to be printed (`--quiet`)."""
+    return os.environ.get(VERBOSITY_VARIABLE) == "quiet"
+
+
 def note(text: str) -> None:
-    """Print a line on standard error."""
-    print(safe_for_terminal(text), file=sys.stderr, flush=True)
+    """Print a line on standard error, unless the command is to be quiet."""
+    if not is_quiet():
+        print(safe_for_terminal(text), file=sys.stderr, flush=True)
 
 
 def counted(number: int, noun: str) -> str:
@@ -78,7 +86,8 @@ class ProgressDisplay:
         self._lines = lines and not console.is_terminal
         self._first_figures = first_figures
         self._bar: Progress | None = None
-        if bar and console.is_terminal:
+        console.quiet = console.quiet or is_quiet()
+        if bar and console.is_terminal and not console.quiet:
             self._bar = Progress(
                 TextColumn(activity),
                 BarColumn(bar_width=None),

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import shutil
 import time
 from typing import Annotated
 
@@ -19,12 +20,14 @@ EXTRAS = {
 }
 # Of the self-test: the largest difference between a backend and the definition, float64.
 LARGEST_DIFFERENCE = 1e-9
+# And between logits of one model computed in two ways, float32.
+LARGEST_MODEL_DIFFERENCE = 1e-4
 
 
 def doctor(
     quick: Annotated[bool, typer.Option("--quick", help="Leave out the self-test.")] = False,
 ) -> None:
-    """Report what this machine has and what is missing, and test the kernels in a few seconds.
+    """Report what this machine has and what is missing, and test the kernels in about ten seconds.
 
     Exit code 2 means that the self-test failed.
 
@@ -34,7 +37,8 @@ def doctor(
     """
     import torch  # noqa: PLC0415
 
-    print(f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")
+    print(f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores, {_memory()}")
+    print(f"C++ compiler: {_compiler()}")
     devices = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     print(f"CUDA devices: {devices or 'none'}")
     for line in backend_lines():
@@ -45,6 +49,56 @@ def doctor(
         print(f"extra {extra}: {state}")
     if not quick:
         _test_scan()
+        _test_model()
+
+
+def _memory() -> str:
+    """The machine's memory."""
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB of memory"
+    except (ValueError, OSError, AttributeError):
+        return "memory unknown"
+
+
+def _compiler() -> str:
+    """The compiler that an installation from source would use, which makes the native kernels."""
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    return found or "none (needed only to build from source: install g++ or clang++, then install genomamba again)"
+
+
+def _test_model() -> None:
+    """Check the laws of a stack, and that a model comes back from its folder as it went."""
+    import tempfile  # noqa: PLC0415
+    from pathlib import Path  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415
+
+    from genomamba.models.language_model import (  # noqa: PLC0415
+        build_language_model,
+        load_language_model,
+        save_language_model,
+    )
+
+    started = time.monotonic()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = build_language_model("causal", {"model_width": 16, "mixers": ["selective", "mamba2", "s4d"]}).eval()
+        tokens = torch.randint(7, 11, (2, 200))
+        whole, _ = model(tokens)
+        first, state = model(tokens[:, :77])
+        second, _ = model(tokens[:, 77:], state)
+        pieces = float((torch.cat([first, second], dim=1) - whole).abs().max())
+        with tempfile.TemporaryDirectory() as place:
+            save_language_model(Path(place) / "model", model, {})
+            again, _ = load_language_model(Path(place) / "model").model(tokens)
+        folder = float((again - whole).abs().max())
+    seconds = time.monotonic() - started
+    print(f"self-test model: pieces differ from the whole by {pieces:.1e}, reloaded by {folder:.1e}, {seconds:.2f} s")
+    if not max(pieces, folder) < LARGEST_MODEL_DIFFERENCE:
+        raise input_error(
+            f"models are wrong on this machine (difference {max(pieces, folder):.1e}): report the lines above."
+        )
 
 
 def _test_scan() -> None:

@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+import textwrap
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -10,6 +12,10 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from mambapipelines import VERBOSITY_VARIABLE
+from mambapipelines.cli.conventions import Program, QuietOption, VerboseOption, is_verbose, set_verbosity
+from mambapipelines.cli.topics import TOPICS
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -39,15 +45,17 @@ class Commands(TyperGroup):
         return result
 
 
-def command_group(name: str, help_text: str, no_arguments_is_help: bool = False) -> typer.Typer:
+def command_group(
+    name: str, help_text: str, no_arguments_is_help: bool = False, add_completion: bool = False
+) -> typer.Typer:
     """Create a program, or a group of commands below one, with the habits of this project."""
-    return typer.Typer(
+    return Program(
         name=name,
         cls=Commands,
         help=help_text,
         epilog=EXIT_CODES,
         no_args_is_help=no_arguments_is_help,
-        add_completion=False,
+        add_completion=add_completion,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
         context_settings=CONTEXT_SETTINGS,
@@ -63,10 +71,16 @@ def program(name: str, help_text: str, commands: Mapping[str, Sequence[ModuleTyp
         commands: heading in the help -> modules. A module is named after its command and has either a function of that
             name or, for a group of commands, an `application`.
     """
-    application = command_group(name, help_text)
+    application = command_group(name, help_text, add_completion=True)
 
     @application.callback(invoke_without_command=True, help=help_text)
-    def start(context: typer.Context, show_version: Annotated[bool, version_option(name)] = False) -> None:
+    def start(
+        context: typer.Context,
+        show_version: Annotated[bool, version_option(name)] = False,
+        quiet: QuietOption = False,
+        verbose: VerboseOption = False,
+    ) -> None:
+        set_verbosity(quiet, verbose)
         if context.invoked_subcommand is None:
             print(context.get_help())
 
@@ -79,7 +93,54 @@ def program(name: str, help_text: str, commands: Mapping[str, Sequence[ModuleTyp
             else:
                 register = application.command(command_name, epilog=EXIT_CODES, rich_help_panel=heading)
                 register(getattr(module, function_name))
+    _add_help(application, name)
     return application
+
+
+def _add_help(application: typer.Typer, program_name: str) -> None:
+    """Add the command `help`."""
+
+    @application.command("help", epilog=EXIT_CODES, rich_help_panel="Help")
+    def show_help(
+        context: typer.Context,
+        topic: Annotated[
+            list[str] | None, typer.Argument(metavar="[TOPIC|COMMAND]", help="Nothing lists the topics.")
+        ] = None,
+    ) -> None:
+        """Explain a topic or a command.
+
+        **Examples**
+
+        `genomamba help`
+
+        `genomamba help formats`
+        """
+        words = topic or []
+        if not words:
+            for name, (title, _) in TOPICS.items():
+                print(f"{name:<12}  {title}")
+            print(f"{'COMMAND':<12}  as {program_name} COMMAND --help")
+        elif words[0] in TOPICS:
+            print(textwrap.dedent(TOPICS[words[0]][1]).strip("\n"))
+        else:
+            _print_command_help(context, words)
+
+
+def _print_command_help(context: typer.Context, words: Sequence[str]) -> None:
+    """Print the help of a command, given by its words."""
+    found: Any = context.parent
+    assert found is not None
+    for word in words:
+        command = getattr(found.command, "commands", {}).get(word)
+        if command is None:
+            from mambapipelines.cli.options import input_error  # noqa: PLC0415
+
+            raise input_error(
+                f"there is no topic or command '{' '.join(words)}': the topics are {', '.join(TOPICS)}, and "
+                f"`{context.find_root().info_name} --help` lists the commands."
+            )
+        found = type(found)(command, info_name=word, parent=found)
+    print(found.get_help())
 
 
 def backend_lines() -> list[str]:
@@ -144,17 +205,52 @@ def run_program(application: Callable[..., Any], program_name: str, arguments: S
         arguments: without the program's name; `None` takes those of the process.
     """
     show_warnings()
+    verbosity, started = os.environ.get(VERBOSITY_VARIABLE), time.monotonic()
     try:
         application(args=None if arguments is None else list(arguments), prog_name=program_name)
     except ValueError as error:
         from mambacore.errors import InputError  # noqa: PLC0415
-        from mambacore.safe_text import safe_for_terminal  # noqa: PLC0415
 
         if not isinstance(error, InputError):
             raise
-        sentence = " ".join(str(error).split())
-        print(f"{program_name}: error: {safe_for_terminal(sentence)}", file=sys.stderr)
+        _print_error(program_name, error)
         return EXIT_INPUT_ERROR
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
+    finally:
+        if is_verbose():
+            _print_summary(program_name, time.monotonic() - started)
+        if verbosity is None:
+            os.environ.pop(VERBOSITY_VARIABLE, None)
+        else:
+            os.environ[VERBOSITY_VARIABLE] = verbosity
     return 0
+
+
+def _print_error(program_name: str, error: Exception) -> None:
+    """One line on standard error; with `--verbose`, a line for what it came from and the place that raised it."""
+    from mambacore.safe_text import safe_for_terminal  # noqa: PLC0415
+
+    sentence = " ".join(str(error).split())
+    print(f"{program_name}: error: {safe_for_terminal(sentence)}", file=sys.stderr)
+    if not is_verbose():
+        return
+    cause: BaseException | None = error
+    while cause is not None:
+        place, words = cause.__traceback__, " ".join(str(cause).split())
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else "unknown place"
+        print(safe_for_terminal(f"{program_name}: raised at {where}: {type(cause).__name__}: {words}"), file=sys.stderr)
+        cause = cause.__cause__
+
+
+def _print_summary(program_name: str, seconds: float) -> None:
+    """What `--verbose` adds at the end: the backends, if they were used, wall time and the largest memory."""
+    import resource  # noqa: PLC0415
+
+    if "torch" in sys.modules:
+        for line in backend_lines():
+            print(f"{program_name}: {line}", file=sys.stderr)
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    print(f"{program_name}: {seconds:.1f} s, at most {largest:.2f} GiB of memory", file=sys.stderr)
