@@ -49,7 +49,12 @@ class Program(typer.Typer):
     def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:  # type: ignore[override]
         """Register a command, as `typer.Typer.command` does."""
         register = super().command(name, cls=Command, **settings)
-        return lambda function: register(_with_verbosity(function)) and function
+
+        def add(function: Callable[..., Any]) -> Callable[..., Any]:
+            register(_with_verbosity(function))
+            return function
+
+        return add
 
 
 def set_verbosity(quiet: bool, verbose: bool) -> None:
