@@ -79,6 +79,8 @@ MODULES = {name: name for name in MIXERS} | {
 }
 # Those that go through Fourier transforms, where every value is rounded relative to the largest one.
 FOURIER = ("s4d convolution", "s4d real convolution", "hybrid stack")
+# Those whose weights are relative to the largest of the piece, and so rounded by it.
+RELATIVE_TO_THE_LARGEST = ("rwkv", "stack with checkpoints")
 
 
 def random_split(length, seed):
@@ -220,6 +222,28 @@ def test_no_gradient_reaches_an_output_from_a_later_input(name):
     future, present = inputs.grad[:, 42:].abs().max(), inputs.grad[:, 41].abs().max()
     assert future <= (FOURIER_CAUSALITY * present if name in FOURIER else 0)
     assert present > 0 and inputs.grad[:, 38].abs().max() > 0
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("packed", [False, True], ids=["one record", "many records"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MODULES)
+def test_what_is_not_finite_reaches_no_earlier_position_and_no_other_record(name, dtype, packed, value):
+    module, inputs, position = build(name, dtype), normal(2, LENGTH, WIDTH, dtype=dtype), 17
+    starts = packed_starts() if packed else None
+    with torch.no_grad():
+        expected, _ = module(inputs, None, starts)
+        inputs[0, position, 3] = value
+        outputs, _ = module(inputs, None, starts)
+    assert expected.isfinite().all()
+    untouched = torch.ones(2, LENGTH, dtype=torch.bool)
+    untouched[0, position : 36 if packed else LENGTH] = False
+    if name in (*FOURIER, *RELATIVE_TO_THE_LARGEST):
+        assert relative_error(outputs[untouched], expected[untouched]) < PIECES_FLOAT32
+    else:
+        assert torch.equal(outputs[untouched], expected[untouched])
+    assert not torch.equal(outputs[0, position], expected[0, position])
+    assert name == "gru" or not outputs[0, position].isfinite().all()  # whose gates an infinity only saturates
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from mambacore.backends import compute_dtype
 from mambacore.devices import wide_dtype
 from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.non_finite import cleaned, spoiled_since, taint_of
 from mambacore.packing import record_numbers
 
 # By default a mixer has as many heads as it can, up to this number, of at least this width.
@@ -140,8 +141,14 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, records: Tensor | Non
     length, past = queries.shape[1], keys.shape[1] - queries.shape[1]
     queries, keys, values = (tensor.transpose(1, 2) for tensor in (queries, keys, values))
     is_first = bool(past == 0)  # lengths are symbols when a graph is exported
-    if records is None and (is_first or length == 1):
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=is_first).transpose(1, 2)
+    if records is None and length == 1:  # sees everything
+        return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2)
+    taint = (taint_of(keys) + taint_of(values)).squeeze(-1)  # (batch, heads, past + length)
+    spoiled = spoiled_since(taint, None if records is None else records.unsqueeze(1).expand_as(taint))[..., past:, None]
+    keys, values = cleaned(keys), cleaned(values)
+    if records is None and is_first:
+        mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True) + spoiled
+        return mixed.transpose(1, 2)
     key_position = torch.arange(past + length, device=queries.device)
     outputs = [queries[:, :, :0]]
     for begin in range(0, length, QUERY_BLOCK):
@@ -155,7 +162,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, records: Tensor | Non
                 queries[:, :, begin:end], keys[:, :, seen], values[:, :, seen], attn_mask=mask
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    return (torch.cat(outputs, dim=2) + spoiled).transpose(1, 2)
 
 
 def _remembered(keys: Tensor, values: Tensor, records: Tensor | None, positions: int) -> AttentionState:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from mambacore.backends import compute_dtype
 from mambacore.layers.attention import head_count
 from mambacore.layers.mixer import Mixer, check_state, register_mixer
+from mambacore.non_finite import cleaned, spoiled_since, taint_of
 from mambacore.parallel import recurrence_over_ranks
 
 # Positions computed side by side. Scores take CHUNK / head_width of the values' memory, and every chunk one memory.
@@ -40,7 +41,8 @@ def chunkwise_attention(
         sequence_starts: (batch, length), boolean, True where a new record begins: the memory does not cross into it.
 
     Returns:
-        Outputs (batch, length, heads, value_width), and the memory after the last position.
+        Outputs (batch, length, heads, value_width), and the memory after the last position. Where a key or a value of
+        a head is not finite, the head's outputs are NaN from that position on, to the end of the record.
     """
     length = queries.shape[1]
     if log_decay is None:
@@ -70,6 +72,9 @@ def _walk_chunks(
     distance = (position[:, None] - position).clamp(min=0)
     # What is left of something after so many positions, with dimensions (batch, heads, chunks, positions, positions).
     rate = log_decay.view(1, -1, 1, 1, 1)
+    taint = taint_of(keys) + taint_of(values)
+    keys, values = cleaned(keys), cleaned(values)
+    hidden, record = position[:, None] < position, None
     faded = torch.exp(rate * distance).tril().to(queries.dtype)
     from_memory, to_memory, kept = (
         torch.exp(rate * steps).to(queries.dtype)
@@ -78,17 +83,24 @@ def _walk_chunks(
     if starts is not None:
         record = starts.cumsum(2).unsqueeze(1).unsqueeze(-1)  # 0 for the record that comes into the chunk
         last = record[:, :, :, -1:]
-        faded = faded * (record == record.transpose(-1, -2))
+        hidden = hidden | (record != record.transpose(-1, -2))
         from_memory, to_memory, kept = from_memory * (record == 0), to_memory * (record == last), kept * (last == 0)
-    written = (keys * to_memory).transpose(-1, -2) @ values
+    spoiled = spoiled_since(taint, record, -2)
+    written = (keys * to_memory).transpose(-1, -2) @ values + spoiled[:, :, :, -1:]
     kept = kept.expand(*kept.shape[:2], written.shape[2], 1, 1)
     memories = []
     for number in range(written.shape[2]):
         memories.append(memory)
-        memory = kept[:, :, number] * memory + written[:, :, number]
-    scores = queries @ keys.transpose(-1, -2) * faded
-    outputs = scores @ values + (queries * from_memory) @ torch.stack(memories, dim=2)
+        memory = _faded(memory, kept[:, :, number], record is not None) + written[:, :, number]
+    scores = (queries @ keys.transpose(-1, -2) * faded).masked_fill(hidden, 0.0)
+    read = queries @ torch.stack(memories, dim=2)
+    outputs = scores @ values + _faded(read, from_memory, record is not None) + spoiled
     return outputs.permute(0, 2, 3, 1, 4), memory
+
+
+def _faded(values: Tensor, factor: Tensor, may_be_cut: bool) -> Tensor:
+    """Values times a factor; where a record was cut off and the factor is zero, not even NaN remains."""
+    return (values * factor).masked_fill(factor == 0, 0.0) if may_be_cut else values * factor
 
 
 class LinearAttentionState(NamedTuple):

@@ -12,6 +12,7 @@ from mambacore.devices import widened
 from mambacore.layers.mixer import Mixer, register_mixer
 from mambacore.layers.selective import as_complex, initial_step_bias
 from mambacore.layers.state_matrices import initial_state_matrix
+from mambacore.non_finite import cleaned, spoiled_since, taint_of
 from mambacore.parallel import recurrence_over_ranks
 from mambacore.scan import selective_scan
 
@@ -209,6 +210,8 @@ def diagonal_convolution(
     batch, length, channels = inputs.shape
     dtype, of_state = compute_dtype(inputs.dtype), state_dtype(inputs.dtype, exponent.is_complex())
     inputs = inputs.to(dtype).permute(2, 0, 1)  # (channels, batch, length)
+    spoiled = spoiled_since(taint_of(inputs.unsqueeze(-1)).squeeze(-1))  # a Fourier transform spreads NaN everywhere
+    inputs = cleaned(inputs)
     blocks = -(-length // POWER_BLOCK)
     within = _powers(exponent, POWER_BLOCK).to(of_state)
     across = _powers(POWER_BLOCK * exponent, blocks).to(of_state)
@@ -234,7 +237,8 @@ def diagonal_convolution(
     final_state = (block_states * across.flip(1).unsqueeze(1)).sum(2) * input_matrix.unsqueeze(1)
     if initial_state is not None:
         final_state = final_state + torch.exp((length - 1) * exponent).to(of_state).unsqueeze(1) * decayed
-    return outputs.permute(1, 2, 0), final_state.transpose(0, 1)
+    final_state = final_state + spoiled[..., -1:]
+    return (outputs + spoiled).permute(1, 2, 0), final_state.transpose(0, 1)
 
 
 def _powers(exponent: Tensor, count: int) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from mambacore.backends import INPUT_DTYPES, compute_dtype, native_library_for, triton_computes
 from mambacore.packing import resets_before
-from mambacore.ssd import chunked, native
+from mambacore.ssd import causal, chunked, native
 from mambacore.ssd.chunked import border_shape
 
 
@@ -55,6 +57,10 @@ def ssd_scan(
         Outputs of the inputs' shape and dtype and, if asked for, the final state. States, decays and weights are
         float32, or float64 for float64 inputs. Everything is differentiable, the initial state and the final one
         included. Results repeat bit for bit for a given number of threads.
+
+        Where what a head writes is not finite, its outputs are NaN from that position on, to the end of the record.
+        The Triton kernels multiply whole chunks instead, as others do: there, earlier positions of the same chunk are
+        NaN too.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -158,7 +164,7 @@ def _forward(
 
         return triton.forward(*arguments)
     library = native_library_for(inputs) if filled else None
-    return chunked.forward(*arguments) if library is None else native.forward(library, *arguments)
+    return causal.forward(chunked.forward if library is None else partial(native.forward, library), *arguments)
 
 
 @_forward.register_fake
