@@ -1,4 +1,4 @@
-"""DNA on the shared core: readers, models, and what is done with them.
+"""DNA models on the shared core: readers, models, and their applications.
 
 model = genomamba.load("yeasts")  # a folder, or hf://owner/name@revision
 table = model.classify("contigs.fa")
@@ -29,7 +29,7 @@ _MODULES = dict.fromkeys(__all__, "genomamba.loaded") | {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for: torch takes seconds."""
+    """Import a name on first access, because importing torch takes seconds."""
     if name not in _MODULES:
         raise AttributeError(f"module 'genomamba' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""The IUPAC nucleotide alphabet: which letters are nucleotide codes and which is whose complement.
+"""The IUPAC nucleotide alphabet: codes and their complements.
 
 Source: A. Cornish-Bowden, "Nomenclature for incompletely specified bases in nucleic acid sequences", Nucleic
 Acids Research 13 (1985), table 1. Each code stands for a set of bases, its complement for the set of their complements,
@@ -17,7 +17,7 @@ PROTEIN_ONLY_LETTERS = frozenset("EFIJLOPQZ")
 """Letters of the amino-acid alphabet that are not nucleotide codes."""
 
 UNKNOWN_SYMBOLS = b"*-.?Xx"
-"""What files write for a base that is not known beside N: gaps of alignments, stops, X of masking programs."""
+"""Symbols other than N that files use for unknown bases: alignment gaps, stops, X from masking programs."""
 
 UNKNOWN_SYMBOLS_AS_N: bytes = bytes.maketrans(UNKNOWN_SYMBOLS, b"N" * len(UNKNOWN_SYMBOLS))
 """For `bytes.translate`: each of `UNKNOWN_SYMBOLS` becomes N, every other byte stays as it is."""
@@ -35,33 +35,33 @@ IS_NUCLEOTIDE_CODE[np.frombuffer((IUPAC_CODES + IUPAC_CODES.lower()).encode(), d
 
 
 def first_invalid_position(sequence: bytes) -> int | None:
-    """Return the 0-based position of the first byte that is not an IUPAC nucleotide code, or None when all are."""
+    """Return the 0-based position of the first byte that is not an IUPAC nucleotide code, or None if all are."""
     valid = IS_NUCLEOTIDE_CODE[np.frombuffer(sequence, dtype=np.uint8)] if sequence else np.ones(0, dtype=np.bool_)
     return None if valid.all() else int(valid.argmin())
 
 
 def describe_byte(byte: int) -> str:
-    """Name a byte in an error message: printable characters in quotes, others as a hexadecimal value."""
+    """Format a byte for an error message: printable characters in quotes, others as a hexadecimal value."""
     return f"'{chr(byte)}'" if 0x20 < byte < 0x7F else f"byte 0x{byte:02x}"
 
 
 def diagnose_invalid_byte(byte: int) -> str:
-    """Say what a byte that is not a nucleotide code suggests about its file, and what to do about it."""
+    """Explain what a byte that is not a nucleotide code suggests about its file, and what to do about it."""
     letter = chr(byte).upper()
     if letter in PROTEIN_ONLY_LETTERS:
         return "which looks like a protein sequence: give the nucleotide sequence instead"
     if letter == ">":
-        return "inside a sequence line: start each header on a line of its own"
+        return "inside a sequence line: start each header on its own line"
     if not 0x20 <= byte < 0x7F:
         return "which looks like binary content: give a FASTA text file, plain or gzipped"
-    return f"which is not a nucleotide code: only {IUPAC_CODES} in either case are read"
+    return f"which is not a nucleotide code: only {IUPAC_CODES} in either case are accepted"
 
 
 def looks_like_protein(text: bytes) -> bool:
-    """Say whether letters with X or a stop among them are a protein: most are not A, C, G, T, U or N.
+    """Return whether letters that include X or a stop are a protein: most are not A, C, G, T, U or N.
 
     Args:
-        text: the letters of a record, without blanks.
+        text: the letters of a record, without whitespace.
     """
     if not (b"X" in text or b"x" in text or b"*" in text):
         return False
@@ -70,12 +70,12 @@ def looks_like_protein(text: bytes) -> bool:
 
 
 def reverse_complement(sequence: bytes) -> bytes:
-    """Return the other strand of a sequence of IUPAC codes, read in its own direction, the case of each letter kept.
+    """Return the reverse complement of a sequence of IUPAC codes, keeping the case of each letter.
 
     U is read as T, so its complement is A.
 
     Raises:
-        InputError: a byte that is not an IUPAC nucleotide code.
+        InputError: if a byte is not an IUPAC nucleotide code.
     """
     position = first_invalid_position(sequence)
     if position is not None:

@@ -1,4 +1,4 @@
-"""The one rule for names of species classes, wherever they come from: options, lists, folders, or a model's files."""
+"""Validation of species class names, from options, lists, folders and model files alike."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from mambacore.errors import InputError
 from mambacore.safe_text import safe_field
 
 UNCLASSIFIED: Final = "unclassified"
-"""The call of a record without a class; no class may have this name."""
+"""The call for a record that is not assigned to a class; reserved, so not a valid class name."""
 
 LONGEST_CLASS_NAME: Final = 120
 _WORD = r"[\w.+()\[\]:'#@-]+"
@@ -16,16 +16,16 @@ _CLASS_NAME = re.compile(rf"{_WORD}(?: {_WORD})*")
 
 
 def check_class_name(name: object, place: str) -> str:
-    """Return a name that may be a class: words of letters, digits and `_.+()[]:'#@-`, with single spaces between.
+    """Check and return a class name: words of letters, digits and `_.+()[]:'#@-`, separated by single spaces.
 
-    Such a name is one cell of a table and one file name: it has no slash, tab or invisible character.
+    Such a name fits a table cell and a file name: it has no slash, tab or invisible character.
 
     Args:
         name: the name.
-        place: where it was found, to begin the message with, such as "--genome 'a/b=x.fa'".
+        place: where it was found, for error messages, such as "--genome 'a/b=x.fa'".
 
     Raises:
-        InputError: it is not a text of this form, too long, `.`, `..` or `unclassified`.
+        InputError: if it is not a string of this form, too long, `.`, `..` or `unclassified`.
     """
     shown = safe_field(name) if isinstance(name, str) else repr(name)
     if not isinstance(name, str) or not _CLASS_NAME.fullmatch(name) or set(name) == {"."} or not name.isprintable():
@@ -39,20 +39,20 @@ def check_class_name(name: object, place: str) -> str:
         )
     if name == UNCLASSIFIED:
         raise InputError(
-            f"{place} uses the class name '{UNCLASSIFIED}', which stands for records without a call: choose another."
+            f"{place} uses the class name '{UNCLASSIFIED}', which is reserved for unassigned records: choose another."
         )
     return name
 
 
 def check_class_names(names: Iterable[object], place: str) -> tuple[str, ...]:
-    """Return names that may be the classes of one model.
+    """Check and return the class names of one model.
 
     Raises:
-        InputError: one of them breaks the rule of `check_class_name`, or occurs twice.
+        InputError: as `check_class_name`, or if a name is repeated.
     """
     checked: dict[str, None] = {}
     for name in names:
         if check_class_name(name, place) in checked:
-            raise InputError(f"{place} has the class '{name}' twice: give each class one name of its own.")
+            raise InputError(f"{place} has the class '{name}' twice: give each class its own name.")
         checked[str(name)] = None
     return tuple(checked)

@@ -1,10 +1,10 @@
-"""What a language model of DNA sees of N, of soft-masked letters and of IUPAC codes, and what it is scored on.
+"""Letter policies: how a DNA language model reads N, soft-masked letters and IUPAC codes, and which are scored.
 
-Letters become the tokens of `genomamba.tokenizer`. The published models differ in three choices, which are stated here
-because each changes a perplexity:
+Letters become the tokens of `genomamba.tokenizer`. The published models differ in three choices, each of which affects
+the perplexity:
 
-- soft-masked (lower-case) letters: Caduceus reads them as the same base; to HyenaDNA they are [UNK].
-- N: to HyenaDNA a token that must be predicted like a base; Caduceus turns it into [PAD], which is never scored.
+- soft-masked (lower-case) letters: Caduceus reads them as the same base; HyenaDNA as [UNK].
+- N: for HyenaDNA a token that must be predicted like a base; Caduceus maps it to [PAD], which is never scored.
 - the other ambiguity codes (R, Y, K, ...): [UNK] in both, scored.
 """
 
@@ -36,13 +36,12 @@ Ambiguous = Literal["scored", "unscored", "any"]
 
 @dataclass(frozen=True)
 class LetterPolicy:
-    """The choices.
+    """A letter policy.
 
-    - `soft_mask`: "same", lower case is the same base; "unknown", it is [UNK] (and so is lower-case n).
-    - `any_base`: N is the token N and "scored" as a target, or the token N and "unscored", or "padding", the token
-      [PAD], which is not scored either.
-    - `ambiguous`: other ambiguity codes are [UNK] and "scored", or [UNK] and "unscored", or treated as N: "any". What
-      `soft_mask` makes [UNK] is scored or not along with them.
+    - `soft_mask`: "same": lower case is the same base; "unknown": it is [UNK] (and so is lower-case n).
+    - `any_base`: N is the token N, "scored" or "unscored" as a target, or "padding": the token [PAD], never scored.
+    - `ambiguous`: other ambiguity codes are [UNK], "scored" or "unscored", or treated as N: "any". Soft-masked letters
+      read as [UNK] are scored or not like these.
     """
 
     soft_mask: SoftMask = "same"
@@ -50,7 +49,7 @@ class LetterPolicy:
     ambiguous: Ambiguous = "unscored"
 
     def __post_init__(self) -> None:
-        """Refuse values that are not among the choices."""
+        """Check that all values are valid choices."""
         for name, choices in (("soft_mask", SoftMask), ("any_base", AnyBase), ("ambiguous", Ambiguous)):
             value = getattr(self, name)
             if value not in get_args(choices):
@@ -60,7 +59,7 @@ class LetterPolicy:
         """Return the tokens of letters, uint8 of shape (length,); `*`, `-`, `.`, `?` and X are read as N.
 
         Raises:
-            InputError: a byte that is not a nucleotide code.
+            InputError: if a byte is not a nucleotide code.
         """
         letters = letters.translate(UNKNOWN_SYMBOLS_AS_N)
         tokens = np.frombuffer(bytearray(letters.translate(self._token_of_byte)), dtype=np.uint8)
@@ -73,11 +72,11 @@ class LetterPolicy:
         return tokens
 
     def is_scored(self, tokens: Tokens) -> npt.NDArray[np.bool_]:
-        """Say for each token whether a model is scored on predicting it, bool of the shape of `tokens`."""
+        """Return for each token whether it is scored as a target, bool of the shape of `tokens`."""
         return self._is_scored_by_token[tokens]
 
     def to_config(self) -> dict[str, Any]:
-        """Return the choices by name."""
+        """Return the choices as a mapping."""
         return asdict(self)
 
     @functools.cached_property
@@ -106,14 +105,14 @@ LETTER_POLICIES: Final[dict[str, LetterPolicy]] = {
     "hyenadna": LetterPolicy(soft_mask="unknown", any_base="scored", ambiguous="scored"),
     "caduceus": LetterPolicy(soft_mask="same", any_base="padding", ambiguous="scored"),
 }
-"""By name: "bases" (A, C, G and T in either case are scored and nothing else is), and what two publications do."""
+"""Policies by name: "bases" (only A, C, G and T in either case are scored), and those of two publications."""
 
 
 def letter_policy(name: str) -> LetterPolicy:
     """Return a policy by name.
 
     Raises:
-        InputError: another name.
+        InputError: if the name is unknown.
     """
     if name not in LETTER_POLICIES:
         raise InputError(f"there is no letter policy '{name}': use {', '.join(LETTER_POLICIES)}.")

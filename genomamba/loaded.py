@@ -1,4 +1,4 @@
-"""A trained model and what can be done with it, the same as the commands do.
+"""A trained model as an object whose methods do what the commands do.
 
 table = genomamba.load("yeasts").classify("contigs.fa")
 vectors = genomamba.load("pretrained").embed({"a": "ACGTACGT"}).vectors
@@ -55,11 +55,11 @@ _NEEDED: Final = {
 
 
 class LoadedModel:
-    """A model of some kind, ready to be used.
+    """A loaded model, in evaluation mode.
 
     Attributes:
         source: the folder or name it was loaded from.
-        details: JSON-able facts of its training.
+        details: JSON-serialisable training details.
     """
 
     kind = "model"
@@ -69,31 +69,33 @@ class LoadedModel:
         self.details = dict(details)
 
     def classify(self, *_: Any, **__: Any) -> ResultTable:
-        """Refused but for species classifiers: see `LoadedSpeciesClassifier.classify`."""
+        """Only for species classifiers: see `LoadedSpeciesClassifier.classify`."""
         raise self._refusal("classify")
 
     def embed(self, *_: Any, **__: Any) -> Embeddings:
-        """Refused but for language models: see `LoadedLanguageModel.embed`."""
+        """Only for language models: see `LoadedLanguageModel.embed`."""
         raise self._refusal("embed")
 
     def score_variants(self, *_: Any, **__: Any) -> ResultTable:
-        """Refused but for language models: see `LoadedLanguageModel.score_variants`."""
+        """Only for language models: see `LoadedLanguageModel.score_variants`."""
         raise self._refusal("score_variants")
 
     def log_likelihood(self, *_: Any, **__: Any) -> ResultTable:
-        """Refused but for language models: see `LoadedLanguageModel.log_likelihood`."""
+        """Only for language models: see `LoadedLanguageModel.log_likelihood`."""
         raise self._refusal("log_likelihood")
 
     def generate(self, *_: Any, **__: Any) -> ResultTable:
-        """Refused but for language models: see `LoadedLanguageModel.generate`."""
+        """Only for language models: see `LoadedLanguageModel.generate`."""
         raise self._refusal("generate")
 
     def predict(self, *_: Any, **__: Any) -> ResultTable:
-        """Refused but for fine-tuned models: see `LoadedSequenceModel.predict`."""
+        """Only for fine-tuned models: see `LoadedSequenceModel.predict`."""
         raise self._refusal("predict")
 
     def _refusal(self, method: str) -> InputError:
-        return InputError(f"{self.source} holds a {self.kind}, and {method} needs {_NEEDED[method]}: load another.")
+        return InputError(
+            f"{self.source} holds a {self.kind}, but {method} needs {_NEEDED[method]}: load another model."
+        )
 
 
 class LoadedSpeciesClassifier(LoadedModel):
@@ -122,16 +124,16 @@ class LoadedSpeciesClassifier(LoadedModel):
         Args:
             sequences: a FASTA or FASTQ file, a mapping of names to letters, or letters.
             minimum_length: shorter records are `unclassified`, bp.
-            unknown_below: records whose best class has a smaller probability are `unknown`.
-            unknown_rate: records with a p-value below this are `unknown`; needs a model that was trained with
-                held-out sequences.
+            unknown_below: records whose best class has a lower probability are `unknown`.
+            unknown_rate: records with a p-value below this are `unknown`; requires a model trained with held-out
+                sequences.
 
         Returns:
             Columns `record`, `length`, `call`, `probability`, `p_CLASS` for each class, and `p_value` with
             `unknown_rate`.
 
         Raises:
-            InputError: an argument is out of range, or the sequences cannot be read.
+            InputError: if an argument is out of range, or the sequences cannot be read.
         """
         quantiles = LikelihoodQuantiles.from_details(self.details, unknown_rate) if 0 < unknown_rate < 1 else None
         classifier = RecordClassifier(
@@ -157,7 +159,7 @@ class LoadedLanguageModel(LoadedModel):
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        """What it is, with its objective."""
+        """Kind of model, with its objective."""
         return f"{self.model.objective} {language_model.MODEL_KIND}"
 
     def embed(  # type: ignore[override]
@@ -174,10 +176,10 @@ class LoadedLanguageModel(LoadedModel):
         Args:
             sequences: a FASTA or FASTQ file, a mapping of names to letters, or letters.
             pooling, layer, both_strands: see `genomamba.scoring.embeddings.Embedder`.
-            window, stride: one vector for each window of this many bp, and how far apart they begin.
+            window, stride: length of windows and distance between their starts, bp; one vector per window.
 
         Raises:
-            InputError: an argument is out of range, or the sequences cannot be read.
+            InputError: if an argument is out of range, or the sequences cannot be read.
         """
         require_windows(window, stride)
         embedder = Embedder(self.model, pooling, layer, both_strands)
@@ -195,12 +197,12 @@ class LoadedLanguageModel(LoadedModel):
     def log_likelihood(self, sequences: SequenceSource, both_strands: bool = False) -> ResultTable:  # type: ignore[override]
         """Compute the log-likelihood of sequences.
 
-        The first base of a sequence is not scored, nor are letters other than A, C, G and T. Of a masked model it is
+        The first base of a sequence is not scored, nor are letters other than A, C, G and T. For a masked model it is
         the pseudo-log-likelihood of whole sequences (`genomamba.scoring.likelihood.base_losses`).
 
         Args:
             sequences: a FASTA or FASTQ file, a mapping of names to letters, or letters.
-            both_strands: average both strands, each read in its own direction.
+            both_strands: average both strands.
 
         Returns:
             Columns `record`, `length` (bp), `bases` (scored), `log_likelihood` (nats), `per_base` and `perplexity`.
@@ -226,16 +228,16 @@ class LoadedLanguageModel(LoadedModel):
         Args:
             variants: VCF or BCF file, plain or compressed.
             reference: FASTA file that the variants were called against.
-            window: bp that are compared around each allele.
+            window: length of the compared windows around each allele, bp.
             span: see `genomamba.scoring.variant_scores.VariantScorer`.
             both_strands: average both strands.
-            chromosome_map: the reference's names of chromosomes that have another name in the VCF file.
+            chromosome_map: maps chromosome names in the VCF file to different ones in the reference.
 
         Returns:
             One row per allele, with the columns of `genomamba score-variants`.
 
         Raises:
-            InputError: pysam is not installed, an argument is out of range, or a file cannot be read.
+            InputError: if pysam is not installed, an argument is out of range, or a file cannot be read.
         """
         require_window(window)
         names = dict(chromosome_map or {})
@@ -262,7 +264,7 @@ class LoadedLanguageModel(LoadedModel):
 
         Args:
             length: bp of each record.
-            records: how many, for each prompt.
+            records: number of records per prompt.
             prompt: sequences to continue, as for `embed`; the records do not repeat them.
             temperature, top_k, top_p: see `genomamba.scoring.generation.Sampling`.
             seed: record number i is a function of (seed, i).
@@ -271,7 +273,7 @@ class LoadedLanguageModel(LoadedModel):
             Columns `record`, `prompt` (its name, or None), `sequence` and `log_likelihood` (nats, summed).
 
         Raises:
-            InputError: a masked model, or an argument out of range.
+            InputError: if the model is masked, or an argument is out of range.
         """
         if records < 1:
             raise InputError(f"records is {records}: use 1 or more.")
@@ -325,13 +327,13 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu") -> A
 
     Args:
         model: a model folder, or `hf://owner/name@revision` on the Hugging Face Hub.
-        device: where it runs, such as "cpu" or "cuda".
+        device: device to run on, such as "cpu" or "cuda".
 
     Returns:
         A `LoadedSpeciesClassifier`, `LoadedLanguageModel` or `LoadedSequenceModel`, with the methods of its kind.
 
     Raises:
-        InputError: there is no such model or device, the folder is damaged, or holds a model of something else.
+        InputError: if the model or device does not exist, or the folder is damaged or holds another kind of model.
     """
     reference = os.fspath(model)
     place = available_device(device)
@@ -345,14 +347,14 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu") -> A
         return LoadedSequenceModel(sequences.to(place), reference, details)
     if kind is not None and kind != language_model.MODEL_KIND:
         other = ": use `audiomamba.load`" if "waveform" in kind or "clip" in kind else ": give another folder"
-        raise InputError(f"{reference} holds a {kind}, not a model of DNA{other}.")
+        raise InputError(f"{reference} holds a {kind}, not a DNA model{other}.")
     loaded = language_model.load_language_model(folder)
     loaded.model.to(place)
     return LoadedLanguageModel(LanguageModel(loaded.model, loaded.policy, loaded.details, reference))
 
 
 def _kind_of(folder: Path) -> str | None:
-    """The kind that a folder states; None for checkpoints of other projects and what cannot be read."""
+    """Return the kind given in a folder; None for checkpoints of other projects and unreadable folders."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Tables of results: what the methods of a loaded model return."""
+"""Tables of results, returned by the methods of a loaded model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class ResultTable(Sequence[dict[str, Any]]):
     """A small table: a sequence of rows, each a mapping from column to value.
 
-    Values that are not available are `None`, as for the probabilities of an unclassified record.
+    Unavailable values are `None`, such as the probabilities of an unclassified record.
 
     Args:
-        columns: names in order.
+        columns: names of the columns.
         rows: values in the order of the columns.
     """
 
@@ -35,7 +35,7 @@ class ResultTable(Sequence[dict[str, Any]]):
         """Return row number `index` as a mapping, a table for a slice, or a column (a list) for its name."""
         if isinstance(index, str):
             if index not in self.columns:
-                raise KeyError(f"there is no column {index!r}: the table has {', '.join(self.columns)}")
+                raise KeyError(f"there is no column {index!r}: the columns are {', '.join(self.columns)}")
             place = self.columns.index(index)
             return [row[place] for row in self.rows]
         if isinstance(index, slice):
@@ -46,7 +46,7 @@ class ResultTable(Sequence[dict[str, Any]]):
         return (self[place] for place in range(len(self)))
 
     def __str__(self) -> str:
-        """Return the table as tab-separated text, with NA for what is not available."""
+        """Return the table as tab-separated text, with NA for unavailable values."""
         lines = ["\t".join(self.columns)]
         lines += ["\t".join(_shown(value) for value in row) for row in self.rows]
         return "\n".join(lines)
@@ -58,7 +58,7 @@ class ResultTable(Sequence[dict[str, Any]]):
         """Return the table as a data frame.
 
         Raises:
-            InputError: pandas is not installed.
+            InputError: if pandas is not installed.
         """
         try:
             import pandas  # noqa: PLC0415 - optional
@@ -79,7 +79,7 @@ class Embeddings(ResultTable):
         self.vectors = vectors
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a data frame with a column per channel, numbered from 0, after the name, start and end."""
+        """Return a data frame with the name, start and end, and one column per channel, numbered from 0."""
         frame = super().to_pandas()
         return frame.join(type(frame)(self.vectors))
 

@@ -1,7 +1,7 @@
 """The character tokenizer of hg38 language models: one base, one token.
 
 The vocabulary is the one of HyenaDNA (Nguyen et al. 2023) and Caduceus (Schiff et al. 2024): seven special tokens, then
-A, C, G, T and N; the embedding is padded to 16 rows. Unlike theirs, upper and lower case are the same base.
+A, C, G, T and N; the embedding is padded to 16 rows. Unlike there, upper and lower case are the same base.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from genomamba.alphabet import IUPAC_CODES, UNKNOWN_SYMBOLS_AS_N, describe_byte,
 from mambacore.errors import InputError
 
 Tokens = npt.NDArray[np.uint8]
-"""DNA in memory: token ids, one byte a base, shape (..., length)."""
+"""DNA in memory: token ids, one byte per base, shape (..., length)."""
 
 VOCABULARY: Final[dict[str, int]] = {
     "[CLS]": 0,
@@ -34,7 +34,7 @@ PADDED_VOCABULARY_SIZE: Final = 16
 UNKNOWN_TOKEN: Final = VOCABULARY["[UNK]"]
 ANY_BASE_TOKEN: Final = VOCABULARY["N"]
 INVALID_TOKEN: Final = 255
-"""What `TOKEN_OF_BYTE` gives for a byte that is not a nucleotide code; never a token of a sequence."""
+"""Value of `TOKEN_OF_BYTE` for a byte that is not a nucleotide code; never a token of a sequence."""
 
 TOKENIZER_NAME: Final = "hg38-character"
 TOKENIZER_VERSION: Final = 1
@@ -58,17 +58,17 @@ def _complement_ids() -> Tokens:
 
 
 TOKEN_OF_BYTE: Final[bytes] = _token_of_byte()
-"""For `bytes.translate`: the token of each byte value, `INVALID_TOKEN` for bytes that are no nucleotide code."""
+"""For `bytes.translate`: the token of each byte value, `INVALID_TOKEN` for bytes that are not nucleotide codes."""
 
 COMPLEMENT_IDS: Final[Tokens] = _complement_ids()
-"""The complement of each token id, shape (16,); special tokens, [UNK] and N are their own."""
+"""The complement of each token id, shape (16,); special tokens, [UNK] and N are their own complements."""
 
 _NAMES = np.array([*VOCABULARY, *[""] * (PADDED_VOCABULARY_SIZE - len(VOCABULARY))])
 _LETTER_OF_TOKEN = bytes.maketrans(bytes(VOCABULARY[base] for base in "ACGTN"), b"ACGTN")
 
 
 class CharacterTokenizer:
-    """Turns nucleotide letters into token ids and back.
+    """Converts nucleotide letters to token ids and back.
 
     Law: `encode(reverse_complement(s))` equals `reverse_complement(encode(s))` for every sequence `s` of IUPAC codes.
     """
@@ -85,7 +85,7 @@ class CharacterTokenizer:
         `?` and X are read as N. An array is taken as ASCII codes (uint8).
 
         Raises:
-            InputError: names a byte that is not an IUPAC nucleotide code, and its position.
+            InputError: if a byte is not an IUPAC nucleotide code, with its position.
         """
         text = _as_bytes(sequence).translate(UNKNOWN_SYMBOLS_AS_N)
         tokens = np.frombuffer(bytearray(text.translate(TOKEN_OF_BYTE)), dtype=np.uint8)
@@ -102,7 +102,7 @@ class CharacterTokenizer:
         """Return the letters of tokens of shape (length,); a special token becomes its name, such as `[UNK]`.
 
         Raises:
-            InputError: an id that is not in the vocabulary.
+            InputError: if an id is not in the vocabulary.
         """
         ids = np.asarray(tokens)
         outside = (ids < 0) | (ids >= self.vocabulary_size)
@@ -117,31 +117,31 @@ class CharacterTokenizer:
         return "".join(_NAMES[ids.astype(np.intp)])
 
     def reverse_complement(self, tokens: Tokens) -> Tokens:
-        """Return the other strand of tokens of shape (..., length), read in its own direction."""
+        """Return the reverse complement of tokens of shape (..., length)."""
         return self.complement_ids[tokens[..., ::-1]]
 
     def to_config(self) -> dict[str, Any]:
-        """Return what a model folder's `config.json` says about its tokenizer."""
+        """Return the tokenizer description for a model folder's `config.json`."""
         return {"name": TOKENIZER_NAME, "version": TOKENIZER_VERSION, "vocabulary": dict(self.vocabulary)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "CharacterTokenizer":
-        """Return the tokenizer that `to_config` described.
+        """Inverse of `to_config`.
 
         Raises:
-            InputError: when the description is of another tokenizer, version or vocabulary.
+            InputError: if the description is of another tokenizer, version or vocabulary.
         """
         if not isinstance(config, Mapping):
             raise InputError("the model's tokenizer description is not a JSON object: the model folder is damaged.")
         name, version = config.get("name"), config.get("version")
         if name != TOKENIZER_NAME:
             raise InputError(
-                f"the model uses the tokenizer {name!r}, this program knows only {TOKENIZER_NAME!r}: "
+                f"the model uses the tokenizer {name!r}, this program supports only {TOKENIZER_NAME!r}: "
                 "use the program that wrote the model."
             )
         if version != TOKENIZER_VERSION:
             raise InputError(
-                f"the model's tokenizer {name!r} has version {version!r}, this program reads version "
+                f"the model's tokenizer {name!r} has version {version!r}, but this program supports version "
                 f"{TOKENIZER_VERSION}: use the program that wrote the model."
             )
         if config.get("vocabulary") != VOCABULARY:
@@ -159,7 +159,7 @@ def _as_bytes(sequence: bytes | bytearray | str | Tokens) -> bytes:
         except UnicodeEncodeError as error:
             raise InputError(
                 f"the sequence has the character {sequence[error.start]!r} at position {error.start + 1}, "
-                f"which is not a nucleotide code: only {IUPAC_CODES} in either case are read."
+                f"which is not a nucleotide code: only {IUPAC_CODES} in either case are accepted."
             ) from error
     if isinstance(sequence, np.ndarray):
         if sequence.dtype != np.uint8 or sequence.ndim != 1:

@@ -23,15 +23,15 @@ from audiomamba.data.waveforms import SUFFIXES, cut_or_pad, find_audio_files, wa
 from mambacore.errors import InputError
 
 PADDING_TARGET: Final = -100
-"""What PyTorch's cross entropy leaves out."""
+"""Target that PyTorch's cross entropy ignores."""
 
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLITS: Final = ("train", "valid", "test")
 SC09_CLIPS: Final[Mapping[str, int]] = {"train": 31_158, "valid": 3_643, "test": 4_107}
-"""Digits in Speech Commands v0.02 under its official split."""
+"""The digits of Speech Commands v0.02, with its official split."""
 
 RECORDING_SHARES: Final[Mapping[str, float]] = {"train": 0.88, "valid": 0.06, "test": 0.06}
-"""Of a long recording, in the order of time; SaShiMi's shares of YouTubeMix (arXiv 2202.09729, appendix C)."""
+"""Shares of a long recording, in temporal order: those of SaShiMi of YouTubeMix (arXiv 2202.09729, appendix C)."""
 
 _LISTS: Final = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 _READERS: Final = 4
@@ -41,23 +41,23 @@ Read = TypeVar("Read")
 
 
 class Clip(NamedTuple):
-    """A recording as classes."""
+    """A recording, quantised to classes."""
 
     name: str
     classes: Tensor  # (length,), the quantiser's class_dtype
-    labels: tuple[int, ...] = ()  # a number per label set of the collection; 0 where the clip has none
-    gain: float = 1.0  # that its samples were multiplied by
+    labels: tuple[int, ...] = ()  # one number per label set; 0 if the clip has no such label
+    gain: float = 1.0  # factor that its samples were multiplied by
 
 
 class Example(NamedTuple):
-    """What a model reads and what it should predict at each position; with a dimension in front, a batch of these."""
+    """Inputs of a model and its targets at each position; with a leading dimension, a batch of examples."""
 
     inputs: Tensor  # (length,), int64: the middle class, then the clip without its last sample
     targets: Tensor  # (length,), int64: the clip, then PADDING_TARGET
     labels: Tensor  # (label sets,), int64: see `audiomamba.data.labels`
 
     def without_common_padding(self) -> Example:
-        """Of a batch, what lies before the end of its longest clip."""
+        """The batch up to the end of its longest clip."""
         used = (self.targets != PADDING_TARGET).any(0).nonzero()
         longest = int(used[-1]) + 1 if len(used) else 1
         return Example(self.inputs[:, :longest], self.targets[:, :longest], self.labels)
@@ -65,13 +65,13 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ClipCollection:
-    """Clips that have been read, with the quantiser that made their classes.
+    """Clips in memory, with the quantiser that produced their classes.
 
     Attributes:
         clips: in a fixed order.
-        quantiser: of all of them.
-        bad: for every file that could not be read and was left out, a sentence.
-        label_sets: what the numbers in the labels of the clips mean.
+        quantiser: the quantiser of all clips.
+        bad: one message per unreadable file that was skipped.
+        label_sets: the label sets that the clips' label numbers refer to.
     """
 
     clips: tuple[Clip, ...]
@@ -81,20 +81,20 @@ class ClipCollection:
 
     @property
     def seconds(self) -> float:
-        """Of all clips together."""
+        """Total duration of all clips."""
         return sum(clip.classes.shape[0] for clip in self.clips) / self.quantiser.sample_rate_hz
 
     def example(self, number: int, length: int | None = None, start: int = 0) -> Example:
-        """Clip `number` from `start` on, of its own length or cut or padded to `length`."""
+        """Clip `number` from `start` on, whole or cut or padded to `length`."""
         clip = self.clips[number]
         return clip_example(clip.classes, self.quantiser, length or clip.classes.shape[0] - start, start, clip.labels)
 
     def batch(self, places: Sequence[tuple[int, int]], length: int) -> Example:
-        """A batch of `example`s: for each a clip's number and where it starts."""
+        """A batch of `example`s, given as pairs of clip number and start."""
         return stacked([self.example(number, length, start) for number, start in places])
 
     def examples(self, length: int) -> Iterator[tuple[Clip, Example]]:
-        """Every sample of every clip once, in pieces of `length`, the last of a clip padded."""
+        """Cover every sample of every clip once, in pieces of `length`; the last piece of a clip is padded."""
         _require_length(length)
         for number, clip in enumerate(self.clips):
             for start in range(0, clip.classes.shape[0], length):
@@ -106,16 +106,16 @@ class ClipSampler:
 
     Args:
         collection: the clips to sample from.
-        length: samples in an example. Longer clips are cut at a random place, shorter ones padded.
+        length: samples per example. Longer clips are cropped at a random position, shorter ones padded.
         seed: from 0 to 2^64 - 1.
-        by_duration: sample every second of sound equally often, for a few recordings of unlike lengths. Otherwise every
-            clip comes once before any comes again.
-        silence_after: samples of silence (the middle class) after each clip, for a model to learn where clips end.
-        drop_labels: probability that an example comes without labels, so that a model learns to do without; of several
-            label sets, each is also dropped alone with this probability.
+        by_duration: sample clips in proportion to their duration, for a few recordings of very different lengths.
+            Otherwise every clip is sampled once per epoch.
+        silence_after: samples of silence (the middle class) after each clip, so that a model learns where clips end.
+        drop_labels: probability that an example has no labels, so that a model also learns to do without; of several
+            label sets, each is also dropped on its own with this probability.
 
     Raises:
-        InputError: no clip, or a length or seed that makes no sense.
+        InputError: if there are no clips, or the length or seed is invalid.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class ClipSampler:
         if not 0 <= seed < 2**64:
             raise InputError(f"the seed is {seed}; use an integer from 0 to 2^64 - 1")
         if not collection.clips:
-            raise InputError("there is no clip to train on; give a folder that holds some")
+            raise InputError("there are no clips to train on; give a folder that contains some")
         self.collection = collection
         self.length = length
         self.seed = seed
@@ -140,10 +140,10 @@ class ClipSampler:
         self.drop_labels = drop_labels
         durations = [clip.classes.shape[0] for clip in collection.clips]
         self._shares = np.cumsum(durations) / sum(durations)
-        self._order: tuple[int, np.ndarray] | None = None  # the last epoch's, which is a function of (seed, epoch)
+        self._order: tuple[int, np.ndarray] | None = None  # order of the last epoch used, a function of (seed, epoch)
 
     def sample(self, index: int) -> Example:
-        """Example number `index`. Depends on (seed, index) only."""
+        """Return example `index`, a function of (seed, index) only."""
         random = self._random(index, stream=0)
         if self.by_duration:
             number = min(int(np.searchsorted(self._shares, random.random(), side="right")), len(self._shares) - 1)
@@ -181,23 +181,23 @@ class ClipSampler:
         return held[1]
 
     def _random(self, number: int, stream: int) -> np.random.Generator:
-        """Random numbers that depend on (seed, number, stream) only."""
+        """Return a generator that depends on (seed, number, stream) only."""
         key = np.array([self.seed, number], dtype=np.uint64)
         return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
 
 
 def stacked(examples: Sequence[Example]) -> Example:
-    """Examples of the same length as one batch."""
+    """Stack examples of the same length to a batch."""
     return Example(*(torch.stack(tensors) for tensors in zip(*examples, strict=True)))
 
 
 def clip_example(
     classes: Tensor, quantiser: Quantiser, length: int, start: int = 0, labels: Sequence[int] = ()
 ) -> Example:
-    """`length` samples of (samples,) classes from `start` on, predicted from the middle class on.
+    """Make an example of `length` samples of (samples,) classes, from `start` on.
 
-    A cut from within a clip begins with the middle class too: generation begins so, and nothing else would teach it
-    when all examples are cuts.
+    The inputs begin with the middle class even in the middle of a clip: generation starts from it, and a model trained
+    on crops alone would otherwise never see it.
     """
     _require_length(length)
     cut = classes[start : start + length].long()
@@ -214,13 +214,13 @@ def read_clip(
     labels: tuple[int, ...] = (),
     preparation: ClipPreparation | None = None,
 ) -> Clip:
-    """Read a whole file as classes; no more than a piece of it is held as samples.
+    """Read a whole file as classes, holding only one piece of it as samples at a time.
 
     Args:
         path: the file.
-        quantiser: what makes classes of it, at its rate.
-        name: of the clip; that of the file when None.
-        labels: a number per label set.
+        quantiser: converts samples to classes and sets the rate.
+        name: name of the clip; by default that of the file.
+        labels: one number per label set.
         preparation: gain and trimming; the file is then read twice.
 
     Raises:
@@ -234,7 +234,7 @@ def read_clip(
 def prepared_pieces(
     path: Path | str, quantiser: Quantiser, preparation: ClipPreparation | None
 ) -> tuple[Iterator[Tensor], float]:
-    """The samples of a file as a model hears them, piece by piece, and the gain they were given.
+    """Return the prepared samples of a file, piece by piece, and the gain that was applied.
 
     Raises:
         InputError: as `audiomamba.data.waveforms.waveform_pieces`.
@@ -261,15 +261,15 @@ def read_clips(
 
     Args:
         paths: the files.
-        quantiser: what makes classes of them, at its rate.
-        folder: clips are named by their paths within it.
-        labels: of the clips of the folder.
-        label_sets: those that the clips' numbers are for.
+        quantiser: converts samples to classes and sets the rate.
+        folder: clips are named by their paths relative to this folder.
+        labels: labels of the clips of the folder.
+        label_sets: the label sets that the clips' numbers refer to.
         preparation: gain and trimming of each clip.
-        skip_bad: leave out files that cannot be read, and say so in the collection's `bad`.
+        skip_bad: skip files that cannot be read and list them in the collection's `bad`.
 
     Raises:
-        InputError: the first bad file, unless they are skipped; or none is left.
+        InputError: for the first unreadable file, unless such files are skipped; or if none is left.
     """
 
     def read(number: int) -> Clip:
@@ -288,15 +288,15 @@ def read_clips(
         else:
             raise found
     if not clips:
-        raise InputError(f"none of the {len(paths)} files of {folder} can be read; the first says: {bad[0]}")
+        raise InputError(f"none of the {len(paths)} files of {folder} can be read; the first error: {bad[0]}")
     return ClipCollection(tuple(clips), quantiser, tuple(bad), tuple(label_sets))
 
 
 def read_in_parallel(read: Callable[[int], Read], count: int) -> Iterator[Read | InputError]:
-    """What `read` makes of 0 to count - 1, in order, by several threads.
+    """Yield the results of `read` for 0 to count - 1 in order, computed by several threads.
 
-    They are never more than `READ_AHEAD` files ahead, so that a slow reader of the results does not fill the memory.
-    An `InputError` is handed on as a result: what to do with a bad file is for the caller to say.
+    The threads are at most `READ_AHEAD` files ahead, so that a slow consumer does not fill the memory. An `InputError`
+    is yielded as a result, so that the caller decides what to do about a bad file.
     """
 
     def attempt(number: int) -> Read | InputError:
@@ -311,17 +311,17 @@ def read_in_parallel(read: Callable[[int], Read], count: int) -> Iterator[Read |
 
 
 def speech_commands_files(folder: Path | str, split: str, words: Sequence[str] = DIGITS) -> list[Path]:
-    """The clips of some words under the official split, in a fixed order.
+    """List the clips of the given words in a split of Speech Commands, in a fixed order.
 
     The archive lists the clips of validation and test; all others are for training.
 
     Args:
-        folder: the archive, unpacked.
+        folder: the unpacked archive.
         split: one of `SPLITS`.
         words: names of its folders; the ten digits make SC09.
 
     Raises:
-        InputError: another split, a list or the folder of a word is missing, or a listed clip is.
+        InputError: if the split is unknown, or a list, the folder of a word or a listed clip is missing.
     """
     folder = Path(folder)
     if split not in SPLITS:
@@ -354,17 +354,17 @@ def split_recording(
     labels: tuple[int, ...] = (),
     preparation: ClipPreparation | None = None,
 ) -> dict[str, ClipCollection]:
-    """Cut one long recording by time into parts that do not overlap, each a collection of one clip.
+    """Cut a long recording into consecutive parts, each a collection of one clip.
 
     Args:
         path: the recording.
-        quantiser: what makes classes of it, at its rate.
-        shares: name and share of every part, in the order of time; together 1.
-        labels: a number per label set, for every part.
-        preparation: of the whole recording, so that all parts get the same gain.
+        quantiser: converts samples to classes and sets the rate.
+        shares: name and share of every part, in temporal order; they sum to 1.
+        labels: one number per label set, for every part.
+        preparation: applied to the whole recording, so that all parts get the same gain.
 
     Raises:
-        InputError: as `read_clip`; shares that are not positive or do not make 1, or a recording too short.
+        InputError: as `read_clip`; or if the shares are not positive or do not sum to 1, or the recording is too short.
     """
     if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise InputError(f"the parts of {path} have shares {dict(shares)}; give positive ones that add up to 1")
@@ -380,10 +380,10 @@ def split_recording(
 
 
 def listed_clips(path: Path) -> list[str]:
-    """The clips that a list of a split has, a path per line: `./` in front and backslashes are understood.
+    """Read the list of a split, one path per line; a leading `./` and backslashes are accepted.
 
     Raises:
-        InputError: the list cannot be read, lists nothing, or names a place outside of its folder.
+        InputError: if the list cannot be read, is empty, or has a path outside its folder.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
@@ -396,12 +396,12 @@ def listed_clips(path: Path) -> list[str]:
     names = [PurePosixPath(line.strip().replace("\\", "/")).as_posix() for line in lines if line.strip()]
     for name in names:
         if name.startswith("/") or ".." in name.split("/"):
-            raise InputError(f"{path} lists {name}, which does not lie in its folder; write paths within the folder")
+            raise InputError(f"{path} lists {name}, which is outside its folder; list paths within the folder")
     return [_as_converted(path.parent, name) for name in names]
 
 
 def _as_converted(folder: Path, name: str) -> str:
-    """The name of a listed clip, or of the one that it was converted to (`x.flac` where the list has `x.wav`)."""
+    """Return the name of a listed clip, or of its conversion (`x.flac` where the list has `x.wav`)."""
     if (folder / name).is_file():
         return name
     converted = [PurePosixPath(name).with_suffix(suffix).as_posix() for suffix in SUFFIXES]
@@ -411,4 +411,4 @@ def _as_converted(folder: Path, name: str) -> str:
 
 def _require_length(length: int) -> None:
     if length < 1:
-        raise InputError(f"an example has at least one sample but {length} were asked for")
+        raise InputError(f"an example has at least one sample but length is {length}")

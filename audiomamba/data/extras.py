@@ -1,4 +1,4 @@
-"""The packages that only audio needs, imported where they are used."""
+"""Imports of the packages that only audio needs, done where they are used."""
 
 from importlib import import_module
 from typing import Any
@@ -10,14 +10,14 @@ def audio_package(name: str) -> Any:
     """Import a package of the extra `audio`.
 
     Args:
-        name: `soundfile`, or `torchaudio` and modules of it.
+        name: `soundfile`, `torchaudio` or a module of it.
 
     Raises:
-        InputError: it is not installed, or does not fit the torch that is.
+        InputError: if it is not installed, or does not match the installed torch.
     """
     try:
         return import_module(name)
-    except (ImportError, OSError) as error:  # OSError: a shared library of another torch
+    except (ImportError, OSError) as error:  # OSError: a shared library built for another torch
         package = name.partition(".")[0]
         raise InputError(
             f"audio needs the package {package}, which cannot be imported ({error}); install genomamba[audio], as in "

@@ -1,4 +1,4 @@
-"""Clips with labels: which files they are, which split they belong to, and how they are changed while learning."""
+"""Labelled clips: their files, their splits and their augmentation during training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from audiomamba.models.log_mel import LogMelConfig
 from mambacore.errors import InputError
 
 NOISE_FOLDER = "_background_noise_"
-"""Of Speech Commands: not words."""
+"""Folder of Speech Commands that holds noise, not words."""
 
 SHIFT_SECONDS = 0.1
 QUIETEST_GAIN = 0.25
@@ -30,23 +30,22 @@ QUIETEST_LEVEL = 1e-4
 
 
 class NoiseChange(NamedTuple):
-    """Noise that is mixed with clips while learning.
+    """Noise that is mixed with clips during training.
 
-    A classifier that hears words at all depths of noise learns the odds of the words given what is left of them, so it
-    becomes unsure where hardly anything is. One that hears clean words only is often sure of noise, of another class
-    each time (Hendrycks & Gimpel, arXiv 1610.02136).
+    A classifier trained on words at all signal-to-noise ratios becomes uncertain where little of a word is left. One
+    trained on clean words alone is often confident about noise (Hendrycks & Gimpel, arXiv 1610.02136).
     """
 
-    share: float = 0.0  # of the clips that get any
-    lowest_ratio_db: float = -30.0  # of the power of the clip to that of the noise, uniformly distributed
+    share: float = 0.0  # share of clips that get noise
+    lowest_ratio_db: float = -30.0  # lowest signal-to-noise ratio; uniformly distributed
     highest_ratio_db: float = 30.0
 
 
 class LabelledFiles(NamedTuple):
-    """Files and their labels, of one split."""
+    """Files of one split and their labels."""
 
     paths: tuple[Path, ...]
-    labels: tuple[str, ...]  # "" where none were asked for
+    labels: tuple[str, ...]  # "" if labels are not used
 
 
 def labelled_splits(
@@ -58,29 +57,29 @@ def labelled_splits(
     words: Sequence[str] | None = None,
     labelled: bool = True,
 ) -> dict[str, LabelledFiles]:
-    """The files of a folder for training, validation and the test (`SPLITS`), with labels.
+    """Return the files of a folder by split (`SPLITS`), with labels.
 
     Args:
-        data: a folder with a folder per class, as Speech Commands has them, or with the label in each file's name.
+        data: a folder with one folder per class, as in Speech Commands, or with the label in each file's name.
         label_pattern: a regular expression that is searched for in the file's name; its first group is the label.
-        valid, test: shell patterns (`*_[5-9].wav`) that paths within the folder are held against. Without any, the
-            lists in the folder say it, as in Speech Commands; a split that nothing is said of is empty.
-        words: only clips of these labels, for which they need to be known.
-        labelled: whether the labels are needed for anything else; without them any layout will do.
+        valid, test: shell patterns (`*_[5-9].wav`) that are matched against paths within the folder. Without any, the
+            lists in the folder are used, as in Speech Commands; a split without pattern or list is empty.
+        words: use only clips with these labels.
+        labelled: whether labels are needed for anything but `words`; if not, any layout is accepted.
 
     Raises:
-        InputError: a pattern that is not valid or matches nothing, a file without a label, or nothing to train on.
+        InputError: if a pattern is invalid or matches nothing, a file has no label, or nothing is left to train on.
     """
     folder = Path(data)
     expression = _expression(label_pattern)
     paths = [path for path in find_audio_files(folder) if path.relative_to(folder).parts[0] != NOISE_FOLDER]
     if not paths:
-        raise InputError(f"{folder} has no clips beside background noise; give a folder of labelled clips")
+        raise InputError(f"{folder} has no clips except background noise; give a folder of labelled clips")
     by_pattern = valid is not None or test is not None
-    if words is not None:  # whatever the patterns and lists say of others
+    if words is not None:  # whatever the patterns and lists assign to other words
         paths = [path for path in paths if _label(path, folder, expression) in words]
         if not paths:
-            raise InputError(f"{folder} has no clip of the words {', '.join(words)}; check them")
+            raise InputError(f"{folder} has no clips of the words {', '.join(words)}; check the words")
     if by_pattern or not any((folder / name).is_file() for name in LIST_NAMES.values()):
         found = files_by_patterns(folder, paths, valid, test)
     else:
@@ -93,23 +92,23 @@ def labelled_splits(
 
 
 class FittedClips(NamedTuple):
-    """Clips that a classifier learns from."""
+    """Training clips of a classifier."""
 
-    samples: Tensor  # (clips, clip_length), int16 (full scale 32,767) because that is half the memory
+    samples: Tensor  # (clips, clip_length), int16 (full scale 32,767), half the memory of float32
     labels: tuple[str, ...]
-    bad: tuple[str, ...]  # for every file that could not be read and was left out, a sentence
+    bad: tuple[str, ...]  # one message per unreadable file that was skipped
 
 
 def read_fitted(files: LabelledFiles, log_mel: LogMelConfig, *, skip_bad: bool = False) -> FittedClips:
-    """Read files, cut and padded to the duration of a classifier's clips.
+    """Read files, cut or padded to the clip duration of a classifier.
 
     Args:
-        files: which.
-        log_mel: rate and duration.
-        skip_bad: leave out files that cannot be read.
+        files: the files to read.
+        log_mel: the rate and duration.
+        skip_bad: skip files that cannot be read.
 
     Raises:
-        InputError: the first bad file, unless they are skipped; or none is left.
+        InputError: for the first unreadable file, unless such files are skipped; or if none is left.
     """
     rows = torch.empty(len(files.paths), log_mel.clip_length, dtype=torch.int16)
     labels: list[str] = []
@@ -129,7 +128,7 @@ def read_fitted(files: LabelledFiles, log_mel: LogMelConfig, *, skip_bad: bool =
 
 
 def changed_clip(clip: Tensor, sample_rate_hz: int, seed: int, index: int, noise: NoiseChange | None = None) -> Tensor:
-    """(samples,) moved by up to 0.1 s, mixed with noise, and made softer or louder.
+    """Shift (samples,) by up to 0.1 s, mix it with noise and change its loudness.
 
     A function of (clip, seed, index) only. The gain is uniformly distributed from -12 to 6 dB.
     """
@@ -149,10 +148,9 @@ def changed_clip(clip: Tensor, sample_rate_hz: int, seed: int, index: int, noise
 
 
 def _with_noise(clip: Tensor, random: np.random.Generator, ratio_db: float) -> Tensor:
-    """A clip and noise with powers in this ratio, together as loud as the clip was.
+    """Mix a clip with noise at this signal-to-noise ratio; the mix is as loud as the clip was.
 
-    The noise is stationary and Gaussian; its power falls with the frequency to the power of 0 (white, a third of the
-    time) to 2 (brown).
+    The noise is stationary and Gaussian, its spectrum f^-a with a from 0 (white, a third of the time) to 2 (brown).
     """
     length = clip.shape[0]
     slope = max(0.0, random.uniform(-STEEPEST_NOISE / 2, STEEPEST_NOISE))
@@ -180,7 +178,9 @@ def _expression(pattern: str | None) -> re.Pattern[str] | None:
 def _label(path: Path, folder: Path, expression: re.Pattern[str] | None) -> str:
     if expression is None:
         if path.parent == folder:
-            raise InputError(f"{path} lies in no folder of its class; make a folder per class, or give --label-pattern")
+            raise InputError(
+                f"{path} is not in a folder of its class; make one folder per class, or give --label-pattern"
+            )
         return path.parent.name
     found = expression.search(path.name)
     if found is None or not found.group(1):

@@ -1,7 +1,7 @@
 """Labels of clips: named sets such as digit and speaker, read from file names or from a table.
 
-A model that is conditioned on labels stores its label sets. Inside, a label is its number in its set; 0 means that
-nothing is said (`UNLABELLED`), so a model can be asked for one label of several, or for none.
+A model that is conditioned on labels stores its label sets. Internally a label is its number in its set; 0
+(`UNLABELLED`) means unspecified, so a model can be conditioned on some of its label sets, or on none.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, Final
 from mambacore.errors import InputError
 
 UNLABELLED: Final = 0
-"""Number of the label that says nothing; the values of a set have the numbers from 1 on."""
+"""Label number for "unspecified"; the values of a set are numbered from 1."""
 
 EVERY_VALUE: Final = "each"
-"""Asked for as a value, the clips take the values of the set in turn."""
+"""Given as a value: clips cycle through the values of the set."""
 
 WORD_RULE: Final = r"word=^([^/]+)/"
-"""The words of Speech Commands: the folder of each clip."""
+"""The label set of Speech Commands' words: the folder of each clip."""
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _MOST_VALUES: Final = 4096
@@ -34,11 +34,11 @@ class LabelSet:
     """A named set of labels that a model is conditioned on.
 
     Attributes:
-        name: such as `digit`.
-        values: in the order of their numbers, the first of which is 1.
+        name: name of the set, such as `digit`.
+        values: the values, numbered from 1 in this order.
 
     Raises:
-        InputError: a name that is not a word, no values, or the same value twice.
+        InputError: if the name is not a word, or the values are empty or repeated.
     """
 
     name: str
@@ -53,50 +53,50 @@ class LabelSet:
             )
         object.__setattr__(self, "values", tuple(self.values))
         if not self.values or len(set(self.values)) != len(self.values):
-            raise InputError(f"label set {self.name} has no values, or one of them twice; the model folder is damaged")
+            raise InputError(f"label set {self.name} has no values or repeated values; the model folder is damaged")
 
     def number(self, value: str) -> int:
-        """The number of a value.
+        """Return the number of a value.
 
         Raises:
-            InputError: the set does not have it.
+            InputError: if the set does not have the value.
         """
         if value not in self.values:
             raise InputError(f"{self.name} has no value {value!r}; choose {_listed(self.values)}")
         return self.values.index(value) + 1
 
     def to_config(self) -> dict[str, Any]:
-        """JSON-able; `LabelSet(**values)` reads it back."""
+        """Return a JSON-serialisable form; `LabelSet(**values)` is the inverse."""
         return {"name": self.name, "values": list(self.values)}
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipLabels:
-    """What the clips of a folder are labelled with, one column per label set.
+    """Labels of the clips of a folder, one column per label set.
 
     Attributes:
-        names: of the sets.
-        columns: for each set, the value of every clip that has one, by its path within the folder.
+        names: names of the sets.
+        columns: for each set, the value of every labelled clip, by its path within the folder.
     """
 
     names: tuple[str, ...] = ()
     columns: tuple[Mapping[str, str], ...] = ()
 
     def sets(self, training_clips: Iterable[str]) -> tuple[LabelSet, ...]:
-        """The label sets with the values that occur among the clips to train on, in the order of their names."""
+        """Return the label sets, with the values that occur in the training clips, in sorted order."""
         clips = list(training_clips)
         found = []
         for name, column in zip(self.names, self.columns, strict=True):
             values = sorted({column[clip] for clip in clips if clip in column})
             if not values:
-                raise InputError(f"no clip to train on has a label {name!r}; correct --labels")
+                raise InputError(f"no training clip has a label {name!r}; correct --labels")
             if len(values) > _MOST_VALUES:
-                raise InputError(f"{name} has {len(values)} values, most of them of one clip; correct --labels")
+                raise InputError(f"{name} has {len(values)} values, most of them for one clip only; correct --labels")
             found.append(LabelSet(name, tuple(values)))
         return tuple(found)
 
     def numbers(self, clip: str, sets: Sequence[LabelSet]) -> tuple[int, ...]:
-        """The number of a clip's label in each set, `UNLABELLED` where it has none that the set knows."""
+        """Return the number of a clip's label in each set, `UNLABELLED` if it has none or the set lacks it."""
         columns = dict(zip(self.names, self.columns, strict=True))
         values = [columns.get(one.name, {}).get(clip) for one in sets]
         return tuple(
@@ -110,13 +110,13 @@ def read_clip_labels(rules: Sequence[str], names: Sequence[str]) -> ClipLabels:
 
     Args:
         rules: each is `NAME=REGEX`, whose first group is the label, searched for in the file's name, or in the path
-            within the folder where the expression contains a '/'; or a tab-separated table with a header, whose first
+            within the folder if the expression contains a '/'; or a tab-separated table with a header, whose first
             column has paths within the folder (or file names) and whose other columns are label sets.
         names: paths of the clips within the folder.
 
     Raises:
-        InputError: a rule that is neither, an expression without a group or that matches nothing, a table that cannot
-            be read or that names clips twice or none of these, or two sets of the same name.
+        InputError: if a rule has another form, an expression has no group or matches nothing, a table is unreadable,
+            repeats clips or has none of these, or two sets have the same name.
     """
     columns: dict[str, Mapping[str, str]] = {}
     for rule in rules:
@@ -131,16 +131,16 @@ def read_clip_labels(rules: Sequence[str], names: Sequence[str]) -> ClipLabels:
             )
         for one in found:
             if one in columns:
-                raise InputError(f"two of --labels define {one!r}; give each label set once")
+                raise InputError(f"--labels defines {one!r} twice; give each label set once")
         columns |= found
     return ClipLabels(tuple(columns), tuple(columns.values()))
 
 
 def parse_labels(texts: Sequence[str], sets: Sequence[LabelSet], option: str = "--label") -> dict[str, str]:
-    """`NAME=VALUE` texts as a mapping, checked against the label sets of a model.
+    """Parse `NAME=VALUE` texts to a mapping, checked against the label sets of a model.
 
     Raises:
-        InputError: another form, a set or value that the model does not have, or a set twice.
+        InputError: if a text has another form, the model lacks a set or value, or a set is given twice.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -148,17 +148,19 @@ def parse_labels(texts: Sequence[str], sets: Sequence[LabelSet], option: str = "
         if not equals:
             raise InputError(f"{option} {text!r} is not of the form NAME=VALUE, such as digit=7")
         if name in found:
-            raise InputError(f"{option} gives {name} twice; give it once, or {name}={EVERY_VALUE} for all in turn")
+            raise InputError(
+                f"{option} gives {name} twice; give it once, or {name}={EVERY_VALUE} to cycle through all values"
+            )
         found[name] = value
     check_labels(found, sets)
     return found
 
 
 def check_labels(labels: Mapping[str, str], sets: Sequence[LabelSet]) -> None:
-    """Refuse labels that a model does not have.
+    """Check that a model has these labels.
 
     Raises:
-        InputError: naming what there is.
+        InputError: if it does not; the message lists those it has.
     """
     known = {one.name: one for one in sets}
     for name, value in labels.items():
@@ -171,7 +173,7 @@ def check_labels(labels: Mapping[str, str], sets: Sequence[LabelSet]) -> None:
 
 
 def labels_of_clip(labels: Mapping[str, str], sets: Sequence[LabelSet], number: int) -> dict[str, str]:
-    """The labels of clip `number`: `EVERY_VALUE` becomes the values in turn, the last such set changing fastest."""
+    """Return the labels of clip `number`; `EVERY_VALUE` cycles through the values, the last such set fastest."""
     found: dict[str, str] = {}
     for one in reversed(sets):
         if one.name not in labels:
@@ -185,10 +187,10 @@ def labels_of_clip(labels: Mapping[str, str], sets: Sequence[LabelSet], number: 
 
 
 def label_numbers(labels: Mapping[str, str], sets: Sequence[LabelSet]) -> tuple[int, ...]:
-    """The number of each set's label, `UNLABELLED` where none is given.
+    """Return the label number for each set, `UNLABELLED` where none is given.
 
     Raises:
-        InputError: a set or value that there is not.
+        InputError: if a set or value does not exist.
     """
     check_labels(labels, sets)
     return tuple(one.number(labels[one.name]) if one.name in labels else UNLABELLED for one in sets)
@@ -246,7 +248,7 @@ def _by_table(path: Path, names: Sequence[str]) -> dict[str, Mapping[str, str]]:
             if value:
                 columns[name][clip] = value
     if not seen:
-        raise InputError(f"{path} labels none of the {len(names)} clips; its first column must have their paths")
+        raise InputError(f"{path} labels none of the {len(names)} clips; its first column must contain their paths")
     return dict(columns)
 
 

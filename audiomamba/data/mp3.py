@@ -1,9 +1,9 @@
-"""MP3 files whose own statement of their length cannot be relied on.
+"""MP3 files whose stated length is wrong.
 
 A decoder takes the number of frames from the Xing (or Info) header in the first frame, or estimates it from the bit
-rate of the first frames. Files that were joined have the header of their first part, and files of variable bit rate
-without a header are estimated wrongly, so part of them would be left out without a word. Here the frames are counted,
-and the file is cut into streams that each have a header that is right.
+rate of the first frames. Concatenated files keep the header of their first part, and files of variable bit rate without
+a header are misestimated, so part of them would be dropped silently. Here the frames are counted, and the file is cut
+into streams with correct headers.
 
 Frame header: ISO/IEC 11172-3, section 2.4.1.3. Xing header: https://gabriel.mp3-tech.org/mp3infotag.html.
 """
@@ -20,7 +20,7 @@ _RATES_HZ: Final = (44_100, 48_000, 32_000)
 _TAGS: Final = (b"Xing", b"Info")
 _FRAMES_FLAG: Final = 1
 _BYTES_FLAG: Final = 2
-_BITRATE_INDEX_OF_HEADER: Final = 9  # enough room for a header in any version
+_BITRATE_INDEX_OF_HEADER: Final = 9  # large enough for a header in any version
 _ID3_HEADER_BYTES: Final = 10
 _ID3V1_BYTES: Final = 128
 
@@ -29,25 +29,25 @@ class _Frame(NamedTuple):
     start: int
     length: int
     rate_hz: int
-    tag: int  # where a Xing header would begin within the frame
-    stated: int | None  # frames that a Xing header states; -1 where it states none; None for a frame of sound
+    tag: int  # offset of a Xing header within the frame
+    stated: int | None  # frames stated by a Xing header, -1 if it states none; None for a frame of sound
 
 
 def mp3_streams(content: bytes) -> list[bytes] | None:
-    """The parts of an MP3 file, each with a header that states its own length.
+    """Split an MP3 file into its parts, each with a header that states its length.
 
     Args:
-        content: of the whole file.
+        content: content of the whole file.
 
     Returns:
-        None where the file is one part and states its length rightly, or is not Layer III: read it as it is.
+        The parts; None if the file is one part with the correct length, or not Layer III: it can be read unchanged.
     """
     parts: list[list[_Frame]] = []
     rate_hz = None
     for frame in _frames(content):
         rate_hz = rate_hz or frame.rate_hz
         if frame.rate_hz != rate_hz:
-            continue  # chance bits, or a part at another rate, which no decoder plays
+            continue  # a false match, or a part at another rate, which no decoder plays
         if frame.stated is not None or not parts:
             parts.append([])
         parts[-1].append(frame)
@@ -62,9 +62,9 @@ def mp3_streams(content: bytes) -> list[bytes] | None:
 
 
 def _stream(content: bytes, part: list[_Frame]) -> bytes | None:
-    """A part with a header of its own; None where it has one that states no less than there is.
+    """Return a part with a new header; None if it has one that states at least its actual length.
 
-    One that states more is of a part that is cut off, which the reader will notice.
+    If the header states more, the part is truncated, which is detected on reading.
     """
     sound = [frame for frame in part if frame.stated is None]
     if part[0].stated is not None and part[0].stated >= len(sound) - 1:
@@ -85,7 +85,7 @@ def _stream(content: bytes, part: list[_Frame]) -> bytes | None:
 
 
 def _frames(content: bytes) -> Iterator[_Frame]:
-    """Every frame, in order; tags and other bytes between frames are skipped."""
+    """Yield every frame in order; tags and other bytes between frames are skipped."""
     position = 0
     while position + 4 <= len(content):
         if content[position : position + 3] == b"ID3":
@@ -108,7 +108,7 @@ def _frames(content: bytes) -> Iterator[_Frame]:
 
 
 def _parsed(content: bytes, start: int) -> _Frame | None:
-    """The Layer III frame whose header begins here."""
+    """Parse the Layer III frame whose header begins here."""
     first, second, third, fourth = content[start : start + 4]
     version, layer = second >> 3 & 3, second >> 1 & 3
     bitrate, rate = third >> 4, third >> 2 & 3

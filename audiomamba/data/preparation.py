@@ -1,8 +1,8 @@
-"""What is done to a clip before it is quantised: one fixed gain, and its silent end cut off.
+"""Preparation of a clip before it is quantised: one gain per clip, and trimming of trailing silence.
 
-Loudness decides the bits per sample (quiet clips lie in few classes) and hides what a model has learned. So a clip is
-multiplied by one number towards a target level; the scale within it, and its zero, stay as they are. Clips are never
-stretched to their own minimum and maximum, which would turn silence into full-scale noise and move zero.
+Loudness dominates the bits per sample (quiet clips occupy few classes) and hides what a model has learned. So each clip
+is multiplied by one factor towards a target level, which keeps its dynamics and its zero. Clips are never normalised to
+their own minimum and maximum, which would turn silence into full-scale noise and shift zero.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from torch import Tensor
 from mambacore.errors import InputError
 
 FRAME_SECONDS: Final = 0.01
-"""The frames whose level tells sound from silence."""
+"""Duration of the frames whose level separates sound from silence."""
 
 KEPT_SECONDS: Final = 0.03
-"""Of the silence after the last sound: what fades away is kept."""
+"""Silence kept after the last sound, so that fade-outs are not cut."""
 
 LARGEST_PEAK: Final = 1.0
-"""A gain that would clip is reduced until it does not."""
+"""Largest amplitude after the gain: a gain that would clip is reduced."""
 
 
 class ClipMeasure(NamedTuple):
-    """What a clip needs: found by reading it once."""
+    """Gain and length of a clip, determined in a first pass over it."""
 
     gain: float
-    samples: int  # that are kept
+    samples: int  # samples that are kept
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipPreparation:
-    """How clips are prepared; stored with a model, since it hears only clips that were prepared so.
+    """How clips are prepared; stored with a model, which expects clips prepared this way.
 
     Attributes:
-        target_rms: root mean square, of full scale 1, that the gain of each clip leads to; 0 leaves loudness alone.
-        largest_gain: never more than this factor, so that silence stays silence.
-        trim_db: the end of a clip whose 10-ms frames are all this many decibels below its loudest one is cut off,
-            except for its first 30 ms; 0 cuts nothing. For training only: a prompt keeps its end.
-        typical_gain: the median over the clips trained on, by which generated sound is as much louder than theirs.
+        target_rms: root mean square (full scale is 1) that each clip is brought to; 0 leaves the loudness unchanged.
+        largest_gain: upper limit of the gain factor, so that silence stays silent.
+        trim_db: the end of a clip is cut off where all 10-ms frames are this many decibels below the loudest one, but
+            for its first 30 ms; 0 disables trimming. For training only: a prompt keeps its end.
+        typical_gain: median gain of the training clips; generated sound is louder than theirs by this factor.
 
     Raises:
-        InputError: a value outside of its range.
+        InputError: if a value is out of range.
     """
 
     target_rms: float = 0.0
@@ -68,19 +68,19 @@ class ClipPreparation:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether clips stay as they are, so that they need not be measured."""
+        """Whether clips are left unchanged, so that they need not be measured."""
         return not self.changes_loudness and self.trim_db == 0
 
     def without_trimming(self) -> ClipPreparation:
-        """The same gain, and the whole clip: for scoring and for prompts."""
+        """The same preparation without trimming, for scoring and for prompts."""
         return dataclasses.replace(self, trim_db=0.0)
 
     def measure(self, pieces: Iterable[Tensor], sample_rate_hz: int) -> ClipMeasure:
-        """The gain and the length of a clip.
+        """Measure the gain and the length of a clip.
 
         Args:
-            pieces: its samples, one (length,) piece after the other.
-            sample_rate_hz: of them.
+            pieces: its samples, in (length,) pieces.
+            sample_rate_hz: rate of the samples.
         """
         frame = max(1, round(FRAME_SECONDS * sample_rate_hz))
         levels, peak, total, rest = [], 0.0, 0, torch.empty(0)
@@ -99,27 +99,27 @@ class ClipPreparation:
         return ClipMeasure(self._gain(math.sqrt(energy / max(1, kept)), peak), kept)
 
     def apply(self, pieces: Iterable[Tensor], measure: ClipMeasure) -> Iterator[Tensor]:
-        """The prepared samples of the clip that was measured, piece by piece."""
+        """Yield the prepared samples of the measured clip, piece by piece."""
         left = measure.samples
         for piece in pieces:
             yield piece[:left] * measure.gain
             left -= min(left, piece.shape[0])
 
     def prepared(self, samples: Tensor, sample_rate_hz: int) -> tuple[Tensor, float]:
-        """(length,) samples as a model hears them, and their gain."""
+        """Return the prepared (length,) samples and their gain."""
         measure = self.measure([samples], sample_rate_hz)
         return samples[: measure.samples] * measure.gain, measure.gain
 
     def to_config(self) -> dict[str, Any]:
-        """JSON-able; `from_config` reads it back."""
+        """Return a JSON-serialisable form; `from_config` is the inverse."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_config(cls, values: object) -> ClipPreparation:
-        """The opposite of `to_config`.
+        """Inverse of `to_config`.
 
         Raises:
-            InputError: it is not a mapping, has an unknown key, or a value outside of its range.
+            InputError: if `values` is not a mapping, or has an unknown key or a value out of range.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(values, Mapping) or any(name not in known for name in values):
@@ -135,6 +135,6 @@ class ClipPreparation:
         if self.trim_db == 0 or powers.shape[0] == 0:
             return total
         heard = (powers > powers.max() * 10 ** (-self.trim_db / 10)).nonzero()
-        if not len(heard):  # nothing but zeros
+        if not len(heard):  # all zeros
             return total
         return min(total, (int(heard[-1]) + 1) * frame + round(KEPT_SECONDS * sample_rate_hz))

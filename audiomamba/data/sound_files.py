@@ -1,7 +1,7 @@
-"""Sound files, open for reading: whole, of the length that they have rather than the one that they state.
+"""Sound files, opened for reading at their actual rather than their stated length.
 
-libsndfile reads what is there of a file that is cut off, without a word, and believes the headers of others that state
-too little. Both are found here, before anything is read.
+libsndfile silently reads what there is of a truncated file, and trusts headers that state too short a length. Both are
+detected here, before anything is read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SLOWEST_RATE_HZ: Final = 1_000
 FASTEST_RATE_HZ: Final = 768_000
 
 _UNKNOWN_LENGTH: Final = 0x7FFF_0000
-"""From here on, a length is what programs that write to a pipe state, since they do not know it yet."""
+"""Lengths from here on are placeholders, written by programs that write to a pipe and cannot know the length."""
 
 _HEADER_SLACK: Final = 128
 """Bytes by which a header may state too much: some programs count headers as samples."""
@@ -41,7 +41,7 @@ _MP3_SUFFIX: Final = ".mp3"
 
 
 class Sound:
-    """One sound file, or several that follow each other as one.
+    """One sound file, or several read as one.
 
     Args:
         parts: open files of the same rate and number of channels.
@@ -57,11 +57,11 @@ class Sound:
         self.encoding = f"{first.format} {first.subtype}"
 
     def skip_to(self, frame: int, block: int) -> int:
-        """Move from the beginning to a frame, by reading where the format cannot seek; returns the frame.
+        """Move from the beginning to a frame, by reading if the format cannot seek, and return the frame.
 
         Args:
             frame: from 0.
-            block: frames that are read at once.
+            block: frames to read at once.
         """
         if frame and len(self._parts) == 1 and self._parts[0].seekable():
             self._parts[0].seek(frame)
@@ -75,7 +75,7 @@ class Sound:
         return position
 
     def read(self, frames: int) -> npt.NDArray[np.float32]:
-        """Up to so many of the next frames, (frames, channels); none at the end."""
+        """Read up to `frames` frames, (frames, channels); none at the end."""
         while True:
             found = self._parts[self._part].read(frames, dtype="float32", always_2d=True)
             if found.shape[0] or self._part == len(self._parts) - 1:
@@ -85,10 +85,10 @@ class Sound:
 
 @contextlib.contextmanager
 def opened_sound(path: Path) -> Iterator[Sound]:
-    """A file, open and checked; whatever libsndfile complains of while it is open becomes a sentence that names it.
+    """Open and check a file; errors of libsndfile while it is open are reported with its name.
 
     Raises:
-        InputError: the file is missing, a folder, empty, cut off, not audio, damaged, or cannot be read.
+        InputError: if the file is missing, a folder, empty, truncated, not audio, damaged, or cannot be read.
     """
     soundfile = audio_package("soundfile")
     try:
@@ -102,7 +102,7 @@ def opened_sound(path: Path) -> Iterator[Sound]:
             sound = Sound([stack.enter_context(soundfile.SoundFile(source)) for source in sources])
             if not SLOWEST_RATE_HZ <= sound.samplerate <= FASTEST_RATE_HZ:
                 raise InputError(
-                    f"{path} states a rate of {sound.samplerate} Hz, which no recording has; export it again"
+                    f"{path} states a rate of {sound.samplerate} Hz, not a valid sampling rate; export it again"
                 )
             if sound.frames <= 0:
                 raise InputError(f"{path} holds no samples; record or export it again, or leave it out")
@@ -119,7 +119,7 @@ def opened_sound(path: Path) -> Iterator[Sound]:
 
 
 def _checked(path: Path, stream: BinaryIO) -> list[bytes] | None:
-    """Refuse a file that is cut off; return its content, with the right lengths, where it states too little."""
+    """Reject a truncated file; return the content with corrected lengths if the header states too little."""
     size = stream.seek(0, io.SEEK_END)
     if size == 0:
         raise InputError(f"{path} is empty (0 bytes); copy it again, or leave it out")
@@ -171,12 +171,12 @@ def _checked_wave(path: Path, stream: BinaryIO, size: int) -> list[bytes] | None
 def _check_length(path: Path, stated: int, there: int) -> None:
     if stated > there + _HEADER_SLACK:
         raise InputError(
-            f"{path} is cut off: it states {stated} bytes of samples but holds {max(0, there)}; copy it again"
+            f"{path} is cut off: it states {stated} bytes of samples but contains {max(0, there)}; copy it again"
         )
 
 
 def _chunks(stream: BinaryIO, size: int, order: str, position: int = 12) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and stated length of every chunk of a RIFF or AIFF file."""
+    """Yield name, start and stated length of every chunk of a RIFF or AIFF file."""
     while position + 8 <= size:
         stream.seek(position)
         name, length = struct.unpack(f"{order}4sI", stream.read(8))
@@ -185,7 +185,7 @@ def _chunks(stream: BinaryIO, size: int, order: str, position: int = 12) -> Iter
 
 
 def _ends_with_chunks(stream: BinaryIO, start: int, size: int) -> bool:
-    """Whether what follows is chunks up to the end of the file, and so not samples."""
+    """Whether the rest of the file consists of chunks, not samples."""
     end = start
     for name, begin, length in _chunks(stream, size, "<", start):
         if not name.strip().isalnum():

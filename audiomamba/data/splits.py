@@ -1,4 +1,4 @@
-"""What to train on, what to validate on and what to leave for the test, whatever a folder or a recording offers."""
+"""Training, validation and test splits of folders of clips and of long recordings."""
 
 from __future__ import annotations
 
@@ -27,40 +27,40 @@ from audiomamba.data.waveforms import find_audio_files
 from mambacore.errors import InputError
 
 NO_LABELS: Final = "none"
-"""Instead of rules for labels: none, not even those that Speech Commands brings."""
+"""Given instead of label rules: no labels, not even the words of Speech Commands."""
 
 LIST_NAMES: Final[Mapping[str, str]] = {"valid": "validation_list.txt", "test": "testing_list.txt"}
-"""Files in a folder that list, one per line, the clips of a split; those of Speech Commands have these names."""
+"""Files in a folder that list the clips of a split, one per line, named as in Speech Commands."""
 
 FEWEST_FILES: Final = 20
-"""A folder with fewer files holds recordings rather than clips: each is cut by time."""
+"""A folder with fewer files is taken to hold long recordings, each of which is cut by time."""
 
 VALIDATION_SHARE: Final = 20
-"""Where nothing says which clips are for validation, one in so many is, chosen by checksums of their names."""
+"""Without patterns or lists, one clip in so many is used for validation, chosen by checksums of their names."""
 
 
 class SplitClips(NamedTuple):
-    """The clips of a run."""
+    """The clips of a training run."""
 
     train: ClipCollection
-    valid: ClipCollection | None  # None: nothing to validate on
-    rule: str  # how they were split, in words
-    are_recordings: bool  # few and long: every second of sound should be sampled equally often
-    test_names: tuple[str, ...] = ()  # the paths within the folder of what is left for the test, unread
+    valid: ClipCollection | None  # None: no validation clips
+    rule: str  # description of how they were split
+    are_recordings: bool  # few and long: sample in proportion to duration
+    test_names: tuple[str, ...] = ()  # paths of the test clips within the folder, unread
     label_rules: tuple[str, ...] = ()
 
     @property
     def label_sets(self) -> tuple[LabelSet, ...]:
-        """What the clips are labelled with."""
+        """The label sets of the clips."""
         return self.train.label_sets
 
     @property
     def typical_gain(self) -> float:
-        """The median gain of the clips to train on."""
+        """Median gain of the training clips."""
         return float(np.median([clip.gain for clip in self.train.clips]))
 
     def unlabelled(self) -> dict[str, list[str]]:
-        """For each label set, the clips that have no label that is known from training."""
+        """For each label set, the clips without a label that occurs in training."""
         clips = [*self.train.clips, *(() if self.valid is None else self.valid.clips)]
         found = {
             one.name: [clip.name for clip in clips if clip.labels[number] == UNLABELLED]
@@ -85,32 +85,31 @@ def read_split_clips(
     preparation: ClipPreparation | None = None,
     skip_bad: bool = False,
 ) -> SplitClips:
-    """Read the training and validation clips of a folder or a recording; those of the test are not even read.
+    """Read the training and validation clips of a folder or a recording; the test clips are not read.
 
-    One recording is cut by time (`RECORDING_SHARES`). In a folder, `valid` and `test` say by pattern which files
-    are for what; else the lists in the folder (`LIST_NAMES`) do, as in Speech Commands; else a folder of few files
-    has each of them cut by time, and one of many has one in twenty, by checksums of their names, for validation.
+    A single recording is cut by time (`RECORDING_SHARES`). The files of a folder are split by the patterns `valid` and
+    `test` if given; else by the lists in the folder (`LIST_NAMES`), as in Speech Commands; else, if the files are few,
+    each is cut by time, and if they are many, one in twenty, by checksums of their names, is used for validation.
 
     Args:
         data: a folder of any layout, or one audio file.
-        quantiser: what makes classes of the samples, at its rate.
-        valid, test: shell patterns (`*_1[0-4].wav`) that the paths of files within the folder are held against.
-        words: only clips in folders of these names. Where the lists and folders of Speech Commands are, these are the
-            ten digits (SC09) unless others are asked for.
-        labels: rules of `audiomamba.data.labels.read_clip_labels`. Without any, the words of Speech Commands are the
-            label set `word`; `NO_LABELS` alone means none.
+        quantiser: converts samples to classes and sets the rate.
+        valid, test: shell patterns (`*_1[0-4].wav`) that are matched against the paths of files within the folder.
+        words: use only clips in folders with these names; for Speech Commands the ten digits (SC09) by default.
+        labels: rules of `audiomamba.data.labels.read_clip_labels`. By default the words of Speech Commands are the
+            label set `word`; `NO_LABELS` alone disables labels.
         preparation: gain and trimming of each clip.
-        skip_bad: leave out files that cannot be read, and say so in the collections' `bad`.
+        skip_bad: skip files that cannot be read and list them in the collections' `bad`.
 
     Raises:
-        InputError: nothing to read, a pattern that fits no file or all of them, or a bad file.
+        InputError: if there is nothing to read, a pattern matches no file or all files, or a file is unreadable.
     """
     data = Path(data)
     how = _Reading(data, quantiser, tuple(labels), preparation, skip_bad)
     if data.is_file():
         if valid is not None or test is not None or words is not None or how.rules:
             raise InputError(
-                f"{data} is one recording, cut by time; patterns, words and labels are for folders of clips"
+                f"{data} is one recording, cut by time; patterns, words and labels apply only to folders of clips"
             )
         parts = split_recording(data, quantiser, preparation=preparation)
         left = tuple(clip.name for clip in parts["test"].clips)
@@ -145,38 +144,40 @@ def _files_of_words(folder: Path, words: Sequence[str] | None) -> list[Path]:
         return paths
     for word in words:
         if not (folder / word).is_dir():
-            raise InputError(f"{folder} has no folder {word!r}; name folders that are there")
+            raise InputError(f"{folder} has no folder {word!r}; name existing folders")
     return [path for path in paths if path.relative_to(folder).parts[0] in words]
 
 
 def files_by_patterns(
     folder: Path, paths: Sequence[Path], valid: str | None, test: str | None
 ) -> dict[str, list[Path]]:
-    """Files of a folder by split: those whose paths within it match a shell pattern, and the others to train on.
+    """Assign files to splits by shell patterns of their paths within the folder; the others are for training.
 
     Raises:
-        InputError: a pattern that matches nothing, or patterns that match the same file or leave none to train on.
+        InputError: if a pattern matches nothing, two patterns match the same file, or no file is left for training.
     """
     files: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for path in paths:
         name = path.relative_to(folder).as_posix()
         fits = [split for split, pattern in (("valid", valid), ("test", test)) if pattern and fnmatch(name, pattern)]
         if len(fits) > 1:
-            raise InputError(f"{path} fits the patterns of validation and of test; make them exclude each other")
+            raise InputError(f"{path} matches the patterns of both validation and test; make them exclusive")
         files[fits[0] if fits else "train"].append(path)
     for split, pattern in (("valid", valid), ("test", test)):
         if pattern is not None and not files[split]:
-            raise InputError(f"no file of {folder} fits the pattern {pattern!r}; check it, in quotes")
+            raise InputError(f"no file of {folder} matches the pattern {pattern!r}; check it, and quote it")
     if not files["train"]:
-        raise InputError(f"every file of {folder} fits a pattern, which leaves none to train on; narrow the patterns")
+        raise InputError(
+            f"every file of {folder} matches a pattern, which leaves none for training; narrow the patterns"
+        )
     return files
 
 
 def files_by_lists(folder: Path, paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files of a folder by split: those that its lists (`LIST_NAMES`) have, and the others to train on.
+    """Assign files to splits by the lists in the folder (`LIST_NAMES`); the others are for training.
 
     Raises:
-        InputError: a list that cannot be read, that has a clip that is not there or twice, or none left to train on.
+        InputError: if a list is unreadable, has a missing or repeated clip, or no file is left for training.
     """
     files: dict[str, list[Path]] = {split: [] for split in SPLITS}
     split_of: dict[str, str] = {}
@@ -188,16 +189,16 @@ def files_by_lists(folder: Path, paths: Sequence[Path]) -> dict[str, list[Path]]
             if not (folder / name).is_file():
                 raise InputError(f"{folder / list_name} lists {name}, which is not there; correct the list")
             if split_of.setdefault(name, split) != split:
-                raise InputError(f"{name} is listed for validation and for test in {folder}; list it once")
+                raise InputError(f"{name} is listed for both validation and test in {folder}; list it once")
     for path in paths:
         files[split_of.get(path.relative_to(folder).as_posix(), "train")].append(path)
     if not files["train"]:
-        raise InputError(f"the lists in {folder} leave no file to train on; shorten them")
+        raise InputError(f"the lists in {folder} leave no file for training; shorten them")
     return files
 
 
 class _Reading(NamedTuple):
-    """How the files of a folder are read."""
+    """Settings for reading the files of a folder."""
 
     folder: Path
     quantiser: Quantiser
@@ -219,7 +220,7 @@ class _Reading(NamedTuple):
 
     def read(self, files: Mapping[str, Sequence[Path]], rule: str) -> SplitClips:
         if not files["train"]:
-            raise InputError(f"{self.folder} has no clip to train on; give a folder that holds some")
+            raise InputError(f"{self.folder} has no clips to train on; give a folder that contains some")
         labels, sets = self.labelled(files["train"], files["valid"])
         train, valid = (
             read_clips(
@@ -235,7 +236,7 @@ class _Reading(NamedTuple):
         return SplitClips(train, valid, rule, False, left, self.rules)
 
     def cut(self, paths: Sequence[Path]) -> SplitClips:
-        """Recordings, each cut by time."""
+        """Read recordings, each cut by time."""
         labels, sets = self.labelled(paths, ())
         parts: dict[str, list] = {name: [] for name in RECORDING_SHARES}
         bad: list[str] = []
@@ -251,7 +252,7 @@ class _Reading(NamedTuple):
             for name, collection in cut.items():
                 parts[name].extend(collection.clips)
         if not parts["train"]:
-            raise InputError(f"none of the {len(paths)} files of {self.folder} can be read; the first says: {bad[0]}")
+            raise InputError(f"none of the {len(paths)} files of {self.folder} can be read; the first error: {bad[0]}")
         train = ClipCollection(tuple(parts["train"]), self.quantiser, tuple(bad), sets)
         valid = ClipCollection(tuple(parts["valid"]), self.quantiser, label_sets=sets)
         left = tuple(clip.name for clip in parts["test"])

@@ -1,8 +1,8 @@
-"""Audio files in: any format that libsndfile reads, any rate, any number of channels, as mono samples from -1 to 1.
+"""Reading of audio files: any format of libsndfile, any rate and number of channels, as mono samples from -1 to 1.
 
-Everything that can be wrong with a file ends in one sentence that names it. What can be worked with is worked with:
-integers of any depth, floating samples somewhat beyond full scale (the quantiser clips them), silence, clipping; the
-last two are for the caller to judge, by `condition_of`.
+Every defect of a file is reported in one sentence with its name. Accepted are integers of any depth, floating-point
+samples slightly beyond full scale (the quantiser clips them), silence and clipping; callers can check for the last two
+with `condition_of`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from mambacore.errors import InputError
 SUFFIXES: Final = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"
 )  # fmt: skip
-"""Of the formats that libsndfile reads, in lower case."""
+"""File name endings of the formats that libsndfile reads, in lower case."""
 
 LARGEST_PEAK: Final = 8.0
-"""Times full scale. A mix in floating point goes somewhat beyond 1; integers stored as floating point go far beyond."""
+"""Largest accepted amplitude: floating-point mixes slightly exceed 1, unscaled integers exceed it by far."""
 
 CANCELLED_SHARE: Final = 1e-4
-"""Of the power of the loudest channel: mixed channels that keep less than this cancel out (-40 dB)."""
+"""A mix with less than this share (-40 dB) of the loudest channel's power: the channels cancel out."""
 
 SILENT_PEAK: Final = 1e-4
 """-80 dB of full scale: less than half a step of 12-bit samples."""
 
 _BLOCK_VALUES: Final = 1 << 18
 # Rates without a common divisor would need a filter per output sample. The nearest ratio with a denominator up to this
-# is less than a thousandth away (44,101 Hz to 16,000 Hz: 4 millionths), two cents in pitch; usual rates are exact.
+# is off by less than a thousandth (44,101 Hz to 16,000 Hz: 4 millionths), two cents in pitch; common rates are exact.
 _LARGEST_DENOMINATOR: Final = 1_000
 
 
@@ -50,12 +50,12 @@ class Waveform(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """Duration in seconds."""
         return self.samples.shape[0] / self.sample_rate_hz
 
 
 class WaveformHeader(NamedTuple):
-    """What a file says of itself."""
+    """The header of an audio file."""
 
     sample_rate_hz: int
     channels: int
@@ -64,20 +64,20 @@ class WaveformHeader(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """Duration in seconds."""
         return self.frames / self.sample_rate_hz
 
 
 class Condition(NamedTuple):
-    """What to know of a waveform before it is learned from or shown."""
+    """Condition of a waveform, to check before training on it or showing it."""
 
     peak: float
-    mean: float  # its constant part
+    mean: float  # DC offset
     clipped_fraction: float  # share of samples in runs at the extremes
 
     @property
     def is_silent(self) -> bool:
-        """Whether nothing would be heard."""
+        """Whether the waveform is inaudible."""
         return self.peak < SILENT_PEAK
 
 
@@ -87,17 +87,17 @@ def read_waveform(
     start_seconds: float = 0.0,
     seconds: float | None = None,
 ) -> Waveform:
-    """Read a file, or a stretch of it, as mono samples.
+    """Read a file, or a section of it, as mono samples.
 
     Args:
         path: the file.
-        sample_rate_hz: the rate that is wanted; the file's own when None.
-        start_seconds: where the stretch begins.
-        seconds: how long it is at most; to the end of the file when None.
+        sample_rate_hz: rate to resample to; by default that of the file.
+        start_seconds: start of the section.
+        seconds: largest duration of the section; by default to the end of the file.
 
     Raises:
-        InputError: the file is missing, empty, not audio, damaged or shorter than it states; it holds NaN or infinity,
-            or values that are no samples; or the stretch does not lie within it.
+        InputError: if the file is missing, empty, not audio, damaged or shorter than stated, contains NaN, infinity or
+            values far beyond full scale, or the section lies outside it.
     """
     pieces = list(waveform_pieces(path, sample_rate_hz, start_seconds, seconds))
     rate = sample_rate_hz or read_header(path).sample_rate_hz
@@ -105,10 +105,10 @@ def read_waveform(
 
 
 def read_header(path: Path | str) -> WaveformHeader:
-    """What a file says of itself, checked for what can be seen without decoding it.
+    """Read the header of a file, checked as far as possible without decoding.
 
     Raises:
-        InputError: as `read_waveform`, as far as this can be seen.
+        InputError: as `read_waveform`, as far as this can be detected.
     """
     with opened_sound(Path(path)) as sound:
         return WaveformHeader(sound.samplerate, sound.channels, sound.frames, sound.encoding)
@@ -120,26 +120,26 @@ def waveform_pieces(
     start_seconds: float = 0.0,
     seconds: float | None = None,
 ) -> Iterator[Tensor]:
-    """The samples of `read_waveform` piece by piece, for recordings of hours.
+    """Yield the samples of `read_waveform` piece by piece, for recordings of hours.
 
     Raises:
-        InputError: as `read_waveform`, the first time that something is wrong.
+        InputError: as `read_waveform`, when the first defect is reached.
     """
     path = Path(path)
     if not (math.isfinite(start_seconds) and start_seconds >= 0):
-        raise InputError(f"{path} cannot be read from second {start_seconds}; give a number from 0")
+        raise InputError(f"{path} cannot be read from second {start_seconds}; give a non-negative number")
     if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
         raise InputError(f"{path} cannot be read for {seconds} seconds; give a positive number")
     if sample_rate_hz is not None and not SLOWEST_RATE_HZ <= sample_rate_hz <= FASTEST_RATE_HZ:
         raise InputError(
-            f"{path} cannot be brought to {sample_rate_hz} Hz; choose a rate from {SLOWEST_RATE_HZ} to "
+            f"{path} cannot be resampled to {sample_rate_hz} Hz; choose a rate from {SLOWEST_RATE_HZ} to "
             f"{FASTEST_RATE_HZ} Hz"
         )
     with opened_sound(path) as sound:
         first = round(start_seconds * sound.samplerate)
         if first >= sound.frames:
             raise InputError(
-                f"{path} lasts {sound.frames / sound.samplerate:.2f} seconds, so nothing of it lies after second "
+                f"{path} lasts {sound.frames / sound.samplerate:.2f} seconds, so there is nothing after second "
                 f"{start_seconds:g}; start earlier"
             )
         last = sound.frames if seconds is None else min(sound.frames, first + max(1, round(seconds * sound.samplerate)))
@@ -151,24 +151,24 @@ def waveform_pieces(
 
 
 def resample(samples: Tensor, from_rate_hz: int, to_rate_hz: int) -> Tensor:
-    """(length,) at one rate to (ceil(length * to / from),) at another, by a windowed sinc (torchaudio)."""
+    """Resample (length,) to (ceil(length * to / from),) with a windowed sinc (torchaudio)."""
     if from_rate_hz == to_rate_hz or samples.shape[0] == 0:
         return samples
     return torch.cat(list(_resampled(iter([samples]), Fraction(to_rate_hz, from_rate_hz))))
 
 
 def cut_or_pad(samples: Tensor, length: int, start: int = 0, fill: float = 0.0) -> Tensor:
-    """`length` samples of (samples,) from `start` on, filled up at the end where there are fewer."""
+    """Return `length` samples of (samples,) from `start` on, padded at the end if there are fewer."""
     cut = samples[start : start + length]
     missing = length - cut.shape[0]
     return torch.cat([cut, cut.new_full((missing,), fill)]) if missing else cut
 
 
 def condition_of(samples: Tensor) -> Condition:
-    """Peak, constant part and clipping of (length,) samples.
+    """Measure peak, DC offset and clipping of (length,) samples.
 
-    Clipped are samples in runs of three or more at the waveform's own largest or smallest value, where these are at
-    least 0.98 of full scale or beyond it: a lone peak is not.
+    Samples count as clipped in runs of three or more at the waveform's largest or smallest value, if that is at least
+    0.98 of full scale.
     """
     if samples.shape[0] == 0:
         return Condition(0.0, 0.0, 0.0)
@@ -184,12 +184,12 @@ def condition_of(samples: Tensor) -> Condition:
 
 
 def find_audio_files(folder: Path | str) -> list[Path]:
-    """Every audio file below a folder, by the ending of its name, in the order of their names.
+    """List the audio files below a folder, recognised by their endings, sorted by name.
 
-    Folders that are symbolic links are entered, each place once. Hidden files and folders are left out.
+    Symbolic links to folders are followed, each folder once. Hidden files and folders are skipped.
 
     Raises:
-        InputError: there is no such folder, or no audio file in it.
+        InputError: if the folder does not exist or has no audio files.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -212,14 +212,16 @@ def find_audio_files(folder: Path | str) -> list[Path]:
 
 
 def _mono_blocks(path: Path, sound: Sound, first: int, last: int) -> Iterator[Tensor]:
-    """Frames `first` to `last` with the channels averaged, checked for what is no sample."""
+    """Yield frames `first` to `last` with the channels averaged, checking for invalid values."""
     block = max(1, _BLOCK_VALUES // sound.channels)
     loudest = mixed = 0.0
     position = sound.skip_to(first, block)
     while position < last:
         frames = sound.read(min(block, last - position))
         if frames.shape[0] == 0:
-            raise InputError(f"{path} is cut off: it states {sound.frames} samples but holds {position}; copy it again")
+            raise InputError(
+                f"{path} is cut off: it states {sound.frames} samples but contains {position}; copy it again"
+            )
         if not np.isfinite(frames).all():
             bad = position + int(np.argmin(np.isfinite(frames).all(axis=1)))
             raise InputError(
@@ -229,7 +231,7 @@ def _mono_blocks(path: Path, sound: Sound, first: int, last: int) -> Iterator[Te
         peak = float(np.abs(frames).max()) if frames.size else 0.0
         if peak > LARGEST_PEAK:
             raise InputError(
-                f"{path} holds values up to {peak:.3g} where full scale is 1; divide them by its full scale"
+                f"{path} contains values up to {peak:.3g} where full scale is 1; divide them by its full scale"
             )
         position += frames.shape[0]
         mono = frames.mean(axis=1)
@@ -237,17 +239,15 @@ def _mono_blocks(path: Path, sound: Sound, first: int, last: int) -> Iterator[Te
         mixed += float(np.square(mono, dtype=np.float64).sum())
         yield torch.from_numpy(mono)
     if loudest > (position - first) * SILENT_PEAK**2 and mixed < CANCELLED_SHARE * loudest:
-        raise InputError(
-            f"the channels of {path} cancel out when they are mixed to mono (one is inverted); export one of them"
-        )
+        raise InputError(f"the channels of {path} cancel out when mixed to mono (one is inverted); export one of them")
 
 
 def _resampled(blocks: Iterator[Tensor], ratio: Fraction) -> Iterator[Tensor]:
-    """The whole of the blocks, resampled: as if at once, but with as much around each border as the filter sees."""
+    """Resample blocks as if at once, with as much context around each boundary as the filter sees."""
     ratio = ratio.limit_denominator(_LARGEST_DENOMINATOR)
     up, down = ratio.numerator, ratio.denominator
     resampler = audio_package("torchaudio.transforms").Resample(down, up)
-    # Whole periods of the pattern of filters, so that each piece begins in the same phase.
+    # Whole filter periods, so that each piece starts at the same phase.
     margin = -(-(int(resampler.width) + 1) // down) * down if up != down else 0
     held, left = torch.empty(0), 0
     for block in blocks:

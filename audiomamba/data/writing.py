@@ -1,4 +1,4 @@
-"""Audio files out: whole or not at all."""
+"""Atomic writing of audio files."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ FORMATS: Final = ("wav", "flac", "ogg", "mp3")
 
 
 def check_format(name: str) -> None:
-    """Refuse a format that cannot be written here.
+    """Check that a format can be written.
 
     Raises:
-        InputError: an unknown one, or one that this libsndfile has no encoder for.
+        InputError: if it is unknown, or the installed libsndfile has no encoder for it.
     """
     if name not in FORMATS:
         raise InputError(f"the audio format {name!r} cannot be written; choose {', '.join(FORMATS)}")
     if name.upper() not in audio_package("soundfile").available_formats():
-        raise InputError(
-            f"this machine has no encoder for {name}: the libsndfile that is installed lacks it; choose wav"
-        )
+        raise InputError(f"the installed libsndfile has no encoder for {name}; choose wav")
 
 
 def encoded(samples: Tensor, sample_rate_hz: int, audio_format: str = "wav") -> bytes:
-    """(length,) samples from -1 to 1 as the content of a file; WAV and FLAC with 16 bits.
+    """Encode (length,) samples from -1 to 1 as the content of a file; WAV and FLAC with 16 bits.
 
     Raises:
-        InputError: as `check_format`, or the encoder refuses the rate.
+        InputError: as `check_format`, or if the encoder does not support the rate.
     """
     check_format(audio_format)
     soundfile = audio_package("soundfile")
@@ -47,10 +45,10 @@ def encoded(samples: Tensor, sample_rate_hz: int, audio_format: str = "wav") -> 
 
 
 def write_waveform(path: Path | str, samples: Tensor, sample_rate_hz: int) -> None:
-    """Write (length,) samples to a file of the format that its ending says.
+    """Write (length,) samples to a file, in the format given by its ending.
 
     Raises:
-        InputError: as `encoded`; the file cannot be written, the disk is full.
+        InputError: as `encoded`, or if the file cannot be written or the disk is full.
     """
     path = Path(path)
     content = encoded(samples, sample_rate_hz, path.suffix.lstrip(".").lower())
@@ -59,5 +57,5 @@ def write_waveform(path: Path | str, samples: Tensor, sample_rate_hz: int) -> No
             stream.write(content)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror or error}); make room or choose another place"
+            f"{path} cannot be written ({error.strerror or error}); free some space or choose another location"
         ) from error

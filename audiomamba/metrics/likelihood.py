@@ -1,4 +1,4 @@
-"""How likely clips are under a waveform model, clip by clip, in memory that does not grow with their length."""
+"""Likelihoods of clips under a waveform model, in memory that does not grow with their length."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from mambacore.devices import widened
 from mambacore.errors import InputError
 
 PIECE_SAMPLES: Final = 65_536
-"""That go through a model at once, over all clips of a batch."""
+"""Samples per forward pass, over all clips of a batch."""
 
 _LOGIT_POSITIONS: Final = 8_192  # logits of 256 classes are 8 MiB then
-_SCORED_AT_ONCE: Final = 262_144  # samples of clips in memory
+_SCORED_AT_ONCE: Final = 262_144  # samples per batch of clips in memory
 _MOST_CLIPS: Final = 64
 
 
@@ -37,11 +37,11 @@ class ClipLikelihood(NamedTuple):
     """The negative log-likelihood of a clip."""
 
     samples: int
-    nats: float  # of all samples together
+    nats: float  # sum over all samples
 
 
 class _Piecewise:
-    """Likelihoods of clips side by side, of which one piece after the other comes in."""
+    """Accumulates the likelihoods of a batch of clips piece by piece."""
 
     def __init__(self, model: WaveformModel, clips: int, labels: Tensor | None = None) -> None:
         self.model = model
@@ -50,7 +50,7 @@ class _Piecewise:
         self._state: WaveformState | None = model.labelled_state(None if labels is None else labels.to(self._device))
 
     def read(self, inputs: Tensor, targets: Tensor) -> None:
-        """Go on with (clips, length) of what `audiomamba.data.clips.Example` holds."""
+        """Add a piece: (clips, length) inputs and targets as in `audiomamba.data.clips.Example`."""
         inputs, targets = inputs.to(self._device), targets.to(self._device)
         hidden, self._state = self.model.hidden(inputs, self._state)
         stretch = max(1, _LOGIT_POSITIONS // inputs.shape[0])
@@ -61,17 +61,17 @@ class _Piecewise:
 
 
 def bits_per_sample(likelihoods: Iterable[ClipLikelihood]) -> float:
-    """Bits per sample of some clips, every sample counting the same."""
+    """Return the bits per sample of clips, averaged over samples."""
     nats, samples = map(sum, zip(*((one.nats, one.samples) for one in likelihoods), strict=True))
     return nats / (samples * math.log(2))
 
 
 def bits_by_label(likelihoods: Mapping[int, ClipLikelihood], collection: ClipCollection) -> dict[str, dict[str, float]]:
-    """Bits per sample of the clips of each label, by label set and value.
+    """Return the bits per sample of the clips of each label, by label set and value.
 
     Args:
-        likelihoods: by the clip's number in the collection.
-        collection: with the labels.
+        likelihoods: likelihoods by number of the clip in the collection.
+        collection: the clips with their labels.
     """
     found: dict[str, dict[str, float]] = {}
     for position, one in enumerate(collection.label_sets):
@@ -89,13 +89,13 @@ def bits_by_label(likelihoods: Mapping[int, ClipLikelihood], collection: ClipCol
 def collection_likelihoods(
     model: WaveformModel, collection: ClipCollection, length: int, most_samples: int | None = None
 ) -> dict[int, ClipLikelihood]:
-    """What clips in memory cost a model in evaluation mode, given their labels, by their numbers.
+    """Compute the likelihoods of clips in memory given their labels, by clip number.
 
     Args:
         model: in evaluation mode.
         collection: the clips.
-        length: longer clips are cut into stretches of so many samples, each predicted from its start, as in training.
-        most_samples: about so many samples are used, of stretches that are spread evenly over all; None for all.
+        length: longer clips are cut into sections of this many samples, each predicted from its start, as in training.
+        most_samples: approximate number of samples to score, in sections spread evenly over the clips; None for all.
     """
     clips = collection.clips
     places = [(number, start) for number, clip in enumerate(clips) for start in range(0, clip.classes.shape[0], length)]
@@ -126,14 +126,14 @@ def clip_likelihoods(
     piece_samples: int = PIECE_SAMPLES,
     labels: Tensor | None = None,
 ) -> list[ClipLikelihood]:
-    """What clips cost a model in evaluation mode, every sample given all before it (padding is not counted).
+    """Compute the likelihoods of clips, each sample given all before it (padding is not counted).
 
     Args:
-        clips: (length,) classes each, padded together to the longest, so of like lengths at best.
+        clips: (length,) classes each; they are padded to the longest, so lengths should be similar.
         quantiser: the model's.
-        piece_samples: samples, over all clips, that go through the model at once; the states between pieces are handed
-            on, so the result does not depend on it.
-        labels: (clips, label sets), numbers; None for none.
+        piece_samples: samples per forward pass, over all clips; states are carried between pieces, so the result does
+            not depend on it.
+        labels: (clips, label sets) label numbers; None for no labels.
     """
     longest = max(clip.shape[0] for clip in clips)
     examples = [clip_example(clip, quantiser, longest) for clip in clips]
@@ -154,12 +154,12 @@ def recording_likelihood(
     progress: Callable[[int], object] | None = None,
     labels: Tensor | None = None,
 ) -> ClipLikelihood:
-    """As `clip_likelihoods`, of one file of any length, which is read piece by piece as well.
+    """As `clip_likelihoods`, for one file of any length, which is read piece by piece.
 
     Args:
-        path: the file, of any rate.
-        progress: called with how many samples were scored.
-        labels: (1, label sets), numbers; None for none.
+        path: the file, at any rate.
+        progress: called with the number of samples scored.
+        labels: (1, label sets) label numbers; None for no labels.
 
     Raises:
         InputError: as `audiomamba.data.waveforms.read_waveform`.
@@ -185,19 +185,19 @@ def file_likelihoods(
     progress: Callable[[int], object] | None = None,
     labels: Tensor | None = None,
 ) -> list[ClipLikelihood | InputError]:
-    """As `clip_likelihoods`, of files in any order; the result is in theirs.
+    """As `clip_likelihoods`, for files; results are in the order of `paths`.
 
-    Short ones go through the model together with others of about their length, at most `piece_samples` with the
-    padding; longer ones piece by piece, so memory is bounded whatever their lengths.
+    Short files are batched with others of similar length, up to `piece_samples` including padding; longer ones are
+    processed piece by piece, so memory is bounded whatever their lengths.
 
     Args:
-        paths: the files, of any rate.
-        piece_samples: samples that go through the model at once.
-        progress: called with how many samples were scored.
-        labels: (files, label sets), numbers; None for none.
+        paths: the files, at any rate.
+        piece_samples: samples per forward pass.
+        progress: called with the number of samples scored.
+        labels: (files, label sets) label numbers; None for no labels.
 
     Returns:
-        For a file that cannot be read, the error: what to do about it is for the caller to say.
+        A likelihood per file, or the error if the file cannot be read.
     """
     quantiser = model.config.quantiser
     found: dict[int, ClipLikelihood | InputError] = {}
@@ -233,7 +233,7 @@ def file_likelihoods(
 
 
 def _classes(paths: Sequence[Path], model: WaveformModel) -> Iterator[Tensor | InputError]:
-    """The files as the model hears them, whole."""
+    """Yield the prepared and quantised files."""
     quantiser, preparation = model.config.quantiser, model.config.preparation.without_trimming()
     return read_in_parallel(
         lambda number: read_clip(paths[number], quantiser, preparation=preparation).classes, len(paths)
@@ -241,7 +241,7 @@ def _classes(paths: Sequence[Path], model: WaveformModel) -> Iterator[Tensor | I
 
 
 def clip_samples(path: Path, quantiser: Quantiser) -> int:
-    """About how many samples a file has at a quantiser's rate, by its header.
+    """Return the approximate number of samples of a file at a quantiser's rate, from its header.
 
     Raises:
         InputError: as `audiomamba.data.waveforms.read_header`.
@@ -251,7 +251,7 @@ def clip_samples(path: Path, quantiser: Quantiser) -> int:
 
 
 def _batches(lengths: dict[int, int], piece_samples: int) -> Iterator[list[int]]:
-    """Numbers of clips of like lengths, the shortest first; a batch has at most `piece_samples` with the padding."""
+    """Yield batches of clip numbers of similar length, shortest first, of at most `piece_samples` with padding."""
     batch: list[int] = []
     for number in sorted(lengths, key=lambda one: (lengths[one], one)):
         if batch and (len(batch) == _MOST_CLIPS or (len(batch) + 1) * lengths[number] > piece_samples):

@@ -1,4 +1,4 @@
-"""Scores of generated clips, from what a classifier says of them, and choosing clips by likelihood.
+"""Scores of generated clips, from a classifier's outputs, and rejection of clips by likelihood.
 
 The scores are those of SaShiMi (Goel et al., arXiv 2202.09729, section 4.3 and appendix C.4). All sums are in float64.
 """
@@ -19,18 +19,18 @@ IndexArray = npt.NDArray[np.int64]
 
 PAPER_BOTTOM_FRACTION: Final = 0.40
 PAPER_TOP_FRACTION: Final = 0.05
-"""Of the clips in the order of likelihood: what the published code leaves out, whatever its search finds."""
+"""Shares of the least and the most likely clips that the published code rejects, whatever its search finds."""
 
 BOTTOM_FRACTIONS: Final = tuple(round(0.05 * number, 2) for number in range(13))  # 0 to 0.6
 TOP_FRACTIONS: Final = tuple(round(0.05 * number, 2) for number in range(5))  # 0 to 0.2
 REJECTIONS: Final = ("paper", "search")
 
-# Probabilities that were rounded to 0 are taken as the smallest normal number, so that every divergence is finite.
+# Probabilities that were rounded to 0 are replaced by the smallest normal number, so that all divergences are finite.
 _SMALLEST_PROBABILITY = np.finfo(np.float64).tiny
 
 
 class Interval(NamedTuple):
-    """A score and where it would lie with other clips of the same source."""
+    """A score and its confidence interval over clips of the same source."""
 
     value: float
     low: float
@@ -38,20 +38,20 @@ class Interval(NamedTuple):
 
 
 class FeatureSummary(NamedTuple):
-    """All that a Fréchet distance needs of a set of features."""
+    """Mean and covariance of a set of features, for Fréchet distances."""
 
     mean: FloatArray  # (features,)
     factor: FloatArray  # (min(clips, features), features): the covariance is factor^T factor
 
 
 class Rejection(NamedTuple):
-    """Which clips are kept.
+    """The outcome of a rejection.
 
     Attributes:
-        kept: numbers of the clips, ascending; after a search those of the half that was not searched on.
-        bottom_fraction, top_fraction: of the least and the most likely clips, left out.
-        lowest, highest: log-likelihoods between which a clip is kept, both included.
-        tuned_on: numbers of the clips that the thresholds were found on; empty without a search.
+        kept: numbers of the kept clips, ascending; after a search, only from the half not used for it.
+        bottom_fraction, top_fraction: shares of the least and the most likely clips that are rejected.
+        lowest, highest: log-likelihoods between which a clip is kept, inclusive.
+        tuned_on: numbers of the clips used to search the thresholds; empty without a search.
     """
 
     kept: IndexArray
@@ -63,10 +63,10 @@ class Rejection(NamedTuple):
 
 
 def feature_summary(features: npt.ArrayLike) -> FeatureSummary:
-    """Mean and a factor of the covariance (with N - 1) of (clips, features) activations.
+    """Return mean and a factor of the covariance (with N - 1) of (clips, features) activations.
 
     Raises:
-        InputError: not a table of finite numbers, or fewer than two clips.
+        InputError: if this is not a table of finite numbers, or has fewer than two clips.
     """
     table = _finite_table(features, "features")
     if table.shape[0] < 2:
@@ -77,19 +77,19 @@ def feature_summary(features: npt.ArrayLike) -> FeatureSummary:
 
 
 def frechet_distance(first: npt.ArrayLike | FeatureSummary, second: npt.ArrayLike | FeatureSummary) -> float:
-    """The Fréchet distance of two sets of features, each taken as a Gaussian (FID; Heusel et al., arXiv 1706.08500, 6).
+    """Return the Fréchet distance of two sets of features, each fitted by a Gaussian (FID; arXiv 1706.08500, eq. 6).
 
     |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)).
 
     With S1 = F^T F and S2 = G^T G the eigenvalues of S1 S2 are the squares of the singular values of F G^T, so the last
-    trace is their sum. No root of an eigenvalue that rounding made negative is ever taken, and covariances of fewer
-    clips than features, which have no inverse, are nothing special.
+    trace is the sum of the singular values. This never takes the root of an eigenvalue that rounding made negative, and
+    singular covariances (fewer clips than features) need no special treatment.
 
     Args:
-        first, second: (clips, features), or what `feature_summary` made of them.
+        first, second: (clips, features), or the `feature_summary` of these.
 
     Raises:
-        InputError: as `feature_summary`; or sets of different features.
+        InputError: as `feature_summary`, or if the numbers of features differ.
     """
     one = first if isinstance(first, FeatureSummary) else feature_summary(first)
     other = second if isinstance(second, FeatureSummary) else feature_summary(second)
@@ -97,23 +97,23 @@ def frechet_distance(first: npt.ArrayLike | FeatureSummary, second: npt.ArrayLik
     spread = np.square(one.factor).sum() + np.square(other.factor).sum()
     common = np.linalg.svd(one.factor @ other.factor.T, compute_uv=False).sum()
     distance = float(np.square(one.mean - other.mean).sum() + spread - 2 * common)
-    return max(distance, 0.0)  # rounding puts equal sets at -1e-15
+    return max(distance, 0.0)  # rounding gives -1e-15 for equal sets
 
 
 def inception_score(probabilities: npt.ArrayLike, seed: int = 0, *, held_out: bool = True) -> float:
-    """exp of the mean of KL(p_i || p) over clips: sure of each clip, unsure of all (Salimans et al., arXiv 1606.03498).
+    """Return exp of the mean of KL(p_i || p) over clips (Salimans et al., arXiv 1606.03498).
 
     Args:
-        probabilities: (clips, classes), of each clip.
-        seed: of the halves.
-        held_out: the mean p over one half, chosen at random, and the divergences over the other (SaShiMi's code);
-            otherwise both over all clips, the common definition.
+        probabilities: (clips, classes).
+        seed: seed for choosing the halves.
+        held_out: average p over a random half and the divergences over the other (SaShiMi's code); otherwise both
+            over all clips, the common definition.
 
     Returns:
-        From 1 to the number of classes, or somewhat beyond it with a held-out half.
+        A score from 1 to the number of classes, or slightly above with a held-out half.
 
     Raises:
-        InputError: not probabilities, or too few clips.
+        InputError: if the rows are not probabilities, or there are too few clips.
     """
     table = _probability_table(probabilities)
     if not held_out:
@@ -126,13 +126,13 @@ def inception_score(probabilities: npt.ArrayLike, seed: int = 0, *, held_out: bo
 
 
 def modified_inception_score(probabilities: npt.ArrayLike) -> float:
-    """exp of the mean of KL(p_i || p_j) over pairs of different clips (Gurumurthy et al., arXiv 1706.02071, section 5).
+    """Return exp of the mean of KL(p_i || p_j) over pairs of different clips (Gurumurthy et al., arXiv 1706.02071, 5).
 
-    It grows with the variety within a class too. Published figures take random pairs; this is the mean over all ordered
-    pairs, which those estimate: the sum over i and j of p_i log p_j is the product of two sums.
+    It also grows with the variety within a class. Published figures use random pairs, which estimate this mean over all
+    ordered pairs; the sum over i and j of p_i log p_j is the product of two sums.
 
     Raises:
-        InputError: not probabilities, or fewer than two clips.
+        InputError: if the rows are not probabilities, or there are fewer than two clips.
     """
     table = _probability_table(probabilities)
     count = table.shape[0]
@@ -145,16 +145,16 @@ def modified_inception_score(probabilities: npt.ArrayLike) -> float:
 
 
 def am_score(training_probabilities: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
-    """KL(mean of training || mean of generated) + mean entropy of the generated (Zhou et al., arXiv 1703.02000, 6).
+    """Return KL(mean of training || mean of generated) + mean entropy of the generated (arXiv 1703.02000, section 6).
 
-    In nats; less is better, unlike the inception scores it knows how often the classes should come.
+    In nats, lower is better. Unlike the inception scores it takes the frequencies of the classes into account.
 
     Args:
-        training_probabilities: (clips, classes) of the clips that a model learned from.
-        probabilities: (clips, classes) of those it generated.
+        training_probabilities: (clips, classes) of the training clips.
+        probabilities: (clips, classes) of the generated clips.
 
     Raises:
-        InputError: not probabilities, or of different classes.
+        InputError: if the rows are not probabilities, or the numbers of classes differ.
     """
     training, generated = _probability_table(training_probabilities), _probability_table(probabilities)
     if training.shape[1] != generated.shape[1]:
@@ -167,18 +167,18 @@ def am_score(training_probabilities: npt.ArrayLike, probabilities: npt.ArrayLike
 
 
 class FrechetDistanceTo:
-    """Fréchet distances of many choices of clips to one fixed set, for intervals: fast, and without what never changes.
+    """Fréchet distances of many subsets of clips to one fixed set, fast enough for resampling.
 
     With S1 = R R, R symmetric, the eigenvalues of S1 S2 are those of R S2 R, the covariance of the features times R.
-    These products are taken once for all clips. A choice then costs one product of (chosen, features) with itself and
-    the eigenvalues of a symmetric matrix, in float64; rounding loses about 1e-7 of the distance's parts.
+    These products are computed once for all clips. A subset then costs one product of (chosen, features) with itself
+    and the eigenvalues of a symmetric matrix, in float64; the relative rounding error is about 1e-7.
 
     Args:
         reference: the fixed set.
-        features: (clips, features) to choose from.
+        features: (clips, features) to choose subsets of.
 
     Raises:
-        InputError: as `feature_summary`; or sets of different features.
+        InputError: as `feature_summary`, or if the numbers of features differ.
     """
 
     def __init__(self, reference: FeatureSummary, features: npt.ArrayLike) -> None:
@@ -191,14 +191,14 @@ class FrechetDistanceTo:
         self._reference_spread = float(np.square(reference.factor).sum())
 
     def __call__(self, chosen: IndexArray) -> float:
-        """The distance of the clips with these numbers, at least two."""
+        """Return the distance of the clips with these numbers, at least two."""
         count = len(chosen)
         mean = self._shifted[chosen].mean(axis=0)
         shift = float(mean @ mean)
         spread = (float(self._squares[chosen].sum()) - count * shift) / (count - 1)
         rotated = self._rotated[chosen]
         rotated = rotated - rotated.mean(axis=0)
-        # Of fewer clips than features, the smaller of the two products has the same eigenvalues but for zeros.
+        # With fewer clips than features, the smaller of the two products has the same non-zero eigenvalues.
         product = rotated @ rotated.T if count < rotated.shape[1] else rotated.T @ rotated
         common = np.sqrt(np.maximum(np.linalg.eigvalsh(product / (count - 1)), 0)).sum()
         return max(shift + self._reference_spread + spread - 2 * float(common), 0.0)
@@ -213,40 +213,40 @@ def half_sample_interval(
     value: float | None = None,
     smallest: float = 0.0,
 ) -> Interval:
-    """A score with an interval, from random halves of its clips, in which no clip comes twice.
+    """Estimate a confidence interval of a score from random halves of its clips, sampled without replacement.
 
-    The mean of a random half lies about that of all clips as widely as that of all clips lies about the truth, so how
-    the scores of halves spread is how scores of so many clips do: a delete-half jackknife (McCarthy, Review of the
-    International Statistical Institute 37, 1969; Shao & Wu, Annals of Statistics 17, 1989), or subsampling (Politis &
-    Romano, Annals of Statistics 22, 1994). Drawing with replacement would not do for a Fréchet distance: clips that
-    come twice make it that of fewer clips.
+    The mean of a random half deviates from that of all clips as much as the mean of all clips deviates from the truth,
+    so the spread of the halves estimates the sampling error of the score: a delete-half jackknife (McCarthy, Review of
+    the International Statistical Institute 37, 1969; Shao & Wu, Annals of Statistics 17, 1989), or subsampling (Politis
+    & Romano, Annals of Statistics 22, 1994). A bootstrap with replacement is unsuitable for Fréchet distances, as
+    repeated clips reduce the effective number of clips.
 
-    A Fréchet distance of halves is larger than that of all clips, as of any smaller number of clips, but only how they
-    spread about their own mean is used. The interval therefore holds the score of as many other clips, which has the
-    same bias, and not that of infinitely many.
+    Fréchet distances of halves are biased upwards, as of any smaller number of clips, but only their spread about their
+    own mean is used. The interval is for the score of as many other clips, with the same bias, not for the limit of
+    infinitely many.
 
     Args:
-        statistic: the score of the clips with these numbers.
-        count: how many clips there are.
-        seed: of the halves.
-        resamples: how many halves.
+        statistic: returns the score of the clips with these numbers.
+        count: number of clips.
+        seed: seed for choosing the halves.
+        resamples: number of halves.
         confidence: share of the halves within the interval.
-        value: the score of all clips, where it is known already.
-        smallest: what no score is below; nor is the interval.
+        value: the score of all clips, if already computed.
+        smallest: lower bound of the score, and so of the interval.
 
     Raises:
-        InputError: numbers that make no sense.
+        InputError: if a number is invalid.
     """
     if count < 4 or resamples < 2 or not 0 < confidence < 1:
         raise InputError(
-            f"no interval comes from {count} clips, {resamples} resamples and a confidence of {confidence}; give at "
-            "least 4 clips, 2 resamples, and a confidence between 0 and 1"
+            f"no interval can be computed from {count} clips, {resamples} resamples and a confidence of {confidence}; "
+            "give at least 4 clips, 2 resamples, and a confidence between 0 and 1"
         )
     value = statistic(np.arange(count)) if value is None else value
     random = np.random.default_rng(seed)
     half = count // 2
     found = np.array([statistic(np.sort(random.permutation(count)[:half])) for _ in range(resamples)])
-    # Of an odd number of clips the half is a little less, and lies a little farther.
+    # With an odd number of clips a half is slightly smaller, so its scores spread slightly more.
     deviations = (found - found.mean()) * math.sqrt(half / (count - half))
     low, high = value + np.quantile(deviations, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, max(float(low), smallest), max(float(high), smallest))
@@ -258,21 +258,21 @@ def likelihood_rejection(
     seed: int = 0,
     mode: str = "paper",
 ) -> Rejection:
-    """Leave out the least and the most likely clips, as is done with autoregressive models (arXiv 2202.09729, C.4).
+    """Reject the least and the most likely clips, as is done for autoregressive models (arXiv 2202.09729, C.4).
 
-    `paper` leaves out the bottom 40 % and the top 5 % of all clips: the published code searches for thresholds but
-    never keeps the best it found, so that is what it always does. `search` does what is written in the paper: on a
-    random half of the clips it takes the pair of `BOTTOM_FRACTIONS` and `TOP_FRACTIONS` with the best score, and
-    keeps the clips of the other half between the same log-likelihoods. Only that half may then be scored.
+    `paper` rejects the bottom 40 % and the top 5 % of all clips, as the published code always does: it searches for
+    thresholds but never stores the best. `search` follows the text of the paper: on a random half of the clips it
+    selects the pair of `BOTTOM_FRACTIONS` and `TOP_FRACTIONS` with the best score, and keeps the clips of the other
+    half between the same log-likelihoods. Only that half may then be scored.
 
     Args:
-        log_likelihoods: (clips,), of each clip under the model that made it; of clips of unlike lengths per sample.
-        score: for a search: the score of the clips with these numbers, larger is better (IS in the paper).
-        seed: of the halves of a search.
+        log_likelihoods: (clips,) log-likelihoods under the generating model; per sample if the lengths differ.
+        score: for a search: returns the score of the clips with these numbers, higher is better (IS in the paper).
+        seed: seed for choosing the halves of a search.
         mode: one of `REJECTIONS`.
 
     Raises:
-        InputError: another mode, a search without a score, likelihoods that are not finite, or too few clips.
+        InputError: if the mode is unknown, a search has no score, likelihoods are not finite, or clips are too few.
     """
     values = np.asarray(log_likelihoods, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
@@ -299,7 +299,7 @@ def likelihood_rejection(
                 best = found, _rejection(values, chosen, bottom, top, tuned_on)
     assert best is not None
     thresholds = best[1]
-    # A fraction of 0 leaves out nothing, whatever the other half holds beyond the extremes of this one.
+    # A fraction of 0 rejects nothing, even if the other half goes beyond the extremes of this one.
     lowest = thresholds.lowest if thresholds.bottom_fraction > 0 else -math.inf
     highest = thresholds.highest if thresholds.top_fraction > 0 else math.inf
     kept = other[(values[other] >= lowest) & (values[other] <= highest)]
@@ -307,7 +307,7 @@ def likelihood_rejection(
 
 
 def _middle(values: FloatArray, numbers: IndexArray, bottom: float, top: float) -> IndexArray:
-    """Those of `numbers` that are left without a share of the least and of the most likely, ascending."""
+    """Return `numbers` without the given shares of the least and the most likely clips, ascending."""
     ordered = numbers[np.argsort(values[numbers], kind="stable")]
     first, last = round(bottom * len(ordered)), len(ordered) - round(top * len(ordered))
     return np.sort(ordered[first:last])
@@ -322,7 +322,7 @@ def _inception_score(scored: FloatArray, averaged: FloatArray) -> float:
 
 
 def _divergences(table: FloatArray, other: FloatArray) -> FloatArray:
-    """KL(row || other) in nats, for each row."""
+    """Return KL(row || other) in nats for each row."""
     ratio = np.log(np.maximum(table, _SMALLEST_PROBABILITY)) - np.log(np.maximum(other, _SMALLEST_PROBABILITY))
     return (table * ratio).sum(axis=1)
 

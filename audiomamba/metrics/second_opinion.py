@@ -1,8 +1,7 @@
-"""A second classifier of clips, which shares neither features nor training clips with the first.
+"""A second classifier of clips that shares neither features nor training clips with the first.
 
-It guards against flattering the first: clips may please one classifier without sounding like what they should be.
-Mel-frequency cepstral coefficients (Davis & Mermelstein 1980) in ten parts of a clip's sound, classified by a
-regularised linear discriminant analysis.
+It guards against clips that score well with one classifier without sounding right. It uses mel-frequency cepstral
+coefficients (Davis & Mermelstein 1980) in ten parts of a clip and a regularised linear discriminant analysis.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ COEFFICIENTS: Final = 13
 PARTS: Final = 10
 BANDS: Final = 26
 TRIMMED_DB: Final = 35.0
-"""Of silence at both ends: below this under the loudest frame."""
+"""Frames this far below the loudest one are silence, which is trimmed at both ends."""
 
 SHORTEST_SECONDS: Final = 0.1
 FEWEST_PER_CLASS: Final = 5
 
 
 class SecondOpinion:
-    """A classifier by cepstra.
+    """A classifier based on cepstral coefficients.
 
     Args:
-        clips: (samples,) each, to learn from.
-        labels: of these.
-        sample_rate_hz: of all clips.
+        clips: training clips, (samples,) each.
+        labels: their labels.
+        sample_rate_hz: rate of all clips.
     """
 
     def __init__(self, clips: Iterable[Tensor], labels: Sequence[str], sample_rate_hz: int) -> None:
@@ -51,17 +50,17 @@ class SecondOpinion:
         self._model.fit(np.stack([self._features(clip) for clip in clips]), list(labels))
 
     def labels(self, clips: Iterable[Tensor]) -> list[str]:
-        """What it hears in (samples,) clips."""
+        """Return the predicted labels of (samples,) clips."""
         return [str(label) for label in self._model.predict(np.stack([self._features(clip) for clip in clips]))]
 
     @torch.no_grad()
     def _features(self, clip: Tensor) -> npt.NDArray[np.float64]:
-        """Means of the coefficients in equal parts of the sound, without loudness, and its duration."""
+        """Return the mean coefficients in equal parts of the sound, without loudness, and its duration."""
         trimming = ClipPreparation(trim_db=TRIMMED_DB)
         sound = trimming.prepared(clip.float(), self.sample_rate_hz)[0].flip(0)
         sound = trimming.prepared(sound, self.sample_rate_hz)[0].flip(0)
         sound = sound * (0.1 / float(sound.square().mean().sqrt().clamp(min=1e-6)))
-        # A frame needs neighbours; less than this is no word.
+        # A frame needs neighbours; shorter sounds are not words.
         cepstra = self._cepstra(cut_or_pad(sound, max(sound.shape[0], round(SHORTEST_SECONDS * self.sample_rate_hz))))
         spread = cepstra.std(dim=1, keepdim=True)
         parts = [part.mean(dim=1) for part in torch.tensor_split(_at_least(cepstra, PARTS), PARTS, dim=1)]
@@ -70,6 +69,6 @@ class SecondOpinion:
 
 
 def _at_least(frames: Tensor, count: int) -> Tensor:
-    """(coefficients, frames), the frames repeated where there are fewer than there are parts."""
+    """Repeat frames of (coefficients, frames) if there are fewer than parts."""
     missing = count - frames.shape[1]
     return frames if missing <= 0 else frames.repeat_interleave(-(-count // frames.shape[1]), dim=1)

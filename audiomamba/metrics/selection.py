@@ -1,4 +1,4 @@
-"""What is wrong with a generated clip, and how likely a clip must be to be kept."""
+"""Flags of defective generated clips, and likelihood thresholds for keeping clips."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mambacore.errors import InputError
 
 CLIPPED_SHARE: Final = 0.01
 LARGEST_MEAN: Final = 0.05
-"""Of full scale: a constant part that is heard as a click at both ends."""
+"""DC offset, as a share of full scale, that is audible as a click at both ends."""
 
 RUNAWAY_LEVEL: Final = 0.3
-"""Root mean square of full scale. White noise of such strength is what a model that lost its way produces."""
+"""Root mean square, as a share of full scale. Models that diverge produce white noise of this level."""
 
 RUNAWAY_CROSSINGS: Final = 0.4
 """Changes of sign per sample: white noise has 0.5, fricatives at 16 kHz up to about 0.4 but far below that level."""
@@ -24,13 +24,13 @@ RUNAWAY_CROSSINGS: Final = 0.4
 FEWEST_REAL_CLIPS: Final = 20
 
 REAL_SHARE: Final = 0.9
-"""Of real clips, the middle ones, between whose likelihoods a searched rejection keeps generated ones."""
+"""Central share of real clips, whose range of likelihoods generated clips have to lie in."""
 
 
 def flags_of(samples: Tensor) -> tuple[str, ...]:
-    """What should keep (length,) samples from being passed off as a result; nothing for a sound clip.
+    """Return the defects of (length,) samples, if any.
 
-    `silent`, `clipped`, `shifted` (a constant part) or `runaway` (loud noise).
+    `silent`, `clipped`, `shifted` (a DC offset) or `runaway` (loud noise).
     """
     condition = condition_of(samples)
     found = []
@@ -48,13 +48,13 @@ def flags_of(samples: Tensor) -> tuple[str, ...]:
 
 
 def likelihoods_of_real_clips(bits_per_sample: Tensor) -> tuple[float, float]:
-    """The bounds between which a generated clip is kept: those of the middle `REAL_SHARE` of real clips.
+    """Return the bounds for keeping generated clips: the central `REAL_SHARE` of real clips.
 
     Args:
-        bits_per_sample: (clips,), of real clips that were not trained on, under the model that generates.
+        bits_per_sample: (clips,) bits per sample of real clips not trained on, under the generating model.
 
     Raises:
-        InputError: fewer than 20 clips, whose extremes say nothing.
+        InputError: if there are fewer than 20 clips, too few for their extremes to be meaningful.
     """
     if bits_per_sample.shape[0] < FEWEST_REAL_CLIPS:
         raise InputError(

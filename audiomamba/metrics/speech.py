@@ -1,6 +1,6 @@
-"""Whether clips sound like speech: voiced frames, spectral flatness and fundamental frequency, beside real clips.
+"""Speech-like properties of clips: voiced frames, spectral flatness and fundamental frequency.
 
-Frames of 40 ms, 10 ms apart, that lie no more than 35 dB below the loudest one of a clip are looked at.
+Frames of 40 ms, 10 ms apart, at most 35 dB below the loudest one of a clip are analysed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ LOWEST_PITCH_HZ: Final = 60.0
 HIGHEST_PITCH_HZ: Final = 400.0
 
 VOICED_PERIODICITY: Final = 0.5
-"""Normalised autocorrelation at the period from which on a frame is voiced; white noise stays below about 0.3."""
+"""Normalised autocorrelation above which a frame is voiced; white noise stays below about 0.3."""
 
 
 class SpeechFigures(NamedTuple):
-    """Of a set of clips, over all audible frames."""
+    """Speech statistics of a set of clips, over all audible frames."""
 
     voiced_share: float
     flatness: float  # median of the frames: geometric over arithmetic mean of the power spectrum, 1 for white noise
@@ -31,11 +31,11 @@ class SpeechFigures(NamedTuple):
 
 
 def speech_figures(clips: Iterable[Tensor], sample_rate_hz: int) -> SpeechFigures:
-    """Measure clips of (samples,) at the same rate; clips without a single audible frame count for nothing.
+    """Measure clips of (samples,) at the same rate; clips without audible frames are ignored.
 
     Args:
-        clips: their samples, from -1 to 1.
-        sample_rate_hz: of all of them.
+        clips: samples of the clips, from -1 to 1.
+        sample_rate_hz: rate of all clips.
     """
     periodicity, pitch, flatness = [], [], []
     for clip in clips:
@@ -55,7 +55,7 @@ def speech_figures(clips: Iterable[Tensor], sample_rate_hz: int) -> SpeechFigure
 
 
 def _audible_frames(samples: npt.NDArray[np.float64], rate: int) -> npt.NDArray[np.float64]:
-    """(frames, samples) without their means."""
+    """Return the audible frames, (frames, samples), with their means subtracted."""
     length, hop = round(FRAME_SECONDS * rate), round(HOP_SECONDS * rate)
     if len(samples) < length:
         return np.empty((0, length))
@@ -66,7 +66,7 @@ def _audible_frames(samples: npt.NDArray[np.float64], rate: int) -> npt.NDArray[
 
 
 def _periodicity(frames: npt.NDArray[np.float64], rate: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Of each frame the largest normalised autocorrelation at the period of a voice, and the frequency of that period.
+    """Return each frame's largest normalised autocorrelation in the pitch range, and the frequency of that period.
 
     The autocorrelation of a Hann-windowed frame is divided by that of the window (Boersma 1993, equation 9).
     """
@@ -80,7 +80,7 @@ def _periodicity(frames: npt.NDArray[np.float64], rate: int) -> tuple[npt.NDArra
         return found / np.maximum(found[..., :1], 1e-20)
 
     correlation = autocorrelation(frames * window) / np.maximum(autocorrelation(window), 1e-3)
-    # The last lags of a short frame rest on next to nothing.
+    # The last lags of a short frame are averages over too few samples.
     longest = min(longest, round(0.6 * length))
     candidates = correlation[:, shortest : longest + 1]
     best = candidates.argmax(axis=1)

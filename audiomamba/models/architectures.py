@@ -1,6 +1,6 @@
-"""The published architectures by name, with the parameter counts of the papers beside them.
+"""The published architectures by name, with the parameter counts given in the papers.
 
-Counts differ from the papers' by a few percent; where the reason is known, the note of the architecture gives it.
+Counts differ from the papers' by a few percent; the note of an architecture gives the reason where it is known.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mambacore.errors import InputError
 MAMBA: Final = "selective"
 # The papers' N = 64 counts conjugates.
 S4D: Final[Mapping[str, Any]] = {"name": "s4d", "state_size": 32}
-# A block has about 6 width^2 numbers whatever it mixes with: 2 + 4 for S4 and its feed-forward, 4 + 2 for attention and
+# A block has about 6 width^2 parameters whatever its mixer: 2 + 4 for S4 and its feed-forward, 4 + 2 for attention and
 # its own (Gu & Dao, arXiv 2312.00752, appendix E.4.2).
 FEED_FORWARD_EXPANSION: Final = 2
 FEED_FORWARD_EXPANSION_BESIDE_ATTENTION: Final = 1
@@ -27,10 +27,10 @@ class PublishedArchitecture:
     """A published model.
 
     Attributes:
-        config: what it is built from.
+        config: the configuration to build it from.
         published_parameters: as printed in the paper, in millions.
-        source: the paper and the place in it.
-        note: why the count differs, and what else there is to know.
+        source: the paper and the section.
+        note: why the count differs, and other remarks.
     """
 
     config: WaveformModelConfig
@@ -60,7 +60,7 @@ _MAMBA_PAPER: Final = "Gu & Dao, arXiv 2312.00752"
 _SASHIMI_PAPER: Final = "Goel, Gu, Donahue & Re, arXiv 2202.09729"
 _MAMBA_NOTE: Final = "The paper does not itemise its count."
 _S4D_NOTE: Final = (
-    "The published S4 shares one state matrix among all channels of a layer; S4D here has one for each, which adds 64 "
+    "The published S4 shares one state matrix among all channels of a layer; S4D here has one per channel, adding 64 "
     "numbers per channel and layer."
 )
 _ATTENTION_NOTE: Final = (
@@ -74,15 +74,15 @@ BLOCKS: Final[Mapping[str, Callable[[], StageConfig]]] = {
     "s4": _s4,
     "attention": _attention,
 }
-"""What the Mamba paper's ablation on SC09 varies, at each depth eight layers."""
+"""Blocks of the Mamba paper's ablation on SC09, eight layers at each depth."""
 
 OUTER_BLOCKS: Final = ("mamba", "s4")
 CENTRE_BLOCKS: Final = ("mamba", "s4", "attention")
 
 LATER_BLOCKS: Final = ("mamba2", "mamba3")
-"""Mixers that are younger than the papers, for any depth of the ablation's model."""
+"""Mixers published after the papers, available at any depth of the ablation's model."""
 ABLATION: Final = "sc09"
-"""The name of the ablation's family, whose `outer` and `centre` blocks are chosen."""
+"""Name of the ablation's family of models, which differ in their `outer` and `centre` blocks."""
 
 _CENTRE_NOTES: Final = {"mamba": "", "s4": _S4D_NOTE, "attention": _ATTENTION_NOTE}
 
@@ -134,15 +134,15 @@ def _block(name: str) -> StageConfig:
 
 
 def architecture(name: str, outer: str | None = None, centre: str | None = None) -> WaveformModelConfig:
-    """The configuration of a published model.
+    """Return the configuration of a published model.
 
     Args:
         name: one of `ARCHITECTURES`, or `sc09`, the family of the ablation (Gu & Dao, arXiv 2312.00752, table 5).
-        outer, centre: of `sc09`: blocks of the outer two depths and of the centre; Mamba's unless given. Those of
-            LATER_BLOCKS are not of the paper.
+        outer, centre: for `sc09`: blocks of the outer two depths and of the centre, by default Mamba's. Those in
+            LATER_BLOCKS are not in the paper.
 
     Raises:
-        InputError: an unknown name, or blocks that the architecture does not take.
+        InputError: if the name is unknown, or the architecture has no such choice of blocks.
     """
     if name == ABLATION:
         for key, value, known in (("outer", outer, OUTER_BLOCKS), ("centre", centre, CENTRE_BLOCKS)):
@@ -153,7 +153,7 @@ def architecture(name: str, outer: str | None = None, centre: str | None = None)
         return ARCHITECTURES[f"{ABLATION}-{outer or 'mamba'}-{centre or 'mamba'}"].config
     if outer is not None or centre is not None:
         raise InputError(
-            f"model.outer and model.centre are for the architecture {ABLATION}, not for {name}; leave them out"
+            f"model.outer and model.centre apply to the architecture {ABLATION}, not to {name}; remove them"
         )
     if name not in ARCHITECTURES:
         raise InputError(f"there is no model {name!r}; choose {ABLATION} or {', '.join(ARCHITECTURES)}")

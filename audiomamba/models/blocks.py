@@ -12,11 +12,11 @@ from mambacore.layers import ResidualBlock, RootMeanSquareNorm, build_mixer
 
 
 class FeedForwardState(NamedTuple):
-    """Nothing: positions do not see each other."""
+    """Empty: positions are processed independently."""
 
 
 class FeedForwardBlock(nn.Module):
-    """sequence + linear(GELU(linear(norm(sequence)))), the second kind of block of SaShiMi (section 4.2).
+    """Residual block sequence + linear(GELU(linear(norm(sequence)))), SaShiMi's second kind (section 4.2).
 
     Args:
         model_width: channels of the sequence.
@@ -30,7 +30,7 @@ class FeedForwardBlock(nn.Module):
         self.output_projection = nn.Linear(expansion * model_width, model_width)
 
     def forward(self, sequence: Tensor, state: FeedForwardState | None = None) -> tuple[Tensor, FeedForwardState]:
-        """(batch, length, model_width) to the same shape, and an empty state."""
+        """Map (batch, length, model_width) to the same shape, with an empty state."""
         hidden = F.gelu(self.input_projection(self.norm(sequence)))
         return sequence + self.output_projection(hidden), FeedForwardState()
 
@@ -38,15 +38,15 @@ class FeedForwardBlock(nn.Module):
 def stage_blocks(
     model_width: int, mixers: Sequence[str | Mapping[str, Any]], feed_forward_expansion: int
 ) -> nn.ModuleList:
-    """The residual blocks of a stage: a mixer per layer, each followed by a feed-forward block if these are wanted.
+    """Build the residual blocks of a stage: one mixer per layer, each optionally followed by a feed-forward block.
 
     Args:
         model_width: channels at this scale.
         mixers: one per layer (`mambacore.layers.build_mixer`).
-        feed_forward_expansion: hidden channels per channel of the feed-forward blocks; 0 for none.
+        feed_forward_expansion: hidden channels per channel in the feed-forward blocks; 0 for no such blocks.
 
     Raises:
-        InputError: an unknown mixer or option.
+        InputError: if a mixer or option is unknown.
     """
     blocks: list[nn.Module] = []
     for description in mixers:

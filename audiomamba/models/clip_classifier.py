@@ -1,8 +1,8 @@
-"""A classifier of short clips, whose opinions and activations score generated ones.
+"""A classifier of short clips, whose predictions and features are used to score generated clips.
 
-A ResNeXt-29 as it is built for 32x32 pictures (Xie et al., arXiv 1611.05431, section 4.3 and table 1) reads the log-mel
-picture of a clip. It is stored with its rate and duration: clips of another rate are resampled, longer ones cut and
-shorter ones padded.
+A ResNeXt-29 for 32x32 images (Xie et al., arXiv 1611.05431, section 4.3 and table 1) is applied to the log-mel
+spectrogram of a clip. It is stored with its rate and duration: other rates are resampled, longer clips cut and shorter
+ones padded.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ CLIPS_AT_ONCE: Final = 64
 
 @dataclasses.dataclass(frozen=True)
 class ClipClassifierConfig:
-    """All that is needed to rebuild a classifier.
+    """Configuration of a clip classifier.
 
     Attributes:
-        class_names: in the order of the logits.
-        log_mel: rate, duration and picture.
+        class_names: names of the classes, in the order of the logits.
+        log_mel: rate, duration and spectrogram settings.
         stem_width: channels of the first convolution.
-        stage_width: output channels of the first of three stages, doubled by each; the last has 4 times as many, which
-            are the features. 256, and so 1,024 features, in the paper.
+        stage_width: output channels of the first of three stages, doubled by each; those of the last are the features.
+            256, and so 1,024 features, in the paper.
         blocks_per_stage: 3 in ResNeXt-29.
         cardinality: groups of the inner convolution; 8 in the paper.
         base_width: channels of a group in the first stage, doubled by each; 64 in the paper.
 
     Raises:
-        InputError: fewer than two classes, equal names, or sizes below 1.
+        InputError: if there are fewer than two classes, names are repeated, or a size is below 1.
     """
 
     class_names: tuple[str, ...]
@@ -65,7 +65,7 @@ class ClipClassifierConfig:
     def __post_init__(self) -> None:
         if len(self.class_names) < 2 or len(set(self.class_names)) != len(self.class_names):
             raise InputError(
-                f"the classes are {', '.join(self.class_names)}; a classifier needs two or more unlike ones"
+                f"the classes are {', '.join(self.class_names)}; a classifier needs two or more different ones"
             )
         for name in ("stem_width", "stage_width", "blocks_per_stage", "cardinality", "base_width"):
             if getattr(self, name) < 1:
@@ -73,19 +73,19 @@ class ClipClassifierConfig:
 
     @property
     def feature_width(self) -> int:
-        """How many activations there are before the last layer."""
+        """Number of activations before the last layer."""
         return self.stage_width * 2 ** (STAGES - 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; see `from_dict`."""
+        """Return a JSON-serialisable form; `from_dict` is the inverse."""
         return dataclasses.asdict(self) | {"class_names": list(self.class_names)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ClipClassifierConfig:
-        """The opposite of `to_dict`.
+        """Inverse of `to_dict`.
 
         Raises:
-            InputError: keys or values that are not those of a classifier.
+            InputError: if a key or value is invalid.
         """
         try:
             given = dict(values)
@@ -99,8 +99,8 @@ class Block(nn.Module):
     """A residual block of ResNeXt (arXiv 1611.05431, figure 3c): narrow, convolve in groups, widen, add.
 
     Args:
-        width: channels that come in.
-        output_width: channels that go out.
+        width: input channels.
+        output_width: output channels.
         inner_width: channels of the grouped convolution, a multiple of `groups`.
         groups: the cardinality.
         stride: 2 halves height and width.
@@ -121,14 +121,14 @@ class Block(nn.Module):
             )
 
     def forward(self, picture: Tensor) -> Tensor:
-        """(batch, width, height, frames) to (batch, output_width, height / stride, frames / stride)."""
+        """Map (batch, width, height, frames) to (batch, output_width, height / stride, frames / stride)."""
         hidden = F.relu(self.narrow_norm(self.narrow(picture)))
         hidden = F.relu(self.grouped_norm(self.grouped(hidden)))
         return F.relu(self.shortcut(picture) + self.widen_norm(self.widen(hidden)))
 
 
 class ClipClassifier(nn.Module):
-    """Clips to classes: `(batch, clip_length)` samples to `(batch, classes)` logits.
+    """Maps `(batch, clip_length)` samples to `(batch, classes)` logits.
 
     Args:
         config: see `ClipClassifierConfig`.
@@ -138,7 +138,7 @@ class ClipClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.picture = LogMel(config.log_mel)
-        # Its filters follow from the configuration; a folder holds what was learned.
+        # Not in the state dict: its filters follow from the configuration.
         self.stem = nn.Conv2d(1, config.stem_width, 3, padding=1, bias=False)
         self.stem_norm = nn.BatchNorm2d(config.stem_width)
         blocks: list[nn.Module] = []
@@ -155,29 +155,29 @@ class ClipClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> ClipClassifier:
-        """The classifier in a model folder, or in `hf://owner/name@revision` on the Hub, ready to be used."""
+        """Load a classifier from a model folder, or from `hf://owner/name@revision` on the Hub, in evaluation mode."""
         return load_clip_classifier(folder)[0]
 
     def features(self, samples: Tensor) -> Tensor:
-        """(batch, clip_length) samples to (batch, feature_width): what Fréchet distances are taken of."""
+        """Map (batch, clip_length) samples to (batch, feature_width) features, used in Fréchet distances."""
         hidden = F.relu(self.stem_norm(self.stem(self.picture(samples).unsqueeze(1))))
-        # Narrow convolutions are about a third faster on a CPU when the channels lie side by side.
+        # Narrow convolutions are about a third faster on a CPU in channels-last layout.
         hidden = hidden.contiguous(memory_format=torch.channels_last)
         return self.blocks(hidden).mean(dim=(2, 3))
 
     def forward(self, samples: Tensor) -> Tensor:
-        """(batch, clip_length) samples at the classifier's rate to (batch, classes) logits."""
+        """Map (batch, clip_length) samples at the classifier's rate to (batch, classes) logits."""
         return self.head(self.features(samples))
 
     def fitted(self, waveform: Waveform) -> Tensor:
-        """(clip_length,) samples of a waveform of any rate and length."""
+        """Resample and cut or pad a waveform to (clip_length,) samples."""
         settings = self.config.log_mel
         samples = resample(waveform.samples, waveform.sample_rate_hz, settings.sample_rate_hz)
         return cut_or_pad(samples, settings.clip_length)
 
 
 class Opinions(NamedTuple):
-    """What a classifier says of clips."""
+    """A classifier's outputs for clips."""
 
     probabilities: npt.NDArray[np.float64]  # (clips, classes)
     features: npt.NDArray[np.float64]  # (clips, feature_width)
@@ -185,10 +185,10 @@ class Opinions(NamedTuple):
 
 @torch.no_grad()
 def opinions(classifier: ClipClassifier, clips: Iterable[Tensor]) -> Opinions:
-    """What a classifier in evaluation mode says of (clip_length,) clips, some at a time.
+    """Apply a classifier in evaluation mode to (clip_length,) clips, in batches.
 
     Raises:
-        InputError: there is no clip.
+        InputError: if there are no clips.
     """
     probabilities, features = [], []
 
@@ -206,12 +206,12 @@ def opinions(classifier: ClipClassifier, clips: Iterable[Tensor]) -> Opinions:
     if held:
         look(held)
     if not features:
-        raise InputError("there is no clip to classify; give a folder that holds some")
+        raise InputError("there are no clips to classify; give a folder that contains some")
     return Opinions(np.concatenate(probabilities), np.concatenate(features))
 
 
 def fitted_clip(path: Path, log_mel: LogMelConfig) -> Tensor:
-    """(clip_length,) samples of a file of any rate: its beginning, padded with silence where it is shorter.
+    """Read the first (clip_length,) samples of a file at any rate, padded with silence if it is shorter.
 
     Raises:
         InputError: as `audiomamba.data.waveforms.read_waveform`.
@@ -224,12 +224,12 @@ def save_clip_classifier(folder: Path | str, model: ClipClassifier, *, details: 
     """Write a model folder (config.json, model.safetensors, README.md) in one step.
 
     Raises:
-        InputError: the place holds something else, or cannot be written to.
+        InputError: if the folder contains something else, or cannot be written.
     """
     config = {"kind": MODEL_KIND, "model": model.config.to_dict(), "details": dict(details)}
     settings = model.config.log_mel
     card = (
-        f"# Clip classifier\n\nTells {len(model.config.class_names)} classes of clips apart "
+        f"# Clip classifier\n\nClassifies clips into {len(model.config.class_names)} classes "
         f"({', '.join(model.config.class_names)}): {settings.seconds:g} s at {settings.sample_rate_hz} Hz. "
         f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
         f"{model.config.feature_width} features.\n\n    audiomamba evaluate --data CLIPS --classifier THIS_FOLDER\n"
@@ -238,13 +238,13 @@ def save_clip_classifier(folder: Path | str, model: ClipClassifier, *, details: 
 
 
 def load_clip_classifier(folder: Path | str) -> tuple[ClipClassifier, dict[str, Any]]:
-    """Read a model folder: the classifier in evaluation mode, and the details it was saved with.
+    """Read a model folder: the classifier in evaluation mode, and the details saved with it.
 
     Args:
         folder: the model folder, or `hf://owner/name@revision` on the Hugging Face Hub.
 
     Raises:
-        InputError: the folder is missing, incomplete, damaged, of another kind or of another version.
+        InputError: if the folder is missing, incomplete, damaged, or of another kind or version.
     """
     folder = find_model_folder(folder)
     config, tensors = read_model_folder(folder)

@@ -1,4 +1,4 @@
-"""Everything needed to build a waveform model."""
+"""Configuration of a waveform model."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class StageConfig:
 
     Attributes:
         layers: mixers in each stage at this depth.
-        mixer: what they mix with: a name of `mambacore.layers.MIXERS`, a mapping of `name` and options, or a list
-            of these with one for each layer.
-        feed_forward_expansion: each mixer is followed by a feed-forward block with so many hidden channels per channel;
-            0 for none.
+        mixer: the mixer: a name of `mambacore.layers.MIXERS`, a mapping of `name` and options, or a list
+            of these with one per layer.
+        feed_forward_expansion: each mixer is followed by a feed-forward block with this many hidden channels per
+            channel; 0 for none.
 
     Raises:
-        InputError: an unknown mixer or option, or a list of another length than there are layers.
+        InputError: if a mixer or option is unknown, or the list's length differs from the number of layers.
     """
 
     layers: int
@@ -44,22 +44,22 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WaveformModelConfig:
-    """Everything needed to build a `audiomamba.models.WaveformModel`.
+    """Configuration of an `audiomamba.models.WaveformModel`.
 
     Attributes:
-        stages: the blocks at each depth, from the sampling rate downwards; the last is the centre. The way down and the
-            way up have stages of the same kind at the same depth.
+        stages: the blocks at each depth, from the sampling rate downwards; the last is the centre. Down- and upsampling
+            paths have the same stages.
         model_width: channels at the sampling rate.
-        pooling: positions per group between a depth and the next, one fewer than there are stages. Empty for a model at
+        pooling: positions per group between adjacent depths, one fewer than stages. Empty for a model at
             the sampling rate only.
-        width_growth: by how much a depth is wider than the one above it.
-        blocks_on_the_way_down: the U-Net, which has stages on the way down as well; without, SaShiMi's first form.
-        quantiser: of the samples, with their rate; its classes are the model's inputs and outputs.
-        label_sets: what clips may be asked for by; none for a model without labels.
-        preparation: of the clips that the model was trained on, and so of all that it hears.
+        width_growth: factor by which a depth is wider than the one above it.
+        blocks_on_the_way_down: whether the downsampling path has stages too (the U-Net); if not, the original SaShiMi.
+        quantiser: quantiser of the samples, with their rate; its classes are the model's inputs and outputs.
+        label_sets: label sets that the model is conditioned on; empty for an unconditional model.
+        preparation: preparation of the training clips, and so of all inputs.
 
     Raises:
-        InputError: values that do not fit together.
+        InputError: if values are inconsistent.
     """
 
     stages: tuple[StageConfig, ...]
@@ -86,7 +86,7 @@ class WaveformModelConfig:
             raise InputError(f"blocks_on_the_way_down is {self.blocks_on_the_way_down!r}; give true or false")
         if len(self.stages) != len(self.pooling) + 1:
             raise InputError(
-                f"{len(self.pooling)} poolings lie between {len(self.pooling) + 1} depths but {len(self.stages)} "
+                f"{len(self.pooling)} poolings separate {len(self.pooling) + 1} depths but {len(self.stages)} "
                 "stages are given; give one for each depth"
             )
 
@@ -95,7 +95,7 @@ class WaveformModelConfig:
         return self.model_width * self.width_growth**depth
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-serialisable form; `from_dict` is the inverse."""
         values = dataclasses.asdict(self)
         values["stages"] = [{**stage, "mixer": _plain(stage["mixer"])} for stage in values["stages"]]
         values["label_sets"] = [one.to_config() for one in self.label_sets]
@@ -104,10 +104,10 @@ class WaveformModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> WaveformModelConfig:
-        """The opposite of `to_dict`.
+        """Inverse of `to_dict`.
 
         Raises:
-            InputError: a key that is unknown, one that is missing, or a value that makes no sense.
+            InputError: if a key is unknown or missing, or a value is invalid.
         """
         values = {**_ABSENT_BEFORE_LABELS, **values}
         _check_keys(cls, values, "the model's configuration")
@@ -137,7 +137,7 @@ _ABSENT_BEFORE_LABELS: Mapping[str, Any] = {"label_sets": (), "preparation": {}}
 
 
 def _plain(mixer: Any) -> Any:
-    """A mixer choice with mappings and lists of the plain kinds, which JSON knows."""
+    """Return a mixer choice with plain, JSON-serialisable mappings and lists."""
     if isinstance(mixer, Mapping):
         return dict(mixer)
     return mixer if isinstance(mixer, str) else [_plain(choice) for choice in mixer]

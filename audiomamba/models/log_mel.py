@@ -1,4 +1,4 @@
-"""Pictures of sound: the logarithm of the power in mel bands over time."""
+"""Log-mel spectrograms."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mambacore.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class LogMelConfig:
-    """How samples become a picture. The defaults make 32 bands x 32 frames of a second at 16 kHz, as for SC09.
+    """Settings of a log-mel spectrogram. The defaults give 32 bands x 32 frames for a second at 16 kHz, as for SC09.
 
     Attributes:
-        sample_rate_hz: of the samples.
-        seconds: how long a clip is; see `clip_length`.
-        bands: mel bands (the picture's height).
-        frames: columns in time (its width).
+        sample_rate_hz: rate of the samples.
+        seconds: duration of a clip; see `clip_length`.
+        bands: mel bands (height).
+        frames: time frames (width).
 
     Raises:
-        InputError: numbers that make no sense, or a clip too short for the frames.
+        InputError: if a number is invalid, or a clip is too short for the frames.
     """
 
     sample_rate_hz: int = 16_000
@@ -32,7 +32,7 @@ class LogMelConfig:
 
     def __post_init__(self) -> None:
         if self.sample_rate_hz < 1 or not 0 < self.seconds < float("inf") or self.bands < 1 or self.frames < 2:
-            raise InputError(f"a picture of sound cannot be made with {self}; give positive numbers, 2 frames or more")
+            raise InputError(f"a spectrogram cannot be computed with {self}; give positive numbers, 2 frames or more")
         if self.clip_length < 16 * self.frames:
             raise InputError(
                 f"clips of {self.clip_length} samples are too short for {self.frames} frames; make them longer"
@@ -46,23 +46,23 @@ class LogMelConfig:
     @property
     def hop_length(self) -> int:
         """Samples between two frames; 512 with the defaults."""
-        # Frames lie around both ends, so there is one more than whole hops; 0.75 makes it 512 for SC09.
+        # Frames are centred and reach beyond both ends, so there is one more than hops; 0.75 makes it 512 for SC09.
         return max(1, round(self.clip_length / (self.frames - 0.75)))
 
     @property
     def fft_size(self) -> int:
-        """Samples that a frame sees, four hops; 2048 with the defaults."""
+        """Samples in a frame, four hops; 2048 with the defaults."""
         return 4 * self.hop_length
 
 
 class LogMel(nn.Module):
-    """(batch, samples) to (batch, bands, frames): log of the mel power, about 0 for speech and -1 for silence.
+    """Maps (batch, samples) to (batch, bands, frames): log of the mel power, about 0 for speech and -1 for silence.
 
-    Logarithms are on a fixed scale, not the clip's own, so that a quiet clip is seen as quiet and silence as nothing.
-    There is nothing to learn and nothing to store in it.
+    The scale is fixed, not normalised per clip, so that quiet clips look quiet and silence looks silent. It has no
+    parameters.
     """
 
-    floor = 1e-5  # of the power: what lies below it is silence
+    floor = 1e-5  # power below this is silence
 
     def __init__(self, config: LogMelConfig) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class LogMel(nn.Module):
         )
 
     def forward(self, samples: Tensor) -> Tensor:
-        """The picture of clips of exactly `config.clip_length` samples."""
+        """Compute the spectrograms of clips of exactly `config.clip_length` samples."""
         power = self.mel(samples)[..., : self.config.frames]
         missing = self.config.frames - power.shape[-1]
         power = nn.functional.pad(power, (0, missing)) if missing > 0 else power

@@ -1,9 +1,9 @@
 """Pooling between the scales of a waveform model, causal by construction (SaShiMi, arXiv 2202.09729, section 4.1).
 
-Going down, each group of `factor` neighbouring positions becomes one coarse position once its last member is there.
-Going up, a coarse position becomes a group again, one group later: what group g knows is added to group g + 1, since
-its first position would otherwise know its last one. The groups are counted from the start of the sequence, so a piece
-may begin and end anywhere: what has arrived of a group waits in the state.
+Downsampling turns each group of `factor` neighbouring positions into one coarse position once its last member has
+arrived. Upsampling turns a coarse position into a group again, shifted by one group: the output of group g is added to
+group g + 1, since its first position would otherwise see its last. Groups are counted from the start of the sequence,
+so a piece may begin and end anywhere: an incomplete group is kept in the state.
 """
 
 from typing import NamedTuple
@@ -13,24 +13,24 @@ from torch import Tensor, nn
 
 
 class DownPoolingState(NamedTuple):
-    """The members of the group in progress."""
+    """The members of the incomplete group."""
 
     partial: Tensor  # (batch, members, fine_width), with fewer members than a group has
 
 
 class UpPoolingState(NamedTuple):
-    """What the group in progress receives from the one before it."""
+    """The upsampled group that is being emitted."""
 
     current: Tensor  # (batch, factor, fine_width)
-    phase: int  # positions of the group that have been given out
+    phase: int  # positions of the group that have been emitted
 
 
 class DownPooling(nn.Module):
-    """Fold groups of positions into channels, and mix these by a linear layer.
+    """Folds groups of positions into channels, which a linear layer mixes.
 
     Args:
-        fine_width: channels that come.
-        coarse_width: channels that go.
+        fine_width: input channels.
+        coarse_width: output channels.
         factor: positions in a group.
     """
 
@@ -40,7 +40,7 @@ class DownPooling(nn.Module):
         self.linear = nn.Linear(factor * fine_width, coarse_width)
 
     def forward(self, sequence: Tensor, state: DownPoolingState | None = None) -> tuple[Tensor, DownPoolingState]:
-        """(batch, length, fine_width) to (batch, groups completed, coarse_width), and the state."""
+        """Map (batch, length, fine_width) to (batch, groups completed, coarse_width), and return the state."""
         if state is not None:
             sequence = torch.cat([state.partial, sequence], dim=1)
         groups = sequence.shape[1] // self.factor
@@ -50,11 +50,11 @@ class DownPooling(nn.Module):
 
 
 class UpPooling(nn.Module):
-    """Unfold the channels of coarse positions into groups, each given out one group later.
+    """Unfolds the channels of coarse positions into groups, each emitted one group later.
 
     Args:
-        coarse_width: channels that come.
-        fine_width: channels that go.
+        coarse_width: input channels.
+        fine_width: output channels.
         factor: positions in a group.
     """
 
@@ -66,18 +66,18 @@ class UpPooling(nn.Module):
     def forward(
         self, coarse: Tensor, length: int, state: UpPoolingState | None = None
     ) -> tuple[Tensor, UpPoolingState]:
-        """Spread the coarse positions that a piece of `length` fine positions has completed.
+        """Expand the coarse positions completed in a piece of `length` fine positions.
 
         Args:
             coarse: (batch, groups completed in the piece, coarse_width).
             length: fine positions of the piece.
-            state: what the pieces before this one left; None at the start.
+            state: the state after the previous piece; None at the start.
 
         Returns:
-            (batch, length, fine_width), zero in the first group of all, and the state.
+            (batch, length, fine_width), zero in the very first group, and the state.
 
         Raises:
-            ValueError: another number of coarse positions than the piece completes.
+            ValueError: if the number of coarse positions is not that completed in the piece.
         """
         batch, groups, _ = coarse.shape
         phase = 0 if state is None else state.phase

@@ -1,4 +1,4 @@
-"""The control: what GC content and the number of unknown bases alone give away."""
+"""The negative control: classification by GC content and the number of unknown bases alone."""
 
 from collections.abc import Sequence
 
@@ -22,12 +22,12 @@ class CompositionControl:
         return self
 
     def predict_proba(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """Probabilities (windows, classes)."""
+        """Return probabilities (windows, classes)."""
         return self._classifier.predict_proba(composition_features(windows))
 
 
 def composition_features(windows: Sequence[np.ndarray]) -> np.ndarray:
-    """GC fraction and unknown fraction, float64 (windows, 2); a window without a known base has GC fraction 0."""
+    """Return GC fraction and unknown fraction, float64 (windows, 2); without known bases the GC fraction is 0."""
     features = np.zeros((len(windows), 2))
     for index, window in enumerate(windows):
         counts = np.bincount(window, minlength=FIRST_BASE_TOKEN + 4)[FIRST_BASE_TOKEN : FIRST_BASE_TOKEN + 4]

@@ -1,4 +1,4 @@
-"""Fit the baselines as well as the training sequences allow: every choice is made on training data only."""
+"""Fitting of the baselines, with all hyperparameters chosen on training data only."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,8 +19,7 @@ WORD_LENGTHS = (4, 6)
 REGULARISATIONS = (0.00001, 0.0003, 0.01, 0.3)
 MARKOV_ORDERS = tuple(range(3, 11))
 TRAINING_LENGTHS_BP = (1_024, 4_096, 16_384, 65_536)
-# Windows of each class and length: as many as these numbers of bases hold, no more than these numbers of windows, and
-# no more than cover the smallest class this many times.
+# Limits on the windows of each class and length: bases, number of windows, and how often they cover the smallest class.
 FITTING_BASES, FITTING_WINDOWS = 16_000_000, 2_000
 CHOOSING_BASES, CHOOSING_WINDOWS = 8_000_000, 600
 MAXIMUM_COVERAGE = 2
@@ -29,7 +28,7 @@ LONGEST_CHOOSING_LENGTH_BP = 262_144
 
 @dataclass(frozen=True)
 class KmerChoice:
-    """What served best at one evaluation length, and its accuracy (0-1) on the sequences set aside."""
+    """The best k-mer settings at one evaluation length, and their accuracy (0-1) on the validation sequences."""
 
     word_length: int
     regularisation: float
@@ -39,7 +38,7 @@ class KmerChoice:
 
 @dataclass(frozen=True)
 class MarkovChoice:
-    """The order that served best at one evaluation length, and its accuracy (0-1) on the sequences set aside."""
+    """The best order at one evaluation length, and its accuracy (0-1) on the validation sequences."""
 
     order: int
     accuracy: float
@@ -56,12 +55,12 @@ class FittedBaselines:
     composition_models: dict[int, CompositionControl] = field(default_factory=dict)
 
     def predict(self, name: str, windows: Sequence[np.ndarray], length: int) -> np.ndarray:
-        """Classes, int64 (windows,), by the baseline `name` as chosen for windows of `length` bp.
+        """Predict classes, int64 (windows,), with the baseline `name` as chosen for windows of `length` bp.
 
-        A length without a choice of its own takes that of the next shorter one, or else the shortest.
+        For other lengths the choice for the next shorter length is used, or else that for the shortest.
 
         Raises:
-            InputError: There is no such baseline, or it was not fitted.
+            InputError: if there is no such baseline, or it was not fitted.
         """
         if name == "kmer" and self.kmer_choices:
             probabilities = self.kmer_models[_for_length(self.kmer_choices, length)].predict_proba(windows)
@@ -76,12 +75,12 @@ class FittedBaselines:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The baselines that were fitted."""
+        """Names of the fitted baselines."""
         fitted = (self.kmer_choices, self.markov_choices, self.composition_models)
         return tuple(name for name, models in zip(BASELINE_NAMES, fitted, strict=True) if models)
 
     def describe(self) -> dict[str, dict[int, dict[str, float]]]:
-        """Baseline -> evaluation length (bp) -> what was chosen, as numbers that JSON can hold."""
+        """Return a JSON-serialisable mapping: baseline -> evaluation length (bp) -> chosen settings."""
         descriptions: dict[str, dict[int, dict[str, float]]] = {}
         if self.kmer_choices:
             descriptions["kmer"] = {length: asdict(choice) for length, choice in self.kmer_choices.items()}
@@ -99,24 +98,25 @@ def fit_baselines(
     names: Sequence[str] = BASELINE_NAMES,
     sequence_names: Sequence[Sequence[str]] | None = None,
 ) -> FittedBaselines:
-    """Choose on sequences set aside from the training sequences, then fit the chosen models to all of them.
+    """Choose settings on a validation part of the training sequences, then fit the chosen models to all of them.
 
     Windows are sampled uniformly over classes, sequences, starts and strands. The k-mer baseline is chosen among k = 4
     and 6, four regularisations and window lengths from 1,024 to 65,536 bp (and shorter evaluation lengths), the Markov
     baseline among the orders 3 to 10, both for each evaluation length. Candidates are compared on windows of the
-    evaluation length, up to 262,144 bp and as far as the sequences set aside are long enough; longer evaluation lengths
-    take the longest one's choice.
+    evaluation length, up to 262,144 bp and as far as the validation sequences are long enough; longer evaluation
+    lengths use the choice for the longest of these.
 
     Args:
         training_sequences: Tokens, uint8 (length,), of the sequences of each class.
         lengths: Evaluation lengths, bp.
         seed: Non-negative; the result is a function of it and of the sequences.
-        names: Which baselines to fit.
-        sequence_names: Names of the sequences in the same order. Sequences of one name are set aside together in all
-            classes; give chromosome names when strains or species share them.
+        names: The baselines to fit.
+        sequence_names: Names of the sequences in the same order. Sequences with the same name are used for validation
+            together in all classes; give chromosome names if strains or species share them.
 
     Raises:
-        InputError: An unknown name, fewer than two classes, a length below 1, or sequences too short or full of N.
+        InputError: if a name is unknown, there are fewer than two classes, a length is below 1, or sequences are too
+            short or have too many N.
     """
     for name in names:
         if name not in BASELINE_NAMES:
@@ -168,12 +168,12 @@ def choose_kmer_baselines(
     fitting_lengths: Sequence[int],
     choosing: Mapping[int, LabelledWindows],
 ) -> dict[int, KmerChoice]:
-    """For each evaluation length, the k, regularisation and training length with the best accuracy there.
+    """Return for each evaluation length the k, regularisation and training length with the best accuracy.
 
     Args:
-        draw_fitting_windows: Training windows of a given length (bp), sampled when they are needed and then released.
+        draw_fitting_windows: Samples training windows of a given length (bp) on demand.
         fitting_lengths: Training lengths to try, bp.
-        choosing: Evaluation length (bp) -> windows of other sequences to compare the candidates on.
+        choosing: Evaluation length (bp) -> validation windows for comparing the candidates.
     """
     choices: dict[int, KmerChoice] = {}
     choosing_spectra = {
@@ -198,7 +198,7 @@ def choose_kmer_baselines(
 def choose_markov_orders(
     fitting: Sequence[Sequence[np.ndarray]], choosing: Mapping[int, LabelledWindows]
 ) -> dict[int, MarkovChoice]:
-    """For each evaluation length (bp), the order whose models, fitted to `fitting`, have the best accuracy there."""
+    """Return for each evaluation length (bp) the order whose models, fitted to `fitting`, are most accurate."""
     counts = [strand_symmetric_counts(sequences, max(MARKOV_ORDERS) + 1) for sequences in fitting]
     choices: dict[int, MarkovChoice] = {}
     for order in MARKOV_ORDERS:
@@ -221,7 +221,7 @@ def _generator(seed: int, *stream: int) -> np.random.Generator:
 def _usable_lengths(
     lengths: Sequence[int], sequences_by_class: Sequence[Sequence[np.ndarray]], longest: int
 ) -> tuple[int, ...]:
-    """The lengths up to `longest` that every class has a sequence for, ascending; if none, the longest possible."""
+    """Return the ascending lengths up to `longest` that every class has a sequence for, or the longest possible one."""
     available = min(max(len(tokens) for tokens in sequences) for sequences in sequences_by_class)
     limit = min(longest, available)
     return tuple(sorted({length for length in lengths if length <= limit})) or (limit,)

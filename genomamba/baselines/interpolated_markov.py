@@ -1,8 +1,8 @@
-"""Interpolated Markov models of DNA up to order 12: what a language model's perplexity stands beside.
+"""Interpolated Markov models of DNA up to order 12, the baseline for a language model's perplexity.
 
-A model of order k mixes the counts of all orders up to k. How strongly the counts of a context are pulled towards what
-the context without its oldest base says, is fitted for each order on validation sequence: DNA is so nearly uniform that
-rules made for text (Witten-Bell, say) shrink long contexts far too little, and would be a weak baseline.
+A model of order k interpolates the counts of all orders up to k. How strongly the estimate for a context is shrunk
+towards that for the context without its oldest base is fitted for each order on validation sequences: DNA is so close
+to uniform that smoothing rules made for text, such as Witten-Bell, shrink long contexts far too little.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from mambacore.errors import InputError
 MAXIMUM_ORDER: Final = 12
 """4^13 counts of 4 bytes are 268 MB, and those of the lower orders 89 MB more."""
 STRENGTHS: Final = tuple(2.0**power for power in range(-1, 16))
-"""What the strength of the prior is chosen from: 1/2 to 32,768 imagined bases after each context."""
+"""Candidates for the strength of the prior, in pseudocounts per context: 1/2 to 32,768."""
 _CODES_AT_A_TIME: Final = 1 << 24
 _BASES: Final = 4
 
@@ -27,17 +27,17 @@ Counts = npt.NDArray[np.int32]
 
 
 class StrandSymmetricCounts:
-    """How often each base follows each context of 0 to `order` bases, on either strand."""
+    """Counts of each base after each context of 0 to `order` bases, on both strands."""
 
     def __init__(self, order: int) -> None:
-        """Start with nothing counted.
+        """Start with zero counts.
 
         Raises:
-            InputError: an order outside of 0 to 12.
+            InputError: if the order is not in 0 to 12.
         """
         if not 0 <= order <= MAXIMUM_ORDER:
             raise InputError(
-                f"a Markov model of order {order} is not on offer: use an order from 0 to {MAXIMUM_ORDER}."
+                f"a Markov model of order {order} is not supported: use an order from 0 to {MAXIMUM_ORDER}."
             )
         self.order = order
         self._longest = np.zeros(_BASES ** (order + 1), dtype=np.int32)
@@ -45,13 +45,13 @@ class StrandSymmetricCounts:
 
     @classmethod
     def of_words(cls, counts: Counts) -> "StrandSymmetricCounts":
-        """Take counts of words, int32 (4^(order + 1),), that are already the same on both strands."""
+        """Create from counts of words, int32 (4^(order + 1),), that are already strand-symmetric."""
         made = cls((len(counts).bit_length() - 1) // 2 - 1)
         made._longest = counts
         return made
 
     def add(self, sequences: Iterable[Tokens]) -> "StrandSymmetricCounts":
-        """Count sequences, tokens uint8 (length,) each; words with anything but A, C, G, T are left out."""
+        """Count sequences, tokens uint8 (length,) each; words with anything but A, C, G, T are skipped."""
         self._by_order = None
         waiting: list[npt.NDArray[np.int32]] = []
         for tokens in sequences:
@@ -64,7 +64,7 @@ class StrandSymmetricCounts:
         return self
 
     def of_order(self, order: int) -> Counts:
-        """Counts of words of `order` + 1 bases, the first one leading, int32 (4^(order + 1),)."""
+        """Return counts of words of `order` + 1 bases, int32 (4^(order + 1),), first base most significant."""
         if self._by_order is None:
             by_order = [self._longest]
             while len(by_order[-1]) > _BASES:
@@ -82,12 +82,12 @@ class InterpolatedMarkovModel:
     """A Markov model of order k = `len(strengths) - 1`.
 
     With n the counts, c' the context c without its oldest base, and below order 0 the uniform distribution (MacKay and
-    Peto 1995, "A hierarchical Dirichlet language model", Natural Language Engineering 1:289, equation 13, the strength
-    alpha_j of each order chosen by validation instead of from the evidence):
+    Peto 1995, "A hierarchical Dirichlet language model", Natural Language Engineering 1:289, equation 13, with the
+    strength alpha_j of each order chosen on validation data instead of by the evidence):
 
         P_j(b | c) = (n(c b) + alpha_j P_{j-1}(b | c')) / (n(c) + alpha_j)
 
-    A context that is cut short, by the start of a window or a letter that is not a base, is used as far as it goes.
+    A context truncated by the start of a window or a letter that is not a base is used as far as it goes.
     """
 
     counts: StrandSymmetricCounts
@@ -99,7 +99,7 @@ class InterpolatedMarkovModel:
         return len(self.strengths) - 1
 
     def log_probabilities(self, tokens: Tokens) -> npt.NDArray[np.float64]:
-        """Natural log-probability of each base given those before it in `tokens`, (length,); 0 where there is none."""
+        """Return the log-probability (nats) of each base given those before it, (length,); 0 for other letters."""
         probability = np.full(len(tokens), 1 / _BASES)
         for looked_up, strength in zip(_look_up(self.counts, tokens, self.order), self.strengths, strict=True):
             probability = looked_up.interpolated(probability, strength)
@@ -108,7 +108,7 @@ class InterpolatedMarkovModel:
 
 @dataclass(frozen=True)
 class FittedMarkovModels:
-    """Models of the orders 0 to `len(models) - 1`, and how each did on the sequences that chose the strengths.
+    """Models of the orders 0 to `len(models) - 1`, and their entropies on the sequences used to choose the strengths.
 
     `validation_entropies` are in nats per base.
     """
@@ -118,11 +118,11 @@ class FittedMarkovModels:
 
     @property
     def best(self) -> InterpolatedMarkovModel:
-        """The model of the order that did best on the validation sequences."""
+        """The model of the order that is best on the validation sequences."""
         return self.models[int(np.argmin(self.validation_entropies))]
 
     def log_probabilities_by_order(self, tokens: Tokens) -> Iterator[npt.NDArray[np.float64]]:
-        """As `InterpolatedMarkovModel.log_probabilities` of each model in turn, in one pass over the orders."""
+        """Yield `InterpolatedMarkovModel.log_probabilities` of each model, in one pass over the orders."""
         longest = self.models[-1]
         is_base = _is_base(tokens)
         probability = np.full(len(tokens), 1 / _BASES)
@@ -132,13 +132,13 @@ class FittedMarkovModels:
 
 
 def log_probability_table(model: InterpolatedMarkovModel) -> npt.NDArray[np.float32]:
-    """log P(b | c) of every context of the model's order, (4^order, 4); the oldest base of a context leads."""
+    """Return log P(b | c) for every context, (4^order, 4); the oldest base of a context is most significant."""
     *_, longest = log_probability_tables(model)
     return longest
 
 
 def log_probability_tables(model: InterpolatedMarkovModel) -> Iterator[npt.NDArray[np.float32]]:
-    """The tables of the orders from 0 to the model's, (4^order, 4) each; see `log_probability_table`."""
+    """Yield the tables for the orders from 0 to the model's, (4^order, 4) each; see `log_probability_table`."""
     probability = np.full((1, _BASES), 1 / _BASES, dtype=np.float32)
     for order, strength in enumerate(np.array(model.strengths, dtype=np.float32)):
         of_word = model.counts.of_order(order).reshape(-1, _BASES)
@@ -155,17 +155,17 @@ def fit_markov_models(
 
     Args:
         training: tokens, uint8 (length,) each.
-        validation: windows of sequence that the training does not have.
+        validation: windows that are not in the training sequences.
         maximum_order: 0 to 12.
 
     Raises:
-        InputError: an order outside of that, or validation sequences without a base.
+        InputError: if the order is out of range, or the validation sequences have no bases.
     """
     counts = StrandSymmetricCounts(maximum_order).add(training)
     scored = np.concatenate([_is_base(tokens) for tokens in validation]) if validation else np.zeros(0, dtype=bool)
     if not scored.any():
-        raise InputError("the validation sequences have no base to choose a Markov model by: give longer ones.")
-    # One row of windows with a gap between them, so that no context reaches from one into the next.
+        raise InputError("the validation sequences have no bases to select a Markov model on: give longer ones.")
+    # The windows are concatenated with gaps, so that no context reaches from one into the next.
     joined = np.concatenate([part for tokens in validation for part in (tokens, _GAP)])
     is_base = _is_base(joined)
     probability = np.full(len(joined), 1 / _BASES)
@@ -202,13 +202,13 @@ _GAP: Final = np.zeros(1, dtype=np.uint8)
 
 
 def _look_up(counts: StrandSymmetricCounts, tokens: Tokens, order: int) -> Iterator[_LookedUp]:
-    """For the orders 0 to `order` the counts of every word that ends at a position, and of its context."""
+    """Yield for the orders 0 to `order` the counts of the word that ends at each position, and of its context."""
     is_base = _is_base(tokens)
     bases = np.where(is_base, tokens - np.uint8(FIRST_BASE_TOKEN), 0).astype(np.int32)
     code = np.zeros(len(tokens), dtype=np.int32)
     complete = np.ones(len(tokens), dtype=bool)
     for context_length in range(order + 1):
-        # The base `context_length` positions back becomes the leading one.
+        # The base `context_length` positions back becomes the most significant one.
         code[context_length:] += bases[: len(tokens) - context_length] << (2 * context_length)
         complete[:context_length] = False
         complete[context_length:] &= is_base[: len(tokens) - context_length]

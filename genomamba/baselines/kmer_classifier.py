@@ -1,4 +1,4 @@
-"""The k-mer baseline: strand-neutral word frequencies and logistic regression."""
+"""The k-mer baseline: canonical k-mer frequencies and logistic regression."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -27,10 +27,10 @@ class KmerBaseline:
         )
 
     def spectra(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """Canonical k-mer frequencies, float32 (windows, canonical k-mers); rows sum to 1, or to 0 without a k-mer.
+        """Return canonical k-mer frequencies, float32 (windows, canonical k-mers); rows without k-mers are 0.
 
         Args:
-            windows: Tokens, uint8 (length,) each; k-mers with N are left out.
+            windows: Tokens, uint8 (length,) each; k-mers with N are skipped.
         """
         return kmer_spectra(windows, self.word_length)
 
@@ -39,21 +39,21 @@ class KmerBaseline:
         return self.fit_spectra(self.spectra(windows), labels)
 
     def fit_spectra(self, spectra: np.ndarray, labels: np.ndarray) -> "KmerBaseline":
-        """Fit to what `spectra` returned, for those who try several regularisations."""
+        """Fit to spectra from `spectra`, to reuse them for several regularisations."""
         self._classifier.fit(spectra, labels)
         return self
 
     def predict_proba(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """Probabilities (windows, classes)."""
+        """Return probabilities (windows, classes)."""
         return self.predict_proba_spectra(self.spectra(windows))
 
     def predict_proba_spectra(self, spectra: np.ndarray) -> np.ndarray:
-        """Probabilities (windows, classes) from what `spectra` returned."""
+        """Return probabilities (windows, classes) for spectra from `spectra`."""
         return self._classifier.predict_proba(spectra)
 
 
 def kmer_spectra(windows: Sequence[np.ndarray], word_length: int) -> np.ndarray:
-    """Canonical k-mer frequencies; see `KmerBaseline.spectra`."""
+    """Return canonical k-mer frequencies; see `KmerBaseline.spectra`."""
     feature_of_word, feature_count = _canonical_features(word_length)
     spectra = np.zeros((len(windows), feature_count), dtype=np.float32)
     for index, window in enumerate(windows):
@@ -64,7 +64,7 @@ def kmer_spectra(windows: Sequence[np.ndarray], word_length: int) -> np.ndarray:
 
 @cache
 def _canonical_features(word_length: int) -> tuple[np.ndarray, int]:
-    """Feature number of each word, shared with its reverse complement, and the number of features."""
+    """Return each word's feature index, shared with its reverse complement, and the number of features."""
     complements = reverse_complement_codes(word_length)
     canonical = np.minimum(complements, np.arange(len(complements)))
     words, feature_of_word = np.unique(canonical, return_inverse=True)

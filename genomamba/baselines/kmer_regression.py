@@ -1,4 +1,4 @@
-"""The baseline beside a fine-tuned model: canonical k-mer spectra with logistic or ridge regression."""
+"""The baseline for fine-tuned models: canonical k-mer spectra with logistic or ridge regression."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from genomamba.tokenizer import Tokens
 
 WORD_LENGTHS: Final = (3, 4, 5, 6)
 PENALTIES: Final = (1.0, 10.0, 100.0, 1_000.0, 10_000.0)
-"""Strengths of the L2 penalty; of logistic regression the inverse is scikit-learn's `C`."""
+"""Strengths of the L2 penalty; for logistic regression the inverse of scikit-learn's `C`."""
 CONTROL_NAME: Final = "kmer"
 
 
 @dataclass
 class KmerControl:
-    """Fitted regressions on k-mer spectra, each k-mer counted with its reverse complement; one for each column.
+    """Fitted regressions on canonical k-mer spectra, one per column.
 
     Attributes:
-        description: what is predicted.
-        word_length, penalty: what served best on the validation rows.
+        description: the prediction target.
+        word_length, penalty: the best settings on the validation rows.
     """
 
     description: TargetDescription
@@ -39,7 +39,7 @@ class KmerControl:
     models: list[Any] = field(default_factory=list)
 
     def predict(self, tokens: Sequence[Tokens]) -> Predictions:
-        """Probabilities or numbers, (sequences, outputs)."""
+        """Predict probabilities or numbers, (sequences, outputs)."""
         return _predict(self.models, self.description, kmer_spectra(tokens, self.word_length))
 
 
@@ -52,9 +52,9 @@ def fit_kmer_control(
     """Choose k and the penalty on the validation rows, by likelihood or squared error; fit to the training rows.
 
     Args:
-        description: what is predicted.
+        description: the prediction target.
         training, validation: sequences and targets (rows, columns), NaN where missing.
-        balanced: give every class or label the same weight, as in the model that the control stands beside.
+        balanced: give every class or label the same weight, as in the model it is compared with.
     """
     best: KmerControl | None = None
     best_loss = math.inf
@@ -98,7 +98,7 @@ def _predict(models: Sequence[Any], description: TargetDescription, spectra: npt
 
 
 def _loss(description: TargetDescription, targets: Targets, predictions: Predictions) -> float:
-    """Mean negative log-likelihood, or mean squared error in units of the training rows' deviations."""
+    """Return the mean negative log-likelihood, or the mean squared error in units of the training targets' variance."""
     if description.kind == "classes":
         known = ~np.isnan(targets[:, 0])
         chosen = predictions[known, targets[known, 0].astype(np.int64)]

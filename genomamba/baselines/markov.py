@@ -1,4 +1,4 @@
-"""The Markov baseline: one back-off Markov model per class, and the likelihood of a window under each."""
+"""The Markov baseline: one interpolated Markov model per class, and the likelihood of a window under each."""
 
 from collections.abc import Sequence
 
@@ -20,8 +20,8 @@ class MarkovBaseline:
 
         P(b | c) = (n(c b) + t(c) P(b | c')) / (n(c) + t(c))
 
-    with n the counts, t(c) how many different bases follow c, and c' the context without its oldest base; below
-    order 0 stands 1/4.
+    with n the counts, t(c) the number of distinct bases that follow c, and c' the context without its oldest base;
+    below order 0 it is 1/4.
 
     Args:
         order: k, bases of context, 0 to 10. Order 10 takes 16.8 MB per class.
@@ -30,7 +30,7 @@ class MarkovBaseline:
     def __init__(self, order: int) -> None:
         if not 0 <= order <= MAXIMUM_ORDER:
             raise InputError(
-                f"a Markov model of order {order} is not on offer: give an order from 0 to {MAXIMUM_ORDER}"
+                f"a Markov model of order {order} is not supported: give an order from 0 to {MAXIMUM_ORDER}"
             )
         self.order = order
         self._scores = np.zeros((4 ** (order + 1), 0), dtype=np.float32)
@@ -42,23 +42,23 @@ class MarkovBaseline:
     def fit_counts(self, counts_by_class: Sequence[np.ndarray]) -> "MarkovBaseline":
         """Fit to `strand_symmetric_counts` of each class for words of order + 1 bases or longer.
 
-        Counts of longer words are summed over their oldest bases, so that one count serves every order.
+        Counts of longer words are summed over their oldest bases, so one table of counts serves every order.
         """
         complements = reverse_complement_codes(self.order + 1)
         by_class = []
         for counts in counts_by_class:
             log_probabilities = _interpolated_log_probabilities(counts, self.order)
-            # The mean of both strands' log-probabilities is one number per word: that of the word here and that of its
-            # reverse complement there. The table is therefore enough to score a window on both strands at once.
+            # Averaging the log-probabilities of each word and of its reverse complement gives one table that scores a
+            # window on both strands at once.
             by_class.append((log_probabilities + log_probabilities[complements]) / 2)
         self._scores = np.stack(by_class, axis=1)
         return self
 
     def log_likelihoods(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """Log-likelihood of each window under each class, mean of both strands, natural logarithm, (windows, classes).
+        """Return log-likelihoods (windows, classes) in nats, the mean of both strands.
 
-        Bases count where a whole context of known bases stands before them (on that strand), so a window shorter than
-        order + 1 bases scores 0 under every class.
+        Only bases after a complete context of known bases (on that strand) count, so a window shorter than order + 1
+        bases scores 0 for every class.
         """
         scores = np.zeros((len(windows), self._scores.shape[1]))
         for index, window in enumerate(windows):
@@ -69,13 +69,15 @@ class MarkovBaseline:
         return scores
 
     def predict_proba(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """Probabilities (windows, classes), all classes equally probable beforehand. Not calibrated: bases are taken
-        for independent evidence, which makes long windows overconfident."""
+        """Return probabilities (windows, classes) under a uniform prior.
+
+        They are not calibrated: bases are treated as independent evidence, which makes long windows overconfident.
+        """
         return softmax(self.log_likelihoods(windows), axis=1)
 
 
 def strand_symmetric_counts(sequences: Sequence[np.ndarray], word_length: int) -> np.ndarray:
-    """How often each word occurs on either strand of all sequences, int64 (4**word_length,)."""
+    """Count each word on both strands of all sequences, int64 (4**word_length,)."""
     complements = reverse_complement_codes(word_length)
     counts = np.zeros(4**word_length, dtype=np.int64)
     for tokens in sequences:
@@ -84,7 +86,7 @@ def strand_symmetric_counts(sequences: Sequence[np.ndarray], word_length: int) -
 
 
 def _interpolated_log_probabilities(counts: np.ndarray, order: int) -> np.ndarray:
-    """log P(last base | bases before it) for each word of order + 1 bases, float32 (4**(order + 1),)."""
+    """Return log P(last base | preceding bases) for each word of order + 1 bases, float32 (4**(order + 1),)."""
     probabilities = np.full((1, 4), 0.25)
     for context_length in range(order + 1):
         context_counts = counts.reshape(-1, 4**context_length, 4).sum(axis=0)

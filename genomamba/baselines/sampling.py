@@ -1,4 +1,4 @@
-"""Windows for fitting and choosing baselines, and the sequences that are set aside for the choices."""
+"""Sampling of windows for fitting and choosing baselines, and the split into fitting and validation sequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,18 +25,18 @@ class LabelledWindows:
 def draw_windows(
     sequences_by_class: Sequence[Sequence[np.ndarray]], length: int, per_class: int, generator: np.random.Generator
 ) -> LabelledWindows:
-    """Draw windows: a sequence of at least `length` bp uniformly, a start uniformly, either strand.
+    """Sample windows: a sequence of at least `length` bp, a start and a strand, each uniformly.
 
     Windows with more than 1 % of unknown bases are sampled again.
 
     Args:
         sequences_by_class: Tokens of each class.
-        length: Of a window, bp.
+        length: Window length, bp.
         per_class: Number of windows of each class.
-        generator: Where the randomness comes from.
+        generator: Source of randomness.
 
     Raises:
-        InputError: A class has no sequence as long as the window, or hardly a window without unknown bases.
+        InputError: if a class has no sequence as long as the window, or hardly any window without unknown bases.
     """
     windows: list[np.ndarray] = []
     for label, sequences in enumerate(sequences_by_class):
@@ -62,14 +62,14 @@ def _draw_known_window(
         if unknown <= MAXIMUM_UNKNOWN_FRACTION * length:
             return window if generator.random() < 0.5 else COMPLEMENT_IDS[window[::-1]]
     raise InputError(
-        f"class number {label + 1} has hardly a window of {length} bp with at most "
+        f"class number {label + 1} has hardly any window of {length} bp with at most "
         f"{MAXIMUM_UNKNOWN_FRACTION:.0%} unknown bases: give sequences with fewer N"
     )
 
 
 @dataclass(frozen=True)
 class SetAside:
-    """Training sequences in two parts without overlap: to fit candidates on, and to choose between them."""
+    """Two disjoint parts of the training sequences: for fitting candidates, and for choosing between them."""
 
     fitting: list[list[np.ndarray]]
     choosing: list[list[np.ndarray]]
@@ -80,16 +80,16 @@ def set_aside(
     sequence_names: Sequence[Sequence[str]] | None,
     generator: np.random.Generator,
 ) -> SetAside:
-    """Set aside whole sequences, about a quarter of each class, in random order.
+    """Set aside whole sequences for validation, about a quarter of each class, in random order.
 
-    Sequences of one name are set aside together in all classes, because chromosomes of the same name in two strains
-    or species are mostly homologous: a candidate that overfits one must not be rewarded on the other. A class
-    whose sequences all have one name (a single bacterial chromosome) has the last quarter of each cut off instead.
+    Sequences with the same name are set aside together in all classes, because chromosomes of the same name in two
+    strains or species are mostly homologous, and a candidate that overfits one must not be rewarded on the other. If
+    all sequences of a class have the same name (a single bacterial chromosome), the last quarter of each is used.
 
     Args:
         sequences_by_class: Tokens of each class.
-        sequence_names: Names in the same order; without names every sequence stands for itself.
-        generator: Where the randomness comes from.
+        sequence_names: Names in the same order; without names every sequence is treated separately.
+        generator: Source of randomness.
     """
     if sequence_names is None:
         sequence_names = [
@@ -118,14 +118,14 @@ def set_aside(
         kept = [tokens for name, tokens in zip(names, sequences, strict=True) if name not in chosen]
         aside = [tokens for name, tokens in zip(names, sequences, strict=True) if name in chosen]
         if not aside:
-            borders = [round(len(tokens) * (1 - SET_ASIDE_FRACTION)) for tokens in kept]
-            aside = [tokens[border:] for tokens, border in zip(kept, borders, strict=True)]
-            kept = [tokens[:border] for tokens, border in zip(kept, borders, strict=True)]
+            boundaries = [round(len(tokens) * (1 - SET_ASIDE_FRACTION)) for tokens in kept]
+            aside = [tokens[boundary:] for tokens, boundary in zip(kept, boundaries, strict=True)]
+            kept = [tokens[:boundary] for tokens, boundary in zip(kept, boundaries, strict=True)]
         fitting.append(kept)
         choosing.append(aside)
     return SetAside(fitting, choosing)
 
 
 def _is_short(bases: dict[str, int], chosen: set[str]) -> bool:
-    """Whether what is chosen so far is less than the fraction to set aside of this class."""
+    """Whether less than the required fraction of this class has been chosen so far."""
     return sum(count for name, count in bases.items() if name in chosen) < SET_ASIDE_FRACTION * sum(bases.values())

@@ -1,7 +1,7 @@
-"""Words of k bases as numbers: the counting that every baseline stands on.
+"""Encoding of words of k bases as numbers, and their counts, used by all baselines.
 
-Bases are numbered A 0, C 1, G 2, T 3, so that the complement of base b is 3 - b, and a word is read as a number in base
-4 with its first base leading.
+Bases are numbered A 0, C 1, G 2, T 3, so that the complement of base b is 3 - b, and a word is a number in base 4 with
+its first base most significant.
 """
 
 from functools import cache
@@ -17,9 +17,9 @@ MAXIMUM_WORD_LENGTH = 12  # 4**12 numbers of 8 bytes are 134 MB
 
 
 def word_codes(tokens: np.ndarray, word_length: int) -> np.ndarray:
-    """Numbers of the words in a sequence, int32 (at most length - word_length + 1,), in order.
+    """Return the numbers of the words in a sequence, int32 (at most length - word_length + 1,), in order.
 
-    Words with anything but A, C, G, T are left out; so is everything in a sequence shorter than a word.
+    Words with anything but A, C, G, T are skipped. A sequence shorter than a word has none.
 
     Args:
         tokens: uint8 (length,).
@@ -45,13 +45,13 @@ def word_codes(tokens: np.ndarray, word_length: int) -> np.ndarray:
 
 
 def word_counts(tokens: np.ndarray, word_length: int) -> np.ndarray:
-    """How often each word occurs on the given strand, int64 (4**word_length,)."""
+    """Count each word on the given strand, int64 (4**word_length,)."""
     return np.bincount(word_codes(tokens, word_length), minlength=4**word_length)
 
 
 @cache
 def reverse_complement_codes(word_length: int) -> np.ndarray:
-    """Number of each word's reverse complement, int32 (4**word_length,), read-only."""
+    """Return the number of each word's reverse complement, int32 (4**word_length,), read-only."""
     if not 1 <= word_length <= MAXIMUM_WORD_LENGTH:
         raise InputError(
             f"words of {word_length} bases cannot be counted: give a length from 1 to {MAXIMUM_WORD_LENGTH}"

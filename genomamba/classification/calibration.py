@@ -1,9 +1,9 @@
-"""Calibration: make a probability of 0.9 right nine times out of ten, at every length.
+"""Calibration of class probabilities at every length: calls with a probability of 0.9 are right nine times out of ten.
 
 A classifier gives evidence per base, averaged over a window; its confidence grows with the window's length by
 `exp(intercept + slope * log(length / 1024))`. That is temperature scaling (Guo et al. 2017, "On Calibration of Modern
 Neural Networks", section 4.2) with a temperature that is a power of the length. The two numbers are fitted on held-out
-windows of several lengths by minimising the negative log likelihood. They never change which class is called.
+windows of several lengths by minimising the negative log-likelihood. They never change which class is called.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from genomamba.models.species_classifier import SpeciesClassifier
 
 REFERENCE_LENGTH_BP = 1024
 CALIBRATION_LENGTHS_BP = (1024, 4096, 16_384, 65_536, 262_144)
-# Only the p-values of short records needs these: their probabilities follow from the fit to the lengths above.
+# Used only for the p-values of short records; their probabilities follow from the fit to the lengths above.
 SHORT_LENGTHS_BP = (256, 512)
 CALIBRATION_ERROR_BINS = 15
 # Width, in units of the log confidence, of the Gaussian prior around the trained confidence: wide enough to be
-# overruled by a dozen windows, and what keeps the fit finite when every held-out window is called correctly.
+# overruled by a dozen windows, but it keeps the fit finite if every held-out window is called correctly.
 PRIOR_WIDTH = 2.0
 
 
@@ -43,18 +43,18 @@ class Confidence:
     slope: float
 
     def log_probabilities(self, mean_evidence: FloatArray, lengths_bp: IntegerArray) -> FloatArray:
-        """(windows, classes) log probabilities of (windows, classes) evidence per base."""
+        """Return log-probabilities (windows, classes) for evidence per base (windows, classes)."""
         log_scale = self.intercept + self.slope * np.log(lengths_bp / REFERENCE_LENGTH_BP)
         return log_softmax(np.exp(log_scale)[:, None] * mean_evidence, axis=1)
 
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """Figures of a calibration, every length counting the same.
+    """Calibration metrics, with equal weight for every length.
 
-    `before` is the confidence as trained. `after` figures come from windows that were not used for the fit (two folds
-    by position on the chromosomes); the stored confidence is then fitted on all of them. `p_value_quantiles` say how
-    likely the windows are (`novelty.LikelihoodQuantiles`).
+    `before` is the confidence as trained. `after` is evaluated on windows that were not used for the fit (two folds by
+    position on the chromosomes); the stored confidence is then fitted on all of them. `p_value_quantiles` describe the
+    likelihoods of the windows (`novelty.LikelihoodQuantiles`).
     """
 
     intercept: float
@@ -69,14 +69,14 @@ class CalibrationReport:
     error_bins: int = CALIBRATION_ERROR_BINS
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able figures for the model folder."""
+        """Return JSON-serialisable metrics for the model folder."""
         content = asdict(self)
         for key in ("windows_by_length", "accuracy_by_length"):
             content[key] = {str(length): value for length, value in content[key].items()}
         return content
 
     def summary(self) -> str:
-        """One line for the terminal."""
+        """Summarise in one line for the terminal."""
         windows = sum(self.windows_by_length.values())
         return (
             f"calibration error {self.expected_calibration_error_before:.1%} as trained, "
@@ -86,7 +86,7 @@ class CalibrationReport:
 
 
 def calibration_lengths(held_out: GenomeCollection, training_length: int, bases_per_class: int) -> list[int]:
-    """Lengths of calibration windows: those that every class has a held-out sequence for, at least two in the budget.
+    """Return window lengths for which every class has a held-out sequence, with at least two windows in the budget.
 
     The training length is always among them when the held-out sequences are long enough.
     """
@@ -110,14 +110,14 @@ def collect_evidence(
 
     Args:
         model: the trained classifier.
-        held_out: sequences that were not trained on.
+        held_out: sequences not used for training.
         lengths: window lengths in bases.
-        bases_per_class: budget in bases for each class at each length.
-        maximum_windows_per_class: at most so many windows, however short.
-        seed: chooses the windows.
+        bases_per_class: bases per class and length.
+        maximum_windows_per_class: upper limit of windows per class, however short.
+        seed: seed for choosing the windows.
 
     Returns:
-        The evidence, or `None` when there is no length at which every class has a window.
+        The evidence, or `None` if there is no length at which every class has a window.
     """
     parts = []
     longest_order = longest_markov_order(model)
@@ -147,10 +147,10 @@ def collect_evidence(
 
 
 def fit_confidence(evidence: HeldOutEvidence, prior: Confidence) -> Confidence:
-    """The confidence with the least negative log likelihood, every length counting the same.
+    """Fit the confidence by minimal negative log-likelihood, with equal weight for every length.
 
-    A weak Gaussian prior (`PRIOR_WIDTH`) around `prior` keeps both numbers finite when the windows say nothing about
-    them: all called correctly, or all of one length.
+    A weak Gaussian prior (`PRIOR_WIDTH`) around `prior` keeps both parameters finite if the windows do not determine
+    them because all are called correctly or have the same length.
     """
     weights = _equal_weight_per_length(evidence.lengths_bp)
     window_count = len(evidence.labels)
@@ -165,7 +165,7 @@ def fit_confidence(evidence: HeldOutEvidence, prior: Confidence) -> Confidence:
 
 
 def negative_log_likelihood(evidence: HeldOutEvidence, confidence: Confidence, weights: FloatArray) -> float:
-    """Weighted mean of -log p(true class), in nats."""
+    """Return the weighted mean of -log p(true class), in nats."""
     log_probabilities = confidence.log_probabilities(evidence.mean_evidence, evidence.lengths_bp)
     return float(-weights @ log_probabilities[np.arange(len(evidence.labels)), evidence.labels])
 
@@ -173,12 +173,12 @@ def negative_log_likelihood(evidence: HeldOutEvidence, confidence: Confidence, w
 def expected_calibration_error(
     probabilities: FloatArray, labels: IntegerArray, weights: FloatArray | None = None
 ) -> float:
-    """Expected calibration error of the top probability (Guo et al. 2017, equation 3), 15 bins of equal width.
+    """Return the expected calibration error of the top probability (Guo et al. 2017, equation 3), 15 equal bins.
 
     Args:
         probabilities: (windows, classes).
-        labels: (windows,) true class.
-        weights: (windows,) summing to 1; absent, every window counts the same.
+        labels: (windows,) true classes.
+        weights: (windows,) summing to 1; equal by default.
     """
     window_count = len(labels)
     weights = np.full(window_count, 1.0 / window_count) if weights is None else weights
@@ -196,16 +196,16 @@ def calibrate(
     *,
     use_stack: bool = True,
 ) -> CalibrationReport:
-    """Fit the model's confidence to held-out evidence, set it in the model, and say what that changed.
+    """Fit the model's confidence to held-out evidence, store it in the model, and report the effect.
 
-    The stack's confidence comes first; where there are counted parts, the stack is then weighed beside them
-    (`combination.fit_to_held_out`), and the figures are those of the combination.
+    The stack's confidence is fitted first; if there are counted parts, the weight of the stack relative to them is
+    fitted next (`combination.fit_to_held_out`), and the metrics are those of the combination.
 
     Args:
-        model: its `confidence_intercept` and `confidence_slope` are replaced, and so is its `combination`.
+        model: its `confidence_intercept`, `confidence_slope` and `combination` are replaced.
         evidence: from `collect_evidence`.
-        use_stack: whether the stack has a say beside counted parts.
-        short: of windows of `SHORT_LENGTHS_BP`, which only the p-values of short records is measured on.
+        use_stack: whether the stack is used along with counted parts.
+        short: evidence of windows of `SHORT_LENGTHS_BP`, used only for the p-values of short records.
     """
     trained = Confidence(float(model.confidence_intercept.detach()), float(model.confidence_slope.detach()))
     weights = _equal_weight_per_length(evidence.lengths_bp)
@@ -246,24 +246,24 @@ def calibrate(
 
 
 def _equal_weight_per_length(lengths_bp: IntegerArray) -> FloatArray:
-    """(windows,) weights summing to 1 that give every length the same share."""
+    """Return weights (windows,) summing to 1 that give every length the same total."""
     _, positions, counts = np.unique(lengths_bp, return_inverse=True, return_counts=True)
     return 1.0 / (counts[positions] * len(counts))
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """The stack's confidence, and how it is combined with counted parts if there are any."""
+    """The stack's confidence, and its combination with counted parts, if any."""
 
     confidence: Confidence
     combination: Combination | None
 
     def log_probabilities(self, evidence: HeldOutEvidence) -> FloatArray:
-        """(windows, classes)"""
+        """Return log-probabilities (windows, classes)."""
         stack = self.confidence.log_probabilities(evidence.mean_evidence, evidence.lengths_bp)
         if self.combination is None or evidence.counted is None:
             return stack
-        # Log probabilities are logits.
+        # Log-probabilities are valid logits.
         return log_softmax(self.combination.logits(stack, evidence.counted, evidence.lengths_bp), axis=1)
 
 

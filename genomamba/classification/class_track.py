@@ -1,4 +1,4 @@
-"""Class probabilities along a record: of each window, given everything before it on the same strand."""
+"""Class probabilities along a record, for each window given everything before it on the same strand."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ class ClassTrack(NamedTuple):
     """Class probabilities along a record.
 
     Attributes:
-        borders: (windows + 1,) window boundaries, bp from the start.
-        probabilities: (windows, classes) of each window by itself.
+        boundaries: (windows + 1,) window boundaries, bp from the start.
+        probabilities: (windows, classes), each from the window alone.
     """
 
-    borders: npt.NDArray[np.int64]
+    boundaries: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
 
 
 @torch.inference_mode()
 def class_track(model: SpeciesClassifier, tokens: Tokens, most_windows: int = MOST_WINDOWS) -> ClassTrack:
-    """Compute the track of one record, averaged over both strands.
+    """Compute the class track of one record, averaged over both strands.
 
     Args:
         model: a species classifier.
         tokens: (length,) uint8, at least one.
-        most_windows: a long record gets this many windows of equal length, a short one windows of 64 bp.
+        most_windows: long records are cut into this many windows of equal length, short ones into windows of 64 bp.
     """
     length = len(tokens)
     windows = max(1, min(most_windows, length // SHORTEST_WINDOW_BP))
-    borders = np.linspace(0, length, windows + 1).round().astype(np.int64)
-    logits = class_logits(model, evidence_along(model, tokens, borders), np.diff(borders))
-    return ClassTrack(borders, softmax(logits, axis=1))
+    boundaries = np.linspace(0, length, windows + 1).round().astype(np.int64)
+    logits = class_logits(model, evidence_along(model, tokens, boundaries), np.diff(boundaries))
+    return ClassTrack(boundaries, softmax(logits, axis=1))

@@ -1,4 +1,4 @@
-"""How the evidence of a classifier's parts is weighed: a logistic regression whose coefficients vary with the length.
+"""Weighting of the evidence of a classifier's parts: a logistic regression whose coefficients vary with the length.
 
 Each part gives every class a mean log-likelihood (or score) per base. With m(p, c) that of part p and class c over a
 window of L bases, the counted parts have the logits
@@ -6,15 +6,15 @@ window of L bases, the counted parts have the logits
     counted(c) = sqrt(L) sum_p a(p, L) m(p, c) + sqrt(L) b(c, L)
 
 with coefficients at a few lengths, interpolated linearly in log L between them and constant outside. The square root
-takes off most of the dependence on the length, as if bases were independent; the coefficients carry the rest. This is
-stacking (Wolpert 1992, "Stacked generalization", Neural Networks 5:241) with smoothness over the length.
+accounts for most of the dependence on the length, as if bases were independent; the coefficients account for the rest.
+This is stacking (Wolpert 1992, "Stacked generalization", Neural Networks 5:241) with smoothness over the length.
 
-The coefficients are fitted on windows that were cross-validated: none of the parts was fitted on them or on their
-homologues. The selective stack is trained once, so that it can be weighed only on what was held out from training:
+The coefficients are fitted on cross-validated windows: none of the parts was fitted on them or on their homologues. The
+selective stack is trained only once, so its weight has to be fitted on sequence held out from training:
 
     logits(c) = exp(g(L)) counted(c) + u(L) stack(c),    u(L) >= 0
 
-with g and u linear in log L, and stack(c) the logits of the stack by itself. These four numbers also calibrate.
+with g and u linear in log L, and stack(c) the logits of the stack alone. These four parameters also calibrate.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ RIDGE: Final = 1e-3
 BIAS_RIDGE: Final = 1e-2
 SMOOTHNESS: Final = 3e-3
 """Penalties of squared coefficients, biases, and differences of coefficients between neighbouring lengths, in units of
-the standard deviation of each part's evidence, beside a mean cross entropy in nats."""
+the standard deviation of each part's evidence, added to a mean cross-entropy in nats."""
 FULL_WEIGHT_WINDOWS: Final = 100
-"""Lengths with fewer windows count less."""
+"""Lengths with fewer windows get a lower weight."""
 ITERATIONS: Final = 300
 STACK: Final = "stack"
 REFERENCE_LENGTH_BP: Final = 4096
 LOG_STEP: Final = float(np.log(4))
 """g and u are linear in the number of fourfold lengths beyond the reference."""
 PRIOR_WIDTHS: Final = (0.5, 0.25, 1.0, 0.25)
-"""Of g, its slope, u and its slope: Gaussian, around 0 (the stack says nothing, the counted parts are calibrated)."""
+"""Of g, its slope, u and its slope: Gaussian, around 0 (the stack is ignored, the counted parts are calibrated)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PartWindows:
     """Counted evidence of windows of one length.
 
     Attributes:
-        evidence: (windows, parts, classes), mean per base.
+        evidence: (windows, parts, classes) means per base.
         labels: (windows,) true class.
         folds: (windows,) fold of the cross-validation.
     """
@@ -68,7 +68,7 @@ class CountedWeights:
     """Coefficients of the counted parts.
 
     Attributes:
-        lengths_bp: (lengths,) ascending, where the coefficients stand.
+        lengths_bp: (lengths,) ascending, at which the coefficients are defined.
         coefficients: (lengths, parts).
         biases: (lengths, classes).
     """
@@ -78,7 +78,7 @@ class CountedWeights:
     biases: FloatArray
 
     def logits(self, evidence: FloatArray, lengths_bp: IntegerArray) -> FloatArray:
-        """(windows, classes) from (windows, parts, classes) per base and (windows,) lengths."""
+        """Return logits (windows, classes) for evidence per base (windows, parts, classes) and lengths (windows,)."""
         places = np.log(np.maximum(lengths_bp, 1))
         knots = np.log(self.lengths_bp)
 
@@ -91,13 +91,12 @@ class CountedWeights:
 
 @dataclass(frozen=True)
 class Combination:
-    """How parts become one answer.
+    """Weights that combine the parts into class logits.
 
     Attributes:
-        part_names: of the counted parts, in the order of their evidence.
+        part_names: names of the counted parts, in the order of their evidence.
         counted: coefficients of all counted parts together.
-        alone: coefficients of the parts of one kind (`markov`, `kmer`) by themselves, for comparison; those of other
-            parts are 0.
+        alone: coefficients of the parts of one kind (`markov`, `kmer`) alone, for comparison; 0 for the other parts.
         gain: g at the reference length, and its slope.
         stack: u at the reference length, and its slope.
         lengths_bp: shortest and longest length that gain and stack were fitted on; they are constant beyond.
@@ -111,10 +110,10 @@ class Combination:
     lengths_bp: tuple[float, float] = (1.0, np.inf)
 
     def logits(self, stack_logits: FloatArray, evidence: FloatArray, lengths_bp: IntegerArray) -> FloatArray:
-        """Logits of windows.
+        """Return the logits of windows.
 
         Args:
-            stack_logits: (windows, classes) of the stack by itself.
+            stack_logits: (windows, classes) of the stack alone.
             evidence: (windows, parts, classes) of the counted parts, per base.
             lengths_bp: (windows,) length of each.
 
@@ -124,14 +123,14 @@ class Combination:
         return self.join(stack_logits, self.counted.logits(evidence, lengths_bp), lengths_bp)
 
     def join(self, stack_logits: FloatArray, counted_logits: FloatArray, lengths_bp: IntegerArray) -> FloatArray:
-        """(windows, classes) from the logits (windows, classes) of both kinds."""
+        """Combine the logits (windows, classes) of the stack and the counted parts."""
         step = np.log(np.clip(lengths_bp, *self.lengths_bp) / REFERENCE_LENGTH_BP) / LOG_STEP
         gain = np.exp(self.gain[0] + self.gain[1] * step)
         weight = np.maximum(self.stack[0] + self.stack[1] * step, 0.0)
         return gain[:, None] * counted_logits + weight[:, None] * stack_logits
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-serialisable form; `from_dict` is the inverse."""
 
         def listed(weights: CountedWeights) -> dict[str, Any]:
             return {name: getattr(weights, name).tolist() for name in CountedWeights.__dataclass_fields__}
@@ -148,10 +147,10 @@ class Combination:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Combination:
-        """The opposite of `to_dict`.
+        """Inverse of `to_dict`.
 
         Raises:
-            InputError: the content is damaged.
+            InputError: if the content is damaged.
         """
 
         def weights(of: Mapping[str, Any]) -> CountedWeights:
@@ -173,16 +172,16 @@ class Combination:
 
 
 def kind_of(part_name: str) -> str:
-    """`markov` of `markov 3`."""
+    """Return the kind of a part, such as `markov` for `markov 3`."""
     return part_name.partition(" ")[0]
 
 
 def fit_combination(windows: Mapping[int, PartWindows], part_names: Sequence[str]) -> Combination:
-    """Fit the counted parts together, and each kind of them by itself.
+    """Fit the counted parts together, and each kind of part alone.
 
     Args:
-        windows: cross-validated evidence by length, every class at every length.
-        part_names: of the counted parts.
+        windows: cross-validated evidence by length, with every class at every length.
+        part_names: names of the counted parts.
     """
     kinds = list(dict.fromkeys(kind_of(name) for name in part_names))
     alone = {kind: fit_counted(windows, np.array([kind_of(name) == kind for name in part_names])) for kind in kinds}
@@ -191,11 +190,11 @@ def fit_combination(windows: Mapping[int, PartWindows], part_names: Sequence[str
 
 
 def fit_counted(windows: Mapping[int, PartWindows], used: np.ndarray) -> CountedWeights:
-    """Minimise the cross entropy, every length and every class counting the same, with the penalties of this module.
+    """Minimise the penalised cross-entropy, with equal weight for every length and every class.
 
     Args:
         windows: cross-validated evidence by length.
-        used: (parts,) which parts may have coefficients other than 0.
+        used: (parts,) which parts have coefficients; the others stay 0.
     """
     lengths = sorted(windows)
     inputs, labels, weights, spreads = [], [], [], []
@@ -208,8 +207,8 @@ def fit_counted(windows: Mapping[int, PartWindows], used: np.ndarray) -> Counted
         labels.append(torch.from_numpy(of_length.labels))
         counts = np.bincount(of_length.labels, minlength=of_length.evidence.shape[2])
         of_window = 1 / (counts[of_length.labels] * np.count_nonzero(counts))
-        trust = min(1.0, float(counts[counts > 0].min()) / FULL_WEIGHT_WINDOWS)
-        weights.append(torch.from_numpy(of_window * trust))
+        reliability = min(1.0, float(counts[counts > 0].min()) / FULL_WEIGHT_WINDOWS)
+        weights.append(torch.from_numpy(of_window * reliability))
     classes = inputs[0].shape[2]
     coefficients = torch.zeros(len(lengths), int(used.sum()), dtype=torch.float64, requires_grad=True)
     biases = torch.zeros(len(lengths), classes, dtype=torch.float64, requires_grad=True)
@@ -243,13 +242,13 @@ def fit_to_held_out(
     *,
     use_stack: bool = True,
 ) -> Combination:
-    """Weigh the stack beside the counted parts, and calibrate both, on held-out windows.
+    """Fit the weight of the stack relative to the counted parts, and calibrate both, on held-out windows.
 
     Args:
-        combination: with fitted counted parts.
+        combination: combination with fitted counted parts.
         stack_logits, evidence, lengths_bp: as in `Combination.logits`.
         labels: (windows,) true class.
-        use_stack: without it u stays 0.
+        use_stack: whether to use the stack; otherwise u stays 0.
     """
     counted = combination.counted.logits(evidence, lengths_bp)
     bounds = (float(lengths_bp.min()), float(lengths_bp.max()))
@@ -265,7 +264,7 @@ def fit_to_held_out(
         prior = 0.5 * float(np.square(numbers / np.array(PRIOR_WIDTHS)).sum()) / len(labels)
         return float(-weights @ log_softmax(logits, axis=1)[rows, labels]) + prior
 
-    # From two sides, because u is cut off at 0 and flat below.
+    # From two starting points, because u is clipped at 0, where the gradient vanishes.
     starts = [np.array([0.0, 0.0, u, 0.0]) for u in (0.05, 0.5)]
     solutions = [
         minimize(objective, start, method="Nelder-Mead", options={"maxiter": 2000, "xatol": 1e-4, "fatol": 1e-7})
@@ -275,7 +274,7 @@ def fit_to_held_out(
 
 
 def equal_weights(lengths_bp: IntegerArray, labels: IntegerArray) -> FloatArray:
-    """(windows,) summing to 1: every length the same, and within it every class."""
+    """Return weights (windows,) summing to 1, equal for every length and for every class within it."""
     weights = np.zeros(len(labels))
     for length in np.unique(lengths_bp):
         of_length = lengths_bp == length

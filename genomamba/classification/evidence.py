@@ -1,8 +1,8 @@
-"""Evidence for each class, averaged over both strands: of whole records, of a streamed record, and along a record.
+"""Evidence for each class, averaged over both strands: for whole records, streamed records, and along a record.
 
-Records of similar length go through the model together, padded on the right. The model is causal and unknown bases
-carry no evidence, so padding changes nothing that was read before it. Batches depend only on the lengths and the order
-of the records, so the numbers are the same however many processes share the work.
+Records of similar length are batched, padded on the right. The model is causal and unknown bases carry no evidence, so
+padding does not affect the result. Batches depend only on the lengths and the order of the records, so results are the
+same for any number of processes.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from genomamba.tokenizer import ANY_BASE_TOKEN, COMPLEMENT_IDS, Tokens
 from mambacore.devices import device_of, from_numpy, to_numpy
 from mambacore.layers import PoolingState
 
-# Pieces and batches that stay in the cache; the state carries over, so the result does not depend on them.
+# Sizes of pieces and batches that fit in the cache; the state carries over, so results do not depend on them.
 PIECE_LENGTH_BP = 16_384
 BASES_PER_FORWARD = 32_768
 
 
 @dataclass(frozen=True)
 class RecordEvidence:
-    """Evidence of one record, before a class is called.
+    """Evidence for one record, before a class is called.
 
     Attributes:
         name: record name.
         length: record length, bp.
         known_bases: number of A, C, G and T.
-        evidence: (classes,) per base, averaged over both strands, or (1 + parts, classes) of a model with counted
+        evidence: (classes,) per base, averaged over both strands, or (1 + parts, classes) if the model has counted
             parts (see `evidence_of_records`); `None` for a record that is not classified.
         source: index of the input file.
         own_likelihood: `novelty.own_likelihood` of the record, nats per base.
@@ -54,14 +54,14 @@ class RecordEvidence:
     scored_words: int = 0
 
     def to_line(self) -> str:
-        """One line of JSON, from which the same floating-point numbers are read back."""
+        """Return one line of JSON that preserves floating-point numbers exactly."""
         evidence = None if self.evidence is None else self.evidence.tolist()
         numbers = [self.source, self.own_likelihood, self.scored_words]
         return json.dumps([self.name, self.length, self.known_bases, evidence, *numbers]) + "\n"
 
     @classmethod
     def from_line(cls, line: str) -> RecordEvidence:
-        """The opposite of `to_line`."""
+        """Inverse of `to_line`."""
         name, length, known_bases, evidence, *numbers = json.loads(line)
         values = None if evidence is None else np.array(evidence, dtype=np.float64)
         return cls(name, length, known_bases, values, *numbers)
@@ -76,11 +76,11 @@ def batches_by_length(lengths_bp: Sequence[int], may_pad: bool = True) -> list[l
     """Group records of similar length into batches.
 
     Args:
-        lengths_bp: of the records, bp.
+        lengths_bp: lengths of the records, bp.
         may_pad: whether records of different lengths may share a batch.
 
     Returns:
-        Batches of positions in `lengths_bp`.
+        Batches of indices into `lengths_bp`.
     """
     batches: list[list[int]] = []
     for place in sorted(range(len(lengths_bp)), key=lambda place: lengths_bp[place]):
@@ -94,18 +94,18 @@ def batches_by_length(lengths_bp: Sequence[int], may_pad: bool = True) -> list[l
 
 
 def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens] | Tokens) -> FloatArray:
-    """Evidence per base of whole records, averaged over both strands.
+    """Compute evidence per base for whole records, averaged over both strands.
 
-    On a CPU each thread takes whole batches, so the numbers do not depend on the number of threads.
+    On a CPU each thread processes whole batches, so results do not depend on the number of threads.
 
     Args:
         model: the classifier, on any device.
-        records: (length,) token ids of each record, one base or more; or one array (records, length).
+        records: (length,) token ids of each record, at least one base; or one array (records, length).
 
     Returns:
-        (records, classes) float64; of a model with counted parts (records, 1 + parts, classes), the stack first.
+        (records, classes) float64; (records, 1 + parts, classes), the stack first, if the model has counted parts.
     """
-    # The last position of a padded row is no position of its record.
+    # The last position of a padded row is beyond the end of its record.
     batches = batches_by_length([len(tokens) for tokens in records], may_pad=model.config.pooling == "mean")
     evidence = np.empty((len(records), len(model.config.class_names)))
     threads = torch.get_num_threads() if device_of(model).type == "cpu" else 1
@@ -121,7 +121,7 @@ def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens] | To
 
 @torch.inference_mode()
 def _evidence_of_batch(model: SpeciesClassifier, records: Sequence[Tokens]) -> FloatArray:
-    """(records, classes) of records that are padded to the longest."""
+    """Return evidence (records, classes) for records padded to the longest."""
     rows = np.full((2 * len(records), max(len(tokens) for tokens in records)), ANY_BASE_TOKEN, dtype=np.uint8)
     for row, tokens in enumerate(records):
         rows[row, : len(tokens)] = tokens
@@ -137,17 +137,17 @@ def _evidence_of_batch(model: SpeciesClassifier, records: Sequence[Tokens]) -> F
 
 
 def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, Tokens]]) -> FloatArray:
-    """Evidence per base of a record that comes in pieces, averaged over both strands.
+    """Compute evidence per base for a record given in pieces, averaged over both strands.
 
-    With two threads each takes a strand; further threads share the operators of a strand.
+    With two threads each processes one strand; further threads are used within operators.
 
     Args:
         model: the classifier, on any device.
-        pieces: pairs of the n-th piece of the forward strand and the n-th of the reverse complement, token ids of one
-            base or more.
+        pieces: pairs of the n-th piece of the forward strand and of the reverse complement, token ids of at least one
+            base.
 
     Returns:
-        (classes,) float64, or (1 + parts, classes) of a model with counted parts.
+        (classes,) float64, or (1 + parts, classes) if the model has counted parts.
     """
     device = device_of(model)
     states: list[ClassifierState | None] = [None, None]
@@ -163,7 +163,7 @@ def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, 
         counted, length, before = np.zeros(()), 0, np.zeros(0, dtype=np.uint8)
         for piece in pieces:
             if model.parts is not None:
-                # The tables hold the mean of both strands, so that one of them is read.
+                # The tables hold the mean of both strands, so only the forward strand is needed.
                 counted = counted + model.parts.evidence(piece[0], before)
                 length += len(piece[0])
                 before = np.concatenate([before, piece[0]])[-model.parts.history_bp :]
@@ -174,7 +174,7 @@ def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, 
 
 @torch.inference_mode()
 def evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries: IntegerArray) -> FloatArray:
-    """Evidence per base of each window of a record, given everything before it, averaged over both strands.
+    """Compute evidence per base for each window of a record given everything before it, averaged over both strands.
 
     Args:
         model: the classifier, on any device.
@@ -182,7 +182,7 @@ def evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries: Integer
         boundaries: (windows + 1,) ascending positions, bp, from 0 to the length.
 
     Returns:
-        (windows, classes) float64, or (windows, 1 + parts, classes) of a model with counted parts.
+        (windows, classes) float64, or (windows, 1 + parts, classes) if the model has counted parts.
     """
     forward = _strand_evidence_along(model, tokens, boundaries)
     reverse = _strand_evidence_along(model, COMPLEMENT_IDS[tokens[::-1]], len(tokens) - boundaries[::-1])
@@ -198,20 +198,20 @@ def evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries: Integer
 
 
 def split_evidence(model: SpeciesClassifier, evidence: FloatArray) -> tuple[FloatArray, FloatArray | None]:
-    """Evidence of the stack (..., classes), and of the counted parts (..., parts, classes) if there are any."""
+    """Split evidence into that of the stack (..., classes) and of the counted parts (..., parts, classes), if any."""
     return (evidence, None) if model.parts is None else (evidence[..., 0, :], evidence[..., 1:, :])
 
 
 def longest_markov_order(model: SpeciesClassifier) -> int:
-    """Of the Markov models among its parts; 0 without any."""
+    """Return the highest order of the Markov models among a classifier's parts; 0 without any."""
     return 0 if model.parts is None else max(model.parts.order, 0)
 
 
 def markov_evidence(model: SpeciesClassifier, evidence: FloatArray) -> FloatArray:
-    """Evidence (..., classes) of the Markov models of all orders together, as `novelty` wants it.
+    """Return the total evidence (..., classes) of the Markov models of all orders, as used in `novelty`.
 
     Args:
-        model: has Markov models.
+        model: a classifier with Markov models.
         evidence: (..., 1 + parts, classes).
     """
     return np.asarray(evidence[..., 1 : 1 + longest_markov_order(model), :].sum(axis=-2))
@@ -219,12 +219,12 @@ def markov_evidence(model: SpeciesClassifier, evidence: FloatArray) -> FloatArra
 
 @torch.inference_mode()
 def class_logits(model: SpeciesClassifier, evidence: FloatArray, lengths_bp: IntegerArray | int) -> FloatArray:
-    """Logits (records, classes) of evidence as `evidence_of_records` gives it.
+    """Return logits (records, classes) for evidence as returned by `evidence_of_records`.
 
     Args:
         model: the classifier, on any device.
         evidence: (records, classes) or (records, 1 + parts, classes), per base.
-        lengths_bp: (records,) length of each, or one length for all.
+        lengths_bp: (records,) lengths, or one length for all.
     """
     stack, counted = split_evidence(model, evidence)
     lengths = np.broadcast_to(np.asarray(lengths_bp), len(evidence))
@@ -237,13 +237,13 @@ def class_logits(model: SpeciesClassifier, evidence: FloatArray, lengths_bp: Int
 
 
 def _strand_evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries: IntegerArray) -> FloatArray:
-    """`evidence_along` on one strand."""
+    """Compute `evidence_along` on one strand."""
     device = device_of(model)
     state: ClassifierState | None = None
     evidence = []
     for start, end in itertools.pairwise(boundaries.tolist()):
         if state is not None:
-            # Each window is pooled by itself; the rest of the state still carries what came before.
+            # Pooling restarts in each window; the rest of the state carries over.
             state = state._replace(evidence=PoolingState(torch.zeros_like(state.evidence.total), 0))
         pooled, state = model(from_numpy(tokens[start:end], device)[None], state)
         evidence.append(to_numpy(pooled[0], torch.float64))
@@ -263,12 +263,12 @@ class Runner(Protocol):
 
 
 def _cpu_autocast() -> tuple[bool, torch.dtype]:
-    """Whether the CPU computes in low precision in this thread, and in which."""
+    """Return whether CPU autocast is enabled in this thread, and its dtype."""
     return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
 
 def _begin_worker(threads: int, autocast: bool, dtype: torch.dtype) -> None:
-    """Settings that each thread has for itself."""
+    """Initialise the per-thread settings of a worker."""
     torch.set_num_threads(threads)
     torch.set_autocast_enabled("cpu", autocast)
     torch.set_autocast_dtype("cpu", dtype)
@@ -276,10 +276,10 @@ def _begin_worker(threads: int, autocast: bool, dtype: torch.dtype) -> None:
 
 @contextmanager
 def _single_threads(threads: int, workers: int | None = None) -> Iterator[Runner]:
-    """Share items among workers of one thread each, `threads` of them; with fewer `workers` each has several threads.
+    """Distribute items over single-threaded workers, `threads` of them; with fewer `workers` each has several threads.
 
-    PyTorch's own threads share each operator, and wait for each other by spinning after every one. On cores that other
-    programs use as well that took over three times the processor time; workers that take whole batches hardly wait.
+    PyTorch's own threads split every operator and spin while waiting for each other. On cores shared with other
+    programs this took more than three times the CPU time; workers that process whole batches hardly wait.
     """
     count = threads if workers is None else min(workers, threads)
     if count == 1:
@@ -290,5 +290,5 @@ def _single_threads(threads: int, workers: int | None = None) -> Iterator[Runner
             yield pool.map
         finally:
             pool.shutdown()
-            # The number that a worker sets is its own, and also what threads that are started later begin with.
+            # The number set in a worker applies to it and is also the default for threads started later.
             torch.set_num_threads(threads)

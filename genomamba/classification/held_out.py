@@ -1,4 +1,4 @@
-"""The evidence of held-out windows: what calibration and OOD detection are fitted on."""
+"""Evidence of held-out windows, used to fit calibration and OOD detection."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ IntegerArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class HeldOutEvidence:
-    """Evidence of held-out windows; rows of all arrays belong together.
+    """Evidence of held-out windows; rows of all arrays correspond.
 
     Attributes:
-        mean_evidence: (windows, classes), per base, both strands averaged.
+        mean_evidence: (windows, classes) per base, averaged over both strands.
         lengths_bp: (windows,) length of each window.
         labels: (windows,) true class.
         folds: (windows,) 0 or 1: which half of its sequence the window lies in, so that a fit on one fold is tested on
             other bases.
         own_likelihood: (windows,) of `novelty.own_likelihood`, or 0 where p-values are not needed.
-        scored_share: (windows,) of `novelty.count_scored_words` per base, where p-values need it.
+        scored_share: (windows,) `novelty.count_scored_words` per base, if p-values need it.
         counted: (windows, parts, classes) per base, of a model with counted parts; `mean_evidence` is of the stack.
     """
 
@@ -37,7 +37,7 @@ class HeldOutEvidence:
 
     @classmethod
     def joined(cls, parts: Sequence[HeldOutEvidence]) -> HeldOutEvidence:
-        """The rows of several."""
+        """Concatenate the rows of several."""
 
         def of_all(name: str) -> FloatArray:
             return np.concatenate([np.broadcast_to(getattr(part, name), part.lengths_bp.shape) for part in parts])
@@ -55,7 +55,7 @@ class HeldOutEvidence:
         )
 
     def subset(self, chosen: npt.NDArray[np.bool_]) -> HeldOutEvidence:
-        """The chosen windows, without their own likelihood."""
+        """Return the chosen windows, without their own likelihood."""
         return HeldOutEvidence(
             mean_evidence=self.mean_evidence[chosen],
             lengths_bp=self.lengths_bp[chosen],

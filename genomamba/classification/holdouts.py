@@ -1,12 +1,11 @@
-"""Which stretches of the genomes are held out, and which are left out of training because they resemble those.
+"""Choice of held-out stretches of the genomes, and of homologous stretches that are excluded from training.
 
-A classifier is calibrated, and its parts are weighed against each other, on sequence that none of them has seen. Where
-sequence names (or groups) tell which sequences of the classes are homologous, whole sequences are held out together.
-Everywhere else a share of every class is held out in stretches: the same relative place of every class, so that loci
-that run in parallel stay together. In both cases the bins of the training sequence that share rare words of 20 bases
-with what is held out are found: homologues are held out as well while a class has few held-out bases, and are left
-out of training otherwise. Without that, a held-out stretch of one class would look like the class whose homologue was
-trained on.
+A classifier is calibrated, and its parts are weighted, on sequence that none of them was trained on. If sequence names
+(or groups) tell which sequences of the classes are homologous, whole sequences are held out together. Otherwise a share
+of every class is held out in stretches, at the same relative position in every class, so that syntenic loci stay
+together. In both cases bins of the training sequence that share rare words of 20 bases with held-out sequence are
+identified: these homologues are held out as well while a class has few held-out bases, and excluded from training
+otherwise. Without that, a held-out stretch of one class would resemble the class whose homologue was trained on.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ LARGEST_FRACTION: Final = 0.5
 LONGEST_BIN_BP: Final = 16_384
 SHORTEST_BIN_BP: Final = 1024
 BINS_PER_HOLDOUT: Final = 8
-"""A class's share is held out in at least so many bins, as far as bins of `SHORTEST_BIN_BP` allow."""
+"""A class's share is held out in at least this many bins, as far as bins of `SHORTEST_BIN_BP` allow."""
 GAP_BP: Final = 4096
 """Bases on either side of a held-out stretch that are not trained on."""
 WORD_LENGTH: Final = 20
 WORDS_SAMPLED: Final = 16
-"""One word in so many is looked at, chosen by its hash, so that homologues choose the same ones."""
+"""One word in so many is sampled, by its hash, so that the same words are sampled in homologues."""
 FEWEST_SHARED_WORDS: Final = 3
 SHARED_FRACTION: Final = 0.03
-"""Bins that share more of their rare words than this are homologous. Repeats do not count: a word that occurs twice in
-a class is not rare."""
+"""Bins that share more of their rare words than this are considered homologous. Repeats do not count: a word that
+occurs twice in a class is not rare."""
 FEWEST_SHARED_NAMES: Final = 4
 SHARED_NAMES_FRACTION: Final = 0.8
 FOLD_COVERAGE: Final = 0.75
 MOST_HELD_OUT: Final = 1.5
-"""Homologues of a held-out stretch are held out until a class has so many times its share."""
+"""Homologues of a held-out stretch are held out until a class reaches this multiple of its share."""
 
 TRAINING, HELD_OUT, LEFT_OUT = 0, 1, 2
 Status = npt.NDArray[np.int8]
@@ -52,7 +51,7 @@ _HASH_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Interval(NamedTuple):
-    """Bases [start, end) of the sequence at a position of a collection."""
+    """Bases [start, end) of a sequence, given by its position in a collection."""
 
     sequence: int
     start: int
@@ -74,8 +73,7 @@ class OffsetStore:
 
 
 def cut(sequence: GenomeSequence, start: int, end: int) -> GenomeSequence:
-    """Bases [start, end) of a sequence as a sequence named NAME:START-END (1-based, as samtools does); all of it keeps
-    its name."""
+    """Cut bases [start, end) out of a sequence, named NAME:START-END (1-based, as in samtools) unless it is whole."""
     if (start, end) == (0, sequence.length):
         return sequence
     name = f"{sequence.name}:{start + 1}-{end}"
@@ -86,13 +84,13 @@ def cut(sequence: GenomeSequence, start: int, end: int) -> GenomeSequence:
 
 @dataclass(frozen=True)
 class HoldoutPlan:
-    """What is trained on and what is held out; both collections keep the class names.
+    """Training and held-out sequences; both collections keep the class names.
 
     Attributes:
         training, held_out: the sequences, whole or cut.
-        summary: one line for the user.
-        stretches: JSON-able: for both parts the (class, path, name, length, start, end) of every stretch, with the
-            name and length of the whole sequence.
+        summary: summary in one line for the user.
+        stretches: JSON-serialisable: for both parts the (class, path, name, length, start, end) of every stretch, with
+            the name and length of the whole sequence.
     """
 
     training: GenomeCollection
@@ -106,7 +104,7 @@ class GenomeBins:
     """The sequences of a collection, cut into bins, and the rare words that bins share.
 
     Attributes:
-        collection: its sequences stay where they are.
+        collection: the collection; its sequences are not copied.
         bin_bp: length of a bin; the last one of a sequence may be shorter.
     """
 
@@ -115,7 +113,7 @@ class GenomeBins:
 
     @classmethod
     def of(cls, collection: GenomeCollection, fraction: float) -> GenomeBins:
-        """Bins that are short enough to hold out `fraction` of the smallest class."""
+        """Create bins that are short enough to hold out `fraction` of the smallest class."""
         smallest = min(
             sum(sequence.length for sequence in collection.sequences_of(name)) for name in collection.class_names
         )
@@ -124,7 +122,7 @@ class GenomeBins:
 
     @cached_property
     def sequence_of(self) -> npt.NDArray[np.int64]:
-        """(bins,) position of each bin's sequence in the collection; bins are in the order of the sequences."""
+        """(bins,) position of each bin's sequence in the collection; bins are in sequence order."""
         counts = [-(-sequence.length // self.bin_bp) for sequence in self.collection.sequences]
         return np.repeat(np.arange(len(counts)), counts)
 
@@ -149,7 +147,7 @@ class GenomeBins:
 
     @cached_property
     def place_of(self) -> npt.NDArray[np.float64]:
-        """(bins,) middle of each bin as a share of its class, 0 to 1, the sequences of a class end to end."""
+        """(bins,) relative position (0 to 1) of each bin's middle in the concatenated sequences of its class."""
         places = np.zeros(len(self.sequence_of))
         for label in range(len(self.collection.class_names)):
             chosen = self.label_of == label
@@ -160,11 +158,11 @@ class GenomeBins:
 
     @cached_property
     def _rare_words(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-        """Sampled words that occur once in their class, sorted, and their bins."""
+        """Return sampled words that occur once in their class, sorted, and their bins."""
         words, bins = [], []
         for number, sequence in enumerate(self.collection.sequences):
             first = int(np.searchsorted(self.sequence_of, number))
-            # In pieces, which bounds the memory; words across a border are not missed.
+            # In pieces, to bound the memory; they overlap, so that no word is missed.
             piece_bp = 64 * self.bin_bp
             for start in range(0, sequence.length, piece_bp):
                 tokens = sequence.tokens(start, min(sequence.length, start + piece_bp + WORD_LENGTH - 1))
@@ -182,7 +180,7 @@ class GenomeBins:
         return word[rare], place[rare]
 
     def homologues(self, chosen: Mask) -> Mask:
-        """(bins,) which of the other bins share rare words with the chosen ones."""
+        """Return which of the other bins (bins,) share rare words with the chosen ones."""
         words, bins = self._rare_words
         inside = chosen[bins]
         shared = np.isin(words, words[inside]) & ~inside
@@ -191,7 +189,7 @@ class GenomeBins:
         return (hits >= FEWEST_SHARED_WORDS) & (hits > SHARED_FRACTION * rare) & ~chosen
 
     def intervals(self, chosen: Mask, gap_beside: Mask | None = None) -> list[Interval]:
-        """The chosen bins, neighbours joined; shortened by `GAP_BP` where they touch a bin of `gap_beside`."""
+        """Merge adjacent chosen bins to intervals, shortened by `GAP_BP` where they touch a bin of `gap_beside`."""
         found: list[Interval] = []
         gap = min(GAP_BP, self.bin_bp // 4)
         places = np.flatnonzero(chosen)
@@ -213,12 +211,12 @@ class GenomeBins:
         return bool(inside and chosen[neighbour] and self.sequence_of[neighbour] == self.sequence_of[bin_number])
 
     def part(self, intervals: Sequence[Interval]) -> GenomeCollection:
-        """The intervals as sequences."""
+        """Return the intervals as a collection of sequences."""
         sequences = [cut(self.collection.sequences[place], start, end) for place, start, end in intervals]
         return GenomeCollection(self.collection.class_names, tuple(sequences))
 
     def describe(self, intervals: Sequence[Interval]) -> list[list[Any]]:
-        """JSON-able."""
+        """Return a JSON-serialisable list of the intervals."""
         found = []
         for place, start, end in intervals:
             sequence = self.collection.sequences[place]
@@ -227,9 +225,9 @@ class GenomeBins:
 
 
 def homology_groups(collection: GenomeCollection, groups: Mapping[str, str] | None = None) -> list[str] | None:
-    """The group of every sequence, if names (or the groups given for them) tell which are homologous, else None.
+    """Return the homology group of every sequence if names (or given groups) tell which are homologous, else None.
 
-    Names tell when at least `FEWEST_SHARED_NAMES` of them occur in all classes and hold 80 % of each class.
+    Names do if at least `FEWEST_SHARED_NAMES` of them occur in all classes and cover 80 % of each class.
     """
     names = [(groups or {}).get(sequence.name, sequence.name) for sequence in collection.sequences]
     bases: dict[str, dict[str, int]] = {name: {} for name in collection.class_names}
@@ -248,16 +246,16 @@ def homology_groups(collection: GenomeCollection, groups: Mapping[str, str] | No
 def plan_holdouts(
     collection: GenomeCollection, fraction: float, seed: int, groups: Mapping[str, str] | None = None
 ) -> HoldoutPlan:
-    """Choose what is held out of training.
+    """Choose the sequence that is held out of training.
 
     Args:
         collection: all sequences.
         fraction: share of each class's bases to hold out, 0 to 0.5.
-        seed: chooses the place.
-        groups: homology group by sequence name; None goes by the names themselves.
+        seed: seed for choosing the position.
+        groups: homology group by sequence name; by default the names themselves.
 
     Raises:
-        InputError: a fraction out of range, or a class too small to hold anything out.
+        InputError: if the fraction is out of range, or a class is too small to hold anything out.
     """
     if not 0 <= fraction <= LARGEST_FRACTION:
         raise InputError(f"--holdout-fraction is {fraction}: give a share from 0 to {LARGEST_FRACTION}.")
@@ -289,7 +287,7 @@ def plan_holdouts(
 
 
 def is_large_enough(collection: GenomeCollection, fraction: float) -> bool:
-    """Whether every class has the bases to hold `fraction` of them out in a bin or more, and most stay for training."""
+    """Whether every class is large enough to hold out `fraction` in at least one bin and keep most for training."""
     return all(
         fraction * sum(sequence.length for sequence in collection.sequences_of(name)) >= SHORTEST_BIN_BP
         for name in collection.class_names
@@ -299,11 +297,11 @@ def is_large_enough(collection: GenomeCollection, fraction: float) -> bool:
 def fold_parts(
     collection: GenomeCollection, folds: int, groups: Mapping[str, str] | None = None
 ) -> list[tuple[GenomeCollection, GenomeCollection]]:
-    """(training, test) for each of several folds, the homologues of what is tested left out of training.
+    """Return (training, test) for each fold, with homologues of the test sequence excluded from training.
 
-    Where names (or groups) tell, each is tested once. Otherwise a fold tests stretches at a place of its own, as
-    `plan_holdouts` chooses them, three quarters of every class in all: folds that touch each other would leave most of
-    rearranged genomes out of training.
+    If names (or groups) identify homologues, each name is tested once. Otherwise each fold tests stretches at a
+    different position, chosen as in `plan_holdouts`, three quarters of every class in total: with adjoining folds, most
+    of a rearranged genome would be excluded from training.
     """
     bins = GenomeBins.of(collection, FOLD_COVERAGE / folds)
     names = homology_groups(collection, groups)
@@ -321,14 +319,14 @@ def fold_parts(
 
 
 class _Words(NamedTuple):
-    """The words of one length that begin at each position, and their reverse complements, as numbers."""
+    """The words of one length that begin at each position, and their reverse complements, encoded as numbers."""
 
     length: int
     forward: npt.NDArray[np.uint64]
     complement: npt.NDArray[np.uint64]
 
     def joined(self, following: _Words) -> _Words:
-        """Words of both lengths together."""
+        """Concatenate words with those that follow them."""
         count = len(following.forward) - self.length
         own, other = np.uint64(2 * self.length), np.uint64(2 * following.length)
         return _Words(
@@ -339,11 +337,11 @@ class _Words(NamedTuple):
 
 
 def _sampled_words(tokens: Tokens) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """Hashes of some of the words, the same on both strands, and where they begin."""
+    """Return strand-neutral hashes of a sample of the words, and their positions."""
     count = len(tokens) - WORD_LENGTH + 1
     if count <= 0:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
-    bases = tokens - np.uint8(FIRST_BASE_TOKEN)  # wraps: everything that is not a base becomes 4 or more
+    bases = tokens - np.uint8(FIRST_BASE_TOKEN)  # wraps around: anything but a base becomes 4 or more
     known = bases < BASES
     single = _Words(1, (bases & 3).astype(np.uint64), (3 - (bases & 3)).astype(np.uint64))
     four = single.joined(single).joined(single.joined(single))
@@ -357,7 +355,7 @@ def _sampled_words(tokens: Tokens) -> tuple[npt.NDArray[np.uint64], npt.NDArray[
 
 
 def _choose_names(bins: GenomeBins, names: Sequence[str], fraction: float, random: np.random.Generator) -> set[str]:
-    """Names with about `fraction` of the bases of the classes, in random order."""
+    """Choose names with about `fraction` of the bases of the classes, in random order."""
     labels = {name: label for label, name in enumerate(bins.collection.class_names)}
     bases = np.zeros((len(labels), len(set(names))))
     ordered = sorted(set(names))
@@ -380,12 +378,12 @@ def _choose_names(bins: GenomeBins, names: Sequence[str], fraction: float, rando
 
 
 def _choose_stretches(bins: GenomeBins, fraction: float, place: float) -> Status:
-    """Hold out `fraction` of every class from a relative place on, with the homologues in the other classes."""
+    """Hold out `fraction` of every class from a relative position on, with the homologues in the other classes."""
     status = np.zeros(len(bins.sequence_of), dtype=np.int8)
     for label in range(len(bins.collection.class_names)):
         of_class = np.flatnonzero(bins.label_of == label)
         wanted = fraction * bins.bases_of[of_class].sum()
-        # From the place on, and on from the beginning where the class ends.
+        # From that position on, wrapping around at the end of the class.
         order = of_class[np.argsort((bins.place_of[of_class] - place) % 1.0, kind="stable")]
         order = order[status[order] == TRAINING]
         left = wanted - bins.bases_of[of_class[status[of_class] == HELD_OUT]].sum()
@@ -397,7 +395,7 @@ def _choose_stretches(bins: GenomeBins, fraction: float, place: float) -> Status
 
 
 def _leave_out_homologues(bins: GenomeBins, status: Status, fraction: float, *, may_hold_out: bool) -> None:
-    """Hold out, or leave out of training, the bins that resemble held-out ones; changes `status`."""
+    """Hold out, or exclude from training, the bins that resemble held-out ones; changes `status`."""
     homologous = bins.homologues(status == HELD_OUT) & (status == TRAINING)
     for label in range(len(bins.collection.class_names)):
         of_class = bins.label_of == label
@@ -408,7 +406,7 @@ def _leave_out_homologues(bins: GenomeBins, status: Status, fraction: float, *, 
 
 
 def _balanced_folds(bins: GenomeBins, names: Sequence[str], folds: int) -> npt.NDArray[np.int64]:
-    """(sequences,) fold of each: the largest group first, each into the smallest fold."""
+    """Return the fold of each sequence (sequences,): largest group first, each into the smallest fold."""
     bases: dict[str, int] = {}
     for sequence, name in zip(bins.collection.sequences, names, strict=True):
         bases[name] = bases.get(name, 0) + sequence.length
@@ -423,7 +421,7 @@ def _require_every_class(training: GenomeCollection, held_out: GenomeCollection)
     for name in training.class_names:
         if not training.sequences_of(name) or not held_out.sequences_of(name):
             raise InputError(
-                f"class '{name}' is too small, or too like the others, to hold a share of it out: give it more "
+                f"class '{name}' is too small, or too similar to the others, to hold out a share of it: give it more "
                 "sequence, name --holdout sequences, or use --holdout-fraction 0."
             )
 

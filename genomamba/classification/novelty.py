@@ -1,16 +1,16 @@
-"""Out-of-distribution (OOD) detection: records that are predicted worse than held-out windows of the classes.
+"""Out-of-distribution (OOD) detection: records that are predicted worse than held-out windows of the classes are.
 
-A probability compares the classes with each other, and an OOD record may resemble one class far more than another. The
-evidence per base of the best class, a mean log-likelihood in nats, says how well that class predicts the record at all.
-By itself it mostly measures how predictable a record is for any model: OOD DNA with many repeats or low GC passes for
-in-distribution. So the score of a record is its log-likelihood ratio to a background model (Ren et al. 2019,
-"Likelihood ratios for out-of-distribution detection", NeurIPS, equation 2), here a first-order Markov chain fitted to
-the record itself: what the model predicts beyond the record's own dinucleotide frequencies, which are a genomic
-signature (Karlin & Burge 1995, Trends in Genetics 11:283).
+Class probabilities only compare the classes with each other, and an OOD record may resemble one class far more than
+another. The evidence per base of the best class, a mean log-likelihood in nats, measures how well that class predicts
+the record. On its own it mostly reflects how predictable a record is for any model: OOD DNA with many repeats or low GC
+would pass as in-distribution. The score of a record is therefore its log-likelihood ratio to a background model (Ren et
+al. 2019, "Likelihood ratios for out-of-distribution detection", NeurIPS, equation 2), here a first-order Markov chain
+fitted to the record itself. It measures what the model predicts beyond the record's own dinucleotide frequencies, which
+are a genomic signature (Karlin & Burge 1995, Trends in Genetics 11:283).
 
 The distribution of the score on held-out windows of several lengths is kept in the model folder, and a record's
-*p-value* is the share of those windows that are as unlikely as it: a conformal p-value (Bates et al. 2023, "Testing for
-outliers with conformal p-values", Annals of Statistics 51:149, equation 2).
+*p-value* is the share of those windows that score as low: a conformal p-value (Bates et al. 2023, "Testing for outliers
+with conformal p-values", Annals of Statistics 51:149, equation 2).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from mambacore.errors import InputError
 QUANTILE_COUNT = 101
 KEY = "p_value_quantiles"
 OLDER_KEY = "typicality_quantiles"
-"""What model folders written before the column was renamed say."""
+"""Key used in model folders written before the column was renamed."""
 STACK: Final = "stack"
 MARKOV: Final = "markov"
-"""Whose likelihood the score is."""
+"""The parts whose likelihood can be used for the score."""
 
 
 def pair_counts(tokens: Tokens, base_before: int | None = None) -> IntegerArray:
-    """How often each base follows each: (first, second), for A, C, G and T; pairs with other letters do not count.
+    """Count dinucleotides of A, C, G and T, (first, second); pairs with other letters are skipped.
 
     Args:
         tokens: (length,) token ids.
-        base_before: the last token of the piece before this one, if there is one.
+        base_before: the last token of the previous piece, if any.
     """
     if base_before is not None:
         tokens = np.concatenate([np.array([base_before], dtype=np.uint8), tokens])
@@ -52,10 +52,10 @@ def pair_counts(tokens: Tokens, base_before: int | None = None) -> IntegerArray:
 
 
 def own_likelihood(counts: npt.NDArray[np.integer]) -> float:
-    """Mean log-likelihood, nats per base, of a record under the first-order Markov chain with the most of it.
+    """Return the mean log-likelihood, nats per base, of a record under the first-order Markov chain that fits it best.
 
-    That is the negative conditional entropy of a base given its neighbour. The mean of both strands is taken, so a
-    record and its reverse complement have the same. Without a pair it is that of bases at random.
+    This is the negative conditional entropy of a base given its neighbour, averaged over both strands, so it is the
+    same for a record and its reverse complement. Without any pair it is that of uniformly random bases.
 
     Args:
         counts: (first, second) of `pair_counts`.
@@ -68,17 +68,17 @@ def own_likelihood(counts: npt.NDArray[np.integer]) -> float:
         return -float(np.sum(shares * np.log(np.maximum(shares, 1e-300))))
 
     shares = counts / total
-    # Read on the other strand, the second base of a pair comes first.
+    # On the other strand, the second base of a pair comes first.
     return (entropy(shares.sum(axis=1)) + entropy(shares.sum(axis=0))) / 2 - entropy(shares)
 
 
 def count_scored_words(tokens: Tokens, longest_order: int, before: Tokens | None = None) -> int:
-    """Words that the Markov models of the orders from 1 to the longest score together.
+    """Count the words scored by the Markov models of orders 1 to the highest.
 
     Args:
         tokens: (length,) token ids; words that end here count.
-        longest_order: of the models.
-        before: tokens just before these, if there are any; `longest_order` of them suffice.
+        longest_order: highest order of the models.
+        before: preceding tokens, if any; `longest_order` of them suffice.
     """
     context = 0 if before is None else min(longest_order, len(before))
     joined = tokens if not context or before is None else np.concatenate([before[-context:], tokens])
@@ -105,13 +105,13 @@ def best_likelihood(evidence: FloatArray, share: FloatArray | float = 1.0) -> Fl
 
 @dataclass(frozen=True)
 class LikelihoodQuantiles:
-    """How likely held-out windows of the classes are beyond their own composition.
+    """Quantiles of the scores of held-out windows of the classes.
 
     Attributes:
         lengths_bp: (lengths,) ascending.
-        windows: (lengths,) how many windows the quantiles are of.
+        windows: (lengths,) number of windows behind the quantiles.
         quantiles: (lengths, 101) of `best_likelihood` minus `own_likelihood`, at 0, 1, ..., 100 %.
-        basis: whose likelihood that is.
+        basis: the parts whose likelihood is used: `stack` or `markov`.
     """
 
     lengths_bp: FloatArray
@@ -145,7 +145,7 @@ class LikelihoodQuantiles:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, for the model folder."""
+        """Return a JSON-serialisable form for the model folder."""
         return {
             "lengths_bp": self.lengths_bp.tolist(),
             "windows": self.windows.tolist(),
@@ -155,10 +155,10 @@ class LikelihoodQuantiles:
 
     @classmethod
     def from_details(cls, details: Mapping[str, Any], rate: float) -> LikelihoodQuantiles:
-        """The quantiles in a model folder's details.
+        """Read the quantiles from a model folder's details.
 
         Raises:
-            InputError: there are none, or they are of too few windows for the rate.
+            InputError: if there are none, or they are based on too few windows for the rate.
         """
         calibration = details.get("calibration") or {}
         content = calibration.get(KEY, calibration.get(OLDER_KEY))
@@ -186,7 +186,7 @@ class LikelihoodQuantiles:
         return quantiles
 
     def p_value(self, score: float, length_bp: int) -> float:
-        """Share of held-out windows of this length that are as unlikely as a record, counting the record itself.
+        """Return the share of held-out windows of this length with a score as low as a record's, counting the record.
 
         Between two lengths the quantiles are interpolated in the logarithm of the length. Of shorter records the
         spread around the median grows as the mean of independent bases' would, with the root of the length; longer

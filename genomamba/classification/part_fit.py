@@ -1,4 +1,4 @@
-"""Fit the counted parts of a classifier, and weigh them by cross-validation over the training sequences."""
+"""Fitting of the counted parts of a classifier, and of their weights by cross-validation over training sequences."""
 
 from __future__ import annotations
 
@@ -30,29 +30,28 @@ KMERS: Final = (("kmer 4.weak", 4, 1e-4), ("kmer 6.weak", 6, 1e-3), ("kmer 6.str
 BLOCK_BP: Final = 256
 LENGTHS_BP: Final = (256, 1024, 4096, 16_384, 65_536, 262_144)
 FEWEST_WINDOWS: Final = 2
-"""Of each class, for a length to have coefficients of its own."""
+"""Smallest number of windows per class for a length to have its own coefficients."""
 MOST_WINDOWS: Final = 600
 MOST_WINDOW_VALUES: Final = 10_000_000
 STRENGTH_BASES: Final = 400_000
-"""Per class, to choose the strengths of the Markov models' priors on."""
+"""Bases per class for choosing the strengths of the Markov models' priors."""
 TESTED_CLASS_BASES: Final = 10**9
-"""Tested bases times classes: with many classes a part of each fold is enough."""
+"""Limit of tested bases times classes: with many classes, part of each fold is enough."""
 KMER_BLOCK_BP: Final = 4096
 KMER_WINDOW_BLOCKS: Final = (1, 4, 16)
 KMER_BLOCKS: Final = 20_000
-"""Of all classes; windows of regressions are runs of blocks."""
+"""Total blocks of all classes; windows of regressions are runs of blocks."""
 KMER_BLOCKS_PER_CLASS: Final = 1024
 KMER_ITERATIONS: Final = 120
 
 
 @dataclass(frozen=True)
 class PartSettings:
-    """Which parts a classifier has.
+    """The parts of a classifier.
 
     Attributes:
-        markov, kmer, stack: whether interpolated Markov models, regressions on k-mers, and the selective stack have a
-            say.
-        markov_order: the longest order wanted; many classes get a shorter one (`parts.longest_order`).
+        markov, kmer, stack: whether to use interpolated Markov models, regressions on k-mers, and the selective stack.
+        markov_order: the highest order; reduced if there are many classes (`parts.longest_order`).
     """
 
     markov: bool = True
@@ -68,7 +67,7 @@ class PartSettings:
 
 @dataclass(frozen=True)
 class PartFit:
-    """Fitted parts, how they are weighed, and how they did in cross-validation.
+    """Fitted parts, their weights, and their accuracy in cross-validation.
 
     Attributes:
         parts, combination: for the model.
@@ -82,7 +81,7 @@ class PartFit:
     windows: dict[int, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able figures."""
+        """Return the figures in a JSON-serialisable form."""
         return {
             "cross_validated_accuracy": {
                 kind: {str(length): value for length, value in of.items()} for kind, of in self.accuracy.items()
@@ -91,14 +90,14 @@ class PartFit:
         }
 
     def summary(self) -> str:
-        """One line for the user."""
+        """Summarise in one line for the user."""
         figures = ", ".join(f"{value:.1%} at {length:,} bp" for length, value in self.accuracy["combined"].items())
         return f"counted parts ({', '.join(self.combination.alone)}) in cross-validation: {figures}"
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Small products do not gain from threads, and on a busy machine threads wait for each other at every one."""
+    """Use one thread: small products do not gain from threads, which on a busy machine wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -115,14 +114,14 @@ def fit_parts(
     groups: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> PartFit | None:
-    """Count, regress and weigh; None when the sequences are too short to cross-validate, or no part is wanted.
+    """Fit counts, regressions and weights; None if the sequences are too short to cross-validate or no part is used.
 
     Args:
-        training: the sequences to learn from.
-        settings: which parts.
-        seed: chooses windows.
+        training: the training sequences.
+        settings: the parts to fit.
+        seed: seed for choosing windows.
         groups: homology groups, as in `holdouts.plan_holdouts`.
-        progress: told what is being done.
+        progress: called with a description of each step.
     """
     classes = len(training.class_names)
     bases_per_class = min(sum(s.length for s in training.sequences_of(name)) for name in training.class_names)
@@ -150,7 +149,7 @@ def fit_parts(
     }
     if not usable:
         return None
-    progress("counted parts, all of the training sequence")
+    progress("counted parts, whole training sequence")
     combination = fit_combination(usable, names)
     return PartFit(
         _fitted(training, settings, strengths, seed),
@@ -170,7 +169,7 @@ def _tokens_of(collection: GenomeCollection, class_name: str) -> Iterator[Tokens
 
 
 def _shared_strengths(fitting: GenomeCollection, tested: GenomeCollection, order: int) -> tuple[float, ...]:
-    """Geometric means over the classes of the strengths that suit each best on the tested sequences."""
+    """Return geometric means over the classes of the best strengths of each on the tested sequences."""
     logarithms = []
     for name in fitting.class_names:
         validation, left = [], STRENGTH_BASES
@@ -198,13 +197,13 @@ def _fitted(fitting: GenomeCollection, settings: PartSettings, strengths: tuple[
 
 
 def _fit_kmers(fitting: GenomeCollection, seed: int) -> tuple[KmerWeights, ...]:
-    """The regressions of `KMERS`, each on windows of a few lengths."""
+    """Fit the regressions of `KMERS`, each on windows of a few lengths."""
     longest = max(length for _, length, _ in KMERS)
     spectra, labels, runs = _kmer_blocks(fitting, longest, seed)
     weights = []
     for name, length, penalty in KMERS:
         numbers = _spectrum_numbers(length)
-        # The spectrum of shorter words follows from that of longer ones, but for their last bases.
+        # The spectrum of shorter words follows from that of longer ones, except for the last bases.
         shorter = spectra.reshape(len(spectra), BASES**length, -1).sum(axis=2)
         canonical = np.unique(numbers, return_index=True)[1]
         complements = reverse_complement_codes(length)[canonical]
@@ -214,13 +213,13 @@ def _fit_kmers(fitting: GenomeCollection, seed: int) -> tuple[KmerWeights, ...]:
 
 
 def _spectrum_numbers(length: int) -> np.ndarray:
-    """(4^length,): one number for each word and its reverse complement."""
+    """Return an index (4^length,) shared by each word and its reverse complement."""
     canonical = np.minimum(np.arange(BASES**length), reverse_complement_codes(length))
     return np.unique(canonical, return_inverse=True)[1]
 
 
 def _kmer_blocks(fitting: GenomeCollection, word_length: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Frequencies (blocks, 4^word_length) of words in blocks, labels (blocks,), and runs (blocks,) of neighbours."""
+    """Return word frequencies (blocks, 4^word_length), labels (blocks,), and runs (blocks,) of adjacent blocks."""
     per_class = min(KMER_BLOCKS_PER_CLASS, KMER_BLOCKS // len(fitting.class_names))
     smallest = min(sum(s.length for s in fitting.sequences_of(name)) for name in fitting.class_names)
     block_bp = int(np.clip(smallest // 64, BLOCK_BP, KMER_BLOCK_BP))
@@ -238,7 +237,7 @@ def _kmer_blocks(fitting: GenomeCollection, word_length: int, seed: int) -> tupl
                 break
             sequence, start = places[number]
             tokens = sequence.tokens(start, min(sequence.length, start + per_run * block_bp))
-            # A contig shorter than a block is one.
+            # A contig shorter than a block counts as one.
             for first in range(0, max(1, len(tokens) - block_bp // 2), block_bp):
                 block = tokens[first : first + block_bp]
                 counts = word_counts(block, word_length)
@@ -252,10 +251,10 @@ def _kmer_blocks(fitting: GenomeCollection, word_length: int, seed: int) -> tupl
 
 
 def _regression(spectra: np.ndarray, labels: np.ndarray, runs: np.ndarray, penalty: float) -> np.ndarray:
-    """Weights per word (words, classes) of a multinomial logistic regression on windows of several lengths.
+    """Fit weights per word (words, classes) by multinomial logistic regression on windows of several lengths.
 
-    Logits grow with the square root of the window's length, which lets one set of weights serve all lengths; the
-    combination corrects what is left.
+    Logits grow with the square root of the window's length, so that one set of weights serves all lengths; the
+    combination corrects the rest.
     """
     windows, of_window, factors, importance = [], [], [], []
     starts = np.flatnonzero(np.diff(runs, prepend=runs[0] - 1))
@@ -294,12 +293,12 @@ def _regression(spectra: np.ndarray, labels: np.ndarray, runs: np.ndarray, penal
 
     optimizer.step(closure)
     per_word = matrix.detach().numpy() / spread[:, None]
-    # Frequencies sum to one, so that a constant of every word is a constant of the window.
+    # Frequencies sum to one, so a constant added to every word is a constant of the window.
     return (per_word + (bias.detach().numpy() - mean @ per_word)).astype(np.float32)
 
 
 def _windows(parts: CountedParts, tested: GenomeCollection, fold: int, seed: int) -> dict[int, PartWindows]:
-    """Evidence of windows of every length: all that the tested sequences hold, or a random choice."""
+    """Compute the evidence of windows of every length: all of the tested sequences, or a random sample."""
     classes = len(tested.class_names)
     per_class = int(min(MOST_WINDOWS, MOST_WINDOW_VALUES / (classes**2 * len(parts.names))) / FOLDS) + 1
     most_bases = TESTED_CLASS_BASES // classes**2
@@ -335,7 +334,7 @@ def _windows(parts: CountedParts, tested: GenomeCollection, fold: int, seed: int
 
 
 def _runs(evidence: FloatArray, known: np.ndarray, blocks: int) -> FloatArray:
-    """Mean evidence per base of runs of neighbouring blocks with few unknown bases; long runs overlap by 3/4."""
+    """Return mean evidence per base of runs of adjacent blocks with few unknown bases; long runs overlap by 3/4."""
     if len(evidence) < blocks:
         return np.zeros((0, *evidence.shape[1:]))
     starts = np.arange(0, len(evidence) - blocks + 1, max(1, blocks // 4) if blocks > 4 else blocks)
@@ -357,7 +356,7 @@ def _joined(windows: Sequence[PartWindows]) -> PartWindows:
 def _cross_validated_accuracy(
     windows: Mapping[int, PartWindows], combination: Combination, names: tuple[str, ...]
 ) -> dict[str, dict[int, float]]:
-    """Accuracy of each kind and of all; that of all with coefficients fitted on the other folds."""
+    """Return the accuracy of each kind of part and of the combination, with coefficients from the other folds."""
     found: dict[str, dict[int, float]] = {kind: {} for kind in (*combination.alone, "combined")}
     folds = np.unique(np.concatenate([part.folds for part in windows.values()]))
     correct: dict[str, dict[int, np.ndarray]] = {kind: {} for kind in found}

@@ -1,14 +1,14 @@
 """The counted parts of a classifier: tables of words whose evidence adds up over a record.
 
-A part gives every word of w bases a number for each class, and the evidence of a record is the sum over its words,
-which is why it can be streamed with the last w - 1 bases as state. Two kinds of parts exist:
+A part assigns every word of w bases a value for each class, and the evidence of a record is the sum over its words, so
+it can be streamed with the last w - 1 bases as state. There are two kinds of parts:
 
 - `markov K`: log P(last base | the K before it) under the interpolated Markov model of each class
-  (`genomamba.baselines.interpolated_markov`). Each order is a part of its own, so that a combination can weigh them
-  by length; all of them follow from one count of the longest words.
+  (`genomamba.baselines.interpolated_markov`). Each order is a separate part, so that a combination can weight them by
+  length; all follow from the counts of the longest words.
 - `kmer K.R`: the weights of a regularised logistic regression on the spectrum of words of K bases.
 
-Every table is the mean over a word and its reverse complement, so that one pass over a record reads both strands.
+Every table is averaged over a word and its reverse complement, so one pass over a record covers both strands.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from mambacore.errors import InputError
 
 LONGEST_ORDER: Final = 10
 WORDS_PER_BASE: Final = 16
-"""A table is not made longer than this: what has hardly been seen is smoothed away."""
+"""Largest number of words per training base: longer tables would mostly hold smoothed values."""
 MOST_TABLE_BYTES: Final = 2**30
-"""Tables of more classes have a lower longest order: 4 bytes for each word and class, and a third of that below it."""
+"""With many classes the highest order is reduced: 4 bytes per word and class, plus a third for lower orders."""
 SCORED_BASES_AT_A_TIME: Final = 2**16
 TENSOR_PREFIX: Final = "parts."
 LARGE_COUNT: Final = 255
@@ -47,7 +47,7 @@ Table = npt.NDArray[np.float32]
 
 
 def longest_order(classes: int, bases_per_class: int, wanted: int = LONGEST_ORDER) -> int:
-    """The longest order up to `wanted` that the bases can fill, with tables that fit in `MOST_TABLE_BYTES`."""
+    """Return the highest order up to `wanted` supported by the bases, with tables that fit in `MOST_TABLE_BYTES`."""
 
     def is_too_long(order: int) -> bool:
         words = BASES ** (order + 1)
@@ -61,8 +61,8 @@ class KmerWeights:
     """A logistic regression on word frequencies, symmetric under the reverse complement.
 
     Attributes:
-        name: `kmer K.R`, R telling regressions on the same words apart.
-        weights: (4^K, classes), per word.
+        name: `kmer K.R`, with R distinguishing regressions on the same words.
+        weights: (4^K, classes) per word.
     """
 
     name: str
@@ -79,8 +79,8 @@ class CountedParts:
     """Tables of all counted parts of a classifier.
 
     Attributes:
-        counts: of each class, words of `order` + 1 bases and longer contexts' shorter ones.
-        strengths: of each order's prior, shared by the classes so that none is smoothed more than another.
+        counts: counts per class, of words of `order` + 1 bases and of all shorter words.
+        strengths: strength of each order's prior, shared by the classes so that none is smoothed more than another.
         kmers: the regressions.
     """
 
@@ -95,17 +95,17 @@ class CountedParts:
 
     @property
     def order(self) -> int:
-        """The longest order; -1 without Markov parts."""
+        """The highest order; -1 without Markov parts."""
         return len(self.strengths) - 1
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Of the parts, in the order of their evidence."""
+        """Names of the parts, in the order of their evidence."""
         return (*(f"markov {order}" for order in range(1, self.order + 1)), *(part.name for part in self.kmers))
 
     @cached_property
     def word_lengths(self) -> tuple[int, ...]:
-        """Of the parts."""
+        """Word lengths of the parts."""
         return (*range(2, self.order + 2), *(part.word_length for part in self.kmers))
 
     @property
@@ -115,7 +115,7 @@ class CountedParts:
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:
-        """(words, classes) of each part; about a second per class for order 10, when they are first needed."""
+        """(words, classes) of each part, computed on first use: about a second per class for order 10."""
         by_order: list[list[Table]] = [[] for _ in range(self.order)]
         for counts in self.counts:
             model = InterpolatedMarkovModel(counts, self.strengths)
@@ -126,12 +126,12 @@ class CountedParts:
         return (*(np.stack(tables, axis=1) for tables in by_order), *(part.weights for part in self.kmers))
 
     def block_evidence(self, tokens: Tokens, block_bp: int, before: Tokens | None = None) -> FloatArray:
-        """Summed evidence of whole blocks, (blocks, parts, classes) in nats.
+        """Sum the evidence of whole blocks, (blocks, parts, classes) in nats.
 
         Args:
-            tokens: (length,) token ids; a last block that is not whole is left out.
+            tokens: (length,) token ids; an incomplete last block is ignored.
             block_bp: length of a block.
-            before: tokens just before these, if there are any; `history_bp` of them suffice.
+            before: preceding tokens, if any; `history_bp` of them suffice.
         """
         blocks = len(tokens) // block_bp
         evidence = np.zeros((blocks, len(self.names), self.class_count))
@@ -148,7 +148,7 @@ class CountedParts:
             for number, (length, table) in enumerate(zip(self.word_lengths, self.tables, strict=True)):
                 ends = known >= length
                 words = codes & np.int32(BASES**length - 1)
-                # The zero row stands for words with unknown bases.
+                # Words with unknown bases use the zero row.
                 values = table.take(words, axis=0).astype(np.float64)
                 values[~ends] = 0.0
                 shaped = values.reshape(last - first, block_bp, self.class_count)
@@ -156,7 +156,7 @@ class CountedParts:
         return evidence
 
     def evidence(self, tokens: Tokens, before: Tokens | None = None) -> FloatArray:
-        """Summed evidence of all words that end in a piece, (parts, classes) in nats; see `block_evidence`."""
+        """Sum the evidence of all words that end in a piece, (parts, classes) in nats; see `block_evidence`."""
         total = np.zeros((len(self.names), self.class_count))
         for start in range(0, len(tokens), SCORED_BASES_AT_A_TIME):
             piece = tokens[start : start + SCORED_BASES_AT_A_TIME]
@@ -167,7 +167,7 @@ class CountedParts:
         return total
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """What a model folder keeps: counts of one of each word and its reverse complement, and the weights.
+        """Return tensors for a model folder: counts of one of each word and its reverse complement, and the weights.
 
         A class has 2.1 million counts at order 10, of one byte each. Counts of 255 and more, of which there are few,
         are kept beside them as (class times number of words plus word, count).
@@ -191,14 +191,14 @@ class CountedParts:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> CountedParts:
-        """The opposite of `to_tensors`.
+        """Inverse of `to_tensors`.
 
         Args:
-            tensors: of a model folder; those of other things are passed over.
-            names: of the parts, in order.
+            tensors: tensors of a model folder; others are ignored.
+            names: names of the parts, in order.
 
         Raises:
-            InputError: a part is missing, or the tensors are damaged.
+            InputError: if a part is missing, or the tensors are damaged.
         """
         own = {name.removeprefix(TENSOR_PREFIX): value for name, value in tensors.items() if is_part_tensor(name)}
         counts: list[StrandSymmetricCounts] = []
@@ -250,14 +250,14 @@ def _all_counts(tensors: Mapping[str, torch.Tensor]) -> npt.NDArray[np.integer]:
 
 
 def _canonical_words(length: int) -> npt.NDArray[np.int64]:
-    """The words that are not greater than their reverse complement, ascending."""
+    """Return the words that are not greater than their reverse complement, ascending."""
     return np.flatnonzero(np.arange(BASES**length) <= reverse_complement_codes(length))
 
 
 def _word_ends(tokens: Tokens, length: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """For every position the number of the word of `length` bases that ends there, and how many known bases do.
+    """Return for every position the word of `length` bases that ends there, and the run of known bases up to it.
 
-    Words that reach before the start, or that hold unknown bases, have A in their place.
+    Bases before the start and unknown bases are encoded as A.
     """
     bases = tokens - np.uint8(FIRST_BASE_TOKEN)  # wraps: everything that is not a base becomes 4 or more
     is_base = bases < BASES

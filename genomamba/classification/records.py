@@ -1,4 +1,4 @@
-"""Classification of records of any length: short ones in batches, long ones streamed in bounded memory."""
+"""Classification of records of any length: short ones in batches, long ones as streams in bounded memory."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 
 UNKNOWN: Final = "unknown"
-"""The call of a record whose best class is not certain enough, or that is unlike every class."""
+"""The call for a record whose best class is too uncertain, or that is unlike every class."""
 
-# Short records wait for others of similar length, with which they share a batch; the number that waits is bounded.
+# Short records are queued to be batched with others of similar length; the queue is bounded.
 MOST_WAITING_RECORDS: Final = 1024
 MOST_WAITING_BASES: Final = 1 << 20
 
@@ -55,8 +55,7 @@ class Classification:
         length: record length, bp.
         call: a class name, `unknown` or `unclassified`.
         probabilities: (classes,); `None` when `unclassified`.
-        p_value: share of held-out windows that are as unlikely as the record, where it was asked for
-            (`novelty.LikelihoodQuantiles`).
+        p_value: p-value of the record under the classes (`novelty.LikelihoodQuantiles`), if requested.
     """
 
     name: str
@@ -78,8 +77,8 @@ class Group:
     Attributes:
         total: (classes,) in nats.
         records: number of records.
-        classified_records, bases: of those with evidence.
-        weighted_p_value: sum of p-value times bases, where p-values were asked for.
+        classified_records, bases: number and total length of the records with evidence.
+        weighted_p_value: sum of p-value times bases, if p-values are requested.
     """
 
     total: FloatArray
@@ -100,7 +99,7 @@ class Group:
 
 @dataclass
 class Groups:
-    """Groups in order of first appearance."""
+    """Groups of records, in order of first appearance."""
 
     rule: Callable[[str], str | None]
     by_name: dict[str, Group] = field(default_factory=dict)
@@ -117,7 +116,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Share:
-    """The batches of one of several processes: number `rank` and every `count`-th after it."""
+    """The batches of one of several processes: number `rank` and every `count`-th after that."""
 
     rank: int = 0
     count: int = 1
@@ -132,7 +131,7 @@ def _ignore(bases: int) -> None:
 
 
 class RecordClassifier:
-    """Classifies records with a model, averaging over both strands."""
+    """Classifies records with a model, averaged over both strands."""
 
     def __init__(
         self,
@@ -148,13 +147,13 @@ class RecordClassifier:
         Args:
             model: the classifier, on any device; it is put into evaluation mode.
             minimum_length: shorter records are `unclassified`, bp.
-            unknown_below: records whose best class has a smaller probability are `unknown`.
-            piece_length: bases that go through the model at once, bp; results do not depend on it.
+            unknown_below: records whose best class has a lower probability are `unknown`.
+            piece_length: bases per forward pass, bp; results do not depend on it.
             unknown_rate: records with a p-value below this are `unknown`.
-            quantiles: of held-out windows, for p-values; needed for an `unknown_rate` above 0.
+            quantiles: quantiles of held-out windows, for p-values; required for an `unknown_rate` above 0.
 
         Raises:
-            InputError: an argument is out of range, or `unknown` would be ambiguous.
+            InputError: if an argument is out of range, or `unknown` would be ambiguous.
         """
         if minimum_length < 0:
             raise InputError(f"--min-length is {minimum_length}: give 0 or more bases.")
@@ -163,12 +162,12 @@ class RecordClassifier:
         if piece_length < 1:
             raise InputError(f"--piece-length is {piece_length}: give 1 or more bases.")
         if not 0 <= unknown_rate < 1:
-            raise InputError(f"--unknown-rate is {unknown_rate}: give a share from 0 to below 1.")
+            raise InputError(f"--unknown-rate is {unknown_rate}: give a rate from 0 to below 1.")
         self.class_names = tuple(model.config.class_names)
         if (unknown_below > 0 or unknown_rate > 0) and UNKNOWN in self.class_names:
             raise InputError(
-                f"the model has a class named '{UNKNOWN}', which is what --unknown-below and --unknown-rate call "
-                "records: leave the options out and filter by the column of probabilities."
+                f"the model has a class named '{UNKNOWN}', which is also the call that --unknown-below and "
+                "--unknown-rate give: leave the options out and filter by the probability column."
             )
         self._model = model.eval()
         self._longest_order = longest_markov_order(model)
@@ -186,15 +185,15 @@ class RecordClassifier:
     def classify(self, source: SequenceSource, advance: Callable[[int], object] = _ignore) -> Iterator[Classification]:
         """Classify the records of a FASTA or FASTQ source, in order.
 
-        Neighbouring records of similar length share a batch; results depend neither on that nor on the length of the
+        Nearby records of similar length share a batch; results depend neither on that nor on the length of the
         pieces that longer records are cut into.
 
         Args:
             source: a file, stream, mapping of names to letters, or letters (`genomamba.io.sources`).
-            advance: called with the number of bases done.
+            advance: called with the number of bases processed.
 
         Raises:
-            InputError: the source is neither FASTA nor FASTQ; earlier records may have been yielded by then.
+            InputError: if the source is neither FASTA nor FASTQ; earlier records may have been yielded by then.
         """
         for _, record in self.evidence([source], Share(), advance):
             yield self.answer(record)
@@ -202,15 +201,15 @@ class RecordClassifier:
     def evidence(
         self, sources: Sequence[SequenceSource], share: Share, advance: Callable[[int], object] = _ignore
     ) -> Iterator[tuple[int, RecordEvidence]]:
-        """Yield (batch number, evidence) for the records of a share of the batches, in the order of the input.
+        """Yield (batch number, evidence) for the records of a share of the batches, in input order.
 
         Args:
             sources: as in `classify`.
             share: the batches of this process.
-            advance: called with the number of bases done.
+            advance: called with the number of bases processed.
 
         Raises:
-            InputError: a source is neither FASTA nor FASTQ of nucleotides.
+            InputError: if a source is neither FASTA nor FASTQ of nucleotides.
         """
         batch = 0
         for place, source in enumerate(sources):
@@ -254,11 +253,11 @@ class RecordClassifier:
                 words = count_scored_words(record.tokens, self._longest_order)
                 yield batch, RecordEvidence(record.name, record.length, bases, next(rows), source, own, words)
             else:
-                # Too short, or without a single known base: there is no evidence for any class.
+                # Too short, or without any known base: there is no evidence for any class.
                 yield batch, RecordEvidence(record.name, record.length, 0, None, source)
 
     def _evidence_of_long(self, record: SpooledRecord, advance: Callable[[int], object]) -> RecordEvidence:
-        """Evidence of a record whose strands are streamed through the model side by side."""
+        """Compute the evidence of a record whose strands are streamed through the model in parallel."""
         strands = zip(
             record.forward_pieces(self._piece_length), record.reverse_complement_pieces(self._piece_length), strict=True
         )
@@ -296,10 +295,10 @@ class RecordClassifier:
         return self._answer(record.name, record.length, record.evidence, p_value)
 
     def answer_group(self, name: str, group: Group) -> Classification:
-        """Call the class of a group from its summed evidence, with the confidence of one record of their joint length.
+        """Call the class of a group from its summed evidence, with the confidence of one record of the total length.
 
-        Evidence is a log-likelihood ratio, so that of records from one class adds up. Confidence was calibrated on
-        stretches of one chromosome: groups of records that repeat each other are called with too much confidence.
+        Evidence is a log-likelihood ratio, so it adds up over records from one class. Confidence was calibrated on
+        contiguous windows of chromosomes: groups of redundant records are called with too much confidence.
 
         The p-value of a group is twice the mean of its records', weighted by their bases, which is valid however the
         records depend on each other (Vovk & Wang 2020, "Combining p-values via averaging", Biometrika 107:791,
@@ -323,7 +322,7 @@ class RecordClassifier:
 
 @dataclass(frozen=True)
 class _WaitingRecord:
-    """A short record; without tokens it is too short to be classified, or another process's."""
+    """A queued record; without tokens it is too short to be classified, or belongs to another process."""
 
     name: str
     length: int

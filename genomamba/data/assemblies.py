@@ -1,21 +1,20 @@
-"""The published species tasks: which assemblies, where they lie, which chromosomes are for training and for testing.
+"""The published species tasks: their assemblies, download locations, and splits by chromosome.
 
-Two tasks. *hyena-species* is that of HyenaDNA (Nguyen et al., arXiv 2306.15794, section 4.4): human, lemur, mouse, pig
-and hippopotamus, with the assemblies, chromosomes and splits of its public code. *great-apes* is that of the Mamba
-paper (Gu & Dao, arXiv 2312.00752, section 4.3.3), which states neither assemblies nor splits: here they are assemblies
-whose chromosomes carry the human numbers, and the splits that HyenaDNA's code has for chimpanzee, gorilla and
-orangutan.
+There are two tasks. *hyena-species* is that of HyenaDNA (Nguyen et al., arXiv 2306.15794, section 4.4): human, lemur,
+mouse, pig and hippopotamus, with the assemblies, chromosomes and splits of its public code. *great-apes* is that of the
+Mamba paper (Gu & Dao, arXiv 2312.00752, section 4.3.3), which specifies neither assemblies nor splits: here it uses
+assemblies with human chromosome numbering, and the splits of HyenaDNA's code for chimpanzee, gorilla and orangutan.
 
-Chromosomes 1, 3, 12 and 13 are the published test set. HyenaDNA's code keeps 5, 7, 9, 10 and 11 out of training too, so
-these are for validation, and nothing that is chosen looks at the test set. A split is stated in numbers; where human's
-chromosome 2 is two in the other apes, number 2 stands for 2A and 2B together (`Assembly.named`), which are therefore
-always on the same side. Y is not used among the apes: three of the five assemblies are of females and have none.
-Gorilla's chromosomes 5 and 17 have exchanged arms compared with the other apes' (a translocation), so that part of its
-chromosome 17, trained on, is the counterpart of their 5, which is only for validation; the test set is not concerned.
+Chromosomes 1, 3, 12 and 13 are the published test set. HyenaDNA's code also excludes 5, 7, 9, 10 and 11 from training,
+so these are used for validation, and the test set is not used for any choice. Splits are given in human numbers; where
+human chromosome 2 corresponds to two in the other apes, number 2 stands for both 2A and 2B (`Assembly.named`), which
+are therefore always in the same split. Y is not used for the apes: three of the five assemblies are of females and lack
+it. Gorilla chromosomes 5 and 17 are the product of a translocation, so part of its chromosome 17, a training
+chromosome, is homologous to chromosome 5 of the others, a validation chromosome; the test set is not affected.
 
-Checksums are stated where they are known for certain. Where `checksum` is None, `checksum_list` is the text in which
-the archive states it: `md5sum.txt` beside the file at UCSC, `md5checksums.txt` in the assembly's folder at NCBI. The
-same holds for `size`, which is otherwise what the server says.
+Checksums are given where they are known for certain. If `checksum` is None, it is read from `checksum_list`, published
+by the archive: `md5sum.txt` beside the file at UCSC, `md5checksums.txt` in the assembly's folder at NCBI. Likewise a
+`size` of None is taken from the server.
 """
 
 import dataclasses
@@ -37,13 +36,13 @@ class AssemblyFile:
     """One file of an assembly.
 
     Attributes:
-        name: in the assembly's folder; gzip.
-        urls: where it is, the preferred place first.
-        chromosomes: those of its records that are used. A file with `named_by_file` has one record, which is the one
-            chromosome listed whatever its header calls it (an accession).
+        name: file name in the assembly's folder; gzip-compressed.
+        urls: its locations, in order of preference.
+        chromosomes: its records that are used. A file with `named_by_file` has a single record, which is the listed
+            chromosome whatever the name in its header (an accession).
         named_by_file: see `chromosomes`.
-        size: bytes; None where it is not known for certain.
-        checksum: `md5:...`; None where it is to be read from `checksum_list`.
+        size: size in bytes; None if not known for certain.
+        checksum: `md5:...`; None if it is to be read from `checksum_list`.
         checksum_list: address of a text with a line `CHECKSUM FILE` for each file.
     """
 
@@ -57,7 +56,7 @@ class AssemblyFile:
 
     @property
     def plain_name(self) -> str:
-        """The file's name once it is decompressed."""
+        """Name of the decompressed file."""
         return self.name.removesuffix(".gz")
 
 
@@ -66,11 +65,11 @@ class Assembly:
     """The pinned assembly of one species.
 
     Attributes:
-        species: the class in the task.
-        scientific_name: of the organism.
-        name: of the assembly; files lie in a folder of this name.
-        accession: with version, at NCBI.
-        files: all that is needed of it.
+        species: class name in the task.
+        scientific_name: scientific name of the organism.
+        name: name of the assembly and of the folder of its files.
+        accession: NCBI accession with version.
+        files: the required files.
     """
 
     species: str
@@ -81,19 +80,19 @@ class Assembly:
 
     @property
     def chromosomes(self) -> tuple[str, ...]:
-        """Names of the chromosomes that are used: `chr1`, `chr2A`, `chrX`."""
+        """Names of the chromosomes used, such as `chr1`, `chr2A`, `chrX`."""
         return tuple(name for file in self.files for name in file.chromosomes)
 
     def named(self, numbers: Sequence[str]) -> tuple[str, ...]:
-        """Chromosomes of some numbers: `2` is `chr2`, or `chr2A` and `chr2B` where it is two.
+        """Return the chromosomes with the given numbers: `2` is `chr2`, or both `chr2A` and `chr2B`.
 
-        Numbers that the assembly does not have give nothing.
+        Numbers that the assembly lacks are ignored.
         """
         wanted = {f"chr{number}{arm}" for number in numbers for arm in (("", "A", "B") if number == "2" else ("",))}
         return tuple(name for name in self.chromosomes if name in wanted)
 
     def path(self, folder: Path, file: AssemblyFile) -> Path:
-        """Where a file lies in a folder of downloads: `FOLDER/ASSEMBLY/FILE`."""
+        """Return the path of a file in a folder of downloads: `FOLDER/ASSEMBLY/FILE`."""
         return folder / self.name / file.name
 
 
@@ -102,12 +101,12 @@ class SpeciesProtocol:
     """A published task.
 
     Attributes:
-        name: what commands call it.
-        title: in words.
-        source: publication.
-        assemblies: one for each class, in the order of the labels.
+        name: name used in commands.
+        title: descriptive title.
+        source: the publication.
+        assemblies: one per class, in the order of the labels.
         lengths: window lengths of the published table, bp.
-        validation_numbers, test_numbers: chromosomes that are never trained on.
+        validation_numbers, test_numbers: chromosome numbers excluded from training.
     """
 
     name: str
@@ -120,14 +119,14 @@ class SpeciesProtocol:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Species, in the order of the labels."""
+        """Names of the species, in the order of the labels."""
         return tuple(assembly.species for assembly in self.assemblies)
 
     def chromosomes(self, assembly: Assembly, split: str) -> tuple[str, ...]:
-        """Chromosomes of an assembly that belong to `train`, `valid` or `test`.
+        """Return the chromosomes of an assembly in the split `train`, `valid` or `test`.
 
         Raises:
-            ValueError: another split.
+            ValueError: if the split is unknown.
         """
         if split not in SPLITS:
             raise ValueError(f"there is no split {split!r}, only {', '.join(SPLITS)}")
@@ -141,7 +140,7 @@ def species_protocol(name: str) -> SpeciesProtocol:
     """Return a task by name.
 
     Raises:
-        InputError: another name.
+        InputError: if the name is unknown.
     """
     if name not in SPECIES_PROTOCOLS:
         raise InputError(f"there is no species task '{name}': use {' or '.join(SPECIES_PROTOCOLS)}.")
@@ -149,7 +148,7 @@ def species_protocol(name: str) -> SpeciesProtocol:
 
 
 def _numbered(last: int, *others: str, two_is_two: bool = False) -> tuple[str, ...]:
-    """`chr1` to `chr<last>` and others, with `chr2A` and `chr2B` in place of `chr2` if asked."""
+    """`chr1` to `chr<last>` and others, with `chr2A` and `chr2B` in place of `chr2` if requested."""
     numbers: list[str] = []
     for number in range(1, last + 1):
         numbers += ["2A", "2B"] if number == 2 and two_is_two else [str(number)]
@@ -165,7 +164,7 @@ def _from_ucsc(
     size: int | None = None,
     checksum: str | None = None,
 ) -> Assembly:
-    """An assembly as UCSC keeps it: one soft-masked file, records named `chr1`, beside it `md5sum.txt`."""
+    """Describe an assembly at UCSC: one soft-masked file with records such as `chr1`, and `md5sum.txt`."""
     place = f"goldenPath/{database}/bigZips"
     file = AssemblyFile(
         name=f"{database}.fa.gz",
@@ -179,7 +178,7 @@ def _from_ucsc(
 
 
 def _from_ncbi(species: str, scientific_name: str, accession: str, name: str, chromosomes: tuple[str, ...]) -> Assembly:
-    """An assembly as NCBI keeps it: one file for each chromosome, whose only record is named by its accession."""
+    """Describe an assembly at NCBI: one file per chromosome, whose only record is named by its accession."""
     digits = accession.removeprefix("GCA_").partition(".")[0]
     folder = f"{NCBI}/GCA/{digits[:3]}/{digits[3:6]}/{digits[6:9]}/{accession}_{name}"
     place = f"{folder}/{accession}_{name}_assembly_structure/Primary_Assembly/assembled_chromosomes/FASTA"
@@ -217,7 +216,7 @@ GREAT_APES: Final = SpeciesProtocol(
     ),
     lengths=(1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576),
 )
-"""The other great apes' assemblies are the last ones whose chromosomes UCSC calls by the human numbers."""
+"""The assemblies of the other great apes are the last ones at UCSC with human chromosome numbering."""
 
 HYENA_SPECIES: Final = SpeciesProtocol(
     name="hyena-species",

@@ -11,7 +11,7 @@ from mambacore.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class ProtocolGenomes:
-    """Training, validation and test sequences, which share no chromosome; labels mean the same in all three."""
+    """Training, validation and test sequences from disjoint chromosomes, with the same labels."""
 
     train: GenomeCollection
     valid: GenomeCollection
@@ -21,11 +21,11 @@ class ProtocolGenomes:
 def load_protocol_genomes(protocol: SpeciesProtocol, folder: Path) -> ProtocolGenomes:
     """Read the assemblies of a task from `FOLDER/ASSEMBLY/FILE`.
 
-    A file may lie there decompressed, under its name without `.gz`: it is then read through an index. Compressed ones
-    are held in memory, 1 byte a base.
+    Decompressed files, named without `.gz`, are read through an index. Compressed ones are held in memory, 1 byte per
+    base.
 
     Raises:
-        InputError: names the first file that is missing, or a chromosome that a file lacks.
+        InputError: if a file is missing, or a file lacks a chromosome; the message names the first.
     """
     missing = [
         assembly.path(folder, file)
@@ -36,7 +36,7 @@ def load_protocol_genomes(protocol: SpeciesProtocol, folder: Path) -> ProtocolGe
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
-            f"{missing[0]}{others} of the task {protocol.name} is not there: fetch the assemblies with "
+            f"{missing[0]}{others} of the task {protocol.name} is missing: fetch the assemblies with "
             f"`genomamba fetch {protocol.name}`, or name the folder they are in with --data."
         )
     sequences = {
@@ -61,7 +61,7 @@ def load_protocol_genomes(protocol: SpeciesProtocol, folder: Path) -> ProtocolGe
 
 @dataclasses.dataclass(frozen=True)
 class _RenamedStore:
-    """A store whose record is called by another name."""
+    """A store whose record has been renamed."""
 
     store: SequenceStore
     record_name: str
@@ -71,14 +71,13 @@ class _RenamedStore:
 
 
 def _chromosomes(folder: Path, assembly: Assembly, file: AssemblyFile) -> list[GenomeSequence]:
-    """The records of a file that are used, called by their chromosomes' names."""
+    """Return the used records of a file, named by chromosome."""
     path = _present(folder, assembly, file)
     records = load_genomes([GenomeSpecification(assembly.species, (str(path),))]).sequences
     if file.named_by_file:
         if len(records) != 1:
             raise InputError(
-                f"{path} must hold {file.chromosomes[0]} and nothing else, but has {len(records)} records: fetch it "
-                "again."
+                f"{path} must contain only {file.chromosomes[0]}, but has {len(records)} records: fetch it again."
             )
         record = records[0]
         return [dataclasses.replace(record, name=file.chromosomes[0], store=_RenamedStore(record.store, record.name))]
@@ -90,7 +89,7 @@ def _chromosomes(folder: Path, assembly: Assembly, file: AssemblyFile) -> list[G
 
 
 def _present(folder: Path, assembly: Assembly, file: AssemblyFile) -> Path | None:
-    """The decompressed file where it is there, else the compressed one, else nothing."""
+    """Return the decompressed file if it exists, else the compressed one, else None."""
     path = assembly.path(folder, file)
     for candidate in (path.with_name(file.plain_name), path):
         if candidate.is_file():

@@ -1,4 +1,4 @@
-"""Regions of a genome as BED files and command lines name them."""
+"""Regions of a genome, from BED files and command lines."""
 
 import os
 import re
@@ -20,7 +20,7 @@ _REGION = re.compile(r"(?P<contig>.+?):(?P<start>[0-9,]{1,20})(?:-(?P<end>[0-9,]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Bases [start, end) of a contig, 0-based; a region of strand "-" is read as the reverse complement."""
+    """Bases [start, end) of a contig, 0-based; on strand "-" their reverse complement."""
 
     contig: str
     start: int
@@ -32,12 +32,12 @@ class Region:
 def read_bed(
     path: str | os.PathLike[str], contig_lengths: Mapping[str, int], reference_label: str = "the reference"
 ) -> list[Region]:
-    """Read a BED file of three columns or more, plain or gzipped, "-" for standard input, in the order of the file.
+    """Read a BED file with at least three columns, plain or gzipped, "-" for standard input, in file order.
 
-    The fourth column is the name and the sixth the strand; columns are separated by tabs or, as UCSC allows, by blanks.
+    The fourth column is the name and the sixth the strand; columns are separated by tabs or, as UCSC allows, by spaces.
 
     Raises:
-        InputError: a row that is not BED or does not lie within a contig.
+        InputError: if a row is not valid BED, or not within a contig.
     """
     regions = []
     for text, place in table_lines(path, "regions"):
@@ -62,10 +62,10 @@ def read_bed(
 
 
 def parse_region(text: str, contig_lengths: Mapping[str, int], reference_label: str = "the reference") -> Region:
-    """Read `contig`, `contig:start-end`, `contig:start-` or `contig:start`, 1-based, end included, as samtools does.
+    """Parse `contig`, `contig:start-end`, `contig:start-` or `contig:start`, 1-based, end inclusive, as in samtools.
 
     Raises:
-        InputError: another form, or a region that does not lie within a contig.
+        InputError: if the text has another form, or the region is not within a contig.
     """
     if text in contig_lengths:
         return Region(text, 0, contig_lengths[text])
@@ -73,7 +73,7 @@ def parse_region(text: str, contig_lengths: Mapping[str, int], reference_label: 
     if match is None:
         raise InputError(f"{reference_label} has no contig '{text}': {suggest_names(text, contig_lengths)}.")
     start, end = ((match[part] or "").replace(",", "") for part in ("start", "end"))
-    # Without an end the region reaches to that of the contig.
+    # Without an end the region extends to that of the contig.
     last = int(end) if end else max(contig_lengths.get(match["contig"], 0), 1)
     region = Region(match["contig"], int(start or 0) - 1, last)
     require_region(region, contig_lengths, reference_label, f"the region '{text}'")
@@ -81,10 +81,10 @@ def parse_region(text: str, contig_lengths: Mapping[str, int], reference_label: 
 
 
 def require_region(region: Region, contig_lengths: Mapping[str, int], reference_label: str, place: str) -> None:
-    """Refuse a region without bases, or one that does not lie within a contig.
+    """Check that a region is not empty and lies within a contig.
 
     Raises:
-        InputError: names the place and what is wrong.
+        InputError: if it does not; the message gives the place and the reason.
     """
     length = contig_lengths.get(region.contig)
     if length is None:
@@ -93,7 +93,7 @@ def require_region(region: Region, contig_lengths: Mapping[str, int], reference_
             f"{suggest_names(region.contig, contig_lengths)}."
         )
     if not 0 <= region.start < region.end:
-        raise InputError(f"{place} has no base: its end must be after its start.")
+        raise InputError(f"{place} is empty: its end must be after its start.")
     if region.end > length:
         raise InputError(
             f"{place} ends at {region.end}, beyond the {length} bp of '{region.contig}' in {reference_label}: is this "
@@ -102,7 +102,7 @@ def require_region(region: Region, contig_lengths: Mapping[str, int], reference_
 
 
 def merged(regions: list[Region], contig_lengths: Mapping[str, int]) -> list[Region]:
-    """Return regions without overlap in the order of the contigs; those that overlap or touch become one."""
+    """Return disjoint regions in the order of the contigs, merging those that overlap or touch."""
     order = {contig: number for number, contig in enumerate(contig_lengths)}
     result: list[Region] = []
     for region in sorted(regions, key=lambda one: (order[one.contig], one.start)):

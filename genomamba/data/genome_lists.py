@@ -1,4 +1,4 @@
-"""The genomes that options, lists and folders name: classes and their FASTA files."""
+"""Genomes given by options, lists and folders: classes and their FASTA files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _HEADERS: Final = (("name", "path"), ("class", "path"), ("species", "path"), ("g
 
 
 def parse_genome_option(option: str) -> GenomeSpecification:
-    """Read the value of one `--genome` option, `NAME=PATH[,PATH...]`; a path may be a folder or a pattern.
+    """Parse the value of one `--genome` option, `NAME=PATH[,PATH...]`; a path may be a folder or a pattern.
 
     Raises:
-        InputError: it has another form, a class name that breaks the rule of `genomamba.class_names`, a folder without
-            sequence files, or a pattern without matches.
+        InputError: if it has another form, the class name is invalid (`genomamba.class_names`), a folder has no
+            sequence files, or a pattern has no matches.
     """
     place = f"--genome '{option}'"
     name, equals_sign, paths = option.partition("=")
@@ -39,11 +39,11 @@ def read_genome_list(path: str) -> list[GenomeSpecification]:
 
     Args:
         path: a text file with a class name, a tab and paths on each line, paths relative to the file, with or without
-            a header `name<TAB>path`; several lines of one class add up. Or a folder, in which each subfolder with
-            sequence files is a class, and else each sequence file is one.
+            a header `name<TAB>path`; a class may have several lines. Or a folder, in which each subfolder with
+            sequence files is a class, or, without such subfolders, each sequence file is one.
 
     Raises:
-        InputError: it cannot be read, or has a line of another form.
+        InputError: if it cannot be read, or a line has another form.
     """
     if os.path.isdir(path):
         return _classes_of_folder(Path(path))
@@ -66,22 +66,22 @@ def read_genome_list(path: str) -> list[GenomeSpecification]:
         earlier = found.get(name, GenomeSpecification(name, ()))
         found[name] = replace(earlier, paths=earlier.paths + paths)
     if not found:
-        raise InputError(f"--genomes {path} names no genome: write class name, tab, path on each line.")
+        raise InputError(f"--genomes {path} has no genomes: write class name, tab, path on each line.")
     return list(found.values())
 
 
 def expand_paths(text: str, place: str, folder: str = "") -> tuple[str, ...]:
-    """The files of paths separated by commas; folders and patterns become the files that they contain or match.
+    """Expand comma-separated paths; folders and patterns become the files that they contain or match.
 
     A comma may also be part of an existing file's name.
 
     Args:
         text: the paths.
-        place: where they were written, to begin messages with.
-        folder: that relative paths start from.
+        place: where they were given, for error messages.
+        folder: folder that relative paths refer to.
 
     Raises:
-        InputError: an empty path, a folder without sequence files, or a pattern without matches.
+        InputError: if a path is empty, a folder has no sequence files, or a pattern has no matches.
     """
     parts = text.split(",")
     paths: list[str] = []
@@ -96,7 +96,7 @@ def expand_paths(text: str, place: str, folder: str = "") -> tuple[str, ...]:
 
 
 def is_sequence_file(path: Path) -> bool:
-    """Whether a file is visible and named like one of sequences, compressed or not."""
+    """Whether a file is not hidden and has the ending of a sequence file, compressed or not."""
     name = path.name.lower()
     for ending in COMPRESSION_ENDINGS:
         name = name.removesuffix(ending)
@@ -104,10 +104,10 @@ def is_sequence_file(path: Path) -> bool:
 
 
 def refuse_shared_files(specifications: Iterable[GenomeSpecification]) -> None:
-    """Refuse one file for two classes.
+    """Check that no file is given for two classes.
 
     Raises:
-        InputError: naming the file and the classes.
+        InputError: if one is; the message names the file and the classes.
     """
     owners: dict[str, str] = {}
     for specification in specifications:
@@ -143,7 +143,7 @@ def _classes_of_folder(folder: Path) -> list[GenomeSpecification]:
     if not by_class:
         by_class = {_stem(each): [str(each)] for each in entries if is_sequence_file(each)}
     if not by_class:
-        raise InputError(f"{place} has no sequence files ({', '.join(SEQUENCE_ENDINGS)}), nor folders of them.")
+        raise InputError(f"{place} has no sequence files ({', '.join(SEQUENCE_ENDINGS)}), nor folders with any.")
     return [GenomeSpecification(check_class_name(name, place), tuple(files)) for name, files in by_class.items()]
 
 

@@ -17,20 +17,20 @@ from mambacore.errors import InputError
 _CHECKED_TAIL_BP: Final = 16
 _COMPARED_BP: Final = 256
 _COMPARED_RECORDS: Final = 16
-"""By these last bases of the first records two files are taken for the same."""
+"""Number of first records whose last bases are compared to detect identical files."""
 _MOST_NEAR_NAMES: Final = 5
 
 
 @dataclass(frozen=True)
 class GenomeSpecification:
-    """What one `--genome NAME=PATH[,PATH...]` says; a path of "-" is standard input."""
+    """A parsed `--genome NAME=PATH[,PATH...]`; the path "-" is standard input."""
 
     name: str
     paths: tuple[str, ...]
 
 
 class SequenceStore(Protocol):
-    """Where the sequences of one file lie."""
+    """Access to the sequences of one file."""
 
     def fetch(self, name: str, start: int, end: int) -> Tokens:
         """Return the tokens of bases [start, end) of a record."""
@@ -38,7 +38,7 @@ class SequenceStore(Protocol):
 
 
 class MemoryStore:
-    """Sequences in memory, 1 byte a base."""
+    """Sequences in memory, 1 byte per base."""
 
     def __init__(self, tokens_by_name: Mapping[str, Tokens]) -> None:
         self._tokens_by_name = dict(tokens_by_name)
@@ -49,7 +49,7 @@ class MemoryStore:
 
 
 class IndexedStore:
-    """Random access to a plain FASTA file through `genomamba.io.reference`: one index, one handle a process."""
+    """Random access to a plain FASTA file through `genomamba.io.reference`: one index, one handle per process."""
 
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
@@ -73,7 +73,7 @@ class GenomeSequence:
         """Return a fresh array of the tokens of bases [start, end), 0-based and half-open, shape (end - start,).
 
         Raises:
-            ValueError: when the interval does not lie within the sequence.
+            ValueError: if the interval does not lie within the sequence.
         """
         if not 0 <= start <= end <= self.length:
             raise ValueError(f"[{start}, {end}) does not lie within the {self.length} bp of {self.name}")
@@ -84,7 +84,7 @@ class GenomeSequence:
 class GenomeCollection:
     """The sequences of every class; a label is a position in `class_names`, in the order of the options.
 
-    `notes` say what was done to names, for the user.
+    `notes` tell the user how names were changed.
     """
 
     class_names: tuple[str, ...]
@@ -107,13 +107,13 @@ class GenomeCollection:
         return [sequence for sequence in self.sequences if sequence.class_name == class_name]
 
     def split(self, holdout_names: Sequence[str]) -> tuple["GenomeCollection", "GenomeCollection"]:
-        """Return (training, held out): held out are the records of every class whose name is one of `holdout_names`.
+        """Return (training, held out): the records of every class whose name is in `holdout_names` are held out.
 
-        Both parts keep all class names, so labels mean the same. Without names the second part has no sequences.
+        Both parts keep all class names, so labels are the same. Without names the second part has no sequences.
 
         Raises:
-            InputError: a name that no record has, or a class that would be left without sequences to train on or,
-                where names are given, without held-out ones.
+            InputError: if no record has a given name, or a class would be left without training or, if names are
+                given, held-out sequences.
         """
         known = {sequence.name for sequence in self.sequences}
         for name in holdout_names:
@@ -136,7 +136,7 @@ class GenomeCollection:
         return GenomeCollection(self.class_names, tuple(training)), GenomeCollection(self.class_names, tuple(held_out))
 
     def manifest(self) -> list[dict[str, Any]]:
-        """Return what a model folder says about its genomes: one JSON object for each file of each class."""
+        """Return a description of the genomes for a model folder: one JSON object per file and class."""
         entries: dict[tuple[str, str], dict[str, Any]] = {}
         for sequence in self.sequences:
             entry = entries.setdefault(
@@ -151,10 +151,10 @@ def load_genomes(specifications: Iterable[GenomeSpecification]) -> GenomeCollect
     """Read and check the genomes of every class.
 
     Plain files stay on disk behind an index; gzipped ones, standard input and files whose lines are too uneven for an
-    index are held in memory, 1 byte a base. Further records of one name in a file are numbered: NAME.2, NAME.3.
+    index are held in memory, 1 byte per base. Repeated record names in a file are numbered: NAME.2, NAME.3.
 
     Raises:
-        InputError: a class that is given twice, and everything that `genomamba.io.fasta` refuses.
+        InputError: if a class is given twice, or as `genomamba.io.fasta`.
     """
     class_names: list[str] = []
     sequences: list[GenomeSequence] = []
@@ -171,7 +171,7 @@ def load_genomes(specifications: Iterable[GenomeSpecification]) -> GenomeCollect
             sequences.extend(_load_file(specification.name, path, numbering))
             if numbering.repeated:
                 notes.append(
-                    f"{source_label(path)} has several records of one name, which are numbered: "
+                    f"{source_label(path)} has several records with the same name, which are numbered: "
                     + ", ".join(f"{name}, {name}.2" for name in sorted(numbering.repeated)[:_MOST_NEAR_NAMES])
                     + (", ..." if len(numbering.repeated) > _MOST_NEAR_NAMES else "")
                 )
@@ -180,10 +180,10 @@ def load_genomes(specifications: Iterable[GenomeSpecification]) -> GenomeCollect
 
 
 def require_training_classes(collection: GenomeCollection) -> None:
-    """Refuse a collection of fewer than two classes.
+    """Check that a collection has at least two classes.
 
     Raises:
-        InputError: there is one class, or none.
+        InputError: if there is one class, or none.
     """
     if len(collection.class_names) < 2:
         given = f"only '{collection.class_names[0]}'" if collection.class_names else "none"
@@ -191,14 +191,14 @@ def require_training_classes(collection: GenomeCollection) -> None:
 
 
 class _Numbering:
-    """Names for the records of a file: the first of a name keeps it, further ones get a number."""
+    """Unique names for the records of a file: repeated names are numbered."""
 
     def __init__(self) -> None:
         self._taken: dict[str, int] = {}
         self.repeated: set[str] = set()
 
     def name_of(self, name: str) -> str:
-        """The name of the next record, which is called `name` in the file."""
+        """Return a unique name for the next record, which is called `name` in the file."""
         if name not in self._taken:
             self._taken[name] = 1
             return name
@@ -228,7 +228,7 @@ def _load_file(class_name: str, path: str, numbering: _Numbering) -> list[Genome
 
 
 def _scan_file(path: str, numbering: _Numbering) -> tuple[dict[str, int], dict[str, Tokens]]:
-    """Read a file through once, keeping only the length and the last bases of each record."""
+    """Scan a file once, keeping only the length and the last bases of each record."""
     lengths: dict[str, int] = {}
     tails: dict[str, Tokens] = {}
     name = ""
@@ -243,7 +243,7 @@ def _scan_file(path: str, numbering: _Numbering) -> tuple[dict[str, int], dict[s
 
 
 def _shared_files(sequences: Sequence[GenomeSequence]) -> Iterator[str]:
-    """Name files of two classes that hold the same sequences, also under other names: such classes are one."""
+    """Yield a message for each pair of classes whose files hold the same sequences, even under different names."""
     by_file: dict[tuple[str, str], list[GenomeSequence]] = {}
     for sequence in sequences:
         by_file.setdefault((sequence.class_name, sequence.path), []).append(sequence)
@@ -262,10 +262,10 @@ def _shared_files(sequences: Sequence[GenomeSequence]) -> Iterator[str]:
 
 
 def _index_file(path: str, lengths: Mapping[str, int], tails: Mapping[str, Tokens]) -> IndexedStore | None:
-    """Return access to a plain file through its index, or None when no index describes it.
+    """Return access to a plain file through its index, or None if it cannot be indexed.
 
-    It must give the records, lengths and last bases that reading the whole file gave: blanks within lines, which an
-    index does not notice, shift the end.
+    The index must give the same records, lengths and last bases as a scan of the file: spaces within lines, which an
+    index does not detect, shift the end.
     """
     try:
         reference = Reference(path)

@@ -1,8 +1,8 @@
-"""Which bases do training, validation and test windows share, once a rule has grown them; and how to stop it.
+"""Audit and repair of bases shared between training, validation and test windows once a rule has extended them.
 
-The rows of a published split do not overlap, the windows made from them do: a row of 2^17 bp that grows to 2^20 reaches
-into its neighbours' rows, which may be of another split. Everything here is exact: windows are clipped to their contig
-and merged into unions, and |A and B| = |A| + |B| - |A or B|.
+The rows of a published split do not overlap, but the windows made from them may: a row of 2^17 bp that is extended to
+2^20 reaches into neighbouring rows, which may belong to another split. All counts are exact: windows are clipped to
+their contig and merged into unions, and |A and B| = |A| + |B| - |A or B|.
 """
 
 import itertools
@@ -20,16 +20,16 @@ Repair = Literal["drop", "trim"]
 REPAIRS: Final[tuple[Repair, ...]] = ("drop", "trim")
 
 ALL_CHROMOSOMES: Final = "all"
-"""What stands for the sum over chromosomes in a report."""
+"""Chromosome column of a report's rows with sums over chromosomes."""
 
 _PAIRS: Final[tuple[tuple[Split, Split], ...]] = tuple(itertools.combinations(SPLITS, 2))
 
 
 class Region:
-    """A set of bases of one chromosome, as merged ranges: disjoint, sorted, none touching the next."""
+    """A set of bases of one chromosome, as merged ranges: disjoint, sorted and not adjacent."""
 
     def __init__(self, starts: Positions, ends: Positions) -> None:
-        """Merge ranges [start, end) in any order; empty ones are left out."""
+        """Merge ranges [start, end) in any order; empty ones are ignored."""
         filled = starts < ends
         order = np.argsort(starts[filled], kind="stable")
         starts, ends = starts[filled][order], ends[filled][order]
@@ -42,47 +42,47 @@ class Region:
 
     @classmethod
     def empty(cls) -> "Region":
-        """Return the region without bases."""
+        """Return an empty region."""
         return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
     @property
     def bases(self) -> int:
-        """How many bases there are (bp)."""
+        """Number of bases (bp)."""
         return int((self.ends - self.starts).sum())
 
     def union(self, other: "Region") -> "Region":
-        """Return the bases of either."""
+        """Return the union of two regions."""
         return Region(np.concatenate([self.starts, other.starts]), np.concatenate([self.ends, other.ends]))
 
     def shared_bases(self, other: "Region") -> int:
-        """Return how many bases are in both (bp)."""
+        """Return the number of bases in both (bp)."""
         return self.bases + other.bases - self.union(other).bases
 
     def touches(self, starts: Positions, ends: Positions) -> npt.NDArray[np.bool_]:
-        """Say for each range [start, end) whether it has a base in the region."""
+        """Return for each range [start, end) whether it overlaps the region."""
         first_after = np.searchsorted(self.ends, starts, side="right")  # the first range that ends beyond the start
         begins = np.append(self.starts, np.iinfo(np.int64).max)[first_after]
         return (begins < ends) & (starts < ends)
 
     def gaps_within(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Return the ranges of [start, end) that have no base in the region."""
+        """Return the parts of [start, end) outside the region."""
         first = int(np.searchsorted(self.ends, start, side="right"))
         last = int(np.searchsorted(self.starts, end, side="left"))
-        borders = [start]
+        boundaries = [start]
         for begin, close in zip(self.starts[first:last], self.ends[first:last], strict=True):
-            borders += [int(begin), int(close)]
-        borders.append(end)
-        return [(left, right) for left, right in zip(borders[::2], borders[1::2], strict=True) if left < right]
+            boundaries += [int(begin), int(close)]
+        boundaries.append(end)
+        return [(left, right) for left, right in zip(boundaries[::2], boundaries[1::2], strict=True) if left < right]
 
 
 @dataclass(frozen=True)
 class SharedBases:
-    """What the windows of two splits have in common on one chromosome, or on all of them.
+    """Overlap between the windows of two splits on one chromosome, or on all.
 
-    - `first_bases`, `second_bases`: bases under the windows of each split, each counted once.
-    - `shared_bases`: those under windows of both.
-    - `first_windows`, `second_windows`: all windows of each split;
-      `first_windows_touched`, `second_windows_touched`: those with a base that a window of the other split has too.
+    - `first_bases`, `second_bases`: bases covered by the windows of each split, each counted once.
+    - `shared_bases`: bases covered by windows of both.
+    - `first_windows`, `second_windows`: number of windows of each split;
+      `first_windows_touched`, `second_windows_touched`: those that overlap a window of the other split.
     """
 
     first: Split
@@ -102,7 +102,7 @@ AUDIT_COLUMNS: Final = tuple(SharedBases.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class RepairSummary:
-    """What a repair did to the rows of one split; a trimmed row may have become several."""
+    """Effect of a repair on the rows of one split; a trimmed row may be replaced by several."""
 
     split: Split
     rows_before: int
@@ -124,10 +124,10 @@ class _Coverage:
 def audit_intervals(
     rows: Sequence[Interval], rule: WindowRule, length: int, contig_lengths: Mapping[str, int]
 ) -> list[SharedBases]:
-    """Count the bases that windows of two splits share: for each pair of splits every chromosome, then the sum.
+    """Count the bases shared by windows of two splits: for each pair of splits by chromosome, then in total.
 
     Raises:
-        InputError: a length that the rule cannot use.
+        InputError: if the rule does not support the length.
     """
     coverages = {split: _coverages(rows, split, rule, length, contig_lengths) for split in SPLITS}
     nothing = np.empty(0, dtype=np.int64)
@@ -146,7 +146,7 @@ def audit_intervals(
 
 
 def audit_table(report: Iterable[SharedBases]) -> Iterator[str]:
-    """Yield the lines of a report as tab-separated text with a header, without line ends."""
+    """Yield the lines of a report as tab-separated text with a header, without newlines."""
     yield "\t".join(AUDIT_COLUMNS)
     for line in report:
         yield table_line(str(getattr(line, column)) for column in AUDIT_COLUMNS)
@@ -157,18 +157,18 @@ def repair_intervals(
 ) -> tuple[list[Interval], list[RepairSummary]]:
     """Change rows so that windows of `length` bp made by `rule` share no base between splits.
 
-    Test rows stay as they are; validation gives way to test, and training to both.
+    Test rows are unchanged; validation gives way to test, and training to both.
 
-    - "drop" leaves out each row that has a window with a shared base.
-    - "trim" replaces such a row by the parts that no other split uses and that are long enough for the rule's windows
-      to stay inside them (`WindowRule.needed_row_length`). A part may lie anywhere in the row and, for rows shorter
-      than that, in any window around the row, so a window moves away from a border instead of being lost. A row
-      without such a part is left out.
+    - "drop" removes each row that has a window with a shared base.
+    - "trim" replaces such a row by the parts that no other split uses and that are long enough to contain the rule's
+      windows (`WindowRule.needed_row_length`). A part may lie anywhere in the row and, for rows shorter
+      than that, in any window around the row, so a window moves away from a boundary instead of being lost. A row
+      without such a part is removed.
 
     Returns the rows, in their order, and what happened to each split.
 
     Raises:
-        InputError: a length that the rule cannot use.
+        InputError: if the rule does not support the length.
     """
     replacements: dict[int, list[Interval]] = {}
     protected = _regions(_coverages(rows, "test", rule, length, contig_lengths))
@@ -231,7 +231,7 @@ def _rows_touched(
     contig_lengths: Mapping[str, int],
     protected: Mapping[str, Region],
 ) -> list[int]:
-    """Return the numbers of a split's rows with a window that has a protected base, ascending."""
+    """Return the numbers of a split's rows with a window that overlaps protected bases, ascending."""
     touched: set[int] = set()
     for name, coverage in _coverages(rows, split, rule, length, contig_lengths).items():
         if name in protected:
@@ -246,7 +246,7 @@ def _free_parts(
     length: int,
     contig_lengths: Mapping[str, int],
 ) -> list[Interval]:
-    """Return the parts of a row's surroundings that are not protected and long enough for windows to stay inside."""
+    """Return the unprotected parts around a row that are long enough to contain windows."""
     needed = rule.needed_row_length(length)
     start = max(0, min(row.start, row.end - needed))
     end = min(contig_lengths[row.chromosome], max(row.end, row.start + needed))

@@ -1,7 +1,7 @@
-"""Intervals of a genome with their split, and the published rules that turn them into windows of a given length.
+"""Genomic intervals with their split, and the published rules that turn them into windows of a given length.
 
-The file is that of the Basenji and Enformer split which hg38 language models use (`human-sequences.bed`): no header,
-tab-separated chromosome, start, end and split, 0-based and half-open.
+The file format is that of the Basenji and Enformer split, used by hg38 language models (`human-sequences.bed`): no
+header, tab-separated chromosome, start, end and split, 0-based and half-open.
 """
 
 import contextlib
@@ -54,13 +54,13 @@ def read_intervals(
     contig_lengths: Mapping[str, int] | None = None,
     reference_label: str = "the reference",
 ) -> list[Interval]:
-    """Read a file of intervals, plain or gzipped, "-" for standard input, in the order of the file.
+    """Read an interval file, plain or gzipped, "-" for standard input, in file order.
 
     Blank lines, and lines that start with '#', 'track' or 'browser', are skipped. With `contig_lengths` every row must
     lie within a contig.
 
     Raises:
-        InputError: a row of another form; the message names the file and the line.
+        InputError: if a row has another form; the message names the file and the line.
     """
     label = source_label(path)
     rows: list[Interval] = []
@@ -75,21 +75,21 @@ def read_intervals(
 
 
 def intervals_text(intervals: Iterable[Interval]) -> str:
-    """Return the content of a file of intervals: what `read_intervals` reads."""
+    """Return the content of an interval file, as read by `read_intervals`."""
     return "".join(f"{row.chromosome}\t{row.start}\t{row.end}\t{row.split}\n" for row in intervals)
 
 
 @dataclass(frozen=True)
 class WindowRule:
-    """How one publication turns rows into windows of `length` bp.
+    """A published rule that turns rows into windows of `length` bp.
 
-    Rows come as arrays, one entry each, so that a genome's windows are arithmetic and not a list.
+    Rows are given as arrays, one entry per row, so that a genome's windows are computed instead of listed.
 
-    - `windows_per_row(row_lengths, length)`: how many windows each row gives.
-    - `starts(row_starts, row_ends, which, length)`: where window number `which` of each row starts, before the edges of
-      the contig are minded.
-    - `at_edges`: a window that leaves its contig is padded ("pad") or moved back inside ("shift").
-    - `reach_bp`: rows are read up to this length whatever `length` is; 0 where they are not.
+    - `windows_per_row(row_lengths, length)`: number of windows of each row.
+    - `starts(row_starts, row_ends, which, length)`: start of window number `which` of each row, before contig ends are
+      taken into account.
+    - `at_edges`: a window that extends beyond its contig is padded ("pad") or moved back inside ("shift").
+    - `reach_bp`: rows are extended to this length whatever `length` is; 0 if they are not.
     """
 
     name: str
@@ -99,10 +99,10 @@ class WindowRule:
     reach_bp: int = 0
 
     def require_length(self, length: int) -> None:
-        """Refuse a window length that this rule cannot cut rows into.
+        """Check that this rule supports a window length.
 
         Raises:
-            InputError: a length below 1, or one that does not divide the reach.
+            InputError: if the length is below 1, or does not divide the reach.
         """
         if length < 1:
             raise InputError(f"the window length is {length} bp: use 1 or more.")
@@ -113,7 +113,7 @@ class WindowRule:
             )
 
     def needed_row_length(self, length: int) -> int:
-        """Return how long a row must be (bp) for none of its windows to reach beyond it."""
+        """Return the length (bp) that a row needs to contain all of its windows."""
         return max(length, self.reach_bp)
 
 
@@ -122,7 +122,7 @@ def _hyenadna_count(row_lengths: Positions, length: int) -> Positions:
 
 
 def _hyenadna_starts(row_starts: Positions, row_ends: Positions, which: Positions, length: int) -> Positions:
-    # Half of what a row lacks, rounded down, goes to the left; a row that lacks nothing keeps its start.
+    # Short rows are extended to the left by half of the missing length, rounded down; others keep their start.
     lacking = np.maximum(length - (row_ends - row_starts), 0)
     return row_starts - lacking // 2
 
@@ -147,13 +147,13 @@ def _caduceus_starts(row_starts: Positions, row_ends: Positions, which: Position
 WINDOW_RULES: Final[dict[str, WindowRule]] = {
     rule.name: rule
     for rule in (
-        # Nguyen et al. 2023: one window a row, its first bases, or the row grown on both sides alike.
+        # Nguyen et al. 2023: one window per row: its first bases, or the row extended equally on both sides.
         WindowRule("hyenadna", _hyenadna_count, _hyenadna_starts, "pad"),
-        # Gu and Dao 2023, section E.3: tiles without overlap; a shorter row gives the window that begins with it and
-        # the one that ends with it.
+        # Gu and Dao 2023, section E.3: non-overlapping tiles; a row shorter than a window gives one that begins with it
+        # and one that ends with it.
         WindowRule("mamba", _mamba_count, _mamba_starts, "pad"),
-        # Schiff et al. 2024: every row goes on from its start to 2^20 bp and is tiled, whatever lies there; at the end
-        # of a contig a window moves back inside it.
+        # Schiff et al. 2024: every row is extended from its start to 2^20 bp and tiled; at the end of a contig windows
+        # are moved back inside it.
         WindowRule("caduceus", _caduceus_count, _caduceus_starts, "shift", CADUCEUS_REACH_BP),
     )
 }
@@ -163,7 +163,7 @@ def window_rule(name: str) -> WindowRule:
     """Return a published rule by name.
 
     Raises:
-        InputError: another name.
+        InputError: if the name is unknown.
     """
     if name not in WINDOW_RULES:
         raise InputError(f"there is no window rule '{name}': use {', '.join(WINDOW_RULES)}.")
@@ -174,7 +174,7 @@ def window_rule(name: str) -> WindowRule:
 class PlacedWindow:
     """A window of row number `row`: bases [start, end) of a chromosome.
 
-    Where the rule pads, start may be below 0 and end beyond the contig; so it is also in a contig that is shorter.
+    With a rule that pads, or in a contig shorter than the window, start may be below 0 and end beyond the contig.
     """
 
     row: int
@@ -184,7 +184,7 @@ class PlacedWindow:
 
 
 class RuleWindows(Sequence[PlacedWindow]):
-    """The windows that a rule gives for rows, in the order of the rows, without a list of them in memory."""
+    """The windows of a rule for the given rows, in row order, computed on access."""
 
     def __init__(
         self, rows: Sequence[Interval], rule: WindowRule, length: int, contig_lengths: Mapping[str, int]
@@ -192,7 +192,7 @@ class RuleWindows(Sequence[PlacedWindow]):
         """Count the windows of `length` bp.
 
         Raises:
-            InputError: a length that the rule cannot use, or a row that lies in no contig.
+            InputError: if the rule does not support the length, or a row is not within a contig.
         """
         rule.require_length(length)
         self.rows = tuple(rows)
@@ -222,7 +222,7 @@ class RuleWindows(Sequence[PlacedWindow]):
         return PlacedWindow(row, self.rows[row].chromosome, start, start + self.length)
 
     def starts_of_rows(self, rows: Positions) -> tuple[Positions, Positions]:
-        """Return the starts of all windows of some rows (given as positions), and the row of each, both (windows,)."""
+        """Return the starts of all windows of the given rows (by index), and the row of each, both (windows,)."""
         counts = self.windows_per_row[rows]
         repeated = np.repeat(rows, counts)
         which = np.arange(len(repeated)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -242,13 +242,12 @@ def tile_contigs(
     test: Iterable[str],
     exclude: Iterable[str] = (),
 ) -> Iterator[Interval]:
-    """Yield rows of `length` bp without overlap over all contigs, split by contig: what is not named is for training.
+    """Tile all contigs with non-overlapping rows of `length` bp, split by contig; unnamed contigs are for training.
 
-    The last bases of a contig that fill no row are left out, and so are contigs that are shorter.
+    An incomplete row at the end of a contig is dropped, as are contigs shorter than a row.
 
     Raises:
-        InputError: a contig that is not there or is named for two purposes, or a split that would be left without
-            rows.
+        InputError: if a contig does not exist or is assigned to two splits, or a split would have no rows.
     """
     if length < 1:
         raise InputError(f"the length of a row is {length} bp: use 1 or more.")
@@ -282,13 +281,13 @@ def tile_contigs(
 
 
 def table_lines(path: str | os.PathLike[str], content: str) -> Iterator[tuple[str, str]]:
-    """Yield the lines of a table of positions and what to call each in a message.
+    """Yield the lines of a table of positions, each with its place for error messages.
 
-    The file is plain or compressed, "-" is standard input. Blank lines are skipped, and so are lines that start with
-    '#', 'track' or 'browser', and a header line such as `chrom start end`.
+    The file is plain or compressed, "-" is standard input. Blank lines, lines that start with '#', 'track' or
+    'browser', and a header line such as `chrom start end` are skipped.
 
     Raises:
-        InputError: a file that cannot be read; `content` says what it should hold.
+        InputError: if the file cannot be read; `content` describes what it should contain.
     """
     label = source_label(path)
     with contextlib.closing(read_lines(path, label)) as lines:

@@ -1,8 +1,8 @@
-"""Windows to pretrain a language model of DNA on: a function of (seed, index), from intervals and a reference.
+"""Pretraining windows for DNA language models: a function of (seed, index), from intervals and a reference.
 
-There is no sampler state to save: resuming is starting at an index, and workers and ranks take indices. An epoch goes
-through all windows of a split once, in an order that is computed and not stored, since a genome at 1,024 bp has tens of
-millions of windows.
+There is no sampler state to save: resuming is starting at an index, and workers and ranks take indices. An epoch covers
+all windows of a split once, in an order that is computed, not stored, since a genome at 1,024 bp has tens of millions
+of windows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ _WORD: Final = 2**64
 
 
 class Letters(Protocol):
-    """Where the letters come from: a `Reference`, or a `ReferenceSet`."""
+    """Source of the letters: a `Reference` or a `ReferenceSet`."""
 
     @property
     def path(self) -> str:
@@ -41,9 +41,9 @@ class Letters(Protocol):
 
 
 class PretrainingWindow(NamedTuple):
-    """One window: `tokens`, uint8, and whether each is `scored`, bool, both of shape (length,); where it lies.
+    """One window: `tokens`, uint8, whether each is `scored`, bool, both of shape (length,), and its position.
 
-    On the other strand (`is_reverse_complement`) the tokens are those of [start, end) read in that strand's direction.
+    With `is_reverse_complement` the tokens are the reverse complement of [start, end).
     """
 
     tokens: Tokens
@@ -55,9 +55,9 @@ class PretrainingWindow(NamedTuple):
 class PretrainingWindows:
     """The windows of one split.
 
-    Beyond the ends of a contig there is N. Windows with fewer scored bases than `minimum_scored_fraction` of their
-    length are not used: training draws another in their place, evaluation leaves them out. None is ever without any, so
-    a mean over scored bases is never 0/0.
+    Positions beyond the ends of a contig are N. Windows with fewer scored bases than `minimum_scored_fraction` of their
+    length are not used: training samples another instead, evaluation skips them. Every window has at least one, so a
+    mean over scored bases is never 0/0.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class PretrainingWindows:
         """Prepare windows of `length` bp.
 
         Raises:
-            InputError: a split without rows, a row outside of the reference, a length that the rule cannot use, a seed
-                that is not a 64-bit number, and a probability or fraction outside of [0, 1].
+            InputError: if the split has no rows, a row is outside the reference, the rule does not support the length,
+                the seed is not a 64-bit number, or a probability or fraction is outside [0, 1].
         """
         rows = [row for row in intervals if row.split == split]
         if not rows:
@@ -84,8 +84,8 @@ class PretrainingWindows:
         if not 0 <= seed < _WORD:
             raise InputError(f"the seed is {seed}: use an integer from 0 to 2^64 - 1.")
         for what, share in (
-            ("probability of the other strand", reverse_complement_probability),
-            ("least fraction of scored bases", minimum_scored_fraction),
+            ("probability of the reverse strand", reverse_complement_probability),
+            ("minimum fraction of scored bases", minimum_scored_fraction),
         ):
             if not 0 <= share <= 1:
                 raise InputError(f"the {what} is {share}: use a number from 0 to 1.")
@@ -103,10 +103,10 @@ class PretrainingWindows:
         return len(self.windows)
 
     def at_length(self, length: int) -> "PretrainingWindows":
-        """Return the same windows at another length, as a warm-up of lengths needs.
+        """Return the same windows at another length, as required by a length warm-up.
 
         Raises:
-            InputError: a length that the rule cannot use.
+            InputError: if the rule does not support the length.
         """
         return PretrainingWindows(
             self.reference,
@@ -121,13 +121,13 @@ class PretrainingWindows:
         )
 
     def sample(self, index: int) -> PretrainingWindow:
-        """Return training window number `index`, from 0 without end. Depends on (seed, index) only.
+        """Return training window `index`, from 0 without limit, a function of (seed, index) only.
 
-        Indices from e * len(self) to (e + 1) * len(self) - 1 are epoch e: all windows in an order of its own. A window
-        without enough scored bases gives its turn to one chosen at random.
+        Indices from e * len(self) to (e + 1) * len(self) - 1 are epoch e: all windows in a different order. A window
+        without enough scored bases is replaced by a random one.
 
         Raises:
-            InputError: when practically no window has enough scored bases.
+            InputError: if hardly any window has enough scored bases.
         """
         if index < 0:
             raise ValueError(f"the index of a sample is {index}, it must be 0 or more")
@@ -142,8 +142,8 @@ class PretrainingWindows:
                 return window
             number = int(random.integers(count))
         raise InputError(
-            f"practically no {self.split} window of {self.length} bp in {self.reference.path} has enough scored bases "
-            f"({_MOST_TRIES} were tried): the intervals lie in gaps, or --length or the letter policy does not suit."
+            f"hardly any {self.split} window of {self.length} bp in {self.reference.path} has enough scored bases "
+            f"({_MOST_TRIES} were tried): the intervals are in gaps, or --length or the letter policy is unsuitable."
         )
 
     def sample_batch(self, index_start: int, count: int) -> tuple[Tokens, npt.NDArray[np.bool_]]:
@@ -155,10 +155,10 @@ class PretrainingWindows:
         return tokens, scored
 
     def evaluation(self, at_most: int | None = None) -> Iterator[PretrainingWindow]:
-        """Yield windows for evaluation on the forward strand, those without enough scored bases left out.
+        """Yield windows for evaluation on the forward strand, skipping those without enough scored bases.
 
-        All of them come in the order of the intervals; with `at_most`, so many that are spread over all, the same ones
-        whatever the seed.
+        They are in the order of the intervals; with `at_most`, that many windows spread over all, independent of the
+        seed.
         """
         count = len(self.windows)
         wanted = count if at_most is None else min(at_most, count)
@@ -173,7 +173,7 @@ class PretrainingWindows:
 
     def _read(self, place: PlacedWindow, on_other_strand: bool) -> PretrainingWindow:
         letters = self.reference.letters(place.chromosome, place.start, place.end, pad=True)
-        # The letters are complemented, not the tokens: only letters still know which ambiguity code is which.
+        # Letters are complemented, not tokens, which no longer distinguish the ambiguity codes.
         tokens = self.policy.tokens(reverse_complement(letters) if on_other_strand else letters)
         return PretrainingWindow(tokens, self.policy.is_scored(tokens), place, on_other_strand)
 
@@ -183,7 +183,7 @@ class PretrainingWindows:
 
 
 def shuffled_position(position: int, count: int, seed: int, epoch: int) -> int:
-    """Return where item number `position` of `count` comes from in the order of an epoch; one-to-one, in no memory.
+    """Return the item at `position` in an epoch's order of `count` items: a permutation that needs no memory.
 
     A Feistel network permutes the numbers of the next even power of two, and is walked until it lands below `count`
     (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002: cycle walking).
@@ -203,7 +203,7 @@ def shuffled_position(position: int, count: int, seed: int, epoch: int) -> int:
 
 
 def _mix(word: int) -> int:
-    """Scatter 64 bits: the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    """Mix 64 bits with the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
     word = (word + 0x9E3779B97F4A7C15) % _WORD
     word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % _WORD
     word = (word ^ word >> 27) * 0x94D049BB133111EB % _WORD
@@ -211,6 +211,6 @@ def _mix(word: int) -> int:
 
 
 def _spread(count: int) -> Iterator[int]:
-    """Yield all numbers below `count` in an order any first part of which is spread over them."""
+    """Yield all numbers below `count` in an order of which any prefix is spread over the range."""
     for number in range(count):
         yield shuffled_position(number, count, seed=0, epoch=0)

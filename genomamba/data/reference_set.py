@@ -1,4 +1,4 @@
-"""Several assemblies as one reference: their contigs under names of their own, and splits by chromosome over all."""
+"""Several assemblies as one reference, with unique contig names, and splits by chromosome over all."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,19 +15,19 @@ _ENDINGS: Final = (".gz", ".bgz", ".fa", ".fasta", ".fna")
 
 
 class ReferenceSet:
-    """The contigs of one or several FASTA files, each read where it is needed (`genomamba.io.reference.Reference`).
+    """The contigs of one or several FASTA files, read on demand (`genomamba.io.reference.Reference`).
 
-    Of a single file contigs keep their names. Of several, contig chrX of `strain.fa` is called `strain|chrX`.
+    Contigs of a single file keep their names. With several files, contig chrX of `strain.fa` is called `strain|chrX`.
 
-    `lengths` maps the name of each contig, in the order of the files, to its length in bp; `path` is what messages call
-    the files.
+    `lengths` maps the name of each contig, in the order of the files, to its length in bp; `path` names the files in
+    messages.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         """Open the files.
 
         Raises:
-            InputError: no file, two of one name, and everything that `Reference` refuses.
+            InputError: if there are no files, or two with the same name, or as `Reference`.
         """
         if not paths:
             raise InputError("no reference is given: name at least one FASTA file.")
@@ -37,7 +37,7 @@ class ReferenceSet:
             if label in labels[:number]:
                 raise InputError(
                     f"two references are called '{label}' ({self.paths[labels.index(label)]} and "
-                    f"{self.paths[number]}): give each file once, and files of one name another name."
+                    f"{self.paths[number]}): give each file once, and rename files with equal names."
                 )
         self._references = [Reference(path) for path in self.paths]
         self._places = {
@@ -54,7 +54,7 @@ class ReferenceSet:
         """As `Reference.letters`.
 
         Raises:
-            InputError: as that does.
+            InputError: as `Reference.letters`.
         """
         if contig not in self._places:
             raise InputError(f"there is no contig named '{contig}': {suggest_names(contig, self.lengths)}.")
@@ -62,7 +62,7 @@ class ReferenceSet:
         return reference.letters(name, start, end, pad)
 
     def chromosome(self, contig: str) -> str:
-        """The name of a contig in its own file, the same for homologous chromosomes of well-named assemblies."""
+        """Return a contig's name in its file, which homologous chromosomes of consistently named assemblies share."""
         return self._places[contig][1]
 
     def __getstate__(self) -> dict[str, object]:
@@ -80,12 +80,12 @@ def rows_by_chromosome(
     test: Iterable[str],
     exclude: Iterable[str] = (),
 ) -> tuple[list[Interval], list[str]]:
-    """Whole contigs as rows, split by chromosome in all files alike: what is not named is for training.
+    """Return whole contigs as rows, split by chromosome in all files; unnamed chromosomes are for training.
 
-    Contigs shorter than `shortest` bp are left out; their names come second.
+    Contigs shorter than `shortest` bp are skipped; their names are returned second.
 
     Raises:
-        InputError: a chromosome that no file has, or that is named for two purposes.
+        InputError: if no file has a chromosome, or it is assigned to two splits.
     """
     purposes: dict[str, str] = {}
     known = list(dict.fromkeys(references.chromosome(contig) for contig in references.lengths))
@@ -114,7 +114,7 @@ def rows_by_chromosome(
 
 
 def _label(path: str) -> str:
-    """The file's name without what says that it is FASTA."""
+    """Return the file name without its FASTA ending."""
     name = Path(path).name
     for ending in _ENDINGS:
         name = name.removesuffix(ending)

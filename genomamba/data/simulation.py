@@ -1,4 +1,4 @@
-"""A simulated clade: DNA of five related species whose best possible classification is known.
+"""A simulated clade: DNA of five related species with a known Bayes-optimal classification.
 
 The model, from the root of the tree to the files:
 
@@ -10,19 +10,19 @@ The model, from the root of the tree to the files:
    9:678, which is Hasegawa, Kishino and Yano 1985 with A = T and C = G; its own parameters on each branch: Galtier and
    Gouy 1998, Mol. Biol. Evol. 15:871). Over a branch of length d the probabilities are exp(Q d). These rates are
    strand-symmetric too. There are no insertions, deletions or rearrangements.
-3. **Chromosomes.** chrI of all species descends from one ancestral chrI, and so on, so that the chromosomes of the
-   species are homologous. Each chromosome has an ancestor of its own: what is held out shares no homology with what is
-   trained on, as in a real genome.
+3. **Chromosomes.** chrI of all species descends from one ancestral chrI, and so on, so the chromosomes of the
+   species are homologous. Each chromosome has its own ancestor: held-out chromosomes share no homology with training
+   chromosomes, as in a real genome.
 4. **Assembly gaps**, short runs of N, are equally frequent in all species.
 
-Species differ in composition and in how far, and by which changes, the ancestral context has been blurred. Given the
+Species differ in composition and in how far, and by which changes, the ancestral context has diverged. Given the
 species, a window is a hidden Markov chain: the hidden state is the ancestral word, and the observed base is emitted by
 the product of the branches' matrices from the root to the leaf. The forward algorithm (Rabiner 1989, Proc. IEEE 77:257,
-eqs. 19-21, with the scaling of section V.A) sums over all ancestors, which gives the exact likelihood and with it the
-Bayes optimum that no classifier without homology can beat on average.
+eqs. 19-21, with the scaling of section V.A) sums over all ancestors, which gives the exact likelihood and the Bayes
+optimum, which no classifier can beat on average without homology.
 
-Accuracy of the Bayes optimum for seed 0 on the held-out chromosomes (chance 20 %, 3,000 to 200 windows a length), as
-`pytest -s` prints it from `test_the_default_clade_is_hard_when_short_and_solvable_when_long`:
+Accuracy of the Bayes optimum for seed 0 on the held-out chromosomes (chance 20 %, 3,000 to 200 windows per length), as
+printed by `pytest -s` from `test_the_default_clade_is_hard_when_short_and_solvable_when_long`:
 
 | window, bp | 256 | 1,024 | 4,096 | 16,384 | 32,768 |
 | --- | --- | --- | --- | --- | --- |
@@ -56,7 +56,7 @@ class Branch:
     """One branch of the tree, named after the node at its end.
 
     Attributes:
-        name: The node at the branch's end; a species when no other branch begins there.
+        name: The node at the branch's end; a species if no other branch begins there.
         parent: The node at its beginning; `"root"` for the ancestor of all.
         substitutions_per_site: Length of the branch, expected substitutions per site at its equilibrium.
         equilibrium_gc: Fraction of G and C that the branch drifts towards, between 0 and 1.
@@ -70,12 +70,12 @@ class Branch:
     transition_ratio: float
 
     def substitution_matrix(self) -> np.ndarray:
-        """Probabilities (4, 4) of the base at the end (column) given that at the beginning (row), A C G T.
+        """Return probabilities (4, 4) of the base at the end (column) given that at the beginning (row), A C G T.
 
         exp(Q d), Tamura (1992).
 
         Raises:
-            InputError: A parameter is out of its range.
+            InputError: if a parameter is out of range.
         """
         if not (self.substitutions_per_site >= 0 and 0 < self.equilibrium_gc < 1 and self.transition_ratio > 0):
             raise InputError(
@@ -119,14 +119,14 @@ class AncestralChain:
 
     @classmethod
     def from_dirichlet(cls, order: int, concentration: float, generator: np.random.Generator) -> "AncestralChain":
-        """Draw every row from Dirichlet(concentration, ...), then average the chain with that of the other strand.
+        """Sample every row from Dirichlet(concentration, ...), then average the chain with that of the other strand.
 
         Both strands of a stationary chain are stationary chains of the same order, and so is the chain whose word
         probabilities are the mean of theirs: that one is its own reverse complement.
         """
         context_count = 4**order
-        drawn = generator.dirichlet(np.full(4, concentration), size=context_count)
-        words = _stationary_contexts(drawn)[:, None] * drawn
+        sampled = generator.dirichlet(np.full(4, concentration), size=context_count)
+        words = _stationary_contexts(sampled)[:, None] * sampled
         # One axis per base: flipping the axes complements (base b becomes 3 - b), transposing reverses.
         words = words.reshape((4,) * (order + 1))
         words = ((words + np.flip(words).T) / 2).reshape(context_count, 4)
@@ -134,10 +134,10 @@ class AncestralChain:
         return cls(words / stationary[:, None], stationary)
 
     def draw(self, length: int, generator: np.random.Generator) -> np.ndarray:
-        """Draw bases 0-3, uint8 (length,), from the stationary chain.
+        """Sample bases 0-3, uint8 (length,), from the stationary chain.
 
-        One uniform number per site decides its base for every context, so blocks can be walked side by side from all
-        contexts at once; once the context that enters a block is known, so is the block. This is exact.
+        One uniform number per site determines its base for every context, so blocks can be sampled in parallel for all
+        possible entering contexts; the actual context then selects one of them. This is exact.
         """
         context_count = len(self.stationary)
         block_length = max(1, int(np.sqrt(length)))
@@ -163,13 +163,13 @@ class AncestralChain:
 
 @dataclass(frozen=True)
 class SimulatedClade:
-    """Species with their chromosomes, and the model they were sampled from.
+    """Species with their chromosomes, and the model that they were sampled from.
 
     Attributes:
         seed: The seed that, with the parameters, determines everything.
         species_names: Names in class order.
-        training_names: Chromosomes to train on.
-        holdout_names: Chromosomes to hold out; they share no ancestor with the others.
+        training_names: Training chromosomes.
+        holdout_names: Held-out chromosomes; they share no ancestor with the others.
         chromosomes: Species -> chromosome -> tokens, uint8 (length_bp,).
         chain: The ancestral chain.
         leaf_matrices: (species, 4, 4) base of a species (column) given the ancestral base (row).
@@ -184,17 +184,17 @@ class SimulatedClade:
     leaf_matrices: np.ndarray
 
     def sequences(self, names: Sequence[str]) -> list[list[np.ndarray]]:
-        """Tokens of the named chromosomes, one list per species in class order."""
+        """Return tokens of the named chromosomes, one list per species in class order."""
         return [[self.chromosomes[species][name] for name in names] for species in self.species_names]
 
     def write_fasta(self, folder: str | os.PathLike[str]) -> dict[str, Path]:
         """Write `SPECIES.fa` for each species, one record per chromosome; return the paths by species.
 
-        Soft-masked (lower-case) runs lie at the same coordinates in all species, so that case tells nothing. Each file
+        Soft-masked (lower-case) runs have the same coordinates in all species, so case is uninformative. Each file
         is written under a temporary name and then renamed.
 
         Raises:
-            InputError: The folder cannot be made or written to.
+            InputError: if the folder cannot be created or written to.
         """
         folder = Path(folder)
         paths = {species: folder / f"{species}.fa" for species in self.species_names}
@@ -213,11 +213,11 @@ class SimulatedClade:
         return paths
 
     def log_likelihoods(self, windows: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Exact log-likelihood of each window under each species, natural logarithm, float64 (windows, species).
+        """Return the exact log-likelihood (nats) of each window under each species, float64 (windows, species).
 
-        Either strand gives the same likelihood, because chain and substitutions are strand-symmetric; so this is also
-        that of a window whose strand is unknown. N and other unknown bases are summed over. Windows may differ in
-        length; an empty one has likelihood 1.
+        Both strands have the same likelihood, because chain and substitutions are strand-symmetric, so the strand need
+        not be known. N and other unknown bases are summed over. Windows may differ in length; an empty one has
+        likelihood 1.
 
         Args:
             windows: Tokens, uint8 (windows, length), or a list of arrays (length,).
@@ -253,18 +253,18 @@ def simulate_clade(
     context_order: int = 2,
     context_concentration: float = 7.0,
 ) -> SimulatedClade:
-    """Simulate a clade; the module's text states the model.
+    """Simulate a clade; the module docstring describes the model.
 
     Args:
         seed: Non-negative; the result is a function of it and of the other arguments.
-        training_lengths_bp: Length of each chromosome to train on.
-        holdout_lengths_bp: Length of each chromosome to hold out. Chromosomes are named chrI, chrII, ... through both.
+        training_lengths_bp: Length of each training chromosome.
+        holdout_lengths_bp: Length of each held-out chromosome. Chromosomes are named chrI, chrII, ... across both.
         tree: Branches, each after the branch that leads to its parent.
-        context_order: Number of bases that the ancestral chain looks back on.
+        context_order: Order of the ancestral chain.
         context_concentration: Dirichlet parameter of its probabilities; smaller makes contexts more different.
 
     Raises:
-        InputError: A number is out of range, or the branches do not make a tree of at least two species.
+        InputError: if a number is out of range, or the branches do not form a tree of at least two species.
     """
     if seed < 0 or context_order < 1 or context_concentration <= 0:
         raise InputError(
@@ -278,7 +278,7 @@ def simulate_clade(
     parents = {branch.parent for branch in tree}
     species_names = tuple(branch.name for branch in tree if branch.name not in parents)
     if len(species_names) < 2:
-        raise InputError(f"the tree has {len(species_names)} species: give at least two branches that nothing follows")
+        raise InputError(f"the tree has {len(species_names)} species: give at least two terminal branches")
 
     names = tuple(f"chr{_roman_numeral(number)}" for number in range(1, len(lengths) + 1))
     chain = AncestralChain.from_dirichlet(context_order, context_concentration, _generator(seed, 0, _CHAIN))
@@ -303,7 +303,7 @@ def simulate_clade(
     )
 
 
-# Streams of random numbers, one for each purpose.
+# Random number streams, one per purpose.
 _CHAIN, _ANCESTOR, _BRANCH, _SOFT_MASK = range(4)
 
 
@@ -312,11 +312,11 @@ def _generator(seed: int, *stream: int) -> np.random.Generator:
 
 
 def _matrices_from_root(tree: Sequence[Branch]) -> dict[str, np.ndarray]:
-    """Base at each node (column) given the base at the root (row): the product of the branches between."""
+    """Return probabilities of the base at each node (column) given the root's (row): products along branches."""
     matrices = {ROOT: np.eye(4)}
     for branch in tree:
         if branch.name in matrices:
-            raise InputError(f"the tree has two nodes named {branch.name!r}: give each branch a name of its own")
+            raise InputError(f"the tree has two nodes named {branch.name!r}: give each branch its own name")
         if branch.parent not in matrices:
             raise InputError(
                 f"branch {branch.name!r} begins at {branch.parent!r}, which no earlier branch leads to: list the "
@@ -327,7 +327,7 @@ def _matrices_from_root(tree: Sequence[Branch]) -> dict[str, np.ndarray]:
 
 
 def _context_transitions(probabilities: np.ndarray) -> np.ndarray:
-    """The chain as a matrix (contexts, contexts) from one context to the next."""
+    """Return the chain's transition matrix (contexts, contexts)."""
     context_count = len(probabilities)
     contexts = np.arange(context_count)
     transitions = np.zeros((context_count, context_count))
@@ -349,7 +349,7 @@ def _next_contexts(contexts: np.ndarray, bases: np.ndarray, context_count: int) 
 
 
 def _categorical(uniforms: np.ndarray, thresholds: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Bases, uint8: how many of the three cumulative probabilities of its row each uniform number reaches."""
+    """Return bases, uint8: the number of cumulative probabilities of its row that each uniform number reaches."""
     bases = np.zeros(rows.shape, dtype=np.uint8)
     for threshold in thresholds.T:
         bases += uniforms >= threshold[rows]
@@ -364,7 +364,7 @@ def _with_gaps(tokens: np.ndarray, generator: np.random.Generator) -> np.ndarray
 
 
 def _soft_masked_letters(tokens: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """ASCII letters, uint8 (length,), with lower-case runs."""
+    """Return ASCII letters, uint8 (length,), with lower-case runs."""
     table = np.full(PADDED_VOCABULARY_SIZE, ord("N"), dtype=np.uint8)
     table[FIRST_BASE_TOKEN : FIRST_BASE_TOKEN + 4] = list(b"ACGT")
     letters = table[tokens]
@@ -379,7 +379,7 @@ def _fasta_lines(letters: np.ndarray) -> bytes:
 
 
 def _padded_columns(windows: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Tokens, uint8 (longest, windows), padded with N: an unknown base at the end leaves the likelihood as it is."""
+    """Return tokens, uint8 (longest, windows), padded with N, which does not change the likelihood."""
     longest = max((len(window) for window in windows), default=0)
     columns = np.full((longest, len(windows)), ANY_BASE_TOKEN, dtype=np.uint8)
     for index, window in enumerate(windows):

@@ -16,15 +16,15 @@ from mambacore.safe_text import safe_field
 TargetKind = Literal["classes", "labels", "numbers"]
 TARGET_KINDS: Final[tuple[TargetKind, ...]] = ("classes", "labels", "numbers")
 MOST_GUESSED_CLASSES: Final = 50
-"""A single column of more different integers than this could be either: the user must say."""
+"""A single column with more distinct integers than this is ambiguous: the user must specify its kind."""
 FEW_CLASSES: Final = 5
-"""Up to this many different values may be classes however few rows there are."""
+"""Up to this many distinct values may be classes, however few rows there are."""
 MOST_DISTINCT_SHARE: Final = 0.8
-"""Where more than this share of the values are different, they are not classes."""
+"""If more than this share of the values are distinct, they are not classes."""
 _DECIMAL_COMMA: Final = re.compile(r"[-+]?[0-9]+,[0-9]+")
 
 Targets = npt.NDArray[np.float64]
-"""(sequences, columns): a class's number, 0 or 1, or a number; NaN where the label is missing."""
+"""(sequences, columns): a class index, 0 or 1, or a number; NaN if the label is missing."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class TargetDescription:
     """The targets of a model.
 
     Attributes:
-        kind: `classes`, one column whose values are class names; `labels`, columns of 0 and 1 that do not exclude each
-            other; `numbers`, columns of numbers.
-        columns: their names.
-        class_names: of `classes`, sorted; a class is its place here.
-        means, deviations: of `numbers`, over the training rows: the model predicts (number - mean) / deviation.
+        kind: `classes`, one column of class names; `labels`, independent columns of 0 and 1; `numbers`, columns of
+            numbers.
+        columns: names of the columns.
+        class_names: for `classes`: the sorted names; a class is encoded as its index.
+        means, deviations: for `numbers`: of the training rows; the model predicts (number - mean) / deviation.
     """
 
     kind: TargetKind
@@ -47,16 +47,16 @@ class TargetDescription:
 
     @property
     def outputs(self) -> int:
-        """Values that a model gives for a sequence."""
+        """Number of model outputs per sequence."""
         return len(self.class_names) if self.kind == "classes" else len(self.columns)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-serialisable form; `from_dict` is the inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild from what `to_dict` returned."""
+        """Inverse of `to_dict`."""
         settings: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
@@ -64,27 +64,27 @@ class TargetDescription:
 
 
 def guess_kind(table: SequenceTable) -> TargetKind:
-    """Tell what the label columns hold from their values.
+    """Infer the kind of targets from the values of the label columns.
 
-    A single column of words, or of few different integers, is classes; integers with a decimal point only where they
-    are -1 and 1 or follow each other (`0.0` and `1.0`). Several columns of 0 and 1 are labels; other columns of numbers
-    are numbers. A column most of whose values are numbers is never classes because of a few that are not, and neither
-    is one nearly all of whose values are different.
+    A single column of words, or of few distinct integers, is classes; integers with a decimal point only if they are -1
+    and 1 or consecutive (`0.0` and `1.0`). Several columns of 0 and 1 are labels; other numeric columns are numbers. A
+    mostly numeric column is not taken for classes because of a few other values, nor is a column of almost all distinct
+    values.
 
     Raises:
-        InputError: there are no label columns, a value is out of place (with its line), or the values could be several
-            things and the user must say which.
+        InputError: if there are no label columns, a value does not fit (with its line), or the kind is ambiguous and
+            has to be specified.
     """
     if not table.labels:
-        raise InputError(f"{table.source} has no column of labels: add one, or name it with --label.")
+        raise InputError(f"{table.source} has no label column: add one, or name it with --label.")
     columns = [[value for value in values if value is not None] for values in table.labels.values()]
     if len(columns) > 1:
         distinct = {float(value) for values in columns for value in values if _is_number(value)}
         numeric = all(_is_number(value) for values in columns for value in values)
         if numeric and distinct == {-1.0, 1.0}:
             raise InputError(
-                f"the columns {', '.join(map(safe_field, table.labels))} of {table.source} hold -1 and 1 only: write "
-                "0 and 1 if they are labels, or give --kind numbers."
+                f"the columns {', '.join(map(safe_field, table.labels))} of {table.source} contain only -1 and 1: "
+                "write 0 and 1 if they are labels, or give --kind numbers."
             )
         return "labels" if numeric and distinct <= {0.0, 1.0} else "numbers"
     return _kind_of_column(table, next(iter(table.labels)), columns[0])
@@ -97,7 +97,9 @@ def _kind_of_column(table: SequenceTable, name: str, values: Sequence[str]) -> T
     if numbers < len(values) and (2 * numbers > len(values) or nearly_all_differ):
         row = next(row for row, value in enumerate(table.labels[name]) if value is not None and not _is_number(value))
         value = safe_field(str(table.labels[name][row]))
-        what = "nearly all of its values differ" if nearly_all_differ and not numbers else "other values are numbers"
+        what = (
+            "nearly all of its values are distinct" if nearly_all_differ and not numbers else "other values are numbers"
+        )
         comma = "write a point for a decimal comma" if _DECIMAL_COMMA.fullmatch(value) else "correct it or write NA"
         raise InputError(
             f"{table.source} has '{value}' in the column '{safe_field(name)}' of {table.places[row]}, which is not a "
@@ -116,7 +118,7 @@ def _kind_of_column(table: SequenceTable, name: str, values: Sequence[str]) -> T
 
 
 def _may_be_classes(values: set[str]) -> bool:
-    """Whether numbers may name classes: integers, which with a decimal point must be -1 and 1 or follow each other."""
+    """Whether numbers may be class names: integers, which with a decimal point must be -1 and 1 or consecutive."""
     numbers = {float(value) for value in values}
     if not all(number.is_integer() for number in numbers):
         return False
@@ -126,17 +128,17 @@ def _may_be_classes(values: set[str]) -> bool:
 
 
 def describe_targets(table: SequenceTable, splits: Sequence[str], kind: TargetKind) -> TargetDescription:
-    """What is learned from the training rows of a table.
+    """Derive a target description from the training rows of a table.
 
     Raises:
-        InputError: values of another kind (with their place), fewer than two classes, a class that has no training
-            rows, or a column that is the same in all of them.
+        InputError: if a value does not fit the kind (with its place), there are fewer than two classes, a class has no
+            training rows, or a column is constant in them.
     """
     columns = tuple(table.labels)
     if kind == "classes":
         if len(columns) != 1:
             raise InputError(
-                f"{table.source} has {len(columns)} columns of labels ({', '.join(columns)}), and classes are in one: "
+                f"{table.source} has {len(columns)} label columns ({', '.join(columns)}), but classes are in one: "
                 "name it with --label, or give another --kind."
             )
         values = table.labels[columns[0]]
@@ -144,7 +146,7 @@ def describe_targets(table: SequenceTable, splits: Sequence[str], kind: TargetKi
         for value, split, place in zip(values, splits, table.places, strict=True):
             if value is not None and value not in trained:
                 raise InputError(
-                    f"{table.source} has the class '{value}' in {place} ({split}) and nowhere in training: add "
+                    f"{table.source} has the class '{value}' in {place} ({split}) but not in training: add "
                     "training rows of it or remove the row."
                 )
         _refuse_two_spellings(trained, columns[0], table.source)
@@ -152,7 +154,7 @@ def describe_targets(table: SequenceTable, splits: Sequence[str], kind: TargetKi
             missing = sum(value is None for value in values)
             also = f" ({missing} values were read as missing)" if missing else ""
             raise InputError(
-                f"the column '{columns[0]}' of {table.source} has {len(trained)} class to train on{also}: give two or "
+                f"the column '{columns[0]}' of {table.source} has {len(trained)} class in training{also}: give two or "
                 "more."
             )
         return TargetDescription(kind, columns, tuple(sorted(trained)))
@@ -172,10 +174,10 @@ def describe_targets(table: SequenceTable, splits: Sequence[str], kind: TargetKi
 
 
 def encode_targets(table: SequenceTable, description: TargetDescription) -> Targets:
-    """The targets of all rows, (rows, columns); see `Targets`.
+    """Encode the targets of all rows, (rows, columns); see `Targets`.
 
     Raises:
-        InputError: a column that is missing, or a value that is none of the description's.
+        InputError: if a column is missing, or a value does not fit the description.
     """
     for name in description.columns:
         if name not in table.labels:
@@ -194,7 +196,7 @@ def encode_targets(table: SequenceTable, description: TargetDescription) -> Targ
                 numbers[row, 0] = description.class_names.index(same[0])
                 continue
             raise InputError(
-                f"{table.source} has the class '{value}' in {table.places[row]}, which is none of "
+                f"{table.source} has the class '{value}' in {table.places[row]}, which is not one of "
                 f"{', '.join(description.class_names)}."
             )
         numbers[row, 0] = description.class_names.index(value)
@@ -202,13 +204,13 @@ def encode_targets(table: SequenceTable, description: TargetDescription) -> Targ
 
 
 def _refuse_two_spellings(names: set[str], column: str, source: str) -> None:
-    """Refuse classes such as `1` and `1.0`, which are one number."""
+    """Check that no two classes are the same number, such as `1` and `1.0`."""
     by_number: dict[float, str] = {}
     for name in sorted(names):
         if _is_number(name) and by_number.setdefault(float(name), name) != name:
             raise InputError(
                 f"the column '{column}' of {source} has the classes '{by_number[float(name)]}' and '{name}', which are "
-                "one number: write it in one way."
+                "the same number: write it in one way."
             )
 
 
@@ -226,7 +228,7 @@ def _numbers(table: SequenceTable, columns: Sequence[str], only_labels: bool) ->
             number = float(value)
             if only_labels and number not in (0, 1):
                 raise InputError(
-                    f"{table.source} has {value} in the column '{name}' of {table.places[row]}, and labels are 0 or 1: "
+                    f"{table.source} has {value} in the column '{name}' of {table.places[row]}, but labels are 0 or 1: "
                     "correct it, or give --kind numbers."
                 )
             numbers[row, which] = number
@@ -241,11 +243,11 @@ def _is_number(text: str) -> bool:
 
 
 def checked_kind(name: str) -> TargetKind:
-    """A kind by name.
+    """Check and return a kind of targets.
 
     Raises:
-        InputError: another name.
+        InputError: if the name is unknown.
     """
     if name not in TARGET_KINDS:
-        raise InputError(f"there is no kind of labels '{name}': use {', '.join(TARGET_KINDS)} or auto.")
+        raise InputError(f"there is no target kind '{name}': use {', '.join(TARGET_KINDS)} or auto.")
     return cast(TargetKind, name)

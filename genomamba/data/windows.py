@@ -1,4 +1,4 @@
-"""Windows of genomes: endless random ones to train on, fixed ones to evaluate on.
+"""Windows of genomes: an endless random stream for training, fixed ones for evaluation.
 
 A training window is a function of (seed, index), so there is no sampler state to save: resuming is starting at an
 index, and workers and ranks take indices.
@@ -18,24 +18,24 @@ from mambacore.errors import InputError
 Strand = Literal["+", "-"]
 
 MAXIMUM_UNKNOWN_FRACTION: Final = 0.01
-"""Windows with a larger share of N and other ambiguity codes are not used: gaps give the assembly away."""
+"""Windows with a larger share of N and other ambiguity codes are not used: gaps reveal the assembly."""
 
 _MOST_TRIES: Final = 1000
 _GAPLESS_TRIES: Final = 64
-"""So many times a training window without any unknown base is sought before a few are put up with: when only one
-class's assembly has gaps, even short ones would give it away."""
+"""Attempts to find a training window without unknown bases before a few are accepted: if only one class's assembly has
+gaps, even short ones would reveal it."""
 
 _STRANDS: Final[tuple[Strand, Strand]] = ("+", "-")
 
 
 class WindowSampler:
-    """Draws training windows: uniform class, uniform sequence, uniform start, random strand.
+    """Samples training windows: class, sequence, start and strand are each uniform.
 
-    Windows with unknown bases are sampled again within their class, so classes stay balanced. Only where gapless
-    ones are hard to find is a share of `maximum_unknown_fraction` accepted.
+    Windows with unknown bases are resampled within their class, so classes stay balanced. Only if gapless windows are
+    hard to find is a share of unknown bases up to `maximum_unknown_fraction` accepted.
 
-    With `by_length` every base of a class is equally likely instead of every sequence, so that a plasmid weighs no more
-    than its length; and sequences shorter than a window are joined to windows, in random order.
+    With `by_length` sequences are sampled in proportion to their length, so that a plasmid is not over-represented, and
+    sequences shorter than a window are concatenated to windows, in random order.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class WindowSampler:
         maximum_unknown_fraction: float = MAXIMUM_UNKNOWN_FRACTION,
         by_length: bool = False,
     ) -> None:
-        """Prepare to draw windows of `length` bp.
+        """Prepare sampling of windows of `length` bp.
 
         Raises:
-            InputError: when a class has no sequence of at least `length` bp, or with `by_length` no bases.
+            InputError: if a class has no sequence of at least `length` bp, or with `by_length` no bases.
         """
         _require_positive(length)
         if not 0 <= seed < 2**64:
@@ -59,7 +59,7 @@ class WindowSampler:
         self.seed = seed
         self.maximum_unknown_fraction = maximum_unknown_fraction
         self.short_sequences = [sequence for sequence in collection.sequences if sequence.length < length]
-        """Sequences that are shorter than a window and therefore never seen, or only joined to others."""
+        """Sequences shorter than a window, which are never sampled, or only concatenated with others."""
         self.by_length = by_length
         joinable = [sequence for sequence in self.short_sequences if sequence.length and by_length]
         self._short = [
@@ -73,14 +73,14 @@ class WindowSampler:
                     f"class '{class_name}' has no training sequence of {length} bp, its longest has {longest}: "
                     f"use --length {longest} or less."
                     if longest
-                    else f"class '{class_name}' has no bases to train on: give it sequences of {length} bp or more."
+                    else f"class '{class_name}' has no training bases: give it sequences of {length} bp or more."
                 )
 
     def sample(self, index: int) -> tuple[Tokens, int]:
-        """Return window number `index`: tokens of shape (length,), and its label. Depends on (seed, index) only.
+        """Return window `index`, a function of (seed, index) only: tokens of shape (length,), and its label.
 
         Raises:
-            InputError: when practically no window of the class has few enough unknown bases.
+            InputError: if hardly any window of the class has few enough unknown bases.
         """
         random = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64)))
         label = int(random.integers(len(self._sequences)))
@@ -90,20 +90,20 @@ class WindowSampler:
             if _is_known(tokens, 0.0 if attempt < _GAPLESS_TRIES else self.maximum_unknown_fraction):
                 return _on_strand(tokens, strand), label
         raise InputError(
-            f"class '{self.class_names[label]}' has practically no window of {self.length} bp with at most "
+            f"class '{self.class_names[label]}' has hardly any window of {self.length} bp with at most "
             f"{self.maximum_unknown_fraction:.0%} unknown bases ({_MOST_TRIES} were tried): use a shorter --length or "
             "an assembly with fewer gaps."
         )
 
     def _tokens(self, label: int, random: np.random.Generator) -> Tokens:
-        """A window of a uniformly chosen sequence."""
+        """Sample a window of a uniformly chosen sequence."""
         sequences = self._sequences[label]
         sequence = sequences[random.integers(len(sequences))]
         start = int(random.integers(sequence.length - self.length + 1))
         return sequence.tokens(start, start + self.length)
 
     def _tokens_by_length(self, label: int, random: np.random.Generator) -> Tokens:
-        """A window at a uniformly chosen base, or short sequences joined as often as they have bases."""
+        """Sample a window at a uniformly chosen base, or short sequences concatenated."""
         long, short = self._sequences[label], self._short[label]
         short_bases = sum(sequence.length for sequence in short)
         if short and random.random() * (short_bases + sum(sequence.length for sequence in long)) < short_bases:
@@ -145,12 +145,12 @@ class EvaluationWindow:
 
 @dataclass(frozen=True)
 class EvaluationWindows:
-    """The windows of one length to evaluate on, class after class.
+    """The evaluation windows of one length, class by class.
 
-    - `independent_per_class`: how many windows that do not overlap the material of each class holds, which is what a
-      confidence interval may count. Those that were found to have too many unknown bases are not counted; where more
-      exist than were asked for, the rest is not looked at.
-    - `missing_classes`: classes that have no windows here, for want of a long enough sequence of known bases.
+    - `independent_per_class`: number of non-overlapping windows of each class, the sample size for confidence
+      intervals. Windows found to have too many unknown bases are not counted; windows beyond the requested number are
+      not examined.
+    - `missing_classes`: classes without windows, for lack of a long enough sequence of known bases.
     """
 
     length: int
@@ -168,9 +168,9 @@ def evaluation_windows(
 ) -> EvaluationWindows:
     """Choose up to `per_class` windows of `length` bp from every class, the same ones for the same seed.
 
-    They are spread over the sequences in proportion to their lengths. They do not overlap while the material lasts;
-    then come windows at random other starts; no two windows of a class are the same. Strands alternate. A class gets
-    fewer than `per_class` only when (practically) it has no more.
+    They are spread over the sequences in proportion to their lengths. Non-overlapping windows are used first, then
+    windows at other random starts; no two windows of a class are identical. Strands alternate. A class has fewer than
+    `per_class` windows only if (practically) no more exist.
     """
     _require_positive(length)
     windows: list[EvaluationWindow] = []
@@ -195,7 +195,7 @@ def evaluation_windows(
                 is_new = (which, start) not in chosen
                 if is_new and _is_known(sequences[which].tokens(start, start + length), maximum_unknown_fraction):
                     chosen[which, start] = None
-        # Gaps may spoil every tile and still leave room for a window between the tiles' borders.
+        # Gaps may affect every tile and still leave space for a window that straddles tiles.
         independent[class_name] = max(len(places) - unsuitable, min(len(chosen), 1))
         windows += [
             EvaluationWindow(label, sequences[which], start, length, _STRANDS[number % 2])
@@ -207,9 +207,9 @@ def evaluation_windows(
 
 
 def _spread_tiles(sequences: list[GenomeSequence], length: int, random: np.random.Generator) -> list[tuple[int, int]]:
-    """Cut sequences into windows that do not overlap, as (position in `sequences`, start), in an order that spreads.
+    """Cut sequences into non-overlapping windows, as (position in `sequences`, start), in an order that spreads them.
 
-    Any first part of the list takes from each sequence in proportion to its number of windows, at random places of it.
+    Any prefix of the list has windows of each sequence in proportion to its number, at random positions.
     """
     ranked: list[tuple[float, int, int]] = []
     for which, sequence in enumerate(sequences):
@@ -223,7 +223,7 @@ def _spread_tiles(sequences: list[GenomeSequence], length: int, random: np.rando
 def _random_places(
     sequences: list[GenomeSequence], length: int, random: np.random.Generator, tries: int
 ) -> Iterator[tuple[int, int]]:
-    """Yield (position in `sequences`, start), every start of every sequence equally likely."""
+    """Yield (position in `sequences`, start) without end, every start of every sequence equally likely."""
     starts = np.cumsum([sequence.length - length + 1 for sequence in sequences])
     for _ in range(tries):
         place = int(random.integers(starts[-1]))

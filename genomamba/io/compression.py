@@ -1,7 +1,7 @@
-"""Opening files, streams and standard input: decompression by content, byte-order marks, sentences for what fails.
+"""Opening of files, streams and standard input, with decompression by content and readable error messages.
 
-gzip, bzip2, xz and Zstandard are told apart by their first bytes, whatever a file is called. Nothing is read ahead of
-what is asked for by more than a block, so memory is bounded however well a file is compressed.
+gzip, bzip2, xz and Zstandard are recognised by their first bytes, whatever the file name. At most one block is read
+ahead, so memory is bounded however well a file is compressed.
 """
 
 import bz2
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Final, Protocol, cast
 from mambacore.errors import InputError
 
 LOGGER = logging.getLogger("genomamba")
-"""Warnings about input that is read all the same; without a configuration Python prints them on standard error."""
+"""Warnings about input that is accepted nevertheless; by default Python prints them on standard error."""
 
 Source = str | os.PathLike[str] | BinaryIO
 """A path, "-" for standard input, or a binary stream (which stays open)."""
@@ -30,12 +30,12 @@ GZIP_MAGIC: Final = b"\x1f\x8b"
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 BLOCK_BYTES: Final = 1 << 20
 LONGEST_LINE_BYTES: Final = 1 << 28
-"""Of texts that are read line by line; a line of a table may hold a chromosome arm."""
+"""Limit for texts that are read line by line; a line of a table may hold a chromosome arm."""
 MOST_BLANK_BYTES: Final = 1 << 26
-"""So many line ends and blanks without anything else between them are not a table."""
+"""Limit of consecutive whitespace and newlines, beyond which a file is not a table."""
 
 _ZSTANDARD_BYTES: Final = 256
-"""Compressed bytes that are decompressed at once: every 4 of them can become 128 KiB."""
+"""Compressed bytes that are decompressed at once: every 4 of them can expand to 128 KiB."""
 
 _MAGICS: Final[dict[bytes, str]] = {
     GZIP_MAGIC: "gzip",
@@ -47,7 +47,7 @@ _LONGEST_MAGIC: Final = max(map(len, _MAGICS))
 
 
 class Readable(Protocol):
-    """What can be read from."""
+    """A readable binary stream."""
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; empty at the end."""
@@ -55,7 +55,7 @@ class Readable(Protocol):
 
 
 def source_label(source: Source) -> str:
-    """Return what messages call a source."""
+    """Return the name of a source in messages."""
     if isinstance(source, str | os.PathLike):
         return "standard input" if source == STANDARD_INPUT else os.fspath(source)
     name = getattr(source, "name", None)
@@ -63,10 +63,10 @@ def source_label(source: Source) -> str:
 
 
 def is_compressed(path: str | os.PathLike[str]) -> bool:
-    """Say whether a file's content (not its name) is compressed.
+    """Return whether a file's content (not its name) is compressed.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: if it cannot be read.
     """
     with input_errors(os.fspath(path)), open(path, "rb") as stream:
         return _compression_of(stream.read(_LONGEST_MAGIC)) is not None
@@ -78,10 +78,11 @@ def opened(source: Source, label: str) -> Iterator[Readable]:
 
     Args:
         source: see `Source`.
-        label: what messages call it.
+        label: its name in messages.
 
     Raises:
-        InputError: the source is missing, unreadable, damaged or cut off, or needs zstandard, which is not installed.
+        InputError: if the source is missing, unreadable, damaged or truncated, or needs zstandard, which is not
+            installed.
     """
     with contextlib.ExitStack() as stack:
         with input_errors(label):
@@ -105,17 +106,17 @@ def read_blocks(source: Source, label: str) -> Generator[bytes, None, None]:
             blanks = blanks + len(block) if block.isspace() else 0
             if blanks > MOST_BLANK_BYTES:
                 raise InputError(
-                    f"{label} has more than {MOST_BLANK_BYTES:,} blank characters in a row: give a file of sequences."
+                    f"{label} has more than {MOST_BLANK_BYTES:,} consecutive blank characters: give a sequence file."
                 )
             yield block
 
 
 def read_lines(source: Source, label: str) -> Generator[str, None, None]:
-    """Yield the lines of a UTF-8 text with their ends, which may be LF, CRLF or CR.
+    """Yield the lines of a UTF-8 text with their line endings (LF, CRLF or CR).
 
     Raises:
-        InputError: as `opened`, a text that is not UTF-8, a line of more than 268 million characters, or 67 million
-            blanks on end.
+        InputError: as `opened`, or if the text is not UTF-8, or has a line of more than 268 million characters or 67
+            million consecutive whitespace characters.
     """
     blanks = 0
     with opened(source, label) as content:
@@ -139,7 +140,7 @@ def read_lines(source: Source, label: str) -> Generator[str, None, None]:
 
 @contextlib.contextmanager
 def input_errors(label: str) -> Iterator[None]:
-    """Turn what the operating system and the decompressors raise into sentences for the user."""
+    """Convert errors of the operating system and the decompressors into messages for the user."""
     try:
         yield
     except FileNotFoundError as error:
@@ -157,7 +158,7 @@ def input_errors(label: str) -> Iterator[None]:
 
 
 class _Rejoined:
-    """A stream that cannot seek, with the bytes that were read from it to look at put back in front."""
+    """A stream that cannot seek, with the bytes already read from it put back in front."""
 
     def __init__(self, start: bytes, stream: Readable) -> None:
         self._start = start
@@ -169,11 +170,11 @@ class _Rejoined:
 
 
 class Rewound(io.RawIOBase):
-    """A stream whose first bytes can be looked at before it is read.
+    """A stream whose first bytes can be inspected before it is read.
 
     Args:
         stream: decompressed content.
-        name: what messages call it.
+        name: its name in messages.
     """
 
     def __init__(self, stream: Readable, name: str) -> None:
@@ -187,11 +188,11 @@ class Rewound(io.RawIOBase):
         self.name = "<stdin>" if name == "standard input" else name
 
     def begins_with(self, marks: tuple[bytes, ...]) -> bool:
-        """Whether the first byte that is not blank is one of some; b"" stands for none at all."""
+        """Whether the first byte that is not whitespace is one of `marks`; b"" stands for an empty stream."""
         return self._start.lstrip()[:1] in marks
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def read(self, size: int = -1, /) -> bytes:
@@ -201,7 +202,7 @@ class Rewound(io.RawIOBase):
 
 
 class _Checked:
-    """A stream whose errors are sentences."""
+    """A stream whose errors are converted to messages for the user."""
 
     def __init__(self, stream: Readable, label: str) -> None:
         self._stream = stream
@@ -213,7 +214,7 @@ class _Checked:
 
 
 class _Raw(io.RawIOBase):
-    """What the standard library needs to put buffers and text on top of a stream."""
+    """An adapter that lets the standard library add buffering and decoding to a stream."""
 
     def __init__(self, stream: Readable) -> None:
         self._stream = stream
@@ -228,7 +229,7 @@ class _Raw(io.RawIOBase):
 
 
 class _GzipMembers:
-    """The content of gzip members one after the other; other bytes after them are left out with a warning."""
+    """The concatenated content of gzip members; other trailing bytes are ignored with a warning."""
 
     def __init__(self, stream: Readable, label: str) -> None:
         self._stream = stream
@@ -254,7 +255,7 @@ class _GzipMembers:
         return b""
 
     def _begin_member(self) -> bool:
-        """Begin the next member; zeros before it are padding, as of tapes."""
+        """Begin the next member, skipping zero padding such as from tapes."""
         self._waiting = self._waiting.lstrip(b"\0")
         if len(self._waiting) < len(GZIP_MAGIC):
             self._waiting += self._stream.read(BLOCK_BYTES)
@@ -262,7 +263,7 @@ class _GzipMembers:
             return False
         if not self._waiting.startswith(GZIP_MAGIC):
             LOGGER.warning(
-                "%s has other bytes after its compressed content, which are left out: check that it is complete.",
+                "%s has other bytes after its compressed content, which are ignored: check that it is complete.",
                 self._label,
             )
             self._done = True
@@ -287,14 +288,14 @@ def _decompressed(stream: Readable, compression: str | None, label: str) -> Read
         return lzma.LZMAFile(file)
     if importlib.util.find_spec("zstandard") is None:
         raise InputError(
-            f"{label} is compressed with Zstandard, and reading that needs zstandard, which is not installed: "
+            f"{label} is compressed with Zstandard, which needs the package zstandard, which is not installed: "
             "`pip install zstandard`, or decompress the file."
         )
     return _ZstandardFrames(stream)
 
 
 class _ZstandardFrames:
-    """The content of Zstandard frames one after the other."""
+    """The concatenated content of Zstandard frames."""
 
     def __init__(self, stream: Readable) -> None:
         import zstandard  # noqa: PLC0415 - a second to import, for a rare compression
@@ -335,7 +336,7 @@ class _ZstandardFrames:
 
 
 def _read_exactly(stream: Readable, size: int) -> bytes:
-    """As many bytes as there are, up to a number: a pipe may hand over less than was asked for at a time."""
+    """Read up to `size` bytes, fewer only at the end: a pipe may return less than requested at a time."""
     start = b""
     while len(start) < size and (more := stream.read(size - len(start))):
         start += more

@@ -1,7 +1,7 @@
-"""Reading FASTA from files, compressed or not, and standard input, in bounded memory.
+"""Reading of FASTA from files, compressed or not, and standard input, in bounded memory.
 
 The parser works on blocks of bytes, not on lines, so a chromosome on one line costs no more memory than one on many,
-and no Python code runs per base. Line ends may be LF, CRLF or CR; blank lines and blanks within lines are skipped.
+and no Python code runs per base. Lines may end with LF, CRLF or CR; blank lines and spaces within lines are skipped.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class FastaHeader:
 
 @dataclass(frozen=True)
 class FastaRecord:
-    """One record whole in memory; `tokens` is uint8 of shape (length,)."""
+    """One record, entirely in memory; `tokens` is uint8 of shape (length,)."""
 
     name: str
     description: str
@@ -58,9 +58,9 @@ class FastaRecord:
 
 
 class SpooledRecord:
-    """One record whose tokens lie in memory while they are few and in a temporary file when they are many.
+    """One record whose tokens are kept in memory if they are few and in a temporary file if they are many.
 
-    Pieces can be read any number of times, in both directions at once, until the next record is read.
+    Pieces can be read any number of times, in both directions concurrently, until the next record is read.
     """
 
     def __init__(self, header: FastaHeader, memory_bytes: int) -> None:
@@ -79,7 +79,7 @@ class SpooledRecord:
                 raise
             raise InputError(
                 f"the temporary folder {tempfile.gettempdir()} is full while record '{self.name}' is read: "
-                "set TMPDIR to a folder with more room."
+                "set TMPDIR to a folder with more space."
             ) from error
         self.length += len(tokens)
 
@@ -89,32 +89,32 @@ class SpooledRecord:
             yield self._read(start, min(start + piece_length, self.length))
 
     def reverse_complement_pieces(self, piece_length: int) -> Iterator[Tokens]:
-        """Yield the other strand in pieces cut from its own start: what `forward_pieces` of that strand would give."""
+        """Yield the reverse complement in pieces from its own start: the `forward_pieces` of that strand."""
         for start in _piece_starts(self.length, piece_length):
             end = self.length - start
             yield COMPLEMENT_IDS[self._read(max(0, end - piece_length), end)[::-1]]
 
     def close(self) -> None:
-        """Forget the tokens and delete the temporary file."""
+        """Release the tokens and delete the temporary file."""
         self._spool.close()
 
     def _read(self, start: int, end: int) -> Tokens:
         tokens = np.empty(end - start, dtype=np.uint8)
         self._spool.seek(start)
         if self._spool.readinto(tokens.data) != len(tokens):  # type: ignore[attr-defined]  # since Python 3.11
-            raise OSError(f"the temporary copy of record '{self.name}' was cut short by another program")
+            raise OSError(f"the temporary copy of record '{self.name}' was truncated by another program")
         return tokens
 
 
 EventReader = Callable[[Any], Generator[FastaHeader | Tokens, None, None]]
-"""What `read_events` does, for some format."""
+"""A function like `read_events`, for some format."""
 
 
 def read_records(source: FastaSource) -> Iterator[FastaRecord]:
-    """Yield the records of a FASTA source one by one, each whole in memory (1 byte a base).
+    """Yield the records of a FASTA source one by one, each entirely in memory (1 byte per base).
 
     Raises:
-        InputError: anything that is not FASTA of nucleotides.
+        InputError: if the source is not FASTA of nucleotides.
     """
     header: FastaHeader | None = None
     tokens = bytearray()
@@ -134,11 +134,11 @@ def spool_records(
 ) -> Iterator[SpooledRecord]:
     """Yield the records of a source one by one in bounded memory, whatever their length.
 
-    A record of more than `memory_bytes` bases goes to a temporary file. Each record is valid until the next is read
-    or the iterator is closed. `events_of` is the parser of the source, `read_events` for FASTA unless another is given.
+    A record of more than `memory_bytes` bases is written to a temporary file. Each record is valid until the next is
+    read or the iterator is closed. `events_of` is the parser, by default `read_events` for FASTA.
 
     Raises:
-        InputError: anything that the parser refuses.
+        InputError: as the parser.
     """
     record: SpooledRecord | None = None
     with contextlib.closing((events_of or read_events)(source)) as events:
@@ -162,7 +162,7 @@ def read_events(source: FastaSource) -> Generator[FastaHeader | Tokens, None, No
     """Yield a `FastaHeader` for each record, followed by its tokens in arrays of at most 1 MiB: the streaming parser.
 
     Raises:
-        InputError: anything that is not FASTA of nucleotides.
+        InputError: if the source is not FASTA of nucleotides.
     """
     label = source_label(source)
     with contextlib.closing(read_blocks(source, label)) as blocks:
@@ -170,7 +170,7 @@ def read_events(source: FastaSource) -> Generator[FastaHeader | Tokens, None, No
 
 
 def parse_fasta(blocks: Iterable[bytes], label: str) -> Generator[FastaHeader | Tokens, None, None]:
-    """As `read_events`, from blocks of decompressed bytes; `label` is what messages call their source."""
+    """As `read_events`, from blocks of decompressed bytes; `label` is the name of the source in messages."""
     header_line: bytearray | None = None
     header: FastaHeader | None = None
     record_number = 0
@@ -215,7 +215,7 @@ def parse_fasta(blocks: Iterable[bytes], label: str) -> Generator[FastaHeader | 
 
 
 def _from_first_letter(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Leave out blanks in front of the first record, also those before its mark."""
+    """Skip whitespace before the first record, including before its mark."""
     begun = False
     for block in blocks:
         content = block if begun else block.lstrip(BLANKS)
@@ -225,7 +225,7 @@ def _from_first_letter(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _line_end(block: bytes, start: int) -> int:
-    """Return where the line that `start` lies on ends in the block (the block's length when it goes on)."""
+    """Return the end of the line at `start` in the block (the block's length if the line continues)."""
     line_feed = block.find(b"\n", start)
     end = line_feed if line_feed >= 0 else len(block)
     carriage_return = block.find(b"\r", start, end)
@@ -233,7 +233,7 @@ def _line_end(block: bytes, start: int) -> int:
 
 
 def next_header(block: bytes, start: int, byte_before: int) -> int:
-    """Return the position of the next '>' at the start of a line (the block's length when there is none)."""
+    """Return the position of the next '>' at the start of a line (the block's length if there is none)."""
     mark = block.find(b">", start)
     while mark >= 0:
         if (block[mark - 1] if mark else byte_before) in b"\r\n":
@@ -243,7 +243,7 @@ def next_header(block: bytes, start: int, byte_before: int) -> int:
 
 
 def parse_header(line: bytes | bytearray, record_number: int, label: str) -> FastaHeader:
-    """A header from its line without the mark; a nameless record is called by its number."""
+    """Parse a header line without its mark; a record without a name is named by its number."""
     if 0 in line:
         raise InputError(
             f"{label} has byte 0x00 in the header of record {record_number}, which looks like binary content: "
@@ -255,10 +255,10 @@ def parse_header(line: bytes | bytearray, record_number: int, label: str) -> Fas
 
 
 class LetterReader:
-    """Turns the letters of a source into tokens, and counts the symbols that are read as N.
+    """Converts the letters of a source to tokens, and counts the symbols that are read as N.
 
     Args:
-        label: what messages call the source.
+        label: name of the source in messages.
     """
 
     def __init__(self, label: str) -> None:
@@ -266,17 +266,17 @@ class LetterReader:
         self.replaced = 0
 
     def tokens(self, text: bytes, bases_before: int, header: FastaHeader) -> Tokens:
-        """Return the tokens of letters and blanks.
+        """Return the tokens of letters, skipping whitespace.
 
         The symbols `*`, `-`, `.`, `?` and X are read as N.
 
         Args:
             text: part of a record.
-            bases_before: bases of the record that came earlier.
-            header: of the record.
+            bases_before: number of preceding bases of the record.
+            header: header of the record.
 
         Raises:
-            InputError: a byte that is not a nucleotide code, or letters that are a protein.
+            InputError: if a byte is not a nucleotide code, or the letters are a protein.
         """
         letters = text.translate(None, BLANKS)
         symbols = len(letters) - len(letters.translate(None, UNKNOWN_SYMBOLS))
@@ -310,7 +310,7 @@ def _describe_missing_header(text: bytes, label: str) -> str:
         if text.startswith(magic):
             return f"{label} {description}."
     if text[:1] == b"@":
-        return f"{label} looks like FASTQ or SAM, which is not read: convert it to FASTA (`seqtk seq -A`)."
+        return f"{label} looks like FASTQ or SAM, which is not supported here: convert it to FASTA (`seqtk seq -A`)."
     if not 0x20 <= text[0] < 0x7F:
         return (
             f"{label} starts with byte 0x{text[0]:02x}, which looks like binary content: "

@@ -1,6 +1,6 @@
-"""Reading FASTQ beside FASTA, told apart by content; qualities are checked for their number and otherwise ignored.
+"""Reading of FASTQ and FASTA, recognised by content; of qualities only the number is checked.
 
-Sequence and qualities may stand on one line or on several (Cock et al. 2010, "The Sanger FASTQ file format", Nucleic
+Sequence and qualities may be on one line or on several (Cock et al. 2010, "The Sanger FASTQ file format", Nucleic
 Acids Research 38:1767). A record's text is in memory while it is read: FASTQ is for reads, not for chromosomes.
 """
 
@@ -30,7 +30,7 @@ _SAM_HEADERS: Final = (b"@HD\t", b"@SQ\t", b"@RG\t", b"@PG\t", b"@CO\t")
 
 @dataclass(frozen=True)
 class FastqText:
-    """One record as it stands: the header line without its mark, and the lines of bases joined."""
+    """The text of one record: the header line without its mark, and the joined lines of bases."""
 
     header: bytes
     letters: bytes
@@ -40,7 +40,7 @@ def read_sequence_events(source: FastaSource) -> Generator[FastaHeader | Tokens,
     """Yield a `FastaHeader` for each record of a FASTA or FASTQ source, followed by its tokens.
 
     Raises:
-        InputError: anything that is neither of nucleotides.
+        InputError: if the source is neither FASTA nor FASTQ of nucleotides.
     """
     label = source_label(source)
     with contextlib.closing(read_blocks(source, label)) as blocks:
@@ -61,10 +61,10 @@ def read_sequence_events(source: FastaSource) -> Generator[FastaHeader | Tokens,
 def read_record_texts(source: FastaSource) -> Iterator[tuple[int, bytes]]:
     """Yield the text of a source in pieces, each with the number of the record (from 0) that it belongs to.
 
-    The text of FASTA is unchanged, and ends with a line feed; a FASTQ record is given as FASTA, bases on one line.
+    FASTA text is unchanged, and ends with a newline; FASTQ records are converted to FASTA, bases on one line.
 
     Raises:
-        InputError: when the source cannot be read.
+        InputError: if the source cannot be read.
     """
     label = source_label(source)
     with contextlib.closing(read_blocks(source, label)) as blocks:
@@ -77,10 +77,10 @@ def read_record_texts(source: FastaSource) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_fastq(blocks: Iterable[bytes], label: str) -> Iterator[FastqText]:
-    """Yield the records in blocks of FASTQ; `label` is what messages call their source.
+    """Yield the records in blocks of FASTQ; `label` is the name of the source in messages.
 
     Raises:
-        InputError: what is not FASTQ or ends within a record.
+        InputError: if the text is not FASTQ or ends within a record.
     """
     lines = _lines(blocks, label)
     for number in itertools.count(1):
@@ -91,7 +91,7 @@ def parse_fastq(blocks: Iterable[bytes], label: str) -> Iterator[FastqText]:
             raise InputError(f"{label} is a SAM file: convert it with `samtools fasta`.")
         if not header.startswith(FASTQ_MARK):
             raise InputError(
-                f"{label} has no '@' at the start of FASTQ record {number}: its qualities may be more than its bases, "
+                f"{label} has no '@' at the start of FASTQ record {number}: it may have more qualities than bases, "
                 "or lines are missing before it."
             )
         letters = bytearray()
@@ -116,7 +116,7 @@ def parse_fastq(blocks: Iterable[bytes], label: str) -> Iterator[FastqText]:
 
 
 def _look_at_start(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """The first bytes that are not blanks, and the blocks from these on."""
+    """Return the first bytes after leading whitespace, and the blocks from there on."""
     for block in blocks:
         stripped = block.lstrip(BLANKS)
         if stripped:
@@ -125,7 +125,7 @@ def _look_at_start(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
 
 
 def _lines(blocks: Iterable[bytes], label: str) -> Iterator[bytes]:
-    """Lines without their ends, which may be LF, CRLF or CR."""
+    """Yield lines without their endings (LF, CRLF or CR)."""
     rest = b""
     for block in blocks:
         lines = (rest + block).splitlines(keepends=True)
@@ -146,7 +146,7 @@ def _fasta_texts(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     for block in blocks:
         cursor = 0
         while cursor < len(block):
-            # A mark at the cursor is where this record begins; its end is the mark after that.
+            # A mark at the cursor begins this record, which ends at the mark after that.
             begins = block[cursor : cursor + 1] == b">" and (block[cursor - 1] if cursor else byte_before) in b"\r\n"
             number += begins
             end = next_header(block, cursor + begins, byte_before)

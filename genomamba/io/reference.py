@@ -1,8 +1,8 @@
 """Random access to a reference genome of any size, from any number of processes.
 
-A file handle that two processes share gives wrong sequences, because each moves the other's position (pyfaidx issue
-211), and an index that is written while others read it is read half (kipoiseq issue 27). Here every process opens its
-own handle, and an index is built once, under a lock, and appears under its name whole or not at all.
+A file handle shared by two processes gives wrong sequences, because each moves the other's position (pyfaidx issue
+211), and an index that is read while it is being written is incomplete (kipoiseq issue 27). Here every process opens
+its own handle, and an index is built once, under a lock, and renamed into place when complete.
 """
 
 import contextlib
@@ -32,16 +32,16 @@ from mambacore.errors import InputError
 BLOCK_GZIP_EXTRA: Final = b"BC\x02\x00"
 """The subfield of a gzip header that marks a block of BGZF (SAM specification, section 4.1)."""
 _COMPRESSED_NAMES: Final = (".gz", ".bgz")
-"""Endings that the index library takes for BGZF, whatever the content is."""
+"""Endings that the index library takes for BGZF, whatever the content."""
 _LONGEST_GAP_BYTES: Final = 1 << 20
-"""Header lines and blank lines between two sequences are together not longer than this."""
+"""Limit for the header line and blank lines between two sequences."""
 _MOST_NEAR_NAMES: Final = 3
 _RECORD_BREAK = re.compile(rb"[\r\n]*(?:;[^\r\n]*\r?\n[\r\n]*)*>([^\r\n]*)\r?\n?")
 
 
 @dataclass(frozen=True)
 class _FileIdentity:
-    """What tells whether a file is still the one that was opened."""
+    """Properties that identify a file, to detect changes after it was opened."""
 
     inode: int
     size: int
@@ -54,23 +54,23 @@ class _FileIdentity:
 
 
 class Reference:
-    """The contigs of one FASTA file, read where they are needed.
+    """The contigs of one FASTA file, with random access.
 
-    The file is plain, or BGZF (block gzip). It may be used from several threads, forked and pickled: each process opens
-    a handle of its own. A file that changes while it is in use is noticed.
+    The file is plain, or BGZF (block gzip). Objects may be used from several threads, forked and pickled: each process
+    opens its own handle. Changes of the file while in use are detected.
 
     `lengths` maps the name of each contig, in file order, to its length in bp.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open a FASTA file; its index is built if there is none, or if the one there is does not describe it.
+        """Open a FASTA file; its index is built if it is missing or does not match the file.
 
-        The index lies beside the file (`.fai`, as samtools names it) or, when that folder cannot be written, in the
-        user's cache folder.
+        The index is stored beside the file (`.fai`, as in samtools) or, if that folder is not writable, in the user's
+        cache folder.
 
         Raises:
-            InputError: a file that is missing, not FASTA, compressed in a way that allows no random access, has two
-                contigs of one name, or lines of uneven length.
+            InputError: if the file is missing, not FASTA, compressed without random access, or has repeated contig
+                names or lines of uneven length.
         """
         self.path = os.fspath(path)
         self._identity = _identity(self.path)
@@ -86,13 +86,13 @@ class Reference:
         self._require_unchanged()
 
     def letters(self, contig: str, start: int, end: int, pad: bool = False) -> bytes:
-        """Return bases [start, end), 0-based and half-open, as they stand in the file: IUPAC codes in either case.
+        """Return bases [start, end), 0-based and half-open, as in the file: IUPAC codes in either case.
 
-        With `pad`, what lies before or after the contig is N; without, it is refused.
+        With `pad`, positions outside the contig are N; otherwise they are an error.
 
         Raises:
-            InputError: a contig that is not there (with the nearest names), a range outside of it, a byte that is not
-                a nucleotide code, and a file that has changed since it was opened.
+            InputError: if the contig does not exist (with the nearest names), the range is outside it, a byte is not a
+                nucleotide code, or the file has changed since it was opened.
         """
         length = self.length(contig)
         if end < start or (not pad and not 0 <= start <= end <= length):
@@ -108,10 +108,10 @@ class Reference:
         return b"N" * before + inside + b"N" * (end - start - before - len(inside))
 
     def tokens(self, contig: str, start: int, end: int, pad: bool = False) -> Tokens:
-        """Return the tokens of bases [start, end), either case the same base, uint8 of shape (end - start,).
+        """Return the tokens of bases [start, end), ignoring case, uint8 of shape (end - start,).
 
         Raises:
-            InputError: as `letters` does.
+            InputError: as `letters`.
         """
         letters = self.letters(contig, start, end, pad)
         return np.frombuffer(bytearray(letters.translate(TOKEN_OF_BYTE)), dtype=np.uint8)
@@ -120,7 +120,7 @@ class Reference:
         """Return the length of a contig in bp.
 
         Raises:
-            InputError: a contig that is not there, with the nearest names.
+            InputError: if the contig does not exist, with the nearest names.
         """
         try:
             return self.lengths[contig]
@@ -170,14 +170,14 @@ class Reference:
             byte = letters[invalid]
             raise InputError(
                 f"{self.path} has {describe_byte(byte)} at base {start + invalid + 1} of contig '{contig}', "
-                f"{'where lines hold bases only: remove blanks' if byte in b' ' else diagnose_invalid_byte(byte)}."
+                f"{'where lines hold only bases: remove spaces' if byte in b' ' else diagnose_invalid_byte(byte)}."
             )
         if len(letters) != end - start:
             raise self._changed()
         return letters
 
     def _without_symbols(self, letters: bytes) -> bytes:
-        """Letters with N in place of symbols for bases that are not known; the first time this is said aloud."""
+        """Replace symbols for unknown bases by N, with a warning the first time."""
         replaced = letters.translate(UNKNOWN_SYMBOLS_AS_N)
         if replaced != letters and not self._warned:
             self._warned = True
@@ -186,7 +186,7 @@ class Reference:
 
     def _open(self) -> pyfaidx.Faidx:
         if self._process_id != os.getpid():
-            # A fork copies the lock in whatever state another thread had it: take a new one with the new handle.
+            # A fork copies the lock in the state another thread left it in: create a new one with the new handle.
             self._opening, self._handle, self._process_id = threading.Lock(), None, os.getpid()
         with self._opening:
             if self._handle is None:
@@ -202,9 +202,9 @@ class Reference:
 
 
 def suggest_names(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence about a missing contig: the names that look like it, or those that there are.
+    """Return the end of a message about a missing contig: similar names, or the existing names.
 
-    'chr1' and '1' (UCSC's and Ensembl's style), and 'chrM' and 'MT', are near.
+    'chr1' and '1' (UCSC's and Ensembl's style), and 'chrM' and 'MT', count as similar.
     """
     ordered = list(known)
     bare = name.removeprefix("chr")
@@ -230,9 +230,9 @@ def _identity(path: str) -> _FileIdentity:
 
 
 def _is_block_gzip(path: str) -> bool:
-    """Say whether a file is BGZF, which can be read at random, and refuse what cannot."""
+    """Return whether a file is BGZF; raise if it does not support random access."""
     if path == "-" or not os.path.isfile(path):
-        raise InputError(f"{path} is not a regular file, and random access needs one: name a FASTA file on disk.")
+        raise InputError(f"{path} is not a regular file, which random access needs: name a FASTA file on disk.")
     try:
         with open(path, "rb") as stream:
             start = stream.read(18)
@@ -241,11 +241,9 @@ def _is_block_gzip(path: str) -> bool:
     if not start:
         raise InputError(f"{path} is empty: give a FASTA file with at least one record.")
     if start.startswith(BYTE_ORDER_MARK):
-        raise InputError(f"{path} starts with a byte-order mark, which no index allows: save it as plain ASCII text.")
+        raise InputError(f"{path} starts with a byte-order mark, which cannot be indexed: save it as plain ASCII text.")
     if not start.startswith(GZIP_MAGIC) and is_compressed(path):
-        raise InputError(
-            f"{path} is compressed in a way that allows no random access: decompress it, or compress that with bgzip."
-        )
+        raise InputError(f"{path} is compressed without random access: decompress it, or recompress it with bgzip.")
     named_compressed = path.lower().endswith(_COMPRESSED_NAMES)
     if not start.startswith(GZIP_MAGIC):
         if start[:1] not in b">;\r\n":
@@ -254,26 +252,26 @@ def _is_block_gzip(path: str) -> bool:
                 "compressed with bgzip."
             )
         if named_compressed:
-            raise InputError(f"{path} is not compressed, its name says it is: rename it to end in .fa.")
+            raise InputError(f"{path} is not compressed, although its name says so: rename it to end in .fa.")
         return False
     plain = path[: path.rfind(".")] if named_compressed else f"{path}.fa"
     if start[12:16] != BLOCK_GZIP_EXTRA:
         raise InputError(
-            f"{path} is compressed with gzip, which allows no random access: decompress it "
-            f"(`gunzip -c {path} > {plain}`) and name that file, or compress that with bgzip."
+            f"{path} is compressed with gzip, which does not allow random access: decompress it "
+            f"(`gunzip -c {path} > {plain}`) and name that file, or compress it with bgzip."
         )
     if not named_compressed:
-        raise InputError(f"{path} is compressed with bgzip, its name does not say so: rename it to end in .gz.")
+        raise InputError(f"{path} is compressed with bgzip, but its name does not say so: rename it to end in .gz.")
     if importlib.util.find_spec("Bio") is None:
         raise InputError(
-            f"{path} is compressed with bgzip, and reading that needs biopython: install it (`pip install biopython`), "
+            f"{path} is compressed with bgzip, which needs biopython: install it (`pip install biopython`), "
             f"or decompress the file (`gunzip -c {path} > {plain}`) and name that one."
         )
     return True
 
 
 def _ensure_index(path: str, is_compressed: bool) -> str:
-    """Return the path of an index that describes the file; build it if there is none, in one process at a time."""
+    """Return the path of an index that matches the file; build it if needed, in one process at a time."""
     places = _index_places(path)
     valid = _first_valid(path, places, is_compressed)
     if valid is not None:
@@ -294,7 +292,7 @@ def _ensure_index(path: str, is_compressed: bool) -> str:
 
 
 def _index_places(path: str) -> tuple[str, str]:
-    """Where an index may lie: beside the file, or in the user's cache folder under a name made from the file's path."""
+    """Return possible paths of an index: beside the file, or in the user's cache folder, named by the file's path."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:32]
     return f"{path}.fai", str(cache / "genomamba" / "indexes" / f"{key}.fai")
@@ -312,7 +310,7 @@ def _block_index_path(index_path: str) -> str:
 def _lock_on(path: str) -> Iterator[None]:
     """Hold the advisory lock of the FASTA file itself, which leaves no lock file behind.
 
-    File systems without locks go on unlocked: then several processes may build the same index, each replacing it whole.
+    On file systems without locks several processes may build the same index, each replacing it atomically.
     """
     with open(path, "rb") as stream:
         with contextlib.suppress(OSError):
@@ -335,7 +333,7 @@ def _build_index(path: str, index_path: str, is_compressed: bool) -> None:
         options = {"gzi_indexname": unfinished_blocks} if is_compressed else {}
         pyfaidx.Faidx(path, indexname=unfinished, as_raw=True, **options).close()
         if _identity(path) != before:
-            raise InputError(f"{path} has changed while it was indexed: wait until it is complete and start again.")
+            raise InputError(f"{path} changed while it was being indexed: wait until it is complete and start again.")
         if not is_compressed:
             _check_index(unfinished, path)
         if is_compressed:
@@ -348,7 +346,7 @@ def _build_index(path: str, index_path: str, is_compressed: bool) -> None:
     except pyfaidx.FastaIndexingError as error:
         raise InputError(_describe_indexing_error(path, error)) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} holds binary content: give a FASTA text file.") from error
+        raise InputError(f"{path} contains binary data: give a FASTA text file.") from error
     except (ValueError, OSError) as error:
         if "uplicate" in str(error):
             raise InputError(f"{path} has more than one contig of the same name ({error}): rename them.") from error
@@ -359,7 +357,7 @@ def _build_index(path: str, index_path: str, is_compressed: bool) -> None:
 
 
 def _not_older(index_path: str, identity: _FileIdentity) -> None:
-    """Give an index at least the time stamp of its file, which a wrong clock may have put into the future."""
+    """Give an index at least the time stamp of its file, which a wrong clock may have set to the future."""
     modified_ns = max(os.stat(index_path).st_mtime_ns, identity.modified_ns)
     os.utime(index_path, ns=(modified_ns, modified_ns))
 
@@ -369,14 +367,14 @@ def _describe_indexing_error(path: str, error: Exception) -> str:
     if "not consistent" in text:
         place = text.partition("found in >")[2].rstrip(".")
         return (
-            f"{path} has lines of uneven length ({place}), which allow no random access: rewrite it with lines of one "
-            "length (`seqtk seq -l 60`)."
+            f"{path} has lines of uneven length ({place}), which do not allow random access: rewrite it with "
+            "lines of equal length (`seqtk seq -l 60`)."
         )
     return f"{path} cannot be indexed ({text.rstrip('.')}): give a FASTA file of nucleotides."
 
 
 def _describes(index_path: str, path: str, is_compressed: bool) -> bool:
-    """Say whether an index is there, not older than the file, and fits it."""
+    """Return whether an index exists, is not older than the file, and matches it."""
     needed = [index_path, _block_index_path(index_path)] if is_compressed else [index_path]
     try:
         modified_ns = os.stat(path).st_mtime_ns
@@ -390,10 +388,10 @@ def _describes(index_path: str, path: str, is_compressed: bool) -> bool:
 
 
 def _check_index(index_path: str, path: str) -> None:
-    """Refuse an index that does not account for every byte of a plain file.
+    """Check that an index accounts for every byte of a plain file.
 
-    A time stamp proves nothing: a copy can keep an old one. So between the end of each contig and the start of the
-    next there must be exactly one header with the right name, and after the last nothing. That reads the headers only.
+    A time stamp is no proof, as copies can keep an old one. So between the end of each contig and the start of the
+    next there must be exactly one header with the right name, and nothing after the last. Only headers are read.
     """
     with open(index_path, encoding="utf-8", newline="\n") as lines, open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -409,7 +407,7 @@ def _check_index(index_path: str, path: str) -> None:
             header = _RECORD_BREAK.fullmatch(gap) if gap is not None else None
             if header is None or header[1].split()[:1] != [name.encode()]:
                 if gap is not None and re.search(rb"\r(?!\n)", gap):
-                    raise InputError(f"{path} has line ends of old Macintoshes (CR): rewrite it with `tr '\\r' '\\n'`.")
+                    raise InputError(f"{path} has classic Mac OS line endings (CR): rewrite it with `tr '\\r' '\\n'`.")
                 raise _unfit(index_path, path)
             end = min(offset + whole_lines * line_bytes + rest, size)
             if offset + length > size:
@@ -421,7 +419,7 @@ def _check_index(index_path: str, path: str) -> None:
 
 def _unfit(index_path: str, path: str) -> InputError:
     return InputError(
-        f"{path} is laid out so that its index {index_path} does not fit it: rewrite it with lines of one length "
+        f"{path} has a layout that does not match its index {index_path}: rewrite it with lines of equal length "
         "(`seqtk seq -l 60`)."
     )
 
@@ -434,7 +432,7 @@ def _read_between(stream: BinaryIO, start: int, end: int) -> bytes | None:
 
 
 def _open_index(path: str, index_path: str, is_compressed: bool) -> pyfaidx.Faidx:
-    # An index is never built here: a worker that finds it gone says so rather than race to make another.
+    # An index is never built here: if it has disappeared, a worker raises instead of racing to build another.
     open_faidx = functools.partial(pyfaidx.Faidx, path, indexname=index_path, as_raw=True)
     if is_compressed:
         open_faidx = functools.partial(open_faidx, gzi_indexname=_block_index_path(index_path))

@@ -1,4 +1,4 @@
-"""Sequences however a caller has them: a file, a stream, a mapping of names to letters, or the letters themselves."""
+"""Sequences from a file, a stream, a mapping of names to letters, or the letters of one sequence."""
 
 import os
 from collections.abc import Generator, Iterator, Mapping
@@ -18,10 +18,10 @@ SequenceSource = str | bytes | os.PathLike[str] | BinaryIO | Mapping[str, str | 
 letters; or the letters of one sequence."""
 
 LETTERS_NAME: Final = "sequence"
-"""The name of a sequence that is given as letters."""
+"""Name of a sequence that is given as letters."""
 
 LONGEST_RECORD_BP: Final = 1 << 29
-"""Records that are read whole have at most this many bases, so that a small compressed file cannot fill the memory."""
+"""Limit for records that are read as a whole, so that a small compressed file cannot fill the memory."""
 
 _LETTERS: Final = frozenset(IUPAC_CODES + IUPAC_CODES.lower() + UNKNOWN_SYMBOLS.decode())
 
@@ -30,8 +30,8 @@ def sequence_events(source: SequenceSource) -> Generator[FastaHeader | Tokens, N
     """Yield a `FastaHeader` for each sequence of a source, followed by its tokens.
 
     Raises:
-        InputError: a file that is neither FASTA nor FASTQ, letters that are not DNA, or a text that is neither the name
-            of a file nor letters.
+        InputError: if a file is neither FASTA nor FASTQ, letters are not DNA, or a string is neither a file name nor
+            letters.
     """
     if isinstance(source, Mapping):
         for name, letters in source.items():
@@ -40,13 +40,13 @@ def sequence_events(source: SequenceSource) -> Generator[FastaHeader | Tokens, N
         yield from _events_of_letters(LETTERS_NAME, source)
     elif isinstance(source, str) and source != STANDARD_INPUT and not os.path.exists(source) and not _is_path(source):
         shown = source if len(source) <= 40 else source[:40] + "..."
-        raise InputError(f"'{shown}' is neither a file nor letters of DNA: give one of these.")
+        raise InputError(f"'{shown}' is neither an existing file nor a DNA sequence: give one of these.")
     else:
         yield from read_sequence_events(source)
 
 
 def read_sequences(source: SequenceSource) -> Iterator[FastaRecord]:
-    """Yield the sequences of a source, each whole in memory (1 byte a base).
+    """Yield the sequences of a source, each entirely in memory (1 byte per base).
 
     Raises:
         InputError: as `sequence_events`.
@@ -59,7 +59,7 @@ def read_sequences(source: SequenceSource) -> Iterator[FastaRecord]:
             if len(tokens) > LONGEST_RECORD_BP:
                 raise InputError(
                     f"the record '{header.name if header else ''}' has more than {LONGEST_RECORD_BP:,} bases, and "
-                    "records are read whole here: cut it into pieces."
+                    "records are read as a whole here: cut it into pieces."
                 )
             continue
         if header is not None:
@@ -85,5 +85,5 @@ def _is_letters(text: str) -> bool:
 
 
 def _is_path(text: str) -> bool:
-    """Whether a text that names no file was meant to."""
+    """Whether a string that is not an existing file was probably meant as one."""
     return os.sep in text or "." in text

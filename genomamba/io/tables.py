@@ -1,10 +1,11 @@
-"""Sequences with labels from a table, or from folders of classes, as fine-tuning takes them.
+"""Labelled sequences for fine-tuning, from a table or from folders of classes.
 
 A table has a header and columns separated by tabs, commas or semicolons; it is plain or compressed. Its sequences are
-in a column `sequence` (or `seq`, in any case), or are named by a column `record` beside a FASTA file, or placed by the
-columns `chrom`, `start`, `end` (0-based, half-open) and perhaps `strand` beside a reference. A column `name` names the
-rows; a column `split` holds train, valid or test. A first column without a name is the index that pandas writes, and is
-left out. The other columns hold labels, in which nothing, NA, N/A, nan and null, in any case, stand for a missing one.
+in a column `sequence` (or `seq`, in any case), or are records of a FASTA file named in a column `record`, or intervals
+of a reference given by the columns `chrom`, `start`, `end` (0-based, half-open) and optionally `strand`. A column
+`name` names the rows; a column `split` has train, valid or test. A first column without a name is the index that pandas
+writes, and is ignored. The other columns are labels, in which an empty field, NA, N/A, nan and null, in any case, are
+missing values.
 """
 
 import csv
@@ -26,7 +27,7 @@ from mambacore.errors import InputError
 from mambacore.safe_text import safe_field
 
 MISSING: Final = frozenset({"", "na", "n/a", "nan", "null"})
-"""What stands for a missing value, in any case."""
+"""Representations of a missing value, in any case."""
 SPLIT_NAMES: Final[Mapping[str, str]] = {
     "train": "train",
     "training": "train",
@@ -38,7 +39,7 @@ SPLIT_NAMES: Final[Mapping[str, str]] = {
 }
 RESERVED_COLUMNS: Final = ("name", "sequence", "record", "chrom", "start", "end", "strand", "split")
 CLASS_COLUMN: Final = "class"
-"""The label column of folders of classes."""
+"""Name of the label column for folders of classes."""
 
 _SEQUENCE_NAMES: Final = ("sequence", "seq")
 _LONGEST_FIELD: Final = 2**31 - 1
@@ -46,15 +47,15 @@ _LONGEST_FIELD: Final = 2**31 - 1
 
 @dataclass(frozen=True)
 class SequenceTable:
-    """Sequences in the order of the input; all lists have one entry for each.
+    """Sequences in input order; all lists have one entry per sequence.
 
     Attributes:
-        source: what messages call the table.
-        names: unique.
-        tokens: uint8 (length,) each, at least one.
-        places: where each comes from, for messages: `line 7`, or a file.
-        labels: by column, as written; None where missing.
-        splits: train, valid or test; None where the table does not say.
+        source: name of the table in messages.
+        names: unique names.
+        tokens: uint8 (length,) each, with at least one token.
+        places: origin of each sequence, for messages: `line 7`, or a file.
+        labels: values by column, as written; None if missing.
+        splits: train, valid or test; None if not given in the table.
     """
 
     source: str
@@ -77,16 +78,16 @@ def read_sequence_table(
     """Read a table of sequences.
 
     Args:
-        path: the table; "-" is standard input, and a binary stream is as good.
-        label_columns: which columns are labels; None takes all that have no other meaning.
-        fasta: where the records named by the column `record` are.
-        reference: FASTA that `chrom`, `start` and `end` place sequences in.
+        path: the table; "-" for standard input, or a binary stream.
+        label_columns: the label columns; None for all without another meaning.
+        fasta: FASTA file with the records named in the column `record`.
+        reference: FASTA file that `chrom`, `start` and `end` refer to.
 
     Raises:
-        InputError: one sentence with the line and what to do, for anything wrong in the table or beside it.
+        InputError: if the table or a related file is invalid; the message gives the line and the remedy.
     """
     label = source_label(path)
-    # Before the first row, so that a field of a chromosome's length is read.
+    # Before the first row, so that fields as long as a chromosome are accepted.
     csv.field_size_limit(_LONGEST_FIELD)
     lines = _rows(path, label)
     header = next(lines, None)
@@ -117,7 +118,7 @@ def read_sequence_table(
         for column in wanted:
             table.labels[column].append(None if is_missing(row[column]) else row[column])
     if not len(table):
-        raise InputError(f"{label} has a header and no rows: give one line for each sequence.")
+        raise InputError(f"{label} has a header but no rows: give one line for each sequence.")
     symbols.report()
     for column, values in table.labels.items():
         missing = values.count(None)
@@ -133,17 +134,17 @@ def read_sequence_table(
 
 
 def is_missing(text: str) -> bool:
-    """Whether the text of a cell stands for a missing value."""
+    """Whether the text of a cell is a missing value."""
     return text.strip().lower() in MISSING
 
 
 def read_class_folders(folder: Path) -> SequenceTable:
-    """Read the layout of Genomic Benchmarks: `FOLDER/SPLIT/CLASS/*.txt`, with the splits train, valid and test.
+    """Read folders laid out as in Genomic Benchmarks: `FOLDER/SPLIT/CLASS/*.txt`, with splits train, valid and test.
 
     Each file is one sequence (Grešová et al. 2023, BMC Genomic Data 24:25). The class is the label column `class`.
 
     Raises:
-        InputError: other contents, no classes, or an empty or foreign file.
+        InputError: if the layout differs, there are no classes, or a file is empty or invalid.
     """
     table = SequenceTable(str(folder), [], [], [], {CLASS_COLUMN: []}, [])
     if not (folder / "train").is_dir():
@@ -153,7 +154,7 @@ def read_class_folders(folder: Path) -> SequenceTable:
     for split_folder in sorted(inside, key=_split_order):
         split = SPLIT_NAMES.get(split_folder.name.lower())
         if split is None:
-            LOGGER.warning("%s: the folder %s is not train, valid or test and is left out", folder, split_folder.name)
+            LOGGER.warning("%s: the folder %s is not train, valid or test and is ignored", folder, split_folder.name)
             continue
         for class_folder in sorted(path for path in split_folder.glob("*") if path.is_dir()):
             for path in sorted(class_folder.glob("*.txt"), key=_natural_order):
@@ -174,20 +175,22 @@ def read_class_folders(folder: Path) -> SequenceTable:
 
 
 def assign_splits(table: SequenceTable, strata: Sequence[str | None], seed: int) -> list[str]:
-    """The split of every sequence: as the table says, or else chosen by the seed.
+    """Return the split of every sequence: as given in the table, or else chosen by the seed.
 
-    A table that names no split has 80 % of each stratum (class) for training, 10 % for validation and 10 % for testing;
-    one without validation rows gives up 10 % of its training rows for it.
+    Without splits, 80 % of each stratum (class) are used for training, 10 % for validation and 10 % for testing;
+    without validation rows, 10 % of the training rows are used for validation.
 
     Raises:
-        InputError: some rows have a split and others have none, or none are for training.
+        InputError: if only some rows have a split, or none are for training.
     """
     known = [split for split in table.splits if split is not None]
     if known and len(known) < len(table):
         place = table.places[table.splits.index(None)]
-        raise InputError(f"{table.source} has no split in {place} but in others: write train, valid or test in each.")
+        raise InputError(
+            f"{table.source} has no split in {place} but has one in others: write train, valid or test in each."
+        )
     if known and "train" not in known:
-        raise InputError(f"{table.source} has no rows of the split train: give some to train on.")
+        raise InputError(f"{table.source} has no rows in the split train: add some.")
     splits = [split or "train" for split in table.splits]
     shares = {} if "valid" in known else {"valid": 0.1} if known else {"valid": 0.1, "test": 0.1}
     random = np.random.Generator(np.random.PCG64(seed))
@@ -198,7 +201,7 @@ def assign_splits(table: SequenceTable, strata: Sequence[str | None], seed: int)
     for stratum in sorted(free, key=str):
         order = random.permutation(free[stratum]).tolist()
         for name, share in shares.items():
-            # A stratum of a few rows keeps at least half of them for training.
+            # A small stratum keeps at least half of its rows for training.
             count = min(round(share * len(free[stratum])), len(order) // 2)
             for index in order[:count]:
                 splits[index] = name
@@ -207,7 +210,7 @@ def assign_splits(table: SequenceTable, strata: Sequence[str | None], seed: int)
 
 
 def repeated_in_training(table: SequenceTable, splits: Sequence[str]) -> int:
-    """How many validation and test sequences also occur in training, on either strand."""
+    """Return the number of validation and test sequences that also occur in training, on either strand."""
     training = {_either_strand(tokens) for tokens, split in zip(table.tokens, splits, strict=True) if split == "train"}
     return sum(
         split != "train" and _either_strand(tokens) in training
@@ -220,18 +223,18 @@ def _either_strand(tokens: Tokens) -> bytes:
 
 
 def _split_order(path: Path) -> int:
-    """Train before valid before test, as `SPLIT_NAMES` has them."""
+    """Sort key: train before valid before test, as in `SPLIT_NAMES`."""
     names = list(SPLIT_NAMES)
     return names.index(path.name.lower()) if path.name.lower() in names else -1
 
 
 def _natural_order(path: Path) -> tuple[int, str]:
-    """`2.txt` before `10.txt`."""
+    """Sort key: `2.txt` before `10.txt`."""
     return len(path.name), path.name
 
 
 def _rows(path: str | BinaryIO, label: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of every line that is not blank, the header first."""
+    """Yield (line number, cells) of every line that is not blank, the header first."""
     with closing(read_lines(path, label)) as lines:
         first = next((line for line in lines if line.strip()), "")
         counts = {delimiter: first.count(delimiter) for delimiter in ",;"}
@@ -248,7 +251,7 @@ def _rows(path: str | BinaryIO, label: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _checked_header(columns: list[str], label: str) -> list[str]:
-    """The names of the columns: "" for an index in front, and for nothing after a last tab."""
+    """Return the column names: "" for a leading index, and after a trailing tab."""
     if "sequence" not in columns:
         spellings = [name for name in columns if name.lower() in _SEQUENCE_NAMES]
         if len(spellings) == 1:
@@ -257,23 +260,23 @@ def _checked_header(columns: list[str], label: str) -> list[str]:
         if not name and 1 < number < len(columns):
             raise InputError(f"{label} has no name for column {number} in its header: name every column.")
         if name and columns.index(name) != number - 1:
-            raise InputError(f"{label} has two columns '{safe_field(name)}': give each a name of its own.")
+            raise InputError(f"{label} has two columns '{safe_field(name)}': give each its own name.")
     return columns
 
 
 def _row(columns: Sequence[str], cells: list[str], label: str, number: int) -> dict[str, str]:
-    """The cells of a line by column."""
+    """Return the cells of a line by column."""
     if len(cells) == len(columns) + 1:
         if not cells[-1]:
             cells = cells[:-1]
         elif all(columns):
-            # R writes the names of rows in front without a name for their column.
+            # R writes row names without a name for their column.
             cells = cells[1:]
     elif len(cells) == len(columns) - 1 and not columns[-1]:
         cells = [*cells, ""]
     if len(cells) != len(columns):
         raise InputError(
-            f"{label} has {len(cells)} fields in line {number} and {len(columns)} columns in its header: fill missing "
+            f"{label} has {len(cells)} fields in line {number} but {len(columns)} columns in its header: fill missing "
             "values with NA."
         )
     if not columns[-1] and cells[-1]:
@@ -287,16 +290,16 @@ def _label_columns(columns: Sequence[str], asked: Sequence[str] | None, label: s
         if name not in columns:
             raise InputError(f"{label} has no column '{name}': its columns are {', '.join(columns)}.")
         if name in RESERVED_COLUMNS:
-            raise InputError(f"the column '{name}' of {label} has a meaning of its own: name a column of labels.")
+            raise InputError(f"the column '{name}' of {label} has another meaning: name a label column.")
     return list(dict.fromkeys(asked)) if asked is not None else others
 
 
 def _sequence_source(
     columns: Sequence[str], label: str, fasta: str | None, reference: str | None, symbols: "_SymbolCount"
 ) -> Callable[[dict[str, str], str], Tokens]:
-    """What gives the tokens of a row; the second argument is its place, for messages."""
+    """Return a function that gives the tokens of a row; its second argument is the place, for messages."""
     if fasta is not None and reference is not None:
-        raise InputError("--fasta and --reference are both given: leave one of them out.")
+        raise InputError("--fasta and --reference are both given: give only one of them.")
     if fasta is not None:
         _require(columns, ("record",), label, "--fasta")
         records: dict[str, Tokens] = {}
@@ -339,7 +342,7 @@ def _interval(genome: Reference, row: Mapping[str, str], place: str) -> Tokens:
         raise InputError(f"{place} names '{row['chrom']}', which {genome.path} does not have: correct the name.")
     if not 0 <= start < end <= length:
         raise InputError(
-            f"{place} has the interval {start} to {end}, which does not lie in the {length} bp of {row['chrom']}: "
+            f"{place} has the interval {start} to {end}, which is not within the {length} bp of {row['chrom']}: "
             "write 0-based, half-open intervals."
         )
     strand = row.get("strand", "+")

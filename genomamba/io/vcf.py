@@ -1,8 +1,8 @@
-"""Variants of a VCF file against a reference: reading them, checking them, and the two haplotypes that each compares.
+"""Variants of a VCF file: reading, checking against a reference, and the two haplotypes that each compares.
 
-What a model compares is one window of the reference and one of the same length with the alternative allele in it. Equal
-lengths matter: a longer sequence has a lower likelihood whatever it says, so that without them every insertion looks
-bad and every deletion good. The windows are those of `haplotype_windows`.
+A model compares a window of the reference with one of the same length that contains the alternative allele. Lengths
+must be equal: a longer sequence has a lower likelihood whatever its content, so every insertion would look deleterious
+and every deletion beneficial. The windows are those of `haplotype_windows`.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ Status = Literal[
     "allele_too_long",
     "no_bases_to_compare",
 ]
-"""What became of an allele; all but the first are reasons why it has no score."""
+"""Status of an allele; all but the first are reasons why it has no score."""
 
 _KNOWN_BASES: Final = frozenset("ACGT")
 _IS_KNOWN_BASE: Final = np.isin(np.arange(256), np.frombuffer(b"ACGT", dtype=np.uint8))
@@ -66,8 +66,8 @@ _SYMBOLS: Final = frozenset("<>[]*")
 class Variant:
     """One record of a VCF file.
 
-    `position` is 1-based, `alternatives` may be empty; `line` is the record as VCF text without its line end, or ""
-    when it was not asked for.
+    `position` is 1-based, `alternatives` may be empty; `line` is the record as VCF text without its newline, or "" if
+    not requested.
     """
 
     chromosome: str
@@ -80,13 +80,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class HaplotypeWindows:
-    """The two windows that one strand of one allele compares, in the direction in which that strand is read.
+    """The two windows compared for one strand of one allele, in the direction of that strand.
 
-    - `context`: the letters that both haplotypes have before the first base in which they differ.
-    - `reference`, `alternative`: how each goes on, equally far.
-    - `known`: how many of the first bases of both continuations are A, C, G or T: the rest is not scored.
-    - `longest_allele`: bases of the longer allele without what both share at either end.
-    - `replaces`: whether the alternative has as many bases as the reference.
+    - `context`: letters that both haplotypes share before the first difference.
+    - `reference`, `alternative`: their continuations, of equal length.
+    - `known`: number of leading bases of both continuations that are A, C, G or T: the rest is not scored.
+    - `longest_allele`: bases of the longer allele, without the bases both share at either end.
+    - `replaces`: whether both alleles have the same number of bases.
     """
 
     context: bytes
@@ -106,7 +106,7 @@ class VariantFile:
     """A VCF or BCF file, plain or compressed, "-" for standard input; its records may be read more than once.
 
     Raises:
-        InputError: it is missing or not VCF, or pysam is not installed.
+        InputError: if it is missing or not VCF, or pysam is not installed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -130,10 +130,10 @@ class VariantFile:
                 ) from error
 
     def records(self, with_lines: bool = False) -> Iterator[Variant]:
-        """Yield the records in the order of the file, whether it is sorted or not.
+        """Yield the records in file order, whether it is sorted or not.
 
         Raises:
-            InputError: a record that cannot be read, which it numbers.
+            InputError: if a record cannot be read, with its number.
         """
         number = 0
         with self._open(drop_samples=not with_lines) as opened:
@@ -150,7 +150,7 @@ class VariantFile:
                     ) from error
 
     def _check_content(self) -> None:
-        """Read everything once: refuse endless lines, and keep a copy of what the library cannot read twice."""
+        """Read everything once: reject excessively long lines, and copy what the library cannot read twice."""
         needs_copy = self._path == STANDARD_INPUT or not os.path.isfile(self._path) or _needs_copy(self._path)
         with contextlib.ExitStack() as stack:
             blocks = _with_short_lines(read_blocks(self._path, self.label), self.label)
@@ -168,7 +168,7 @@ class VariantFile:
                 if isinstance(error, OSError):
                     raise InputError(
                         f"{self.label} cannot be copied to {tempfile.gettempdir()} ({error.strerror or error}): set "
-                        "TMPDIR to a folder with more room."
+                        "TMPDIR to a folder with more space."
                     ) from error
                 raise
 
@@ -187,14 +187,14 @@ class VariantFile:
     def _open(self, drop_samples: bool = True) -> Iterator[Any]:
         import pysam  # noqa: PLC0415 - an extra
 
-        before = pysam.set_verbosity(0)  # htslib prints what the errors below say
+        before = pysam.set_verbosity(0)  # htslib would print what the errors below report
         try:
             try:
                 opened = pysam.VariantFile(self._path, drop_samples=drop_samples)
             except (OSError, ValueError, UnicodeDecodeError, NotImplementedError) as error:
                 empty = os.path.getsize(self._path) == 0
                 self.close()
-                reason = "is empty" if empty else "is not a VCF file that can be read"
+                reason = "is empty" if empty else "is not a readable VCF file"
                 raise InputError(
                     f"{self.label} {reason}: give VCF or BCF with its header, plain or compressed."
                 ) from error
@@ -205,7 +205,7 @@ class VariantFile:
 
 
 def _needs_copy(path: str) -> bool:
-    """Say whether a file is compressed in another way than bgzip, which the library reads, or has a byte-order mark."""
+    """Return whether a file is compressed other than by bgzip, which the library reads, or has a byte-order mark."""
     with input_errors(path), open(path, "rb") as stream:
         start = stream.read(16)
     if start.startswith(GZIP_MAGIC):
@@ -214,7 +214,7 @@ def _needs_copy(path: str) -> bool:
 
 
 def _with_short_lines(blocks: Iterable[bytes], label: str) -> Iterator[bytes]:
-    """Hand on blocks of text, or of BCF, and refuse a line that never ends."""
+    """Yield blocks of text, or of BCF, and reject excessively long lines."""
     length, binary = 0, None
     for block in blocks:
         if binary is None:
@@ -238,10 +238,10 @@ def _variant(record: Any, with_line: bool) -> Variant:
 
 
 def read_chromosome_map(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read lines of a name in the VCF file and the name of the same contig in the reference, separated by blanks.
+    """Read pairs of contig names in the VCF file and in the reference, one per line, separated by whitespace.
 
     Raises:
-        InputError: a file that cannot be read, a line of another form, and a name that is given twice.
+        InputError: if the file cannot be read, a line has another form, or a name is repeated.
     """
     names: dict[str, str] = {}
     for number, line in enumerate(read_lines(path, f"the chromosome map {path}"), 1):
@@ -261,21 +261,21 @@ def read_chromosome_map(path: str | os.PathLike[str]) -> dict[str, str]:
 def require_shared_contigs(
     chromosomes: Sequence[str], contig_lengths: Mapping[str, int], variants_label: str, reference_label: str
 ) -> None:
-    """Refuse a reference that has none of the chromosomes: it is another assembly, or names them in another style.
+    """Check that a reference has any of the chromosomes; otherwise it is another assembly or naming style.
 
     Raises:
-        InputError: suggests the nearest names.
+        InputError: if it has none; the message suggests the nearest names.
     """
     if chromosomes and not any(name in contig_lengths for name in chromosomes):
         raise InputError(
-            f"none of the chromosomes of {variants_label} is in {reference_label}, '{chromosomes[0]}' for one: "
+            f"none of the chromosomes of {variants_label} is in {reference_label}, such as '{chromosomes[0]}': "
             f"{suggest_names(chromosomes[0], contig_lengths)}; use the reference of the VCF file, or translate names "
             "with --chromosome-map."
         )
 
 
 def check_allele(variant: Variant, alternative: str | None, contig: str, genome: Reference, longest: int) -> Status:
-    """Say whether an allele can be scored, and if not, why; an allele of `None` stands for a record without any.
+    """Return whether an allele can be scored, and if not, why; `None` stands for a record without alleles.
 
     The letters of the record are compared with the reference in upper case. `longest` is in bp.
     """
@@ -292,9 +292,9 @@ def check_allele(variant: Variant, alternative: str | None, contig: str, genome:
 
 
 def _agrees(letter: str, base: str) -> bool:
-    """Whether a letter of the reference allows a base of REF.
+    """Whether a letter of the reference is compatible with a base of REF.
 
-    VCF has concrete bases where the reference has an ambiguity code (VCF 4.3, section 1.6.1: the first in the alphabet;
+    VCF has concrete bases for ambiguity codes of the reference (VCF 4.3, section 1.6.1: the alphabetically first;
     callers write others too); a gap (N) is N.
     """
     return letter == base or base in _BASES_OF_CODE.get(letter, "")
@@ -318,7 +318,7 @@ def trimmed_lengths(reference: str, alternative: str) -> tuple[int, int]:
 
 
 def _shared(first: str, second: str) -> int:
-    """Return how many letters two texts have in common from their starts."""
+    """Return the length of the common prefix of two texts."""
     shorter = min(len(first), len(second))
     return next((place for place in range(shorter) if first[place] != second[place]), shorter)
 
@@ -326,13 +326,13 @@ def _shared(first: str, second: str) -> int:
 def allele_windows(
     variant: Variant, alternative: str, contig: str, genome: Reference, length: int, both_strands: bool = True
 ) -> list[HaplotypeWindows]:
-    """Return the windows of `length` bp that an allele compares: of the given strand, then of the other.
+    """Return the windows of `length` bp compared for an allele: of the given strand, then of the other.
 
-    The other strand's are those that the reverse complement of the reference and of the variant would give, so that the
-    mean of both is the same whichever strand the file describes.
+    Those of the other strand are the windows of the reverse-complemented reference and variant, so that the mean of
+    both is the same whichever strand the file describes.
     """
     start, end = variant.position - 1, variant.position - 1 + len(variant.reference)
-    # An indel within a repeat moves by as much as the repeat is long: up to one window more is looked at.
+    # An indel within a repeat can shift by the length of the repeat: up to one more window is examined.
     before = genome.letters(contig, max(0, start - 2 * length), start).upper()
     after = genome.letters(contig, end, min(genome.lengths[contig], end + 2 * length)).upper()
     sides = (before, variant.reference.upper().encode(), alternative.upper().encode(), after)
@@ -346,16 +346,16 @@ def allele_windows(
 def haplotype_windows(
     before: bytes, reference: bytes, alternative: bytes, after: bytes, length: int
 ) -> HaplotypeWindows:
-    """Return windows of equal length, `length` bp or what there is, around the first base in which haplotypes differ.
+    """Return windows of equal length, up to `length` bp, around the first base in which the haplotypes differ.
 
-    The (length - 1) // 2 bases in front of it are shared; the rest follows, as much of one haplotype as of the other:
-    after a deletion the alternative window reaches further into the reference, after an insertion less far. Nothing
-    here depends on where in a repeat the file has placed an indel, since both placements give the same haplotypes.
+    The (length - 1) // 2 bases before it are shared; then follow equally long continuations of both haplotypes: with a
+    deletion the alternative window extends further into the reference, with an insertion less far. The result does not
+    depend on the placement of an indel within a repeat, since all placements give the same haplotypes.
 
     Args:
-        before, after: upper-case letters of the reference on both sides, less than asked for only at a contig's edge.
-        reference, alternative: the alleles, upper-case, not equal.
-        length: bp.
+        before, after: upper-case letters of the reference on both sides, fewer than requested only at contig ends.
+        reference, alternative: the alleles, upper-case and different.
+        length: window length, bp.
     """
     haplotypes = [before + allele + after for allele in (reference, alternative)]
     shorter = min(len(haplotype) for haplotype in haplotypes)
@@ -377,5 +377,5 @@ def haplotype_windows(
 
 
 def is_known(letters: bytes) -> npt.NDArray[np.bool_]:
-    """Say of each letter whether it is an upper-case A, C, G or T."""
+    """Return for each letter whether it is an upper-case A, C, G or T."""
     return _IS_KNOWN_BASE[np.frombuffer(letters, dtype=np.uint8)]

@@ -1,12 +1,12 @@
 """A trained causal model interpolated with an n-gram (Markov) model of the same training bases.
 
-Layers learn what is common; what is rare, a transposon say, is in the counts of long words from the start. The two are
+Layers learn frequent patterns; rare ones, such as transposons, are captured by counts of long words. The two are
 multiplied (a product of experts, Hinton 2002, Neural Computation 14:1771, equation 1)::
 
     logits(b) = a * layers(b) + w(c) * (log P(b | c) + log 4)
 
 with c the last bases, P an interpolated Markov model, and w one weight for each range of max P(. | c). The few weights
-are fitted on the validation split, because P has seen the training bases, and with them it would look too good. The
+are fitted on the validation split, because P was counted on the training bases and would be overweighted there. The
 result is an ordinary `CausalLanguageModel` whose table of output contexts holds the second term.
 """
 
@@ -28,14 +28,14 @@ from mambacore.devices import device_of
 from mambacore.models import CausalLanguageModel
 
 PEAKS: Final = (0.32, 0.36, 0.42, 0.5, 0.65, 0.85)
-"""Borders of the ranges of the likeliest base's probability that have a weight of their own."""
+"""Boundaries of the ranges of the highest base probability, each of which has its own weight."""
 _MOST_ITERATIONS: Final = 60
 _PIECE_LENGTH: Final = 16_384
 
 
 @dataclasses.dataclass(frozen=True)
 class CountedFit:
-    """How both were interpolated: nats per base on the validation windows before and after, and the weights."""
+    """Result of the interpolation: nats per base on the validation windows before and after, and the weights."""
 
     bases: int
     nats_before: float
@@ -44,7 +44,7 @@ class CountedFit:
     weights_of_counts: tuple[float, ...]
 
     def summary(self) -> str:
-        """One line for the user."""
+        """Summarise in one line for the user."""
         return (
             f"interpolated with an n-gram model: held-out perplexity {math.exp(self.nats_before):.4f} becomes "
             f"{math.exp(self.nats_after):.4f}"
@@ -54,13 +54,13 @@ class CountedFit:
 def join_counts(
     model: CausalLanguageModel, order: int, training: Iterable[Tokens], validation: Sequence[Tokens]
 ) -> tuple[CausalLanguageModel, CountedFit]:
-    """A new model: the trained one and a Markov model of the training bases.
+    """Return a new model: the trained one interpolated with a Markov model of the training bases.
 
     Args:
-        model: with a head of its own and without output contexts; it stays as it is.
-        order: of the Markov model; 4^order contexts become a table.
-        training: what is counted, on both strands.
-        validation: windows that the weights are fitted on, and before that the Markov model's strengths.
+        model: trained model with an untied head and without output contexts; not changed.
+        order: order of the Markov model, whose 4^order contexts become a table.
+        training: sequences to count, on both strands.
+        validation: windows for fitting the Markov model's strengths and then the weights.
     """
     markov = fit_markov_models(training, validation, order).models[-1]
     table = torch.from_numpy(log_probability_table(markov))
@@ -89,7 +89,7 @@ def join_counts(
 
 
 def _with_table(model: CausalLanguageModel, order: int) -> CausalLanguageModel:
-    """The same model with an empty table of output contexts."""
+    """Return the same model with an empty table of output contexts."""
     with torch.random.fork_rng(devices=[]):
         joined = CausalLanguageModel(dataclasses.replace(model.config, output_context_widths=(order,)))
     state = joined.state_dict()
@@ -101,7 +101,7 @@ def _with_table(model: CausalLanguageModel, order: int) -> CausalLanguageModel:
 
 @torch.no_grad()
 def _base_log_probabilities(model: CausalLanguageModel, tokens: Tensor) -> Tensor:
-    """Log-probabilities of the base after each position, (length, 4), in the memory of a piece."""
+    """Return log-probabilities of the base after each position, (length, 4), in the memory of a piece."""
     parts, state = [], cast(Any, None)
     for piece in tokens.split(_PIECE_LENGTH, dim=1):
         logits, state = model(piece.to(device_of(model)), state)
@@ -110,7 +110,7 @@ def _base_log_probabilities(model: CausalLanguageModel, tokens: Tensor) -> Tenso
 
 
 def _fit(layers: Tensor, counts: Tensor, ranges: Tensor, targets: Tensor) -> tuple[Tensor, float, float]:
-    """The weights of the layers and of each range, and the cross entropy (nats) with the layers alone and with both."""
+    """Fit the weights of the layers and of each range; also return the cross-entropy (nats) before and after."""
     weights = torch.zeros(2 + len(PEAKS), dtype=torch.float64)
     weights[0] = 1
     before = float(F.cross_entropy(layers, targets))

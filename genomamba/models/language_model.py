@@ -1,8 +1,9 @@
-"""Language models of DNA: a model of the core, its letters and its objective, as one folder.
+"""DNA language models: a core model with its letter policy and objective, stored as one folder.
 
-Two objectives: *causal*, the next base given all before it, in pieces of any length with a state between them; and
-*masked*, a hidden base given both sides, whole sequences only. Folders written here and checkpoints of other projects
-(Caduceus, and Mamba as transformers or mamba_ssm keep it) are read by the same function.
+There are two objectives: *causal*, the next base given all before it, in pieces of any length with a state carried
+between them; and *masked*, a hidden base given both sides, on whole sequences only. Folders written here and
+checkpoints of other projects (Caduceus, and Mamba in the format of transformers or mamba_ssm) are read by the same
+function.
 """
 
 import dataclasses
@@ -51,12 +52,12 @@ _CONFIGURATIONS: Final = {"causal": CausalLanguageModelConfig, "masked": MaskedL
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """A language model of DNA, ready to be used.
+    """A DNA language model, in evaluation mode.
 
     Attributes:
-        model: of the core.
-        policy: how letters become its tokens (`genomamba.letter_policy`).
-        details: JSON-able facts of the training; empty for checkpoints of other projects.
+        model: the core model.
+        policy: how letters are converted to tokens (`genomamba.letter_policy`).
+        details: JSON-serialisable training details; empty for checkpoints of other projects.
         source: the folder it was read from, for messages.
     """
 
@@ -67,12 +68,12 @@ class LanguageModel:
 
     @property
     def objective(self) -> Objective:
-        """What it predicts: the next base, or hidden bases."""
+        """The objective: "causal" (next base) or "masked" (hidden bases)."""
         return objective_of(self.model)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Self:
-        """As `load_language_model`."""
+        """Load a model; see `load_language_model`."""
         loaded = load_language_model(folder)
         return cls(loaded.model, loaded.policy, loaded.details, loaded.source)
 
@@ -82,43 +83,43 @@ class LanguageModel:
         return self
 
     def tokens(self, letters: bytes | str) -> Tokens:
-        """Return the tokens of letters as the model was trained to read them, uint8 of shape (length,).
+        """Return the tokens of letters under the model's letter policy, uint8 of shape (length,).
 
         Raises:
-            InputError: a byte that is not a nucleotide code.
+            InputError: if a byte is not a nucleotide code.
         """
         return self.policy.tokens(letters.encode("ascii") if isinstance(letters, str) else letters)
 
     def require(self, objective: Objective, purpose: str) -> None:
-        """Refuse a model of another objective.
+        """Check that the model has an objective.
 
         Args:
             objective: the objective that is needed.
-            purpose: what it is needed for, for the message.
+            purpose: the purpose it is needed for, for the message.
 
         Raises:
-            InputError: the model has another objective.
+            InputError: if the model has another objective.
         """
         if self.objective != objective:
             raise InputError(
-                f"{self.source} is a {self.objective} language model, and {purpose} needs a {objective} one: "
+                f"{self.source} is a {self.objective} language model, but {purpose} needs a {objective} one: "
                 "give another model."
             )
 
     @torch.no_grad()
     def next_base_log_probabilities(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Log-probabilities (natural) of the base after each position, given all up to it.
+        """Return log-probabilities (nats) of the base after each position, given all up to it.
 
         Args:
             tokens: (batch, length), any integer dtype: a sequence, or its next piece.
-            state: what the piece before left; None at the start.
+            state: state after the previous piece; None at the start.
 
         Returns:
-            (batch, length, 4) for A, C, G and T, which sum to one among themselves, float32 at least; and the state
-            for the next piece. Pieces give what the whole gives.
+            (batch, length, 4) for A, C, G and T, normalised over these, at least float32; and the state for the next
+            piece. Pieces give the same result as the whole.
 
         Raises:
-            InputError: a masked model, which has no direction.
+            InputError: if the model is masked.
         """
         self.require("causal", "the probability of the next base")
         assert isinstance(self.model, CausalLanguageModel)
@@ -129,20 +130,20 @@ class LanguageModel:
     def masked_base_log_probabilities(
         self, tokens: Tensor, masked: Tensor | None = None, both_strands: bool = True
     ) -> Tensor:
-        """Log-probabilities (natural) of the base at each position, given both sides.
+        """Return log-probabilities (nats) of the base at each position, given both sides.
 
         Args:
             tokens: (batch, length), any integer dtype; whole sequences.
-            masked: (batch, length), boolean: positions to hide from the model first. Only there are the probabilities
-                those of a base that has not been seen; None hides nothing.
-            both_strands: average the logits of both strands where the model is not the same on both by construction
-                and knows the complement (as Caduceus-Ph is used).
+            masked: (batch, length), boolean: positions to hide from the model. Only there are the probabilities those
+                of an unseen base; None hides nothing.
+            both_strands: average the logits of both strands if the model has the complement but is not equivariant by
+                construction (as for Caduceus-Ph).
 
         Returns:
-            (batch, length, 4) for A, C, G and T, which sum to one among themselves, float32 at least.
+            (batch, length, 4) for A, C, G and T, normalised over these, at least float32.
 
         Raises:
-            InputError: a causal model, which cannot see what follows.
+            InputError: if the model is causal.
         """
         self.require("masked", "the probability of a base given both sides")
         assert isinstance(self.model, MaskedLanguageModel)
@@ -155,13 +156,13 @@ class LanguageModel:
 
 
 def base_log_probabilities(logits: Tensor) -> Tensor:
-    """Logits of all tokens (..., tokens) to log-probabilities among A, C, G and T (..., 4), float32 at least."""
+    """Convert logits of all tokens (..., tokens) to log-probabilities over A, C, G and T (..., 4), at least float32."""
     bases = logits[..., FIRST_BASE_TOKEN : FIRST_BASE_TOKEN + BASE_COUNT]
     return F.log_softmax(bases.to(torch.promote_types(bases.dtype, torch.float32)), dim=-1)
 
 
 def objective_of(model: CoreModel) -> Objective:
-    """Return what a model of the core predicts."""
+    """Return the objective of a core model."""
     return "causal" if isinstance(model, CausalLanguageModel) else "masked"
 
 
@@ -172,12 +173,12 @@ def save_language_model(
 
     Args:
         folder: the model folder; an earlier model there is replaced.
-        model: its vocabulary is that of `genomamba.tokenizer`.
-        details: JSON-able facts of the training.
-        policy: how letters became tokens in training.
+        model: the model, with the vocabulary of `genomamba.tokenizer`.
+        details: JSON-serialisable training details.
+        policy: letter policy used in training.
 
     Raises:
-        InputError: the place cannot be written to or holds something else.
+        InputError: if the folder cannot be written or contains something else.
     """
     objective = objective_of(model)
     config = {
@@ -192,15 +193,15 @@ def save_language_model(
 
 
 def load_language_model(folder: Path | str) -> LanguageModel:
-    """Read a language model of DNA, ready to be used.
+    """Load a DNA language model, in evaluation mode.
 
     Args:
-        folder: a folder that `save_language_model` wrote, that of a Caduceus, transformers or mamba_ssm checkpoint in
+        folder: a folder written by `save_language_model`, a Caduceus, transformers or mamba_ssm checkpoint in
             safetensors, or `hf://owner/name@revision` on the Hugging Face Hub. A checkpoint of another project must
             have the hg38 vocabulary of `genomamba.tokenizer` (12 tokens, padded to 16).
 
     Raises:
-        InputError: the folder is missing, incomplete, damaged, of another kind, version or vocabulary.
+        InputError: if the folder is missing, incomplete, damaged, or of another kind, version or vocabulary.
     """
     reference, folder = str(folder), find_model_folder(folder)
     if not _is_ours(folder):
@@ -220,16 +221,15 @@ def load_language_model(folder: Path | str) -> LanguageModel:
 
 
 def build_language_model(objective: str, settings: Mapping[str, Any]) -> CoreModel:
-    """A model with fresh weights.
+    """Build a model with random weights.
 
     Args:
         objective: "causal" or "masked".
-        settings: of `mambacore.models.CausalLanguageModelConfig` or `MaskedLanguageModelConfig`. Where they are not
-            given, the vocabulary, the complement of its tokens and the tokens that contexts are made of are those of
-            `genomamba.tokenizer`.
+        settings: settings of `mambacore.models.CausalLanguageModelConfig` or `MaskedLanguageModelConfig`. By default
+            the vocabulary, the complements of its tokens and the tokens of contexts are those of `genomamba.tokenizer`.
 
     Raises:
-        InputError: another objective, a setting that is unknown or that the model cannot have.
+        InputError: if the objective or a setting is unknown or invalid.
     """
     if objective not in OBJECTIVES:
         raise InputError(f"the objective is {objective!r}: use {' or '.join(OBJECTIVES)}.")
@@ -237,9 +237,7 @@ def build_language_model(objective: str, settings: Mapping[str, Any]) -> CoreMod
     known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(settings) - known)
     if unknown:
-        raise InputError(
-            f"a {objective} language model has no setting {unknown[0]!r}: it has {', '.join(sorted(known))}."
-        )
+        raise InputError(f"a {objective} language model has no setting {unknown[0]!r}: use {', '.join(sorted(known))}.")
     values: dict[str, Any] = {"vocabulary_size": PADDED_VOCABULARY_SIZE}
     if objective == "masked":
         values |= {"complement": COMPLEMENT_IDS.tolist()} | dict(settings)
@@ -252,7 +250,7 @@ def build_language_model(objective: str, settings: Mapping[str, Any]) -> CoreMod
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether the folder states our format; one without a readable configuration gets our messages too."""
+    """Whether the folder has our format; true without a readable configuration, for our error messages."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -265,22 +263,22 @@ def _load_foreign(folder: Path, reference: str) -> LanguageModel:
     size = model.config.padded_vocabulary_size
     if not len(VOCABULARY) <= size <= PADDED_VOCABULARY_SIZE:
         raise InputError(
-            f"{reference} has a vocabulary of {size} tokens, and only the hg38 vocabulary ({len(VOCABULARY)} tokens, "
-            f"padded to {PADDED_VOCABULARY_SIZE}) is known here: give a model of single bases."
+            f"{reference} has a vocabulary of {size} tokens, but only the hg38 vocabulary ({len(VOCABULARY)} tokens, "
+            f"padded to {PADDED_VOCABULARY_SIZE}) is supported: give a model of single bases."
         )
     policy = letter_policy("caduceus") if isinstance(model, MaskedLanguageModel) else LetterPolicy()
     return LanguageModel(model, policy, {}, reference)
 
 
 def _card(model: CoreModel, details: Mapping[str, Any]) -> str:
-    """The model card: what the folder is and how to use it."""
+    """Return the model card: a description and how to use the model."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     predicts = {
         "causal": "predicts each base from those before it",
         "masked": "predicts hidden bases from both sides",
     }[objective_of(model)]
     lines = [
-        "# Language model of DNA",
+        "# DNA language model",
         "",
         f"{parameters:,} parameters; {predicts}, single bases as tokens.",
         "",

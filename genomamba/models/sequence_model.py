@@ -1,7 +1,7 @@
-"""A model of whole sequences: the stack of a DNA language model, pooled over the length, and a linear head.
+"""A sequence-level model: the stack of a DNA language model, pooled over the length, and a linear head.
 
-With a causal stack a sequence of any length goes through in pieces with a state between them, exactly; a stack of both
-directions (Caduceus) takes whole sequences.
+With a causal stack a sequence of any length is processed exactly in pieces with a state carried between them; a
+bidirectional stack (Caduceus) takes whole sequences.
 """
 
 from collections.abc import Mapping
@@ -37,19 +37,19 @@ from mambacore.models import CausalLanguageModel, MaskedLanguageModel
 
 MODEL_KIND: Final = "DNA sequence model"
 HEAD_DEVIATION: Final = 0.02
-"""Standard deviation of the head's weights at the start, as of the embeddings."""
+"""Initial standard deviation of the head's weights, as for the embeddings."""
 
 
 @dataclass(frozen=True)
 class SequenceModelConfig:
-    """Everything needed to build a `SequenceModel`.
+    """Configuration of a `SequenceModel`.
 
     Attributes:
-        objective: of the language model whose stack it has: "causal" or "masked".
-        core: settings of that language model (see `build_language_model`); its head is not used.
-        targets: what the outputs are.
+        objective: objective of the language model that the stack is from: "causal" or "masked".
+        core: settings of that language model (see `build_language_model`), whose head is not used.
+        targets: description of the outputs.
         pooling: "mean" over the length or "last" position.
-        both_strands: the answer is the mean of those for the sequence and its reverse complement.
+        both_strands: average the outputs for the sequence and its reverse complement.
         letters: how the language model reads N and ambiguity codes; lower case is the same base as upper case here.
     """
 
@@ -65,12 +65,12 @@ class SequenceModelConfig:
             raise InputError(f"the pooling is {self.pooling!r}: use {' or '.join(POOLINGS)}.")
         if self.core.get("equivariant") and self.pooling != "mean":
             raise InputError(
-                "the stack reads both strands at once, whose last positions are the two ends of the sequence: use the "
-                "pooling mean."
+                "the stack processes both strands at once, whose last positions are opposite ends of the sequence: use "
+                "the pooling mean."
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-serialisable form; `from_dict` is the inverse."""
         return {
             "objective": self.objective,
             "core": dict(self.core),
@@ -82,7 +82,7 @@ class SequenceModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SequenceModelConfig":
-        """Rebuild from what `to_dict` returned."""
+        """Inverse of `to_dict`."""
         return cls(
             values["objective"],
             values["core"],
@@ -94,17 +94,17 @@ class SequenceModelConfig:
 
 
 class SequenceState(NamedTuple):
-    """What a causal sequence model hands on from piece to piece."""
+    """State of a causal sequence model between pieces."""
 
     core: Any
     pooled: PoolingState
 
 
 class SequenceModel(nn.Module):
-    """Outputs for sequences: logits of classes or labels, or standardised numbers.
+    """Maps sequences to outputs: logits of classes or labels, or standardised numbers.
 
     Raises:
-        InputError: settings that the language model cannot have.
+        InputError: if the language model does not support the settings.
     """
 
     letters: Tensor
@@ -123,36 +123,36 @@ class SequenceModel(nn.Module):
 
     @property
     def is_causal(self) -> bool:
-        """Whether sequences may come in pieces."""
+        """Whether sequences may be processed in pieces."""
         return isinstance(self.core, CausalLanguageModel)
 
     def forward(self, tokens: Tensor, state: SequenceState | None = None) -> tuple[Tensor, SequenceState | None]:
-        """Add a piece to what has been read.
+        """Process a piece of a sequence.
 
         Args:
             tokens: (batch, length) of `genomamba.tokenizer`, any integer dtype.
-            state: what the pieces before left; None at the start. A stack of both directions has none.
+            state: state after the previous piece; None at the start. A bidirectional stack has none.
 
         Returns:
-            The outputs for everything read so far (batch, outputs), and the state.
+            The outputs for the sequence so far (batch, outputs), and the state.
 
         Raises:
-            ValueError: a state for a model without one.
+            ValueError: if a state is given to a model without one.
         """
         if isinstance(self.core, CausalLanguageModel):
             hidden, core_state = self.core.hidden(self._letters(tokens), None if state is None else state.core)
             pooled, pooling_state = self.pooling(hidden, None if state is None else state.pooled)
             return self._head(pooled), SequenceState(core_state, pooling_state)
         if state is not None:
-            raise ValueError("a model that reads in both directions takes whole sequences; it has no state")
+            raise ValueError("a bidirectional model takes whole sequences and has no state")
         pooled, _ = self.pooling(self._both_directions(self._letters(tokens), None), None)
         return self._head(pooled), None
 
     def padded(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Outputs (batch, outputs) of sequences of different lengths, padded on the right.
+        """Return outputs (batch, outputs) for sequences of different lengths, padded on the right.
 
         Args:
-            tokens: (batch, length); what lies beyond a sequence's length changes nothing.
+            tokens: (batch, length); positions beyond a sequence's length are ignored.
             lengths: (batch,), at least 1.
         """
         letters, length = self._letters(tokens), tokens.shape[1]
@@ -171,17 +171,17 @@ class SequenceModel(nn.Module):
         return self._head((total / lengths[:, None]).to(hidden.dtype))
 
     def reverse_complement(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """The other strand of sequences padded on the right, (batch, length), padded in the same way."""
+        """Return the reverse complements of sequences padded on the right, (batch, length), padded in the same way."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         mirrored = (lengths[:, None] - 1 - positions).clamp(min=0)
         other = self.complement[tokens.long()].gather(1, mirrored).to(tokens.dtype)  # type: ignore[index]
         return torch.where(positions < lengths[:, None], other, tokens)
 
     def start_from(self, language_model: LanguageModel) -> None:
-        """Take the weights of a language model of the same shape.
+        """Copy the weights of a language model of the same shape.
 
         Raises:
-            InputError: the shapes differ; the message says where.
+            InputError: if the shapes differ; the message names the first difference.
         """
         tensors = {name: tensor for name, tensor in language_model.model.state_dict().items() if name[:5] != "head."}
         load_tensors_into(self.core, tensors, language_model.source)
@@ -202,7 +202,7 @@ class SequenceModel(nn.Module):
         if not self.core.config.equivariant:
             return hidden
         # Two strands, the second with flipped channels: their sum is the same for the reverse complement, up to the
-        # order of positions, which the mean does not see.
+        # order of positions, to which the mean is invariant.
         one, other = hidden.chunk(2, dim=-1)
         return (one + other.flip(-1)) / 2
 
@@ -212,7 +212,7 @@ class SequenceModel(nn.Module):
 
 
 def _letter_table(policy: LetterPolicy) -> Tensor:
-    """The language model's token for each token of a sequence."""
+    """Return the language model's token for each token of a sequence."""
     table = torch.arange(PADDED_VOCABULARY_SIZE)
     if policy.ambiguous == "any":
         table[UNKNOWN_TOKEN] = ANY_BASE_TOKEN
@@ -224,7 +224,7 @@ def _letter_table(policy: LetterPolicy) -> Tensor:
 def sequence_model_on(
     language_model: LanguageModel, targets: TargetDescription, pooling: str, both_strands: bool
 ) -> SequenceModel:
-    """A sequence model with the stack and the weights of a language model, and a fresh head."""
+    """Build a sequence model with the stack and the weights of a language model, and a new head."""
     config = SequenceModelConfig(
         objective_of(language_model.model),
         _json_able(asdict(language_model.model.config)),
@@ -242,11 +242,11 @@ def save_sequence_model(folder: Path, model: SequenceModel, details: Mapping[str
     """Write a model folder (config.json, model.safetensors, README.md) in one step.
 
     Args:
-        folder: an earlier model there is replaced.
-        details: JSON-able facts of the training.
+        folder: the model folder; an earlier model there is replaced.
+        details: JSON-serialisable training details.
 
     Raises:
-        InputError: the place cannot be written to or holds something else.
+        InputError: if the folder cannot be written or contains something else.
     """
     config = {
         "kind": MODEL_KIND,
@@ -258,10 +258,10 @@ def save_sequence_model(folder: Path, model: SequenceModel, details: Mapping[str
 
 
 def load_sequence_model(folder: Path | str) -> tuple[SequenceModel, dict[str, Any]]:
-    """Read a model folder, or `hf://owner/name@revision`: the model, ready to be used, and its details.
+    """Load a model from a folder, or `hf://owner/name@revision`, in evaluation mode, with its details.
 
     Raises:
-        InputError: the folder is missing, incomplete, damaged, of another kind or of another version.
+        InputError: if the folder is missing, incomplete, damaged, or of another kind or version.
     """
     reference, folder = str(folder), find_model_folder(folder)
     config, tensors = read_model_folder(folder)
@@ -288,11 +288,11 @@ def _json_able(values: Mapping[str, Any]) -> dict[str, Any]:
 def _card(config: SequenceModelConfig) -> str:
     """The model card: what the folder is and how to use it."""
     targets = config.targets
-    says = {
+    predicted = {
         "classes": f"the class of `{targets.columns[0]}`: {', '.join(targets.class_names)}",
-        "labels": f"whether each of these holds: {', '.join(targets.columns)}",
+        "labels": f"each of these labels: {', '.join(targets.columns)}",
         "numbers": f"the numbers {', '.join(targets.columns)}",
     }[targets.kind]
-    strands = "both strands averaged" if config.both_strands else "the strand that is given"
-    lines = ["# Model of DNA sequences", "", f"For each sequence: {says} ({strands}).", ""]
+    strands = "averaged over both strands" if config.both_strands else "on the given strand"
+    lines = ["# DNA sequence model", "", f"Predicts for each sequence {predicted} ({strands}).", ""]
     return "\n".join([*lines, "    genomamba predict THIS_FOLDER sequences.fa > predictions.tsv", ""])

@@ -1,8 +1,8 @@
-"""The species classifier: a causal selective model that weighs, base by base, the evidence for each class.
+"""The species classifier: a causal selective model that accumulates, base by base, evidence for each class.
 
-Two kinds of evidence are added. The *likelihood* of a class is how well its own head predicts the next base; it
-accumulates over the length by construction, as in a Markov model. The *deviation* is learned discriminatively. Both are
-pooled over the length; the confidence in a given mean grows with the length and is calibrated on held-out sequence.
+Two kinds of evidence are added. The *likelihood* of a class is how well its head predicts the next base; it accumulates
+over the length by construction, as in a Markov model. The *deviation* is learned discriminatively. Both are pooled over
+the length; the confidence in a given mean grows with the length and is calibrated on held-out sequence.
 """
 
 import dataclasses
@@ -31,37 +31,39 @@ from mambacore.parallel import active_ranks
 MODEL_KIND = "species classifier"
 BASES = 4
 FIRST_BASE_TOKEN = 7  # A; C, G and T follow
-# Confidence is stated relative to a window of this length.
+# Confidence is relative to a window of this length.
 REFERENCE_LENGTH_BP = 1024
-# Evidence adds up over thousands of bases, so that of one base is tiny. These factors let the heads' weights be of
-# order one nevertheless, as an optimizer expects: without them the first steps throw the logits to the hundreds.
+# Evidence adds up over thousands of bases, so that of a single base is tiny. These factors keep the heads' weights of
+# order one, as optimizers expect: without them the logits reach hundreds within the first steps.
 CLASS_LIKELIHOOD_SCALE = 0.05
 DEVIATION_SCALE = 0.001
-# Thousands of contexts, each with its own free evidence, would overfit the training chromosomes.
+# Thousands of contexts with unregularised evidence would overfit the training chromosomes.
 CONTEXT_EVIDENCE_DECAY = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeciesClassifierConfig:
-    """Everything needed to build a `SpeciesClassifier`.
+    """Configuration of a `SpeciesClassifier`.
 
     Attributes:
-        class_names: what is told apart, in the order of the outputs.
-        model_width, layers: of the stack.
-        mixer: what its layers mix with: a name of `mambacore.layers.MIXERS`, a mapping of `name` and options, or a
-            list of these with one for each layer.
+        class_names: the classes, in the order of the outputs.
+        model_width, layers: width and depth of the stack.
+        mixer: mixer of its layers: a name of `mambacore.layers.MIXERS`, a mapping of `name` and options, or a list of
+            these with one per layer.
         state_size, kernel_width, expansion, step_rank: options of every mixer that has them
             (see `mambacore.layers.SelectiveMixer`).
-        context_widths: the embedding sums a table for each of these numbers of bases up to a position.
-        evidence_context_widths: such contexts are also evidence by themselves, without any layer between: pooled over
+        context_widths: the embedding sums the entries of a table for each of these context lengths (bases up to a
+            position).
+        evidence_context_widths: context lengths that contribute evidence directly, bypassing the layers: pooled over
             the length, this part is a logistic regression on k-mer spectra.
-        feature_width: width of the nonlinear features that the classes' heads read.
+        feature_width: width of the nonlinear features, the inputs of the class heads.
         pooling: `mean` over the length, or `last` position.
-        likelihood_weight: weight of the next-base loss beside the classification loss.
-        classification_gradient: the share of the classification loss's gradient that reaches the layers. With 1 they
-            learn to classify, and overfit the training chromosomes; with 0 they learn next-base prediction only,
-            and the heads alone learn the classes, which generalises better to unseen chromosomes.
-        shortest_window_bp: training also classifies the windows within a window, from this length on, doubling.
+        likelihood_weight: weight of the next-base loss relative to the classification loss.
+        classification_gradient: share of the classification loss's gradient that reaches the layers. With 1 they learn
+            to classify, and overfit the training chromosomes; with 0 they learn next-base prediction only, and the
+            heads alone learn the classes, which generalises better to unseen chromosomes.
+        shortest_window_bp: training also classifies shorter windows within a window, of this length, doubled
+            repeatedly.
     """
 
     class_names: tuple[str, ...]
@@ -117,31 +119,31 @@ class SpeciesClassifierConfig:
         self.layer_descriptions()
 
     def layer_descriptions(self) -> list[dict[str, Any]]:
-        """What the stack is built from.
+        """Return the mixer descriptions of the stack.
 
         Raises:
-            InputError: an unknown mixer or option, or a list of another length than there are layers.
+            InputError: if a mixer or option is unknown, or the list's length differs from the number of layers.
         """
         shared = {name: getattr(self, name) for name in ("state_size", "kernel_width", "expansion", "step_rank")}
         return layer_descriptions(self.mixer, self.layers, shared)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-serialisable form; `from_dict` is the inverse."""
         values = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SpeciesClassifierConfig":
-        """Rebuild from what `to_dict` returned.
+        """Inverse of `to_dict`.
 
         Raises:
-            InputError: a key that is unknown, or one that is missing.
+            InputError: if a key is unknown or missing.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise InputError(
-                f"the model's configuration has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}"
+                f"the model's configuration has the unknown key {unknown[0]!r}; use {', '.join(sorted(known))}"
             )
         if "class_names" not in values:
             raise InputError("the model's configuration has no class_names; the model folder is damaged")
@@ -149,7 +151,7 @@ class SpeciesClassifierConfig:
 
 
 class ClassifierState(NamedTuple):
-    """What a classifier hands on from piece to piece of a record."""
+    """State of a classifier between pieces of a record."""
 
     contexts: Tensor  # (batch, history): the last bases, for the embedding
     evidence_contexts: Tensor  # the same for the evidence of contexts
@@ -159,7 +161,7 @@ class ClassifierState(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a classifier knows of every base before the classes' heads weigh it."""
+    """Inputs of the class heads for every base."""
 
     likelihood: Tensor  # (batch, length, classes): log-probability of the base under each class; 0 where unknown
     features: Tensor  # (batch, length, feature_width)
@@ -168,7 +170,7 @@ class Reading(NamedTuple):
 
 
 class SpeciesClassifier(nn.Module):
-    """Classify DNA of any length, given whole or piece by piece."""
+    """Classifies DNA of any length, given as a whole or piece by piece."""
 
     def __init__(self, config: SpeciesClassifierConfig) -> None:
         super().__init__()
@@ -177,7 +179,7 @@ class SpeciesClassifier(nn.Module):
         self.embedding = ContextEmbedding(BASES, config.context_widths, config.model_width)
         self.stack = ResidualStack(config.model_width, config.layer_descriptions())
         self.next_base = nn.Linear(config.model_width, BASES)
-        # Classes start out alike: no evidence until something has been learned.
+        # Initially there is no evidence for any class.
         self.features = nn.Linear(config.model_width, config.feature_width)
         self.class_next_base = nn.Linear(config.feature_width, classes * BASES)
         self.deviation = nn.Linear(config.feature_width, classes)
@@ -188,7 +190,7 @@ class SpeciesClassifier(nn.Module):
             *self.context_evidence.parameters(),
         ):
             nn.init.zeros_(parameter)
-        # Parts that are counted, not trained (`genomamba.classification`), and how all are weighed.
+        # Parts based on counts instead of training (`genomamba.classification`), and the weights of all parts.
         self.parts: CountedParts | None = None
         self.combination: Combination | None = None
         self.pooling = POOLINGS[config.pooling]()
@@ -197,7 +199,7 @@ class SpeciesClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "SpeciesClassifier":
-        """The classifier in a model folder, or in `hf://owner/name@revision` on the Hub, ready to be used.
+        """Load a classifier from a model folder, or from `hf://owner/name@revision` on the Hub, in evaluation mode.
 
         Raises:
             InputError: as `load_classifier`.
@@ -209,21 +211,21 @@ class SpeciesClassifier(nn.Module):
         save_classifier(Path(folder), self, details=dict(details or {}))
 
     def forward(self, tokens: Tensor, state: ClassifierState | None = None) -> tuple[Tensor, ClassifierState]:
-        """Add a piece to what has been read.
+        """Process a piece of a record.
 
         Args:
             tokens: (batch, length), token ids in any integer dtype.
-            state: what the pieces before this one left; None at the start.
+            state: state after the previous piece; None at the start.
 
         Returns:
-            The evidence per base for each class, pooled over everything read so far (batch, classes), and the state.
+            The evidence per base for each class, pooled over the record so far (batch, classes), and the state.
         """
         evidence, _, state = self._evidence(tokens, state)
         pooled, pooling_state = self.pooling(evidence, state.evidence)
         return pooled, state._replace(evidence=pooling_state)
 
     def _evidence(self, tokens: Tensor, state: ClassifierState | None) -> tuple[Tensor, Tensor, ClassifierState]:
-        """Evidence of each base (batch, length, classes), its likelihood part, and the state with the old pooling."""
+        """Return base-wise evidence (batch, length, classes), its likelihood part, and state with the old pooling."""
         reading, outgoing = self.read(tokens, state)
         deviation = sum(
             table(numbers) for table, numbers in zip(self.context_evidence.tables, reading.contexts, strict=True)
@@ -235,10 +237,10 @@ class SpeciesClassifier(nn.Module):
         return likelihood + deviation * reading.known.unsqueeze(-1), reading.likelihood, outgoing
 
     def read(self, tokens: Tensor, state: ClassifierState | None = None) -> tuple[Reading, ClassifierState]:
-        """Everything that the evidence of (batch, length) tokens is made of, and the state with the old pooling."""
+        """Return the components of the evidence of (batch, length) tokens, and the state with the old pooling."""
         if active_ranks() is not None:
             raise InputError(
-                "a species classifier cannot read a sequence that lies on several ranks; give each rank whole records"
+                "a species classifier cannot process a sequence that is split over ranks; give each rank whole records"
             )
         batch, length = tokens.shape
         classes = len(self.config.class_names)
@@ -265,10 +267,10 @@ class SpeciesClassifier(nn.Module):
         return Reading(likelihood, features, numbers, known), outgoing
 
     def _predict_next_base(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """From (batch, length, model_width): log-probabilities of the base after each position under each class
-        (batch, length, classes, bases), and the features (batch, length, feature_width).
+        """Return class-wise next-base log-probabilities and features for (batch, length, model_width).
 
-        In full precision even under autocast: evidence is a small difference of large numbers.
+        Their shapes are (batch, length, classes, bases) and (batch, length, feature_width). Computed in full precision
+        even under autocast: evidence is a small difference of large numbers.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self.next_base.weight.dtype)
@@ -280,19 +282,19 @@ class SpeciesClassifier(nn.Module):
     def logits(self, pooled_evidence: Tensor, length_bp: Tensor | int) -> Tensor:
         """Turn pooled evidence (batch, classes) over `length_bp` bases into logits.
 
-        The factor is exp(intercept + slope * log(length / 1024)): slope 1 would be right if every base spoke for
-        itself, 0 if a longer sequence said nothing new. It never changes which class is on top.
+        The factor is exp(intercept + slope * log(length / 1024)): slope 1 corresponds to independent bases, 0 to longer
+        sequences without additional information. It never changes which class is best.
         """
         length = torch.as_tensor(length_bp, dtype=torch.float32).clamp(min=1.0)
         factor = torch.exp(self.confidence_intercept + self.confidence_slope * torch.log(length / REFERENCE_LENGTH_BP))
         return pooled_evidence * (factor.unsqueeze(-1) if factor.dim() else factor)
 
     def loss(self, tokens: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Training loss of windows (batch, length) of known class (batch,).
+        """Return the training losses of windows (batch, length) with labels (batch,).
 
         The window and the shorter windows within it (halves, quarters, ... down to `shortest_window_bp`) are all
-        classified, each length with the same weight. Beside that cross entropy stands the next-base loss of the true
-        class, in nats per base.
+        classified, each length with the same weight. The other loss is the next-base loss of the true class, in nats
+        per base.
         """
         evidence, likelihood, _ = self._evidence(tokens, None)
         length = tokens.shape[1]
@@ -319,8 +321,10 @@ class SpeciesClassifier(nn.Module):
         }
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups: matrices decay, the evidence of contexts more; norms, biases, the embedding, confidence and
-        the scan's dynamics do not.
+        """Return optimizer groups.
+
+        Weight decay applies to matrices, more strongly to the evidence of contexts, and not to norms, biases, the
+        embedding, the confidence and the scan's dynamics.
         """
         spared = {id(parameter) for parameter in parameters_without_decay(self)}
         contexts = list(self.context_evidence.parameters())
@@ -336,7 +340,7 @@ class SpeciesClassifier(nn.Module):
 
 
 def _scale_gradient(tensor: Tensor, factor: float) -> Tensor:
-    """The same values, of which only a part of the gradient flows back."""
+    """Return the same values, with the gradient scaled by `factor`."""
     return tensor.detach() if factor == 0 else tensor * factor + (tensor * (1 - factor)).detach()
 
 
@@ -345,7 +349,7 @@ def save_classifier(folder: Path, model: SpeciesClassifier, *, details: dict[str
 
     Args:
         folder: the model folder; an earlier model there is replaced.
-        details: JSON-able facts of the training that classification, evaluation and readers want to know.
+        details: JSON-serialisable training details, used in classification and evaluation.
     """
     config = {
         "kind": MODEL_KIND,
@@ -361,13 +365,13 @@ def save_classifier(folder: Path, model: SpeciesClassifier, *, details: dict[str
 
 
 def load_classifier(folder: Path | str) -> tuple[SpeciesClassifier, dict[str, Any]]:
-    """Read a model folder: the classifier, ready to be used, and the details it was saved with.
+    """Read a model folder: the classifier in evaluation mode, and the details saved with it.
 
     Args:
         folder: the model folder, or `hf://owner/name@revision` on the Hugging Face Hub.
 
     Raises:
-        InputError: the folder is missing, incomplete, damaged, of another kind or of another version.
+        InputError: if the folder is missing, incomplete, damaged, or of another kind or version.
     """
     folder = find_model_folder(folder)
     config, tensors = read_model_folder(folder)
@@ -397,9 +401,9 @@ def _card(config: SpeciesClassifierConfig, details: Mapping[str, Any]) -> str:
     lines = [
         "# Species classifier",
         "",
-        f"Tells apart: {', '.join(config.class_names)}.",
+        f"Classes: {', '.join(config.class_names)}.",
         "",
-        f"{config.layers} layers ({mixers}) of width {config.model_width}; DNA of any length, read on both strands.",
+        f"{config.layers} layers ({mixers}) of width {config.model_width}; DNA of any length, both strands averaged.",
         "",
         "    genomamba classify THIS_FOLDER contigs.fa",
         "",

@@ -1,9 +1,8 @@
-"""A species classifier that starts from a pretrained language model of DNA instead of from random weights.
+"""Initialisation of a species classifier from a pretrained DNA language model.
 
-The embedding, the stack and the head that predicts the next base are taken over; what tells the classes apart starts,
-as always, without evidence. The classifier takes the language model's shape. What has no place in it is the language
-model's table of contexts at its head (`output_context_widths`): the part of its predictions that such tables make is
-learned anew.
+The embedding, the stack and the next-base head are copied; the classes, as always, start without evidence. The
+classifier has the shape of the language model, except for the language model's output context tables
+(`output_context_widths`): their part of the predictions is learned anew.
 """
 
 import zlib
@@ -29,31 +28,31 @@ TAKEN_SETTINGS: Final = (
     "step_rank",
     "context_widths",
 )
-"""Settings of the classifier that the language model decides."""
+"""Settings of the classifier that are determined by the language model."""
 
 NORM_EPSILON: Final = 1e-5
-"""Of a classifier's stack: the default of `mambacore.layers.ResidualStack`."""
+"""Norm epsilon of a classifier's stack: the default of `mambacore.layers.ResidualStack`."""
 
 _SHARED_OPTIONS: Final = ("state_size", "kernel_width", "expansion", "step_rank")
 
 
 def classifier_settings(language_model: LanguageModel) -> dict[str, Any]:
-    """The settings of `SpeciesClassifierConfig` that fit a language model: `model_width`, `layers`, `mixer`, contexts.
+    """Return the settings of `SpeciesClassifierConfig` that match a language model: width, layers, mixer, contexts.
 
     Raises:
-        InputError: a masked model, or one whose norms the classifier does not have.
+        InputError: if the model is masked, or its norms differ from the classifier's.
     """
     config = _causal_configuration(language_model)
     if config.norm_epsilon != NORM_EPSILON:
         raise InputError(
-            f"{language_model.source} has norms with the epsilon {config.norm_epsilon}, a species classifier "
+            f"{language_model.source} has norms with the epsilon {config.norm_epsilon}, but a species classifier "
             f"{NORM_EPSILON}: give another language model."
         )
     return {
         "model_width": config.model_width,
         "layers": len(config.mixers),
         "mixer": [_with_own_options(mixer) for mixer in config.mixers],
-        # The token itself is a context of one base.
+        # The token itself counts as a context of one base.
         "context_widths": sorted({1, *config.context_widths}),
     }
 
@@ -61,10 +60,10 @@ def classifier_settings(language_model: LanguageModel) -> dict[str, Any]:
 def start_from_language_model(classifier: SpeciesClassifier, language_model: LanguageModel) -> None:
     """Copy a causal language model's weights into a classifier of the same shape.
 
-    Contexts that only the classifier has start at zero.
+    Contexts that only the classifier has are initialised to zero.
 
     Raises:
-        InputError: a masked model, or shapes that differ; the message names the first difference.
+        InputError: if the model is masked, or the shapes differ; the message names the first difference.
     """
     config = _causal_configuration(language_model)
     core = language_model.model
@@ -81,7 +80,7 @@ def start_from_language_model(classifier: SpeciesClassifier, language_model: Lan
                 table.weight.copy_(contexts[f"tables.{config.context_widths.index(width)}.weight"])
             if width == 1:
                 table.weight[:BASES] += embedded[tokens]
-                # The last row stands for everything that is not a base.
+                # The last row is for everything that is not a base.
                 table.weight[BASES] += embedded[ANY_BASE_TOKEN]
         classifier.stack.load_state_dict(core.stack.state_dict())
         head = core.embedding if core.head is None else core.head
@@ -90,7 +89,7 @@ def start_from_language_model(classifier: SpeciesClassifier, language_model: Lan
 
 
 def weights_checksum(model: nn.Module) -> str:
-    """Tells a pretrained model from another: the checksum of its parameters, eight hexadecimal digits."""
+    """Return a checksum of the parameters that identifies a pretrained model, eight hexadecimal digits."""
     checksum = 0
     for name, tensor in sorted(model.state_dict().items()):
         checksum = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), checksum)
@@ -99,17 +98,17 @@ def weights_checksum(model: nn.Module) -> str:
 
 
 def _causal_configuration(language_model: LanguageModel) -> CausalLanguageModelConfig:
-    language_model.require("causal", "a species classifier, which reads records of any length in pieces,")
+    language_model.require("causal", "a species classifier, which processes records of any length in pieces,")
     assert isinstance(language_model.model, CausalLanguageModel)
     return language_model.model.config
 
 
 def _require_same_shape(config: SpeciesClassifierConfig, wanted: dict[str, Any], source: str) -> None:
-    """Refuse a classifier that the weights do not fit, naming the first difference."""
+    """Check that the weights fit a classifier; the message names the first difference."""
     for name in ("model_width", "layers"):
         if getattr(config, name) != wanted[name]:
             raise InputError(
-                f"{source} has {name} {wanted[name]} and the classifier {getattr(config, name)}: give the classifier "
+                f"{source} has {name} {wanted[name]} but the classifier {getattr(config, name)}: give the classifier "
                 "the same."
             )
     for number, (description, other) in enumerate(
@@ -120,19 +119,19 @@ def _require_same_shape(config: SpeciesClassifierConfig, wanted: dict[str, Any],
         if different:
             name = "name" if "name" in different else different[0]
             raise InputError(
-                f"layer {number} of {source} has the mixer's {name} {other.get(name)} and the classifier "
+                f"layer {number} of {source} has the mixer's {name} {other.get(name)} but the classifier "
                 f"{own.get(name)}: give the classifier the same."
             )
     lacking = sorted(set(wanted["context_widths"]) - set(config.context_widths))
     if lacking:
         raise InputError(
-            f"{source} embeds contexts of {lacking[0]} bases and the classifier does not: add {lacking[0]} to its "
+            f"{source} embeds contexts of {lacking[0]} bases but the classifier does not: add {lacking[0]} to its "
             "context_widths."
         )
 
 
 def _with_own_options(mixer: Any) -> dict[str, Any]:
-    """A mixer's description that says its options itself, so that no setting of the classifier reaches it."""
+    """Return a mixer description with explicit options, so that no setting of the classifier affects it."""
     description = {"name": mixer} if isinstance(mixer, str) else dict(mixer)
     defaults = mixer_options(str(description["name"]))
     return {name: defaults[name] for name in _SHARED_OPTIONS if name in defaults} | description

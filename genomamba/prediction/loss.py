@@ -1,4 +1,4 @@
-"""The loss of a sequence model: what its outputs are compared with, how much a row counts, what is missing."""
+"""The loss of a sequence model, with class weights and missing labels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mambacore.devices import wide_dtype, widened
 
 @dataclass(frozen=True)
 class SequenceLoss:
-    """Cross entropy of classes, binary cross entropy of labels, squared error of standardised numbers.
+    """Cross-entropy for classes, binary cross-entropy for labels, squared error for standardised numbers.
 
-    Missing labels (NaN) do not count. With weights, every class, or both values of every label, count the same in sum.
+    Missing labels (NaN) are ignored. With weights, every class, or both values of every label, have equal total weight.
 
     Attributes:
-        description: what the targets are.
-        weights: of classes (classes,); of labels (columns, 2) for 0 and 1; absent, all count 1.
+        description: description of the targets.
+        weights: of classes (classes,), or of labels (columns, 2) for 0 and 1; by default all are 1.
     """
 
     description: TargetDescription
@@ -29,7 +29,7 @@ class SequenceLoss:
 
     @classmethod
     def balanced(cls, description: TargetDescription, targets: Targets) -> SequenceLoss:
-        """With weights from the training rows' targets: rows / (values * rows of the value)."""
+        """Create a loss with weights from the training rows' targets: rows / (values * rows of the value)."""
         if description.kind == "classes":
             known = targets[~np.isnan(targets)].astype(np.int64)
             counts = np.bincount(known, minlength=len(description.class_names))
@@ -40,7 +40,7 @@ class SequenceLoss:
         return cls(description)
 
     def element_weights(self, targets: Tensor) -> Tensor:
-        """What each target (rows, columns) counts, of the same shape; 0 where it is missing."""
+        """Return the weight of each target (rows, columns), of the same shape; 0 if missing."""
         known = ~torch.isnan(targets)
         if self.weights is None:
             return known.float()
@@ -51,7 +51,7 @@ class SequenceLoss:
         return weights.expand(len(targets), -1, -1).gather(2, numbers.unsqueeze(-1)).squeeze(-1) * known
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The weighted mean loss of outputs (rows, outputs) and targets (rows, columns), a scalar; 0 if none counts."""
+        """Return the weighted mean loss for outputs (rows, outputs) and targets (rows, columns); 0 if all missing."""
         weights = self.element_weights(targets).to(outputs.dtype)
         known = torch.where(torch.isnan(targets), 0, targets)
         if self.description.kind == "classes":

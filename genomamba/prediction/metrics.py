@@ -1,4 +1,4 @@
-"""How good predictions are: the usual figures of classes, yes-or-no labels and numbers, missing labels left out."""
+"""Standard metrics of predicted classes, binary labels and numbers, ignoring missing labels."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ FIGURES: Final[Mapping[TargetKind, tuple[str, ...]]] = {
     "labels": ("accuracy", "mcc", "auroc", "auprc", "f1"),
     "numbers": ("pearson", "spearman", "r2"),
 }
-"""What is measured. Of classes, `auroc`, `auprc` and `f1` are means over the classes, each against all others; of two
+"""Metrics by kind. For classes, `auroc`, `auprc` and `f1` are means over the classes, each against all others; for two
 classes they are those of the second. `mcc` is Matthews' correlation (Gorodkin 2004 for several classes)."""
 
 ALL_COLUMNS: Final = "mean"
-"""The row that averages the columns, where there are several."""
+"""Name of the row that averages several columns."""
 
 Predictions = npt.NDArray[np.float64]
-"""(sequences, outputs): probabilities of classes or of labels, or numbers in the units of the table."""
+"""(sequences, outputs): probabilities of classes or labels, or numbers in the units of the table."""
 
 
 @dataclass(frozen=True)
 class MetricsRow:
-    """The figures of one predictor on one column; NaN where a figure is not defined (a single class among the rows)."""
+    """Metrics of one predictor on one column; NaN where undefined (rows of a single class)."""
 
     predictor: str
     target: str
@@ -43,11 +43,11 @@ class MetricsRow:
 def measure(
     predictor: str, description: TargetDescription, targets: Targets, predictions: Predictions
 ) -> list[MetricsRow]:
-    """The figures of each column, and their mean where there are several.
+    """Compute the metrics of each column, and their mean if there are several.
 
     Args:
-        predictor: its name in the table.
-        description: what the targets are.
+        predictor: name of the predictor in the table.
+        description: description of the targets.
         targets: (rows, columns), NaN where missing.
         predictions: (rows, outputs).
     """
@@ -69,7 +69,7 @@ def measure(
 
 
 def metrics_table(kind: TargetKind, rows: Sequence[MetricsRow]) -> str:
-    """Tab-separated text with a header; four decimals, NA where a figure is not defined."""
+    """Return tab-separated text with a header; four decimals, NA where undefined."""
     lines = [table_line(["predictor", "target", "rows", *FIGURES[kind]])]
     for row in rows:
         figures = [row.figures[name] for name in FIGURES[kind]]

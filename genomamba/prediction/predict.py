@@ -17,9 +17,9 @@ from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
 from mambacore.devices import device_of, from_numpy, to_numpy
 
 PIECE_LENGTH_BP: Final = 16_384
-"""Longer sequences go through a causal stack in pieces of this length, alone."""
+"""Longer sequences are processed by a causal stack in pieces of this length, one at a time."""
 BASES_PER_FORWARD: Final = 32_768
-# Sequences wait for others of similar length, with which they share a batch; the number that waits is bounded.
+# Sequences are queued to be batched with others of similar length; the queue is bounded.
 MOST_WAITING_SEQUENCES: Final = 256
 MOST_WAITING_BASES: Final = 1 << 20
 
@@ -32,14 +32,14 @@ def model_outputs(
     sequences: Sequence[Tokens],
     advance: Callable[[int], object] = lambda bases: None,
 ) -> Tensor:
-    """Outputs (sequences, outputs), float64, on the CPU, in the order of the sequences; no dropout.
+    """Compute outputs (sequences, outputs), float64, on the CPU, in the order of the sequences, without dropout.
 
-    They are logits or standardised numbers; both strands are averaged where the model is meant to.
+    They are logits or standardised numbers, averaged over both strands if the model is configured to.
 
     Args:
         model: see `SequenceModel`.
         sequences: uint8 (length,) each.
-        advance: called with the bases that are done.
+        advance: called with the number of bases processed.
     """
     outputs = torch.zeros(len(sequences), model.config.targets.outputs, dtype=torch.float64)
     order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
@@ -51,7 +51,7 @@ def model_outputs(
         if len(sequences[order[start]]) > PIECE_LENGTH_BP and model.is_causal:
             outputs[order[start]] = _in_pieces(model, sequences[order[start]])
         else:
-            # Sorted by length, so that the last one added is the longest.
+            # Sorted by length, so the last one added is the longest.
             while end < len(order) and (end + 1 - start) * len(sequences[order[end]]) <= BASES_PER_FORWARD:
                 end += 1
             outputs[order[start:end]] = _together(model, [sequences[place] for place in order[start:end]])
@@ -79,8 +79,9 @@ def predict_sequences(
 
 
 def prediction_columns(description: TargetDescription) -> list[str]:
-    """Name the columns of a prediction: `call`, `probability` and `p_CLASS` of classes, `p_COLUMN` of labels, or the
-    columns of numbers.
+    """Return the columns of a prediction.
+
+    They are `call`, `probability` and `p_CLASS` for classes, `p_COLUMN` for labels, or the columns of numbers.
     """
     if description.kind == "classes":
         return ["call", "probability", *(f"p_{name}" for name in description.class_names)]
@@ -90,7 +91,7 @@ def prediction_columns(description: TargetDescription) -> list[str]:
 
 
 def prediction_values(description: TargetDescription, predictions: npt.NDArray[np.float64]) -> list[Any]:
-    """Return the values of one sequence in the order of `prediction_columns`; None where there is no prediction."""
+    """Return the values of one sequence in the order of `prediction_columns`; None without a prediction."""
     values: list[Any] = [None if np.isnan(value) else float(value) for value in predictions]
     if description.kind != "classes":
         return values
@@ -101,7 +102,7 @@ def prediction_values(description: TargetDescription, predictions: npt.NDArray[n
 
 
 def _groups(sequences: Iterable[NamedTokens]) -> Iterator[list[NamedTokens]]:
-    """Consecutive sequences, a bounded number of them at a time."""
+    """Yield groups of consecutive sequences of bounded size."""
     waiting: list[NamedTokens] = []
     bases = 0
     for sequence in sequences:
@@ -115,7 +116,7 @@ def _groups(sequences: Iterable[NamedTokens]) -> Iterator[list[NamedTokens]]:
 
 
 def predictions_from(description: TargetDescription, outputs: Tensor) -> Predictions:
-    """Probabilities of classes or labels, or numbers in the units of the table, from `model_outputs`."""
+    """Convert `model_outputs` to probabilities of classes or labels, or to numbers in the units of the table."""
     if description.kind == "classes":
         return to_numpy(torch.softmax(outputs, dim=1))
     if description.kind == "labels":
@@ -124,7 +125,7 @@ def predictions_from(description: TargetDescription, outputs: Tensor) -> Predict
 
 
 def padded_batch(sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-    """Tokens (batch, length of the longest), padded on the right with zeros, and lengths (batch,)."""
+    """Return tokens (batch, length of the longest), padded on the right with zeros, and lengths (batch,)."""
     lengths = torch.tensor([len(tokens) for tokens in sequences])
     tokens = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.uint8)
     for row, sequence in enumerate(sequences):
@@ -141,7 +142,7 @@ def _together(model: SequenceModel, sequences: Sequence[Tokens]) -> Tensor:
 
 
 def _in_pieces(model: SequenceModel, sequence: Tokens) -> Tensor:
-    """The outputs (outputs,) of one long sequence, its strands side by side."""
+    """Return the outputs (outputs,) for one long sequence, with both strands as a batch."""
     strands = np.stack([sequence, COMPLEMENT_IDS[sequence[::-1]]] if model.config.both_strands else [sequence])
     state: SequenceState | None = None
     for begin in range(0, strands.shape[1], PIECE_LENGTH_BP):

@@ -1,8 +1,8 @@
-"""Embeddings of sequences under a language model of DNA: one vector per record or window.
+"""Embeddings of sequences from a DNA language model: one vector per record or window.
 
-A vector depends on its own sequence alone: not on what else is in the batch, on padding, nor on the size of the pieces
-in which a causal model reads. Causal models read sequences of any length in pieces and hand the state on; masked models
-read them whole.
+A vector depends on its sequence alone: not on the rest of the batch, on padding, or on the piece length of a causal
+model. Causal models process sequences of any length in pieces, carrying the state over; masked models take whole
+sequences.
 """
 
 import copy
@@ -40,17 +40,17 @@ class Piece:
 
 
 class Embedder:
-    """Turns sequences into vectors of `width` channels.
+    """Maps sequences to vectors of `width` channels.
 
     Args:
-        language_model: causal or masked.
-        pooling: over positions: "mean", "last" (of a causal model, what has seen everything) or "max" of each channel.
-        layer: after how many blocks; None, all. What a block leaves is normalised by the model's last norm.
+        language_model: a causal or masked model.
+        pooling: pooling over positions: "mean", "last" (causal models only) or "max" per channel.
+        layer: number of blocks to apply; None for all. The output is normalised by the model's final norm.
         both_strands: average the vectors of the sequence and of its reverse complement.
-        piece_length: bp that a causal model reads at once; the result does not depend on it.
+        piece_length: piece length for causal models, bp; the result does not depend on it.
 
     Raises:
-        InputError: another pooling, a layer that the model does not have, pieces of no length.
+        InputError: if the pooling is unknown, the layer does not exist, or the piece length is not positive.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Embedder:
         if pooling not in POOLINGS:
             raise InputError(f"there is no pooling '{pooling}': use {', '.join(POOLINGS)}.")
         if piece_length < 1:
-            raise InputError(f"pieces of {piece_length} bp cannot be read: use 1 or more.")
+            raise InputError(f"the piece length is {piece_length} bp: use 1 or more.")
         self._model = _up_to_layer(language_model.model, layer)
         self._pooling = pooling
         self._both_strands = both_strands
@@ -82,7 +82,7 @@ class Embedder:
             if len(tokens):
                 alike[len(tokens)].append(number)
         for length, numbers in alike.items():
-            # Rows of one length need no padding.
+            # Rows of equal length need no padding.
             rows = max(1, _POSITIONS_AT_ONCE // length)
             for begin in range(0, len(numbers), rows):
                 some = numbers[begin : begin + rows]
@@ -118,7 +118,7 @@ class Embedder:
 
 
 def embed_pieces(embedder: Embedder, pieces: Iterable[Piece]) -> Iterator[tuple[list[Piece], npt.NDArray[np.float32]]]:
-    """Yield sequences in their order with their vectors, some at a time."""
+    """Yield batches of sequences, in order, with their vectors."""
     held: list[Piece] = []
     positions = 0
     for piece in pieces:
@@ -132,9 +132,9 @@ def embed_pieces(embedder: Embedder, pieces: Iterable[Piece]) -> Iterator[tuple[
 
 
 def windows_of(name: str, tokens: Tokens, start: int, window: int | None, stride: int | None) -> Iterator[Piece]:
-    """Yield the windows of a sequence that begins at `start` of its contig; without `window` the sequence itself.
+    """Yield the windows of a sequence that begins at `start` of its contig; without `window`, the sequence itself.
 
-    Windows begin every `stride` bp (None: next to each other) until one reaches the end: the last may be shorter.
+    Windows begin every `stride` bp (None: non-overlapping) until one reaches the end; the last may be shorter.
     """
     if window is None:
         yield Piece(name, start, start + len(tokens), tokens)
@@ -148,7 +148,7 @@ def windows_of(name: str, tokens: Tokens, start: int, window: int | None, stride
 
 
 def as_the_model_reads(language_model: LanguageModel, tokens: Tokens) -> Tokens:
-    """Return tokens of upper-case letters as a model's letter policy has them: some read N as padding."""
+    """Convert tokens of upper-case letters to a model's letter policy: some read N as padding."""
     table = np.arange(PADDED_VOCABULARY_SIZE, dtype=np.uint8)
     for letter in b"ACGTN":
         table[VOCABULARY[chr(letter)]] = language_model.tokens(bytes([letter]))[0]
@@ -157,21 +157,21 @@ def as_the_model_reads(language_model: LanguageModel, tokens: Tokens) -> Tokens:
 
 
 def require_windows(window: int | None, stride: int | None) -> None:
-    """Refuse windows without bases, and strides that would leave bases out.
+    """Check that windows are not empty and strides do not skip bases.
 
     Raises:
-        InputError: names the length and what is allowed.
+        InputError: if they do; the message gives the allowed range.
     """
     if window is not None and window < 1:
         raise InputError(f"the window is {window} bp: use 1 or more.")
     if stride is not None and window is None:
         raise InputError(f"a stride of {stride} bp needs windows: give --window too.")
     if stride is not None and window is not None and not 1 <= stride <= window:
-        raise InputError(f"the stride is {stride} bp: use 1 to {window}, the window, so that no base is left out.")
+        raise InputError(f"the stride is {stride} bp: use 1 to {window}, the window, so that no base is skipped.")
 
 
 def _up_to_layer(model: CoreModel, layer: int | None) -> CoreModel:
-    """A model that shares the weights of another and has only its first blocks."""
+    """Return a model that shares the weights of another but has only its first blocks."""
     blocks = model.stack.blocks
     if layer is None or layer == len(blocks):
         return model
@@ -184,7 +184,7 @@ def _up_to_layer(model: CoreModel, layer: int | None) -> CoreModel:
 
 
 def _shallow(module: Any) -> Any:
-    """A copy of a module with the same parameters and submodules, of which others can take the place."""
+    """Return a shallow copy of a module, whose submodules can be replaced."""
     copied = copy.copy(module)
     copied._modules = dict(module._modules)
     return copied

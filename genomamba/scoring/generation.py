@@ -1,6 +1,6 @@
-"""New DNA from a causal language model: the prompt is read at once, then base after base with the state.
+"""Generation of DNA with a causal language model: the prompt in one pass, then base by base with the state.
 
-Record number i is a function of (seed, i): it does not depend on how many others are made or which are made together.
+Record i is a function of (seed, i): it does not depend on the number of other records or on the batch.
 """
 
 import math
@@ -24,12 +24,12 @@ _UNIFORM_NUMBERS_AT_ONCE: Final = 1024
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next base is chosen from the model's probabilities of A, C, G and T.
+    """How the next base is sampled from the model's probabilities of A, C, G and T.
 
-    - `temperature`: log-probabilities are divided by it; 0 takes the likeliest base.
-    - `top_k`: choose among so many of the likeliest bases, 1 to 4.
-    - `top_p`: choose among the fewest bases whose probabilities add up to this much (Holtzman et al., arXiv 1904.09751,
-      equation 2).
+    - `temperature`: log-probabilities are divided by it; 0 chooses the most likely base.
+    - `top_k`: sample from this many of the most likely bases, 1 to 4.
+    - `top_p`: sample from the smallest set of bases whose probabilities sum to at least this (Holtzman et al., arXiv
+      1904.09751, equation 2).
     """
 
     temperature: float = 1.0
@@ -37,20 +37,20 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Check that the values are in range."""
         check_sampling(self.temperature, self.top_p, self.top_k)
         if self.top_k > BASE_COUNT:
             raise InputError(f"top_k is {self.top_k}: use 1 to {BASE_COUNT}, the number of bases.")
 
     def probabilities(self, log_probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Log-probabilities (batch, 4) to the probabilities that bases are sampled with, (batch, 4)."""
+        """Convert log-probabilities (batch, 4) to sampling probabilities (batch, 4)."""
         logits = torch.from_numpy(log_probabilities)
         return sampling_probabilities(logits, self.temperature, self.top_p, self.top_k).numpy()
 
 
 @dataclass(frozen=True)
 class GeneratedRecord:
-    """New bases and their log-likelihood (natural, summed) under the model as it is, before any temperature."""
+    """Generated bases and their total log-likelihood (nats) under the model without temperature."""
 
     index: int
     tokens: Tokens
@@ -66,28 +66,28 @@ def generate(
     batch_size: int = 32,
     advance: Callable[[int], None] = lambda bases: None,
 ) -> Iterator[GeneratedRecord]:
-    """Yield one record of `length` new bases for each prompt, in the order of the prompts.
+    """Yield one record of `length` new bases per prompt, in the order of the prompts.
 
-    After an empty prompt the first base is sampled uniformly: the model predicts nothing before it has seen one.
+    After an empty prompt the first base is sampled uniformly, since the model has no prediction for it.
 
     Args:
-        language_model: causal.
-        prompts: tokens of the bases to continue; they are not part of the records.
+        language_model: a causal model.
+        prompts: tokens to continue; they are not part of the records.
         length: bp of each record.
-        sampling: how bases are chosen.
-        seed: record number i takes its random numbers from (seed, i).
-        batch_size: records made together.
-        advance: called with the number of new bases now and then.
+        sampling: sampling settings.
+        seed: record i uses random numbers from (seed, i).
+        batch_size: number of records generated together.
+        advance: called regularly with the number of new bases.
 
     Raises:
-        InputError: a masked model, or a length below 1.
+        InputError: if the model is masked, or the length is below 1.
     """
     language_model.require("causal", "generation")
     if length < 1:
-        raise InputError(f"records of {length} bp cannot be made: use 1 or more.")
+        raise InputError(f"records of {length} bp cannot be generated: use 1 or more.")
     begin = 0
     while begin < len(prompts):
-        # Prompts of one length are read together without padding.
+        # Prompts of equal length are processed together, without padding.
         end = begin + 1
         while end < min(len(prompts), begin + batch_size) and len(prompts[end]) == len(prompts[begin]):
             end += 1
@@ -129,7 +129,7 @@ def _generate_batch(
         first = position == 0 and not prompt.shape[1]
         probabilities = np.exp(log_probabilities) if first else sampling.probabilities(log_probabilities)
         through = probabilities.cumsum(axis=1)
-        # A number may fall on the last boundary by rounding.
+        # By rounding, a number may coincide with the last boundary.
         last = BASE_COUNT - 1 - (probabilities[:, ::-1] > 0).argmax(axis=1)
         chosen = np.minimum((uniform[:, column, None] * through[:, -1:] >= through).sum(axis=1), last)
         bases[:, position] = chosen

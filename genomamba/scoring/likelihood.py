@@ -1,6 +1,6 @@
 """Log-likelihoods of bases under a language model, and perplexity with its confidence interval.
 
-The one place where log-probabilities of A, C, G and T become those of the bases that are there.
+The only module that gathers log-probabilities of the observed bases from those of A, C, G and T.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
 from mambacore.devices import from_numpy
 
 PIECE_LENGTH_BP: Final = 16_384
-"""Bases that a causal model reads at once; results do not depend on it."""
+"""Piece length for causal models; results do not depend on it."""
 MASKING_PASSES: Final = 7
-"""A masked model sees each base hidden once, in this many passes over a sequence: about the 15 % of its training."""
+"""Each base is hidden once from a masked model, in this many passes: close to the 15 % hidden in training."""
 CONFIDENCE: Final = 0.95
 BLOCK_BP: Final = 65_536
-"""Bases nearer than this to each other, and homologous ones of other assemblies, are not independent evidence."""
+"""Bases closer than this, and homologous ones of other assemblies, are not treated as independent."""
 FEWEST_BLOCKS: Final = 16
-"""Where there are fewer blocks they are halved, down to the length of a window."""
+"""With fewer blocks, their length is halved, down to that of a window."""
 
 
 def is_base(tokens: Tensor) -> Tensor:
-    """Where a token is A, C, G or T."""
+    """Return where a token is A, C, G or T."""
     return (tokens >= FIRST_BASE_TOKEN) & (tokens < FIRST_BASE_TOKEN + BASE_COUNT)
 
 
 def base_log_likelihoods(log_probabilities: Tensor, tokens: Tensor) -> Tensor:
-    """Gather the log-probability of each base that is there.
+    """Gather the log-probability of each observed base.
 
     Args:
-        log_probabilities: (..., 4) of A, C, G and T.
+        log_probabilities: (..., 4) for A, C, G and T.
         tokens: (...), any integer dtype.
 
     Returns:
-        (...) of the dtype of the log-probabilities; 0 where a token is not a base.
+        (...) in the dtype of the log-probabilities; 0 where a token is not a base.
     """
     known = is_base(tokens)
     bases = torch.where(known, tokens.long() - FIRST_BASE_TOKEN, 0)
@@ -52,14 +52,14 @@ def base_log_likelihoods(log_probabilities: Tensor, tokens: Tensor) -> Tensor:
 
 
 def causal_losses(language_model: LanguageModel, tokens: Tensor, piece_length: int = PIECE_LENGTH_BP) -> Tensor:
-    """-log P of each base given those before it in its row, nats.
+    """Compute -log P (nats) of each base given those before it in its row.
 
-    The first position has nothing before it and is not scored. Memory is that of a piece, whatever the length.
+    The first position is not scored. Memory is that of a piece, whatever the length.
 
     Args:
-        language_model: causal.
+        language_model: a causal model.
         tokens: (rows, length).
-        piece_length: bases that are read at once; the result does not depend on it.
+        piece_length: bases per forward pass; the result does not depend on it.
 
     Returns:
         (rows, length - 1) float64, 0 where a token is not a base.
@@ -74,19 +74,19 @@ def causal_losses(language_model: LanguageModel, tokens: Tensor, piece_length: i
 
 
 def masked_losses(language_model: LanguageModel, tokens: Tensor, hidden: Tensor) -> Tensor:
-    """-log P of each hidden base given the rest of its row, nats, (rows, length) float64; 0 elsewhere."""
+    """Compute -log P (nats) of each hidden base given the rest of its row, (rows, length) float64; 0 elsewhere."""
     log_probabilities = language_model.masked_base_log_probabilities(tokens, hidden)
     return -base_log_likelihoods(log_probabilities, tokens).double() * hidden
 
 
 def base_losses(language_model: LanguageModel, tokens: Tensor) -> Tensor:
-    """-log P of each base after the first of its row, nats.
+    """Compute -log P (nats) of each base after the first of its row.
 
-    Of a masked model each base is hidden once, a seventh of them at a time (pseudo-log-likelihood, Salazar et al.,
+    With a masked model each base is hidden once, a seventh of them at a time (pseudo-log-likelihood, Salazar et al.,
     arXiv 1910.14659, equation 1, with several bases hidden at once).
 
     Args:
-        language_model: causal or masked.
+        language_model: a causal or masked model.
         tokens: (rows, length).
 
     Returns:
@@ -94,7 +94,7 @@ def base_losses(language_model: LanguageModel, tokens: Tensor) -> Tensor:
     """
     if language_model.objective == "causal":
         return causal_losses(language_model, tokens)
-    # Neighbours belong to different passes, whatever their place in the genome.
+    # Adjacent bases are in different passes, whatever their position in the genome.
     passes = torch.from_numpy(np.random.default_rng(0).permuted(np.arange(tokens.shape[1]) % MASKING_PASSES))
     losses = torch.zeros(tokens.shape, dtype=torch.float64)
     for number in range(MASKING_PASSES):
@@ -104,19 +104,19 @@ def base_losses(language_model: LanguageModel, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SequenceLikelihood:
-    """Log-likelihood of a sequence: natural, summed over `bases` scored bases of one strand."""
+    """Log-likelihood of a sequence (nats), summed over `bases` scored bases of one strand."""
 
     log_likelihood: float
     bases: int
 
     @property
     def per_base(self) -> float:
-        """Mean log-likelihood, nats per base; NaN without a scored base."""
+        """Mean log-likelihood, nats per base; NaN without scored bases."""
         return self.log_likelihood / self.bases if self.bases else math.nan
 
     @property
     def perplexity(self) -> float:
-        """exp of the negative mean log-likelihood; NaN without a scored base."""
+        """exp of the negative mean log-likelihood; NaN without scored bases."""
         return math.exp(-self.per_base)
 
 
@@ -126,9 +126,9 @@ def sequence_log_likelihood(
     """Sum the log-likelihoods of the bases of a sequence after its first.
 
     Args:
-        language_model: causal or masked.
+        language_model: a causal or masked model.
         tokens: (length,).
-        both_strands: average the strand that is given and its reverse complement, each read in its own direction.
+        both_strands: average the given strand and its reverse complement.
     """
     strands = [tokens, COMPLEMENT_IDS[tokens[::-1]]] if both_strands else [tokens]
     sums, counts = [], []
@@ -136,18 +136,18 @@ def sequence_log_likelihood(
         row = from_numpy(strand)[None]
         sums.append(-float(base_losses(language_model, row).sum()))
         counts.append(int(is_base(row)[:, 1:].sum()))
-    # The strands leave out different first bases: the count is that of the strand that is given.
+    # The strands skip different first bases: the count is that of the given strand.
     return SequenceLikelihood(float(np.mean(sums)), counts[0]) if sums else SequenceLikelihood(0.0, 0)
 
 
 @dataclass(frozen=True)
 class WindowScores:
-    """One scorer's cross entropy of windows of one length.
+    """Cross-entropy of windows of one length under one scorer.
 
     Attributes:
         nats: (windows,) summed over each window.
-        bases: (windows,) scored bases.
-        blocks: block of the genome that each window is evidence from (`blocks_of`).
+        bases: (windows,) number of scored bases.
+        blocks: genome block of each window (`blocks_of`).
     """
 
     nats: npt.NDArray[np.float64]
@@ -156,11 +156,11 @@ class WindowScores:
 
     @property
     def nats_per_base(self) -> float:
-        """The cross entropy, nats per base."""
+        """Cross-entropy in nats per base."""
         return float(self.nats.sum() / self.bases.sum())
 
     def interval(self, other: WindowScores | None = None) -> tuple[float, float]:
-        """95 % confidence interval of the nats per base, or of how many more they are than the other scorer's.
+        """Return the 95 % confidence interval of the nats per base, or of their difference to another scorer's.
 
         Blocks of the genome are the independent observations: the ratio of their sums, its linearised variance (Cochran
         1977, "Sampling techniques", equation 6.13, without finite population correction) and Student's t.
@@ -181,7 +181,7 @@ class WindowScores:
 
 
 def blocks_of(places: Sequence[tuple[str, int]], length: int) -> list[tuple[str, int]]:
-    """Assign windows (chromosome, start) of `length` bp to blocks of the genome, the units of independent evidence."""
+    """Assign windows (chromosome, start) of `length` bp to genome blocks, the units of independent observations."""
     size = BLOCK_BP
     while size // 2 >= length and len({(name, start // size) for name, start in places}) < FEWEST_BLOCKS:
         size //= 2

@@ -1,8 +1,8 @@
-"""The log-likelihood of every base of a genome under a language model, in bounded memory whatever the contig's length.
+"""Log-likelihoods of all bases of a genome under a language model, in bounded memory whatever the contig length.
 
-Causal models read a region in pieces and hand the state on; the strands are read one after the other, each in its own
-direction, and averaged. Masked models read overlapping windows and are asked for every base while it is hidden from
-them, every eighth base of a window at once: an eighth of what they see is missing, in training it is up to 15 %.
+Causal models process a region in pieces, carrying the state over; the strands are processed one after the other, each
+in its own direction, and averaged. Masked models process overlapping windows in which every eighth base is hidden at a
+time until all are scored: an eighth of the input is hidden, compared with up to 15 % in training.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ from mambacore.devices import from_numpy, to_numpy
 from mambacore.errors import InputError
 
 Values = npt.NDArray[np.float32]
-"""Log-likelihoods (natural) of bases, NaN where there is none: other letters, and a base with nothing before it."""
+"""Log-likelihoods (nats) of bases; NaN for other letters, and for a base without any context."""
 
 DEFAULT_PIECE_BP: Final = 1 << 16
 DEFAULT_CONTEXT_BP: Final = 4096
@@ -34,7 +34,7 @@ HIDDEN_EVERY: Final = 8
 
 @dataclass(frozen=True)
 class TrackPiece:
-    """The values of bases from `start` (0-based) of a contig."""
+    """Values of consecutive bases of a contig, from `start` (0-based)."""
 
     contig: str
     start: int
@@ -42,19 +42,19 @@ class TrackPiece:
 
 
 class TrackMaker:
-    """Log-likelihoods of the bases of regions.
+    """Computes log-likelihoods of the bases of regions.
 
     Args:
-        language_model: causal or masked.
-        genome: where the regions lie.
-        both_strands: the mean of both strands; else that of the given one. A base that one strand cannot score (the
+        language_model: a causal or masked model.
+        genome: reference of the regions.
+        both_strands: average both strands instead of using only the given one. A base that one strand cannot score (the
             first of a contig) has the value of the other.
-        context: causal models: bases in front of a region, on each strand, that are read and not scored, bp.
-        window: masked models: bases that are seen around each, bp. The middle half of each window is scored.
-        piece_length: bp at once; nothing depends on it but speed and memory.
+        context: for causal models: bases before a region, on each strand, that are processed but not scored, bp.
+        window: for masked models: window length, bp. The middle half of each window is scored.
+        piece_length: bases per forward pass; it affects only speed and memory.
 
     Raises:
-        InputError: lengths that make no sense.
+        InputError: if a length is invalid.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class TrackMaker:
         if window < 4 * HIDDEN_EVERY or window % 4:
             raise InputError(f"the window is {window} bp: use a multiple of 4 from {4 * HIDDEN_EVERY}.")
         if piece_length < 1:
-            raise InputError(f"pieces of {piece_length} bp cannot be read: use 1 or more.")
+            raise InputError(f"the piece length is {piece_length} bp: use 1 or more.")
         self._language_model = language_model
         self._genome = genome
         self._both_strands = both_strands
@@ -81,13 +81,13 @@ class TrackMaker:
 
     @property
     def readings(self) -> int:
-        """How often each base is read."""
+        """Number of passes over each base."""
         if self._language_model.objective == "masked":
             return 1
         return 2 if self._both_strands else 1
 
     def pieces(self, region: Region) -> Iterator[TrackPiece | int]:
-        """Yield the values of a region in order, and numbers of bases that were read meanwhile."""
+        """Yield the values of a region in order, interspersed with numbers of processed bases for progress."""
         if self._language_model.objective == "masked":
             yield from self._masked_pieces(region)
             return
@@ -97,7 +97,7 @@ class TrackMaker:
                 yield len(values)
             return
         with tempfile.TemporaryFile() as stored:
-            # The other strand comes last base first: it waits on disk for the given one.
+            # The other strand is computed from the last base on, so it is kept on disk until the given one is done.
             for _, values in self._causal_pieces(region, reverse=True):
                 stored.write(values.tobytes())
                 yield len(values)
@@ -112,12 +112,12 @@ class TrackMaker:
 
     @torch.no_grad()
     def _causal_pieces(self, region: Region, reverse: bool) -> Iterator[tuple[int, Values]]:
-        """Yield the start and the values of pieces of a region; of the other strand from its end, in its direction.
+        """Yield the start and the values of pieces of a region.
 
-        The values of the other strand are in its direction too, and the start is that of its first base there.
+        With `reverse`, starts and values are in the coordinates and the direction of the other strand.
         """
         contig_length = self._genome.length(region.contig)
-        # Positions of the strand that is read, in its own direction.
+        # Positions on the processed strand, in its own direction.
         start, end = (
             (contig_length - region.end, contig_length - region.start) if reverse else (region.start, region.end)
         )
@@ -140,7 +140,7 @@ class TrackMaker:
     def _masked_pieces(self, region: Region) -> Iterator[TrackPiece | int]:
         contig_length = self._genome.length(region.contig)
         step, flank = self._window // 2, self._window // 4
-        # Windows stand at multiples of the step in the contig, so that a base has one value whatever region it is in.
+        # Windows start at multiples of the step in the contig, so that a base has the same value in any region.
         for begin in range(region.start // step * step, region.end, step):
             start, end = max(0, begin - flank), min(contig_length, begin + step + flank)
             letters, tokens = self._read(region.contig, start, end, contig_length, reverse=False)
@@ -156,7 +156,7 @@ class TrackMaker:
             yield last - first
 
     def _read(self, contig: str, start: int, end: int, contig_length: int, reverse: bool) -> tuple[bytes, Tokens]:
-        """Letters, upper-case, and tokens of [start, end) of a strand, positions in its own direction."""
+        """Return upper-case letters and tokens of [start, end) of a strand, positions in its own direction."""
         if not reverse:
             letters = self._genome.letters(contig, start, end).upper()
             return letters, self._language_model.tokens(letters)
@@ -165,13 +165,13 @@ class TrackMaker:
 
 
 def runs(values: Values) -> Iterator[tuple[int, int]]:
-    """Yield the starts and ends of the stretches of values without a gap."""
+    """Yield the starts and ends of runs of values without gaps."""
     present = np.concatenate([[False], ~np.isnan(values), [False]])
-    borders = np.flatnonzero(present[1:] != present[:-1])
-    yield from zip(borders[::2].tolist(), borders[1::2].tolist(), strict=True)
+    boundaries = np.flatnonzero(present[1:] != present[:-1])
+    yield from zip(boundaries[::2].tolist(), boundaries[1::2].tolist(), strict=True)
 
 
 def _values(log_probabilities: torch.Tensor, tokens: Tokens, letters: bytes) -> Values:
-    """Log-probabilities (length, 4) and the bases that are there to the values of the bases, (length,)."""
+    """Convert log-probabilities (length, 4) and the observed bases to values (length,)."""
     values = to_numpy(base_log_likelihoods(log_probabilities, from_numpy(tokens)), torch.float32)
     return np.where(is_known(letters), values, np.float32(np.nan)).astype(np.float32)

@@ -1,17 +1,17 @@
-"""Scores of variants under a language model of DNA: a log-likelihood ratio and a distance of embeddings.
+"""Variant scores from a DNA language model: a log-likelihood ratio and a distance of embeddings.
 
 Causal models: sum of log p over the continuation of the alternative haplotype minus that of the reference haplotype,
-each base given all before it; what both have in common is read once and its state handed on to both.
+each base given all before it; the shared context is processed once and its state used for both.
 
-Masked models: where the allele replaces bases by as many others, log p(alternative) - log p(reference) of the replaced
-bases, all hidden at once, in the reference window (Benegas et al., "GPN", PNAS 120, e2311219120, 2023). Otherwise the
-difference of pseudo-log-likelihoods (Salazar et al., arXiv 1910.14659, equation 1) over a span of equally many bases
-around the variant, each hidden in turn.
+Masked models: for substitutions of equal length, log p(alternative) - log p(reference) of the replaced bases, all
+hidden at once, in the reference window (Benegas et al., "GPN", PNAS 120, e2311219120, 2023). Otherwise the difference
+of pseudo-log-likelihoods (Salazar et al., arXiv 1910.14659, equation 1) over spans of equally many bases around the
+variant, each hidden in turn.
 
-The distance of embeddings is the Euclidean one between the means over positions of what the head reads: over the
-continuations of a causal model (before them both are the same), over whole windows of a masked one.
+The distance of embeddings is the Euclidean distance between the means over positions of the final hidden states: over
+the continuations for a causal model (before them both are the same), over whole windows for a masked one.
 
-Everything is computed for each strand in its own direction; the score is the mean of the strands.
+Everything is computed for each strand in its own direction; the score is the mean over strands.
 """
 
 from collections import defaultdict
@@ -51,7 +51,7 @@ ALLELE_COLUMNS: Final = (
     "unknown_bases",
 )
 LONGEST_ALLELE_SHARE: Final = 4
-"""Alleles are scored up to one part in so many of the window: the rest is what they are judged by."""
+"""Alleles may take up to one part in so many of the window; the rest is context."""
 _POSITIONS_AT_ONCE: Final = 1 << 15
 _ALLELES_AT_ONCE: Final = 128
 _BASES: Final = b"ACGT"
@@ -59,7 +59,7 @@ _BASES: Final = b"ACGT"
 
 @dataclass(frozen=True)
 class StrandScore:
-    """Score of one allele on one strand; `scored_bases` of each haplotype are compared."""
+    """Score of one allele on one strand, based on `scored_bases` of each haplotype."""
 
     log_likelihood_ratio: float
     embedding_distance: float
@@ -67,14 +67,14 @@ class StrandScore:
 
 
 class VariantScorer:
-    """Scores the windows of alleles, many at once.
+    """Scores the windows of alleles in batches.
 
     Args:
-        language_model: causal or masked.
-        span: bases on both sides of an indel that a masked model is scored on beside the allele itself, bp.
+        language_model: a causal or masked model.
+        span: for masked models: bases on both sides of an indel that are scored along with the allele, bp.
 
     Raises:
-        InputError: a negative span.
+        InputError: if the span is negative.
     """
 
     def __init__(self, language_model: LanguageModel, span: int = DEFAULT_SPAN_BP) -> None:
@@ -85,7 +85,7 @@ class VariantScorer:
 
     @torch.no_grad()
     def score(self, windows: Sequence[HaplotypeWindows]) -> list[StrandScore | None]:
-        """Score windows in any order and of any lengths; None where there is no base to compare."""
+        """Score windows in any order and of any lengths; None if there are no bases to compare."""
         scores: list[StrandScore | None] = [None] * len(windows)
         alike: dict[tuple[int, int], list[int]] = defaultdict(list)
         for number, one in enumerate(windows):
@@ -93,7 +93,7 @@ class VariantScorer:
                 alike[len(one.context), len(one.reference)].append(number)
         causal = self.language_model.objective == "causal"
         for (context, continuation), numbers in alike.items():
-            # Rows of one length need no padding, so that nothing depends on what else is in the batch.
+            # Rows of equal length need no padding, so results do not depend on the rest of the batch.
             rows = max(1, _POSITIONS_AT_ONCE // (2 * (context + continuation)))
             for begin in range(0, len(numbers), rows):
                 some = numbers[begin : begin + rows]
@@ -117,7 +117,7 @@ class VariantScorer:
             state = map_state(lambda tensor: tensor.repeat(2, *[1] * (tensor.dim() - 1)), state)
         tokens = self._tokens([one.reference for one in windows] + [one.alternative for one in windows])
         hidden, _ = model.hidden(tokens, state)
-        # The first base of a contig has nothing before it, so that the model says nothing about it.
+        # The first base of a contig has no context, so the model has no prediction for it.
         before = hidden[:, :-1] if first is None else torch.cat([first, hidden[:, :-1]], dim=1)
         predicted = tokens if first is not None else tokens[:, 1:]
         likelihoods = base_log_likelihoods(base_log_probabilities(model.logits(before)), predicted)
@@ -138,7 +138,7 @@ class VariantScorer:
         references = [one.context + one.reference for one in windows]
         alternatives = [one.context + one.alternative for one in windows]
         distances = _distances(model.hidden(self._tokens(references + alternatives)))
-        # What is hidden together, in which sequence.
+        # Positions hidden together, and their sequence.
         hidden: list[tuple[bytes, Sequence[int]]] = []
         for one, reference, alternative in zip(windows, references, alternatives, strict=True):
             if one.replaces:
@@ -164,14 +164,14 @@ class VariantScorer:
         return scores
 
     def _span(self, windows: HaplotypeWindows) -> range:
-        """The positions of both windows on which a masked model's likelihood of an indel is summed."""
+        """Return the positions of both windows over which a masked model's likelihood of an indel is summed."""
         unknown = np.flatnonzero(~is_known(windows.context))
         begin = max(int(unknown[-1]) + 1 if len(unknown) else 0, len(windows.context) - self.span)
         known_end = len(windows.context) + windows.known
         return range(begin, min(known_end, len(windows.context) + windows.longest_allele + self.span))
 
     def _log_probabilities(self, hidden: Sequence[tuple[bytes, Sequence[int]]]) -> Iterator[npt.NDArray[np.float64]]:
-        """For each sequence, all of one length, the log-probabilities (places, 4) where it is hidden."""
+        """Yield for each sequence, all of equal length, the log-probabilities (positions, 4) of its hidden bases."""
         rows = max(1, _POSITIONS_AT_ONCE // max((len(letters) for letters, _ in hidden), default=1))
         for begin in range(0, len(hidden), rows):
             some = hidden[begin : begin + rows]
@@ -179,7 +179,7 @@ class VariantScorer:
             masked = torch.zeros(tokens.shape, dtype=torch.bool, device=tokens.device)
             for row, (_, places) in enumerate(some):
                 masked[row, torch.tensor(places)] = True
-            # Both strands are scored one by one already.
+            # Both strands are already scored separately.
             log_probabilities = self.language_model.masked_base_log_probabilities(tokens, masked, both_strands=False)
             for row, (_, places) in enumerate(some):
                 yield to_numpy(log_probabilities[row, torch.tensor(places)], torch.float64)
@@ -189,9 +189,9 @@ class VariantScorer:
 class AlleleScore:
     """Result for one allele of a record; `alternative` is None for a record without one.
 
-    `strands` has the given strand's score, and the other's when both were asked for; `score` is their mean, None unless
-    the status is "scored". A strand without a base to compare is left out of the mean. `unknown_bases` are those of the
-    reference window that are not A, C, G or T.
+    `strands` has the given strand's score, and the other's if both are requested; `score` is their mean, None unless
+    the status is "scored". A strand without bases to compare is excluded from the mean. `unknown_bases` is the number
+    of letters in the reference window that are not A, C, G or T.
     """
 
     alternative: str | None
@@ -201,7 +201,7 @@ class AlleleScore:
 
     @property
     def score(self) -> StrandScore | None:
-        """The mean of the strands; the scored bases are the larger number."""
+        """Mean over the strands; its `scored_bases` is the larger of the two."""
         present = [score for score in self.strands if score is not None]
         if not present:
             return None
@@ -213,7 +213,7 @@ class AlleleScore:
 
 
 def allele_values(variant: Variant, allele: AlleleScore) -> tuple[Any, ...]:
-    """Return the values of one allele in the order of `ALLELE_COLUMNS`; None where there is no score."""
+    """Return the values of one allele in the order of `ALLELE_COLUMNS`; None without a score."""
     score = allele.score
     of_strands = [None if one is None else one.log_likelihood_ratio for one in (*allele.strands, None, None)[:2]]
     return (
@@ -232,10 +232,10 @@ def allele_values(variant: Variant, allele: AlleleScore) -> tuple[Any, ...]:
 
 
 def require_window(length: int) -> None:
-    """Refuse a window too short to compare anything in.
+    """Check that a window is long enough for a comparison.
 
     Raises:
-        InputError: it is shorter than `SMALLEST_WINDOW_BP`.
+        InputError: if it is shorter than `SMALLEST_WINDOW_BP`.
     """
     if length < SMALLEST_WINDOW_BP:
         raise InputError(f"the window is {length} bp: use {SMALLEST_WINDOW_BP} or more.")
@@ -249,18 +249,18 @@ def score_variants(
     both_strands: bool = True,
     chromosome_map: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Variant, list[AlleleScore]]]:
-    """Yield every record in its order with what became of each of its alleles (of one `None` when it has none).
+    """Yield every record in order with the results of its alleles (a single `None` allele if it has none).
 
     Args:
-        variants: in any order.
-        genome: what the variants were called against.
-        scorer: the model.
-        length: bp of the windows.
+        variants: records in any order.
+        genome: reference that the variants were called against.
+        scorer: scorer of the model.
+        length: window length, bp.
         both_strands: average both strands.
-        chromosome_map: the reference's names of chromosomes that have another name in the records.
+        chromosome_map: maps chromosome names in the records to different ones in the reference.
 
     Raises:
-        InputError: a window that is too short, and what the reference refuses.
+        InputError: if the window is too short, or as `Reference`.
     """
     require_window(length)
     names = chromosome_map or {}
@@ -303,7 +303,7 @@ def _with_scores(
 
 
 def _distances(hidden: Tensor) -> list[float]:
-    """Distances between the means over positions of the first half of the rows and of the second half."""
+    """Return distances between the position means of the first and the second half of the rows."""
     first, second = widened(hidden).mean(1).chunk(2)
     return (first - second).norm(dim=1).tolist()
 

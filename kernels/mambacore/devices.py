@@ -1,4 +1,4 @@
-"""What a device asks of the code that feeds it: where a model lies, the widest number, the way to NumPy and back."""
+"""Device-dependent helpers: a model's device, the widest floating-point dtype, and conversion from and to NumPy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mambacore.errors import InputError
 
 WITHOUT_FLOAT64 = {"mps"}
-"""Types of devices that have no float64."""
+"""Device types without float64."""
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -21,13 +21,13 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def available_device(device: torch.device | str) -> torch.device:
-    """Return a device that can be computed on.
+    """Return a device after checking that it is available.
 
     Args:
         device: such as "cpu" or "cuda:1".
 
     Raises:
-        InputError: this machine, or this PyTorch, lacks it.
+        InputError: if this machine, or this build of PyTorch, lacks it.
     """
     try:
         place = torch.device(device)
@@ -38,35 +38,35 @@ def available_device(device: torch.device | str) -> torch.device:
 
 
 def wide_dtype(device: torch.device | str) -> torch.dtype:
-    """The widest floating-point type of a device, for sums and angles: float64, or float32 where there is none."""
+    """Return the widest floating-point dtype of a device, for sums and angles: float64, or float32 if unsupported."""
     kind = device.type if isinstance(device, torch.device) else device.partition(":")[0]
     return torch.float32 if kind in WITHOUT_FLOAT64 else torch.float64
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """The tensor in the widest type of its device, real or complex as it is."""
+    """Convert a real or complex tensor to the widest dtype of its device."""
     dtype = wide_dtype(tensor.device)
     return tensor.to(dtype.to_complex() if tensor.is_complex() else dtype)
 
 
 def to_numpy(tensor: Tensor, dtype: torch.dtype | None = None) -> npt.NDArray[Any]:
-    """The numbers of a tensor on any device, without its graph.
+    """Convert a tensor on any device to NumPy, detached from its graph.
 
     Args:
-        tensor: of any shape.
-        dtype: what it is converted to, after it has left the device, which may lack the type.
+        tensor: a tensor of any shape.
+        dtype: the resulting dtype; conversion is on the CPU, as the device may lack it.
     """
     held = tensor.detach().cpu()
     return np.asarray((held if dtype is None else held.to(dtype)).numpy())
 
 
 def from_numpy(array: npt.NDArray[Any], device: torch.device | None = None) -> Tensor:
-    """An array as a tensor on a device.
+    """Convert an array to a tensor on a device.
 
     Args:
-        array: of any strides, also negative ones, and read-only ones; the tensor may share memory with it. Float64
-            becomes float32 on a device without it.
-        device: the CPU if absent.
+        array: an array with any strides, including negative ones, possibly read-only; the tensor may share its memory.
+            Float64 becomes float32 on a device without it.
+        device: the device; by default the CPU.
     """
     array = np.ascontiguousarray(array)
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())

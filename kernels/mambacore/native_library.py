@@ -161,7 +161,7 @@ class Ssd(ctypes.Structure):
         *_fields(Heads, "inputs input_matrix output_matrix"),
         *_fields(ctypes.c_void_p, "log_decay input_weight own_weight skip_weight initial_state resets"),
         ("outputs", Heads),
-        *_fields(ctypes.c_void_p, "final_state border_states"),
+        *_fields(ctypes.c_void_p, "final_state boundary_states"),
         *_fields(Heads, "grad_outputs grad_inputs"),
         *_fields(
             ctypes.c_void_p,

@@ -58,7 +58,7 @@ template <typename Element, typename Unit> class Walk {
       multiply_scores(left, into.data(), of_into.data(), across.data(), scores.data());
       for (int64_t head = 0; head < heads_; ++head) {
         Real* state = states.data() + head * size_ * width_;
-        if (scan_.boundary_states) write_state(border(chunk, head), state);
+        if (scan_.boundary_states) write_state(boundary(chunk, head), state);
         load_rows(scan_.inputs, first_head_ + head, scan_.head_width, width_, inputs.data());
         decays.compute(*this, head);
         decays.fill_mask(*this, mask.data());
@@ -111,7 +111,7 @@ template <typename Element, typename Unit> class Walk {
         Real* carry = carries.data() + head * size_ * width_;  // of the state after this chunk, (state_size, width)
         load_rows(scan_.inputs, first_head_ + head, scan_.head_width, width_, inputs.data());
         load_rows(scan_.grad_outputs, first_head_ + head, scan_.head_width, width_, grad.data());
-        read_border(border(chunk, head), before.data());
+        read_boundary(boundary(chunk, head), before.data());
         decays.compute(*this, head);
         decays.fill_mask(*this, mask.data());
         const Real skip = skip_of(head);
@@ -358,7 +358,7 @@ template <typename Element, typename Unit> class Walk {
   int64_t state_place(int64_t head) const {
     return (batch_ * scan_.heads + first_head_ + head) * scan_.head_width * scan_.state_size;
   }
-  Real* border(int64_t chunk, int64_t head) const {
+  Real* boundary(int64_t chunk, int64_t head) const {
     return static_cast<Real*>(scan_.boundary_states) +
            ((batch_ * chunk_count() + chunk) * scan_.heads + first_head_ + head) * scan_.head_width * scan_.state_size;
   }
@@ -393,7 +393,7 @@ template <typename Element, typename Unit> class Walk {
   void write_state(Real* to, const Real* from) const {
     transpose(from, width_, scan_.state_size, scan_.head_width, to, scan_.state_size);
   }
-  void read_border(const Real* from, Real* to) const {
+  void read_boundary(const Real* from, Real* to) const {
     zero(to, width_ * size_);
     for (int64_t row = 0; row < scan_.head_width; ++row)
       std::copy(from + row * scan_.state_size, from + (row + 1) * scan_.state_size, to + row * size_);

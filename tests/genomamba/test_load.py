@@ -156,7 +156,7 @@ def test_what_a_kind_of_model_cannot_do_is_one_sentence(
         (lambda: genomamba.load("nowhere"), "nowhere"),
         (lambda: genomamba.load("yeasts", device="abacus"), "device 'abacus'"),
         (lambda: genomamba.load("yeasts").classify("no_such_file.fa"), "no_such_file.fa"),
-        (lambda: genomamba.load("yeasts").classify("hello world"), "neither a file nor letters"),
+        (lambda: genomamba.load("yeasts").classify("hello world"), "neither an existing file nor a DNA sequence"),
         (lambda: genomamba.load("yeasts").classify({"a": "ACGZ"}), "'Z'"),
         (lambda: genomamba.load("yeasts").classify("contigs.fa", unknown_rate=0.05), "--holdout"),
     ],

@@ -44,7 +44,7 @@ class Case:
     stretches: dict[int, list[int]]
     dtype: torch.dtype = torch.float64
     share_of_starts: float | None = None
-    starts_at_borders: bool = False
+    starts_at_boundaries: bool = False
     frozen: bool = False
     reverse: bool = False
     bidirectional: bool = False
@@ -70,7 +70,9 @@ CASES = {
     "mamba3, short stretches": Case([MAMBA3], SHORT, share_of_starts=0.2, initial_state=True),
     "mamba3, last stretch empty": Case([MAMBA3], EMPTY_LAST, initial_state=True),
     "mamba3 in reverse": Case([MAMBA3], UNEVEN, reverse=True, share_of_starts=0.05, initial_state=True),
-    "mamba3 in reverse at borders": Case([MAMBA3], SHORT, reverse=True, share_of_starts=0.0, starts_at_borders=True),
+    "mamba3 in reverse at boundaries": Case(
+        [MAMBA3], SHORT, reverse=True, share_of_starts=0.0, starts_at_boundaries=True
+    ),
     "linear attention and retention": Case(ATTENTIONS, UNEVEN, initial_state=True),
     "linear attention and retention, records, two calls": Case(ATTENTIONS, UNEVEN, share_of_starts=0.03, calls=2),
     "stack": Case([SELECTIVE] * 3, UNEVEN),
@@ -89,11 +91,11 @@ CASES = {
     "reverse records": Case([WIDE], UNEVEN, reverse=True, share_of_starts=0.2),
     "reverse records in short stretches": Case([WIDE], SHORT, reverse=True, share_of_starts=0.3, initial_state=True),
     "reverse records with empty stretches": Case([WIDE], EMPTY_LAST, reverse=True, share_of_starts=0.9),
-    "reverse records at borders": Case(
-        [WIDE], UNEVEN, reverse=True, share_of_starts=0.0, starts_at_borders=True, initial_state=True
+    "reverse records at boundaries": Case(
+        [WIDE], UNEVEN, reverse=True, share_of_starts=0.0, starts_at_boundaries=True, initial_state=True
     ),
-    "reverse records at borders of short stretches": Case(
-        [WIDE], SHORT, reverse=True, share_of_starts=0.0, starts_at_borders=True
+    "reverse records at boundaries of short stretches": Case(
+        [WIDE], SHORT, reverse=True, share_of_starts=0.0, starts_at_boundaries=True
     ),
     "gradient of the initial state alone": Case(HYBRID, UNEVEN, frozen=True, initial_state=True),
     "bidirectional records": Case([WIDE] * 2, UNEVEN, bidirectional=True, share_of_starts=0.1),
@@ -145,7 +147,7 @@ def run(case: Case, stretches: list[int], rank: int | None) -> dict[str, Tensor]
     model.requires_grad_(not case.frozen)
     inputs = [sequence.to(case.dtype)[:, here].clone().requires_grad_(not case.frozen) for sequence in inputs]
     starts = None if case.share_of_starts is None else random_starts(BATCH, length, case.share_of_starts)
-    if starts is not None and case.starts_at_borders:
+    if starts is not None and case.starts_at_boundaries:
         starts[0, [sum(stretches[:number]) for number in range(1, len(stretches))]] = True
     starts = None if starts is None else starts[:, here]
 

@@ -24,7 +24,7 @@ def forward(
     initial_state: Tensor | None,
     resets: Tensor | None,
     reverse: bool,
-    keep_borders: bool,
+    keep_boundaries: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `mambacore.ssd.chunked.forward`, by way of `compute`, which multiplies whole chunks.
 
@@ -32,7 +32,7 @@ def forward(
     state, to the end of the record. An output matrix or `own_weight` concerns its own position alone.
     """
     written = (inputs, log_decay, input_matrix, input_weight)
-    others = (own_weight, skip_weight, initial_state, resets, reverse, keep_borders)
+    others = (own_weight, skip_weight, initial_state, resets, reverse, keep_boundaries)
     # A sum is not finite where one of its terms is not, and takes a small part of the time of the scan.
     if log_decay.shape[1] == 1 or all(math.isfinite(float(tensor.sum())) for tensor in written):
         return compute(inputs, log_decay, input_matrix, output_matrix, input_weight, *others)
@@ -54,7 +54,7 @@ def forward(
             late[:, 1:].masked_fill_(record[:, 1:] != record[:, :-1], 0.0)
         spoiled = spoiled_since(taint, record, 1) + late
     inputs, log_decay, input_matrix, input_weight = (cleaned(tensor) for tensor in written)
-    outputs, final_state, borders = compute(inputs, log_decay, input_matrix, output_matrix, input_weight, *others)
+    outputs, final_state, boundaries = compute(inputs, log_decay, input_matrix, output_matrix, input_weight, *others)
     final_state = final_state + after[:, -1, :, None, None]
     spoiled = (spoiled.flip(1) if reverse else spoiled).repeat_interleave(inputs.shape[1] // length, dim=1)
-    return outputs + spoiled.unsqueeze(-1).to(outputs.dtype), final_state, borders
+    return outputs + spoiled.unsqueeze(-1).to(outputs.dtype), final_state, boundaries

@@ -30,7 +30,7 @@ def chunk_positions(rank: int) -> int:
     return max(1, CHUNK_ROWS // rank)
 
 
-def border_shape(
+def boundary_shape(
     batch: int, length: int, heads: int, head_width: int, state_size: int, rank: int
 ) -> tuple[int, int, int, int, int]:
     """Shape of the kept states, those before each chunk: (batch, chunks, heads, head_width, state_size)."""
@@ -218,9 +218,9 @@ def forward(
     initial_state: Tensor | None,
     resets: Tensor | None,
     reverse: bool,
-    keep_borders: bool,
+    keep_boundaries: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, final state, and the states before each chunk (`border_shape`).
+    """Outputs, final state, and the states before each chunk (`boundary_shape`).
 
     Args:
         inputs: (batch, rows, heads, head_width).
@@ -233,7 +233,7 @@ def forward(
         initial_state: (batch, heads, head_width, state_size) or None for zeros.
         resets: (batch, length), boolean: where the state that arrives counts as zero (`packing.resets_before`).
         reverse: walk from the last position to the first.
-        keep_borders: whether the states before the chunks are wanted; none are returned otherwise.
+        keep_boundaries: whether the states before the chunks are wanted; none are returned otherwise.
     """
     batch, _, heads, head_width = inputs.shape
     state_size = input_matrix.shape[-1]
@@ -243,8 +243,8 @@ def forward(
         state = log_decay.new_zeros(batch, heads, head_width, state_size)
     state = state.unflatten(1, (walk.groups, -1))
     outputs = torch.empty_like(inputs, memory_format=torch.contiguous_format)
-    borders = log_decay.new_empty(
-        border_shape(batch, walk.length if keep_borders else 0, heads, head_width, state_size, walk.rank)
+    boundaries = log_decay.new_empty(
+        boundary_shape(batch, walk.length if keep_boundaries else 0, heads, head_width, state_size, walk.rank)
     )
     first = 0
     for bounds in walk.blocks():
@@ -255,10 +255,10 @@ def forward(
         if skip_weight is not None:
             result = result + skip_weight.view(walk.groups, -1, 1, 1) * block.inputs
         block.put_heads(outputs, result)
-        if keep_borders:
-            borders[:, first : first + before.shape[1]] = before.flatten(2, 3)
+        if keep_boundaries:
+            boundaries[:, first : first + before.shape[1]] = before.flatten(2, 3)
         first += before.shape[1]
-    return outputs, state.flatten(1, 2).clone(), borders
+    return outputs, state.flatten(1, 2).clone(), boundaries
 
 
 def backward(
@@ -272,7 +272,7 @@ def backward(
     own_weight: Tensor | None,
     skip_weight: Tensor | None,
     resets: Tensor | None,
-    border_states: Tensor,
+    boundary_states: Tensor,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight and state.
@@ -292,12 +292,12 @@ def backward(
     if grad_final_state is not None:
         carry = carry + grad_final_state
     carry = carry.unflatten(1, (walk.groups, -1))
-    last = border_states.shape[1]
+    last = boundary_states.shape[1]
     for bounds in reversed(walk.blocks()):
         block = _Block(walk, bounds, inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, resets)
         grad = block.of_heads(grad_outputs)
         first = last - block.inputs.shape[1]
-        before = border_states[:, first:last].unflatten(2, (walk.groups, -1))
+        before = boundary_states[:, first:last].unflatten(2, (walk.groups, -1))
         last = first
         # From the last chunk to the first: the gradient of the state after each of them.
         from_outputs = (grad * block.from_rows).mT @ block.output_matrix

@@ -8,7 +8,7 @@ from torch import Tensor
 from mambacore.backends import ELEMENT_TYPES
 from mambacore.native_library import Heads, Library, Ssd
 from mambacore.scan.native import as_pointer, channels_contiguous
-from mambacore.ssd.chunked import border_shape, chunk_positions
+from mambacore.ssd.chunked import boundary_shape, chunk_positions
 
 # Below so many products of numbers a second thread takes longer to start than it saves.
 _PRODUCTS_PER_THREAD = 1 << 20
@@ -78,7 +78,7 @@ def forward(
     initial_state: Tensor | None,
     resets: Tensor | None,
     reverse: bool,
-    keep_borders: bool,
+    keep_boundaries: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `mambacore.ssd.chunked.forward`, of a sequence that is not empty."""
     arguments = _Arguments(
@@ -87,17 +87,17 @@ def forward(
     scan = arguments.scan
     outputs = inputs.new_empty(inputs.shape)
     final_state = log_decay.new_empty(scan.batch, scan.heads, scan.head_width, scan.state_size)
-    borders = log_decay.new_empty(
-        border_shape(
-            scan.batch, scan.length if keep_borders else 0, scan.heads, scan.head_width, scan.state_size, scan.rank
+    boundaries = log_decay.new_empty(
+        boundary_shape(
+            scan.batch, scan.length if keep_boundaries else 0, scan.heads, scan.head_width, scan.state_size, scan.rank
         )
     )
     initial_state = None if initial_state is None else initial_state.contiguous()
     scan.initial_state, scan.outputs = as_pointer(initial_state), as_heads(outputs)
     scan.final_state = as_pointer(final_state)
-    scan.border_states = as_pointer(borders) if keep_borders else None
+    scan.boundary_states = as_pointer(boundaries) if keep_boundaries else None
     native.ssd_forward(scan)
-    return outputs, final_state, borders
+    return outputs, final_state, boundaries
 
 
 def backward(
@@ -112,7 +112,7 @@ def backward(
     own_weight: Tensor | None,
     skip_weight: Tensor | None,
     resets: Tensor | None,
-    border_states: Tensor,
+    boundary_states: Tensor,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `mambacore.ssd.chunked.backward`, of a sequence that is not empty."""
@@ -120,7 +120,7 @@ def backward(
         inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, resets, reverse
     )
     scan = arguments.scan
-    grad_outputs, border_states = channels_contiguous(grad_outputs), border_states.contiguous()
+    grad_outputs, boundary_states = channels_contiguous(grad_outputs), boundary_states.contiguous()
     grad_final_state = None if grad_final_state is None else grad_final_state.contiguous()
     grad_inputs = inputs.new_empty(inputs.shape)
     grad_log_decay, grad_input_weight = log_decay.new_empty(log_decay.shape), log_decay.new_empty(log_decay.shape)
@@ -130,7 +130,7 @@ def backward(
     grad_skip_weight = log_decay.new_empty(scan.batch, scan.heads)
     grad_initial_state = log_decay.new_empty(scan.batch, scan.heads, scan.head_width, scan.state_size)
     scan.grad_outputs, scan.grad_inputs = as_heads(grad_outputs), as_heads(grad_inputs)
-    scan.border_states, scan.grad_final_state = as_pointer(border_states), as_pointer(grad_final_state)
+    scan.boundary_states, scan.grad_final_state = as_pointer(boundary_states), as_pointer(grad_final_state)
     scan.grad_log_decay, scan.grad_input_weight = as_pointer(grad_log_decay), as_pointer(grad_input_weight)
     scan.grad_own_weight = None if own_weight is None else as_pointer(grad_own_weight)
     scan.grad_input_matrix, scan.grad_output_matrix = as_pointer(grad_input_matrix), as_pointer(grad_output_matrix)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mambacore.backends import INPUT_DTYPES, compute_dtype, native_library_for, triton_computes
 from mambacore.packing import resets_before
 from mambacore.ssd import causal, chunked, native
-from mambacore.ssd.chunked import border_shape
+from mambacore.ssd.chunked import boundary_shape
 
 
 def ssd_scan(
@@ -152,11 +152,11 @@ def _forward(
     initial_state: Tensor | None,
     resets: Tensor | None,
     reverse: bool,
-    keep_borders: bool,
+    keep_boundaries: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     arguments = (
         inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, initial_state, resets,
-        reverse, keep_borders,
+        reverse, keep_boundaries,
     )  # fmt: skip
     filled = inputs.numel() > 0 and input_matrix.numel() > 0
     if filled and triton_computes(inputs):
@@ -169,15 +169,15 @@ def _forward(
 
 @_forward.register_fake
 def _(inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, initial_state, resets,
-      reverse, keep_borders):  # fmt: skip
+      reverse, keep_boundaries):  # fmt: skip
     batch, rows, heads, head_width = inputs.shape
     length, state_size = log_decay.shape[1], input_matrix.shape[-1]
     rank = rows // length if length else 1
-    borders = border_shape(batch, length if keep_borders else 0, heads, head_width, state_size, rank)
+    boundaries = boundary_shape(batch, length if keep_boundaries else 0, heads, head_width, state_size, rank)
     return (
         inputs.new_empty(inputs.shape),
         log_decay.new_empty(batch, heads, head_width, state_size),
-        log_decay.new_empty(borders),
+        log_decay.new_empty(boundaries),
     )
 
 
@@ -193,12 +193,12 @@ def _backward(
     own_weight: Tensor | None,
     skip_weight: Tensor | None,
     resets: Tensor | None,
-    border_states: Tensor,
+    boundary_states: Tensor,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     arguments = (
         grad_outputs, grad_final_state, inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight,
-        skip_weight, resets, border_states, reverse,
+        skip_weight, resets, boundary_states, reverse,
     )  # fmt: skip
     filled = inputs.numel() > 0 and input_matrix.numel() > 0
     library = native_library_for(inputs) if filled and not triton_computes(inputs) else None
@@ -207,7 +207,7 @@ def _backward(
 
 @_backward.register_fake
 def _(grad_outputs, grad_final_state, inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight,
-      skip_weight, resets, border_states, reverse):  # fmt: skip
+      skip_weight, resets, boundary_states, reverse):  # fmt: skip
     def like(tensor: Tensor | None) -> Tensor:
         return log_decay.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
 
@@ -219,16 +219,16 @@ def _(grad_outputs, grad_final_state, inputs, log_decay, input_matrix, output_ma
 
 
 def _keep_for_backward(ctx, inputs, output) -> None:
-    *tensors, initial_state, resets, reverse, keep_borders = inputs
-    if not keep_borders:
-        raise RuntimeError("the scan was run without keep_borders, so it has no gradient; call ssd_scan instead")
+    *tensors, initial_state, resets, reverse, keep_boundaries = inputs
+    if not keep_boundaries:
+        raise RuntimeError("the scan was run without keep_boundaries, so it has no gradient; call ssd_scan instead")
     ctx.save_for_backward(*tensors, resets, output[2])
     ctx.has_initial_state, ctx.reverse = initial_state is not None, reverse
 
 
-def _gradient(ctx, grad_outputs, grad_final_state, _grad_borders):
-    *tensors, resets, border_states = ctx.saved_tensors
-    grads = _backward(grad_outputs, grad_final_state, *tensors, resets, border_states, ctx.reverse)
+def _gradient(ctx, grad_outputs, grad_final_state, _grad_boundaries):
+    *tensors, resets, boundary_states = ctx.saved_tensors
+    grads = _backward(grad_outputs, grad_final_state, *tensors, resets, boundary_states, ctx.reverse)
     present = [tensor is not None for tensor in tensors] + [ctx.has_initial_state]
     wanted = (grad if there else None for grad, there in zip(grads, present, strict=True))
     return (*wanted, None, None, None)

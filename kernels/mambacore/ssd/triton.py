@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mambacore.scan.native import channels_contiguous
-from mambacore.ssd.chunked import border_shape, chunk_positions, running_sum
+from mambacore.ssd.chunked import boundary_shape, chunk_positions, running_sum
 from mambacore.ssd.triton_kernels import add_states, pass_states, read_out
 from mambacore.triton.launch import or_first
 
@@ -45,7 +45,7 @@ def forward(
     initial_state: Tensor | None,
     resets: Tensor | None,
     reverse: bool,
-    keep_borders: bool,
+    keep_boundaries: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `mambacore.ssd.chunked.forward`, of a sequence that is not empty."""
     batch, rows, heads, head_width = inputs.shape
@@ -80,7 +80,7 @@ def forward(
         for values in (high, low, record.to(torch.uint8))
     )
 
-    states = log_decay.new_empty(border_shape(batch, length, heads, head_width, state_size, rank))
+    states = log_decay.new_empty(boundary_shape(batch, length, heads, head_width, state_size, rank))
     final_state = log_decay.new_empty(batch, heads, head_width, state_size)
     outputs = inputs.new_empty(inputs.shape)
     sizes = (length, chunks, heads, groups, head_width, state_size)
@@ -108,4 +108,4 @@ def forward(
         or_first(skip_weight, states), *sizes, *of_inputs, *of_into, *of_out, **blocks,
         HAS_SKIP=skip_weight is not None, num_warps=WARPS[inputs.dtype],
     )  # fmt: skip
-    return outputs, final_state, states if keep_borders else states[:, :0]
+    return outputs, final_state, states if keep_boundaries else states[:, :0]

@@ -129,7 +129,7 @@ class SpeciesPage:
     def track(self, name: str, tokens: Tokens) -> bytes:
         """Plot a record's track, PNG."""
         track = class_track(self.model, tokens)
-        return plot_class_track(track.borders, track.probabilities, self.class_names, name)
+        return plot_class_track(track.boundaries, track.probabilities, self.class_names, name)
 
 
 def _source(text: str, upload: str | None) -> str | BinaryIO:

@@ -32,7 +32,7 @@ def test_values_come_from_the_clips_to_train_on_alone():
     sets = labels.sets([CLIPS[0]])
     assert sets == (LabelSet("speaker", ("ann",)),)
     assert labels.numbers(CLIPS[1], sets) == (0,)
-    with pytest.raises(InputError, match="no clip to train on has a label 'speaker'"):
+    with pytest.raises(InputError, match="no training clip has a label 'speaker'"):
         labels.sets(["noise.wav"])
 
 

@@ -127,9 +127,9 @@ def test_samples_and_classes_that_mean_nothing_are_refused():
     for bad in (float("nan"), float("inf")):
         with pytest.raises(InputError, match="not finite"):
             Quantiser().encode(torch.tensor([0.0, bad]))
-    with pytest.raises(InputError, match=r"samples must be floating numbers from -1 to 1 but are torch.int16"):
+    with pytest.raises(InputError, match=r"samples must be floating-point numbers from -1 to 1 but are torch.int16"):
         Quantiser().encode(torch.zeros(3, dtype=torch.int16))
-    with pytest.raises(InputError, match="between 0 and 255 but reach from -100 to 3"):
+    with pytest.raises(InputError, match="between 0 and 255 but range from -100 to 3"):
         Quantiser().decode(torch.tensor([-100, 3]))
     with pytest.raises(InputError, match="classes must be integers"):
         Quantiser().decode(torch.zeros(3))

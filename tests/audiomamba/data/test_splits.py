@@ -37,9 +37,9 @@ def test_patterns_choose_and_test_clips_are_not_read(tmp_path):
 @pytest.mark.parametrize(
     ("valid", "test", "message"),
     [
-        ("*.mp3", None, "no file of .* fits the pattern"),
-        ("*.wav", None, "leaves none to train on"),
-        ("a*", "a*", "exclude each other"),
+        ("*.mp3", None, "no file of .* matches the pattern"),
+        ("*.wav", None, "leaves none for training"),
+        ("a*", "a*", "make them exclusive"),
     ],
 )
 def test_patterns_that_cannot_be_meant_are_refused(tmp_path, valid, test, message):

@@ -97,5 +97,5 @@ def test_noise_makes_no_order_better_than_the_uniform_distribution_by_much():
 def test_mistakes_are_named():
     with pytest.raises(InputError, match="order from 0 to 12"):
         StrandSymmetricCounts(13)
-    with pytest.raises(InputError, match="no base to choose"):
+    with pytest.raises(InputError, match="no bases to select"):
         fit_markov_models([encode("ACGT")], [encode("NNN")], 1)

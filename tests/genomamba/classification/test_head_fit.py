@@ -101,7 +101,7 @@ def test_the_models_evidence_on_both_strands_is_what_was_fitted():
     assert expected.std() > 0.05
     assert torch.allclose(found, expected, atol=2e-3)
     again = head_fit._heads_of(model, scaling)
-    assert torch.allclose(again.weight * heads.trust, heads.weight, atol=1e-4)
+    assert torch.allclose(again.weight * heads.likelihood_weight, heads.weight, atol=1e-4)
 
 
 def test_a_stretch_and_its_reverse_complement_read_the_same():
@@ -161,7 +161,7 @@ def test_blocks_with_gaps_are_left_out():
     assert int((gapped.blocks == 1).sum()) == int((whole.blocks == 1).sum()) - 1
 
 
-def test_the_likelihood_is_trusted_less_than_fits_sequences_that_its_heads_have_seen():
+def test_the_likelihood_weight_is_shrunk_because_its_heads_were_trained_on_these_sequences():
     model, collection = classifier(), genomes()
     torch.nn.init.normal_(model.class_next_base.weight)
     stretches = everything(collection)
@@ -172,8 +172,8 @@ def test_the_likelihood_is_trusted_less_than_fits_sequences_that_its_heads_have_
     windows.likelihood[:] = torch.nn.functional.one_hot(windows.labels, 2) * 0.001
     windows.likelihood.add_(torch.randn(windows.likelihood.shape) * 0.001)
     free = head_fit._solve(windows, weights, slope, 1000.0)
-    held = head_fit._solve(windows, weights, slope, 1000.0, trust=torch.tensor(100.0))
-    assert free.trust > 100 and held.trust == 100
+    held = head_fit._solve(windows, weights, slope, 1000.0, likelihood_weight=torch.tensor(100.0))
+    assert free.likelihood_weight > 100 and held.likelihood_weight == 100
     assert held.weight.norm() > free.weight.norm()
 
 

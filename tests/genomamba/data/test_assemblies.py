@@ -64,7 +64,7 @@ def test_a_decompressed_file_is_as_good(tmp_path: Path) -> None:
 
 
 def test_missing_files_and_chromosomes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"hg38.fa.gz and 4 more of the task great-apes is not there"):
+    with pytest.raises(InputError, match=r"hg38.fa.gz and 4 more of the task great-apes is missing"):
         load_protocol_genomes(GREAT_APES, tmp_path)
     write_assemblies(tmp_path, GREAT_APES, chromosome_bp=60)
     path = tmp_path / "panTro6" / "panTro6.fa.gz"

@@ -47,7 +47,7 @@ def test_three_columns_and_blanks_between_them_are_enough(tmp_path: Path) -> Non
         ("chr1\t5\n", r"regions.bed, line 1 has 2 columns"),
         ("chr1\tx\t9\n", "line 1 has the start 'x'"),
         ("chr1\t1\t-9\n", "line 1 has the end '-9'"),
-        ("chr1\t9\t9\n", "line 1 has no base"),
+        ("chr1\t9\t9\n", "line 1 is empty"),
         ("1\t1\t9\n", "names the contig '1', which the reference does not have: did you mean 'chr1'"),
         ("chr2\t1\t51\n", "ends at 51, beyond the 50 bp"),
         ("chr1\t1\t9\tx\t0\t?\n", "strand '\\?'"),

@@ -60,8 +60,8 @@ def test_a_list_is_relative_to_itself(place: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no genome"),
-        ("name\tpath\n", "names no genome"),
+        ("", "has no genomes"),
+        ("name\tpath\n", "has no genomes"),
         ("a\tb\tc\n", "line 1 has 3 columns"),
         ("a b\tx.fa\n../e\tx.fa\n", "line 2 has the class name"),
         ("a\n", "1 columns"),

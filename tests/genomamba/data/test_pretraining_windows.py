@@ -180,7 +180,7 @@ def test_mistakes_are_refused(reference: Reference) -> None:
         PretrainingWindows(reference, ROWS[:3], "test", rule, 10)
     with pytest.raises(InputError, match="the seed is -1"):
         PretrainingWindows(reference, ROWS, "train", rule, 10, seed=-1)
-    with pytest.raises(InputError, match=r"probability of the other strand is 1\.5"):
+    with pytest.raises(InputError, match=r"probability of the reverse strand is 1\.5"):
         PretrainingWindows(reference, ROWS, "train", rule, 10, reverse_complement_probability=1.5)
     with pytest.raises(InputError, match="beyond the 2000 bp of 'a'"):
         PretrainingWindows(reference, [Interval("a", 0, 2001, "train")], "train", rule, 10)

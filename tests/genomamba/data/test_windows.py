@@ -119,7 +119,7 @@ def test_windows_without_a_gap_are_preferred(unknown: int) -> None:
 def test_the_limit_of_unknown_bases_can_be_chosen() -> None:
     collection = GenomeCollection.from_tokens({"a": {"one": np.tile(np.array([7, 11], dtype=np.uint8), 100)}})
     assert WindowSampler(collection, 10, seed=0, maximum_unknown_fraction=0.5).sample(0)[1] == 0
-    with pytest.raises(InputError, match="class 'a' has practically no window of 10 bp"):
+    with pytest.raises(InputError, match="class 'a' has hardly any window of 10 bp"):
         WindowSampler(collection, 10, seed=0).sample(0)
 
 
@@ -140,7 +140,7 @@ def test_short_sequences_are_listed_and_never_drawn() -> None:
 def test_a_class_without_a_long_enough_sequence_is_refused_with_its_longest() -> None:
     with pytest.raises(InputError, match="class 'b' has no training sequence of 50 bp, its longest has 49"):
         WindowSampler(collection_of(a=[500], b=[49, 10]), 50, seed=0)
-    with pytest.raises(InputError, match="class 'b' has no bases"):
+    with pytest.raises(InputError, match="class 'b' has no training bases"):
         WindowSampler(collection_of(a=[500], b=[0]), 50, seed=0)
 
 

@@ -319,13 +319,13 @@ def test_a_folder_that_cannot_be_written_gets_its_index_in_the_cache(
     [
         ("empty.fa", b"", "is empty"),
         ("text.fa", b"ACGT\n", "is not a FASTA file, it starts with 'A'"),
-        ("genome.fa.gz", gzip.compress(b">a\nACGT\n"), "compressed with gzip, which allows no random access"),
-        ("genome.fa.gz", b">a\nACGT\n", "is not compressed, its name says it is"),
+        ("genome.fa.gz", gzip.compress(b">a\nACGT\n"), "compressed with gzip, which does not allow random access"),
+        ("genome.fa.gz", b">a\nACGT\n", "is not compressed, although its name says so"),
         ("genome.fa", block_gzip(b">a\nACGT\n"), "its name does not say so"),
         ("twice.fa", b">a\nACGT\n>a x\nACGT\n", "more than one contig of the same name"),
-        ("mac.fa", b">a\rACGT\rACGT\r", "line ends of old Macintoshes"),
+        ("mac.fa", b">a\rACGT\rACGT\r", "classic Mac OS line endings"),
         ("unnamed.fa", b">\nACGT\n", "cannot be indexed"),
-        ("binary.fa", b">a\nAC\xff\xfe\n", "holds binary content"),
+        ("binary.fa", b">a\nAC\xff\xfe\n", "contains binary data"),
     ],
 )
 def test_files_that_allow_no_random_access_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -350,7 +350,7 @@ def test_a_byte_that_is_no_base_is_named_where_it_is_read(tmp_path: Path) -> Non
     assert genome.letters("a", 0, 14) == b"ACGTACGTACACGT"
     with pytest.raises(InputError, match=r"has '!' at base 15 of contig 'a'"):
         genome.letters("a", 3, 16)
-    with pytest.raises(InputError, match=r"byte 0x20 at base 23 of contig 'a', where lines hold bases only"):
+    with pytest.raises(InputError, match=r"byte 0x20 at base 23 of contig 'a', where lines hold only bases"):
         genome.letters("a", 20, 24)
 
 

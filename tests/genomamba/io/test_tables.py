@@ -55,11 +55,11 @@ def test_folders_of_classes_are_read_as_genomic_benchmarks_has_them(tmp_path: Pa
     ("text", "sentence"),
     [
         ("", r"is empty"),
-        ("sequence\tlabel\n", r"a header and no rows"),
+        ("sequence\tlabel\n", r"a header but no rows"),
         ("sequence\tlabel\tlabel\nAC\t1\t2\n", r"two columns 'label'"),
         ("sequence\t\nAC\t1\n", r"no name for column 2"),
         ("letters\tlabel\nAC\t1\n", r"no column 'sequence'"),
-        ("sequence\tlabel\nAC\t1\nAC\n", r"1 fields in line 3 and 2 columns"),
+        ("sequence\tlabel\nAC\t1\nAC\n", r"1 fields in line 3 but 2 columns"),
         ("sequence\tlabel\nAC\t1\n\t2\n", r"empty sequence in line 3"),
         ("sequence\tlabel\nAC\t1\nAJ\t2\n", r"line 3: the sequence has 'J' at position 2"),
         ("name\tsequence\nx\tAC\ny\tAC\nx\tAC\n", r"the name 'x' in line 4 and in line 2"),
@@ -77,7 +77,7 @@ def test_mistakes_beside_a_table_are_named(tmp_path: Path) -> None:
         read_sequence_table(write(tmp_path, TABLE), ["other"])
     with pytest.raises(InputError, match=r"line 2 names the record 'two'"):
         read_sequence_table(write(tmp_path, "record\ntwo\n"), fasta=fasta)
-    for row, sentence in (("one\t2\t9", r"2 to 9, which does not lie in the 6 bp"), ("one\tx\t3", r"'x' to '3'")):
+    for row, sentence in (("one\t2\t9", r"2 to 9, which is not within the 6 bp"), ("one\tx\t3", r"'x' to '3'")):
         with pytest.raises(InputError, match=sentence):
             read_sequence_table(write(tmp_path, f"chrom\tstart\tend\n{row}\n"), reference=fasta)
 
@@ -117,10 +117,10 @@ def test_kinds_are_guessed_and_targets_encoded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "labels", "splits", "sentence"),
     [
-        ("classes", "abca", "ttvt", r"class 'c' in line 4 \(valid\) and nowhere in training"),
-        ("classes", "aaaa", "tttt", r"1 class to train on"),
+        ("classes", "abca", "ttvt", r"class 'c' in line 4 \(valid\) but not in training"),
+        ("classes", "aaaa", "tttt", r"1 class in training"),
         ("numbers", "1x23", "tttt", r"'x' in the column 'y' of line 3, which is not a finite number"),
-        ("labels", "0121", "tttt", r"has 2 in the column 'y' of line 4, and labels are 0 or 1"),
+        ("labels", "0121", "tttt", r"has 2 in the column 'y' of line 4, but labels are 0 or 1"),
         ("numbers", "1112", "tttv", r"only the value 1 in training"),
     ],
 )

@@ -221,10 +221,10 @@ def test_opcheck(backend):
         torch.library.opcheck(_forward, given)
         torch.library.opcheck(_forward, (*list(arguments.values())[:4], arguments["input_weight"], None, None, None,
                                          resets, True, True))  # fmt: skip
-        outputs, state, borders = _forward(*given)
+        outputs, state, boundaries = _forward(*given)
         plain = [tensor.detach() for tensor in list(arguments.values())[:-1]]
         torch.library.opcheck(
-            _backward, (torch.ones_like(outputs), torch.ones_like(state), *plain, resets, borders.detach(), False)
+            _backward, (torch.ones_like(outputs), torch.ones_like(state), *plain, resets, boundaries.detach(), False)
         )
 
 

@@ -88,8 +88,8 @@ def test_a_small_upload_that_expands_is_refused_while_it_is_read(page, tmp_path,
 def test_the_windows_of_a_track_add_up_to_the_record(page):
     tokens = tokens_of(RECORDS["one"])
     track = class_track(page.model, tokens, most_windows=7)
-    assert track.borders[0] == 0
-    assert track.borders[-1] == len(tokens)
+    assert track.boundaries[0] == 0
+    assert track.boundaries[-1] == len(tokens)
     assert track.probabilities.shape == (7, len(CLASS_NAMES))
     np.testing.assert_allclose(track.probabilities.sum(axis=1), 1, atol=1e-6)
     whole = class_track(page.model, tokens, most_windows=1)
@@ -97,7 +97,7 @@ def test_the_windows_of_a_track_add_up_to_the_record(page):
         whole.probabilities[0], page.answer(RECORDS["one"].decode(), None).rows[0].probabilities, atol=1e-6
     )
     # Evidence per base is the mean over the windows: it can be had back from probabilities up to a constant.
-    widths = torch.from_numpy(np.diff(track.borders))
+    widths = torch.from_numpy(np.diff(track.boundaries))
     factor = page.model.logits(torch.ones(7, 1, dtype=torch.float64), widths).detach().numpy()
     evidence = np.log(track.probabilities) / factor
     summed = (evidence * widths.numpy()[:, None]).sum(axis=0) / len(tokens)

@@ -259,7 +259,7 @@ def test_earlier_names_of_recipes_are_the_recipe_sc09(name):
     ("changes", "message"),
     [
         (["model.outer=attention"], "model.outer is 'attention'; choose mamba, s4"),
-        (["model.architecture=sashimi"], "are for the architecture sc09, not for sashimi"),
+        (["model.architecture=sashimi"], "apply to the architecture sc09, not to sashimi"),
     ],
 )
 def test_blocks_that_no_published_model_has_are_refused(changes, message):

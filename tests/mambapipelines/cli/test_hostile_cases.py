@@ -144,7 +144,7 @@ OUT_OF_PLACE = {
     "minus infinite": (["-Infinity", *NUMBERS[1:]], "'-Infinity' in the column 'y' of line 2"),
     "decimal commas": ([value.replace(".", ",") for value in NUMBERS], "decimal comma"),
     "units": ([*NUMBERS[:39], "3 nM"], "'3 nM' in the column 'y' of line 41"),
-    "names": ([f"sample {number}" for number in range(40)], "nearly all of its values differ"),
+    "names": ([f"sample {number}" for number in range(40)], "nearly all of its values are distinct"),
 }
 
 
@@ -184,7 +184,7 @@ def test_missing_values_are_counted_aloud(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_one_number_in_two_spellings_is_not_two_classes(tmp_path: Path) -> None:
     table = read_sequence_table(str(put(tmp_path / "t.tsv", rows_of(["1", "1.0", "0"] * 10))))
-    with pytest.raises(InputError, match=r"'1' and '1\.0', which are one number"):
+    with pytest.raises(InputError, match=r"'1' and '1\.0', which are the same number"):
         describe_targets(table, ["train"] * 30, "classes")
 
 

@@ -178,7 +178,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing(
         (["--table", str(tmp_path / "absent.tsv")], "there is no file"),
         (["--table", str(tmp_path / "bad.tsv")], "bad.tsv line 3: the sequence has 'Q' at position 2"),
         (["--table", options.table, "--label", "colour"], "has no column 'colour'"),
-        (["--table", options.table, "--label", "class", "--kind", "things"], "no kind of labels 'things'"),
+        (["--table", options.table, "--label", "class", "--kind", "things"], "no target kind 'things'"),
         (["--table", options.table, "--label", "class", "--pooling", "max"], "the pooling is 'max'"),
         (["--table", options.table, "--label", "class", "--epochs", "1"], "--epochs is given beside"),
         (["--table", options.table, "--label", "class", "--set", "model.width=3"], "unknown key 'width'"),

@@ -82,13 +82,13 @@ def test_what_does_not_fit_is_named(
 ) -> None:
     settings = classifier_settings(language_model)
     for changed, sentence in (
-        ({"model_width": 16}, "pretrained has model_width 12 and the classifier 16"),
-        ({"layers": 3, "mixer": "s4d"}, "pretrained has layers 2 and the classifier 3"),
+        ({"model_width": 16}, "pretrained has model_width 12 but the classifier 16"),
+        ({"layers": 3, "mixer": "s4d"}, "pretrained has layers 2 but the classifier 3"),
         (
             {"mixer": [settings["mixer"][0], {"name": "s4d", "state_size": 4}]},
-            "layer 2 .* state_size 6 and the classifier 4",
+            "layer 2 .* state_size 6 but the classifier 4",
         ),
-        ({"mixer": settings["mixer"][0]}, "layer 2 .* name s4d and the classifier selective"),
+        ({"mixer": settings["mixer"][0]}, "layer 2 .* name s4d but the classifier selective"),
         ({"context_widths": (1, 2)}, "contexts of 3 bases .* add 3"),
     ):
         classifier = SpeciesClassifier(SpeciesClassifierConfig(("one", "other"), **{**settings, **changed}))

@@ -92,7 +92,7 @@ BAD = {
     "infinity.wav": (sound(with_value(-np.inf), "FLOAT"), "holds NaN or infinity"),
     "whole numbers.wav": (sound(tone() * 32768, "FLOAT"), "where full scale is 1"),
     "rate of 0.wav": (patched(sound(tone()), 24, "<I", 0), "cannot be read as audio"),
-    "rate of 2 MHz.wav": (patched(sound(tone()), 24, "<I", 2_000_000), "no recording has"),
+    "rate of 2 MHz.wav": (patched(sound(tone()), 24, "<I", 2_000_000), "not a valid sampling rate"),
     "60000 channels.wav": (patched(sound(tone()), 22, "<H", 60_000), "cannot be read as audio"),
     "2 GB stated.wav": (patched(sound(tone()), 40, "<I", 2_000_000_000), "is cut off"),
     "a week stated.flac": (patched(sound(tone()), 22, ">I", 0xFFFFFFFF), "cannot be read as audio|is cut off|hours"),

@@ -235,7 +235,7 @@ def test_bad_files_end_both_commands_or_are_left_out_by_name(digits, classifier,
         (("--label-pattern", "^([0-9])_", "--words", "1"), "all labelled '1'"),
         ((), "give --label-pattern"),
         (("--label-pattern", "^(x)"), "finds no label"),
-        (("--label-pattern", "^([0-9])_", "--words", "9"), "has no clip of the words 9"),
+        (("--label-pattern", "^([0-9])_", "--words", "9"), "has no clips of the words 9"),
         (("--label-pattern", "^([0-9])_", "--set", "noise.share=2"), "share from 0 to 1"),
     ],
 )
@@ -247,7 +247,7 @@ def test_train_classifier_refuses_what_it_cannot_learn(digits, tmp_path, capsys,
 
 def test_a_label_without_training_clips_is_refused(digits, tmp_path, capsys):
     command = ["train-classifier", str(digits), *LABELS, "--test", "2_*.wav", "--steps", "1", "--size", "tiny"]
-    assert "there is no clip to train on" in sentence([*command, "--output", str(tmp_path / "out")], capsys)
+    assert "there are no clips to train on" in sentence([*command, "--output", str(tmp_path / "out")], capsys)
 
 
 def test_evaluate_refuses_what_makes_no_sense(digits, classifier, models, tmp_path, capsys):
