@@ -39,9 +39,9 @@ from genomamba.scoring.variant_scores import (
     score_variants,
 )
 from genomamba.tokenizer import CharacterTokenizer
+from genomamba.weights import find_model
 from mambacore.devices import available_device
 from mambacore.errors import InputError
-from mambacore.hub import find_model_folder
 from mambacore.model_folder import CONFIG_NAME
 
 _NEEDED: Final = {
@@ -337,7 +337,7 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu") -> A
     """
     reference = os.fspath(model)
     place = available_device(device)
-    folder = find_model_folder(reference)
+    folder = find_model(reference)
     kind = _kind_of(folder)
     if kind == species_classifier.MODEL_KIND:
         classifier, details = species_classifier.load_classifier(folder)

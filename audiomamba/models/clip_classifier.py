@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from audiomamba.data.waveforms import Waveform, cut_or_pad, read_waveform, resample
 from audiomamba.models.log_mel import LogMel, LogMelConfig
+from audiomamba.weights import find_model
 from mambacore.devices import device_of, to_numpy
 from mambacore.errors import InputError
-from mambacore.hub import find_model_folder
 from mambacore.model_folder import (
     configuration_errors,
     load_tensors_into,
@@ -246,7 +246,7 @@ def load_clip_classifier(folder: Path | str) -> tuple[ClipClassifier, dict[str, 
     Raises:
         InputError: if the folder is missing, incomplete, damaged, or of another kind or version.
     """
-    folder = find_model_folder(folder)
+    folder = find_model(folder)
     config, tensors = read_model_folder(folder)
     if config.get("kind") != MODEL_KIND:
         raise InputError(

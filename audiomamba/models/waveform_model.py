@@ -20,8 +20,8 @@ from audiomamba.data.labels import UNLABELLED
 from audiomamba.models.blocks import stage_blocks
 from audiomamba.models.configuration import WaveformModelConfig
 from audiomamba.models.pooling import DownPooling, DownPoolingState, UpPooling, UpPoolingState
+from audiomamba.weights import find_model
 from mambacore.errors import InputError
-from mambacore.hub import find_model_folder
 from mambacore.layers import RootMeanSquareNorm, parameters_without_decay
 from mambacore.model_folder import build_and_load, read_model_folder, training_details, write_model_folder
 from mambacore.parallel import active_ranks
@@ -329,7 +329,7 @@ def load_waveform_model(folder: Path | str) -> tuple[WaveformModel, dict[str, An
     Raises:
         InputError: the folder is missing, incomplete, damaged, of another kind or of another version.
     """
-    folder = find_model_folder(folder)
+    folder = find_model(folder)
     config, tensors = read_model_folder(folder)
     if config.get("kind") != MODEL_KIND:
         raise InputError(

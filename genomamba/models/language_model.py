@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from genomamba.letter_policy import LetterPolicy, letter_policy
 from genomamba.tokenizer import COMPLEMENT_IDS, PADDED_VOCABULARY_SIZE, VOCABULARY, CharacterTokenizer, Tokens
+from genomamba.weights import find_model
 from mambacore import checkpoints
 from mambacore.devices import device_of
 from mambacore.errors import InputError
-from mambacore.hub import find_model_folder
 from mambacore.model_folder import (
     CONFIG_NAME,
     build_and_load,
@@ -203,7 +203,7 @@ def load_language_model(folder: Path | str) -> LanguageModel:
     Raises:
         InputError: if the folder is missing, incomplete, damaged, or of another kind, version or vocabulary.
     """
-    reference, folder = str(folder), find_model_folder(folder)
+    reference, folder = str(folder), find_model(folder)
     if not _is_ours(folder):
         return _load_foreign(folder, reference)
     config, tensors = read_model_folder(folder)

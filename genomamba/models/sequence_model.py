@@ -22,9 +22,9 @@ from genomamba.tokenizer import (
     UNKNOWN_TOKEN,
     CharacterTokenizer,
 )
+from genomamba.weights import find_model
 from mambacore.devices import wide_dtype
 from mambacore.errors import InputError
-from mambacore.hub import find_model_folder
 from mambacore.layers import POOLINGS, PoolingState
 from mambacore.model_folder import (
     build_and_load,
@@ -263,7 +263,7 @@ def load_sequence_model(folder: Path | str) -> tuple[SequenceModel, dict[str, An
     Raises:
         InputError: if the folder is missing, incomplete, damaged, or of another kind or version.
     """
-    reference, folder = str(folder), find_model_folder(folder)
+    reference, folder = str(folder), find_model(folder)
     config, tensors = read_model_folder(folder)
     if config.get("kind") != MODEL_KIND:
         raise InputError(

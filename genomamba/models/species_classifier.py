@@ -19,9 +19,9 @@ from genomamba.class_names import check_class_names
 from genomamba.classification.combination import Combination
 from genomamba.classification.parts import CountedParts, is_part_tensor
 from genomamba.tokenizer import CharacterTokenizer
+from genomamba.weights import find_model
 from mambacore.devices import wide_dtype
 from mambacore.errors import InputError
-from mambacore.hub import find_model_folder
 from mambacore.layers import POOLINGS, ContextEmbedding, PoolingState, ResidualStack, parameters_without_decay
 from mambacore.layers.configuration import MixerChoice, layer_descriptions
 from mambacore.layers.stack import StackState
@@ -373,7 +373,7 @@ def load_classifier(folder: Path | str) -> tuple[SpeciesClassifier, dict[str, An
     Raises:
         InputError: if the folder is missing, incomplete, damaged, or of another kind or version.
     """
-    folder = find_model_folder(folder)
+    folder = find_model(folder)
     config, tensors = read_model_folder(folder)
     if config.get("kind") != MODEL_KIND:
         raise InputError(

@@ -69,17 +69,24 @@ RunFolderOption = Annotated[
 
 # Models and genomes.
 ModelArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Folder written by `genomamba train`, or hf://owner/name@revision.")
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="Folder written by `genomamba train`, name of a shipped model, or hf://owner/name@revision.",
+    ),
 ]
 LanguageModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Folder of a language model, or hf://owner/name@revision.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Folder of a language model, name of a shipped one, or hf://owner/name@revision."
+    ),
 ]
 PretrainedOption = Annotated[
     str | None,
     typer.Option(
         "--from",
         metavar="MODEL",
-        help="Start from a pretrained language model: a folder or hf://owner/name@revision.",
+        help="Start from a pretrained language model: a folder, a shipped name, or hf://owner/name@revision.",
         show_default="from scratch",
     ),
 ]

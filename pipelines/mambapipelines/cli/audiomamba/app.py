@@ -18,7 +18,11 @@ from mambapipelines.cli.options import (
 
 def app(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Folder written by `audiomamba train`, or hf://owner/name@revision.")
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder written by `audiomamba train`, name of a shipped model, or hf://owner/name@revision.",
+        ),
     ],
     host: HostOption = "127.0.0.1",
     port: PortOption = 7860,

@@ -23,10 +23,15 @@ def evaluate(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Real clips, split as the models' were.")],
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[[NAME=]MODEL]...", help="Folders of waveform models, or hf://owner/name@revision."),
+        typer.Argument(
+            metavar="[[NAME=]MODEL]...", help="Folders or names of waveform models, or hf://owner/name@revision."
+        ),
     ] = None,
     classifier: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder written by `audiomamba train-classifier`.")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Folder written by `audiomamba train-classifier`, or name of a shipped classifier."
+        ),
     ] = None,
     clips: Annotated[
         list[str] | None,

@@ -14,7 +14,11 @@ from mambapipelines.cli.options import (
 
 def generate(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Folder written by `audiomamba train`, or hf://owner/name@revision.")
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder written by `audiomamba train`, name of a shipped model, or hf://owner/name@revision.",
+        ),
     ],
     output: Annotated[
         Path,

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from mambapipelines.cli import doctor, report
-from mambapipelines.cli.audiomamba import app, evaluate, fetch, generate, train, train_classifier
+from mambapipelines.cli.audiomamba import app, evaluate, fetch, generate, models, train, train_classifier
 from mambapipelines.cli.program import program, run_program
 
 COMMANDS = {
     "Models of waveforms": (train, generate, evaluate, train_classifier),
-    "Data and runs": (fetch, report, app, doctor),
+    "Data, runs and models": (models, fetch, report, app, doctor),
 }
 
 application = program(

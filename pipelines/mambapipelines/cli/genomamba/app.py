@@ -17,7 +17,11 @@ from mambapipelines.cli.options import (
 
 def app(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Folder written by `genomamba train`, or hf://owner/name@revision.")
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder written by `genomamba train`, name of a shipped model, or hf://owner/name@revision.",
+        ),
     ],
     host: HostOption = "127.0.0.1",
     port: PortOption = 7860,

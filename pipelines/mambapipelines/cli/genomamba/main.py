@@ -17,6 +17,7 @@ from mambapipelines.cli.genomamba import (
     finetune,
     generate,
     intervals,
+    models,
     perplexity,
     predict,
     pretrain,
@@ -32,7 +33,7 @@ COMMANDS = {
     "Classify sequences by species": (train, classify, evaluate, demo, species_task),
     "Language models of DNA": (pretrain, perplexity, embed, score_variants, generate, track),
     "Labels of sequences": (finetune, predict),
-    "Data, runs and models": (fetch, intervals, report, app, share, doctor),
+    "Data, runs and models": (models, fetch, intervals, report, app, share, doctor),
 }
 
 application = program(

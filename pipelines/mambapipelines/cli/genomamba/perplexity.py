@@ -22,7 +22,10 @@ from mambapipelines.cli.options import (
 
 def perplexity(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder of a language model, or hf://owner/name@revision.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Folder of a language model, name of a shipped one, or hf://owner/name@revision."
+        ),
     ],
     reference: GenomesOption,
     lengths: Annotated[

@@ -17,7 +17,10 @@ from mambapipelines.cli.options import (
 def predict(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="Folder written by `genomamba finetune`, or hf://owner/name@revision."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder written by `genomamba finetune`, name of a shipped model, or hf://owner/name@revision.",
+        ),
     ],
     sources: Annotated[
         list[str], typer.Argument(metavar="FASTA|TABLE...", help="Sequences, plain or compressed; - is standard input.")

@@ -14,7 +14,10 @@ from mambapipelines.cli.options import (
 
 def score_variants(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder of a language model, or hf://owner/name@revision.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Folder of a language model, name of a shipped one, or hf://owner/name@revision."
+        ),
     ],
     variants: Annotated[str, typer.Argument(metavar="VCF", help="VCF or BCF, plain or compressed; - is stdin.")],
     reference: Annotated[

@@ -25,12 +25,14 @@ def share(
     `genomamba classify hf://me/yeasts@main contigs.fa`
     """
     from genomamba.models.species_classifier import load_classifier  # noqa: PLC0415
+    from genomamba.weights import find_model  # noqa: PLC0415
     from mambacore.hub import MODEL_FILES, push_model_folder  # noqa: PLC0415
 
-    load_classifier(model)
+    folder = find_model(model)
+    load_classifier(folder)
     if push:
-        print(push_model_folder(model, repository, private=not public))
+        print(push_model_folder(folder, repository, private=not public))
         return
     for name in MODEL_FILES:
-        print(f"{model / name}\t{(model / name).stat().st_size} bytes\thf://{repository}/{name}")
+        print(f"{folder / name}\t{(folder / name).stat().st_size} bytes\thf://{repository}/{name}")
     print("nothing was uploaded: add --push", file=sys.stderr)

@@ -1,0 +1,22 @@
+"""The command `audiomamba models`: trained models that ship with the package."""
+
+from mambapipelines.cli.models import NameArgument, print_models
+
+
+def models(name: NameArgument = None) -> None:
+    """List the trained models that ship with the package, or print the card of one.
+
+    Any MODEL argument takes their names. Where the working directory has a model folder of that name, that folder is
+    used, with a warning; shipped://NAME is always the shipped model.
+
+    **Examples**
+
+    `audiomamba models`
+
+    `audiomamba models digits`
+
+    `audiomamba generate digits --output clips`
+    """
+    from audiomamba.weights import MODELS  # noqa: PLC0415
+
+    print_models(MODELS, name)
