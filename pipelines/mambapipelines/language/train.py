@@ -19,7 +19,7 @@ from genomamba.data.pretraining_windows import PretrainingWindow, PretrainingWin
 from genomamba.data.reference_set import ReferenceSet, rows_by_chromosome
 from genomamba.letter_policy import LetterPolicy, letter_policy
 from genomamba.models.interpolation import CountedFit, join_counts
-from genomamba.models.language_model import load_language_model, save_language_model
+from genomamba.models.language_model import CoreModel, load_language_model, save_language_model
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 from mambacore.models import CausalLanguageModel
@@ -52,6 +52,8 @@ class PretrainingOptions:
         exclude_chromosomes: not used at all.
         minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
         steps: number of optimiser steps instead of a wall time.
+        start_from: a language model to train further, of the recipe's objective; its shape replaces the recipe's. `None`
+            starts from random weights.
         recipe: name of a recipe of the package, or path of a YAML file.
         changes: values that replace the recipe's, each written `section.key=value`.
         seed: all randomness is a function of this seed and an index.
@@ -71,6 +73,7 @@ class PretrainingOptions:
     exclude_chromosomes: Sequence[str] = ()
     minutes: float | None = None
     steps: int | None = None
+    start_from: str | None = None
     recipe: str = "small"
     changes: Sequence[str] = ()
     seed: int = 0
@@ -184,9 +187,7 @@ def pretrain(options: PretrainingOptions) -> PretrainingResult:
         training, validation = _windows(options, recipe, corpus)
         if session.resume(_depends_on(options, corpus)):
             return _finished_result(session)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
-            model = recipe.build_model()
+        model = _starting_model(options, recipe)
         task = TASKS[recipe.objective](model, recipe, training, validation)
         _introduce(session, options, recipe, corpus, task)
         outcome = session.train(task, LanguagePlan(recipe, options.length, len(validation) * options.length))
@@ -207,6 +208,7 @@ def pretrain(options: PretrainingOptions) -> PretrainingResult:
             "test_chromosomes": list(options.test_chromosomes),
             "exclude_chromosomes": list(options.exclude_chromosomes),
             "length": options.length,
+            "start_from": options.start_from,
             "bases_seen": task.bases_seen(outcome.steps),
             "valid_perplexity": perplexity,
             "joined_with_counts": None if joined is None else asdict(joined),
@@ -216,6 +218,29 @@ def pretrain(options: PretrainingOptions) -> PretrainingResult:
         return PretrainingResult(
             options.output, outcome.steps, perplexity, session.folder.metrics_path, session.seconds
         )
+
+
+def _starting_model(options: PretrainingOptions, recipe: PretrainingRecipe) -> CoreModel:
+    """A model with fresh weights, or the one to continue from."""
+    if options.start_from is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            return recipe.build_model()
+    for change in options.changes:
+        if change.startswith("model."):
+            raise InputError(f"--set {change} is decided by the model given with --from: leave it out.")
+    start = load_language_model(options.start_from)
+    if start.objective != recipe.objective:
+        raise InputError(
+            f"{options.start_from} is a {start.objective} model and the run is {recipe.objective}: use --objective "
+            f"{start.objective}."
+        )
+    if start.details.get("joined_with_counts"):
+        raise InputError(
+            f"{options.start_from} is interpolated with an n-gram model, which cannot be trained further: start from a "
+            "model trained with pretraining.counted_order 0."
+        )
+    return start.model.train()
 
 
 def _join_counts(
@@ -283,6 +308,7 @@ def _depends_on(options: PretrainingOptions, corpus: Corpus) -> dict[str, Any]:
     rows = "\n".join(f"{row.chromosome} {row.start} {row.end} {row.split}" for row in corpus.rows)
     return {
         "--length": options.length,
+        **({} if options.start_from is None else {"--from": options.start_from}),
         "--valid-chromosomes": sorted(set(options.valid_chromosomes)),
         "--test-chromosomes": sorted(set(options.test_chromosomes)),
         "--exclude-chromosomes": sorted(set(options.exclude_chromosomes)),

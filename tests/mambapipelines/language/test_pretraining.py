@@ -390,3 +390,29 @@ def test_a_recipe_is_printed_with_the_options_in_it(tmp_path: Path, capsys: pyte
     arguments = ["--reference", "x", "--length", 1, "--output", tmp_path / "m", "--recipe", "mamba-7m"]
     assert run_command("pretrain", *arguments, "--letters", "caduceus", "--print-recipe") == 0
     assert "letters: caduceus" in capsys.readouterr().out
+
+
+# Training a model further
+
+
+def test_a_run_that_starts_from_a_model_begins_with_its_weights(tmp_path: Path) -> None:
+    first = pretrain(options_of(tmp_path, "first", steps=4))
+    before = load_language_model(first.folder)
+    still = ["optimizer.learning_rate=1e-12", "optimizer.weight_decay=0"]
+    options = options_of(tmp_path, "second", steps=2, length=512, start_from=str(first.folder), changes=still)
+    after = load_language_model(pretrain(options).folder)
+    for (name, old), new in zip(before.model.named_parameters(), after.model.parameters(), strict=True):
+        torch.testing.assert_close(new, old, atol=1e-9, rtol=0, msg=name)
+    assert after.details["start_from"] == str(first.folder)
+
+
+def test_a_run_starts_only_from_a_model_that_can_be_trained_further(tmp_path: Path) -> None:
+    first = str(pretrain(options_of(tmp_path, "first", steps=2)).folder)
+    with pytest.raises(InputError, match=r"--set model.layers=3 is decided by the model given with --from"):
+        pretrain(options_of(tmp_path, "other", start_from=first, changes=["model.layers=3"]))
+    with pytest.raises(InputError, match="is a causal model and the run is masked: use --objective causal"):
+        pretrain(options_of(tmp_path, "other", start_from=first, changes=MASKED))
+    counted = ["model.tied_head=false", "pretraining.counted_order=3"]
+    joined = str(pretrain(options_of(tmp_path, "joined", steps=2, changes=counted)).folder)
+    with pytest.raises(InputError, match="interpolated with an n-gram model, which cannot be trained further"):
+        pretrain(options_of(tmp_path, "other", start_from=joined))

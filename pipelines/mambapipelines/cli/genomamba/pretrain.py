@@ -11,6 +11,7 @@ from mambapipelines.cli.options import (
     IntervalsOption,
     MinutesOption,
     PrecisionOption,
+    PretrainedOption,
     PrintRecipeOption,
     ResumeOption,
     RunFolderOption,
@@ -62,6 +63,7 @@ def pretrain(
     ] = None,
     minutes: MinutesOption = None,
     steps: StepsOption = None,
+    start_from: PretrainedOption = None,
     recipe: Annotated[
         str,
         typer.Option(
@@ -123,6 +125,7 @@ def pretrain(
             exclude_chromosomes=names(exclude_chromosomes, "--exclude-chromosomes"),
             minutes=minutes,
             steps=steps,
+            start_from=start_from,
             recipe=recipe,
             changes=replaced,
             seed=seed,
