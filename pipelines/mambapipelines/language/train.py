@@ -52,8 +52,8 @@ class PretrainingOptions:
         exclude_chromosomes: not used at all.
         minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
         steps: number of optimiser steps instead of a wall time.
-        start_from: a language model to train further, of the recipe's objective; its shape replaces the recipe's. `None`
-            starts from random weights.
+        start_from: a language model to train further, of the recipe's objective; its shape replaces the recipe's.
+            `None` starts from random weights.
         recipe: name of a recipe of the package, or path of a YAML file.
         changes: values that replace the recipe's, each written `section.key=value`.
         seed: all randomness is a function of this seed and an index.
