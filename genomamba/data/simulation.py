@@ -147,7 +147,7 @@ class AncestralChain:
 
         exits = np.tile(np.arange(context_count), (block_count, 1))
         for step in range(block_length):
-            exits = _next_contexts(exits, _categorical(uniforms[:, step, None], thresholds, exits), context_count)
+            exits = _next_contexts(exits, categorical(uniforms[:, step, None], thresholds, exits), context_count)
         entries = np.empty(block_count, dtype=np.int64)
         entries[0] = generator.choice(context_count, p=self.stationary)
         for block in range(1, block_count):
@@ -156,14 +156,14 @@ class AncestralChain:
         bases = np.empty((block_count, block_length), dtype=np.uint8)
         contexts = entries
         for step in range(block_length):
-            bases[:, step] = _categorical(uniforms[:, step], thresholds, contexts)
+            bases[:, step] = categorical(uniforms[:, step], thresholds, contexts)
             contexts = _next_contexts(contexts, bases[:, step], context_count)
         return bases.ravel()[:length]
 
 
 @dataclass(frozen=True)
-class SimulatedClade:
-    """Species with their chromosomes, and the model that they were sampled from.
+class SimulatedGenomes:
+    """Species with their homologous chromosomes.
 
     Attributes:
         seed: The seed that, with the parameters, determines everything.
@@ -171,8 +171,6 @@ class SimulatedClade:
         training_names: Training chromosomes.
         holdout_names: Held-out chromosomes; they share no ancestor with the others.
         chromosomes: Species -> chromosome -> tokens, uint8 (length_bp,).
-        chain: The ancestral chain.
-        leaf_matrices: (species, 4, 4) base of a species (column) given the ancestral base (row).
     """
 
     seed: int
@@ -180,8 +178,6 @@ class SimulatedClade:
     training_names: tuple[str, ...]
     holdout_names: tuple[str, ...]
     chromosomes: dict[str, dict[str, np.ndarray]]
-    chain: AncestralChain
-    leaf_matrices: np.ndarray
 
     def sequences(self, names: Sequence[str]) -> list[list[np.ndarray]]:
         """Return tokens of the named chromosomes, one list per species in class order."""
@@ -203,7 +199,7 @@ class SimulatedClade:
             for species, path in paths.items():
                 with replaced_when_whole(path) as stream:
                     for index, (name, tokens) in enumerate(self.chromosomes[species].items()):
-                        letters = _soft_masked_letters(tokens, _generator(self.seed, index, _SOFT_MASK))
+                        letters = _soft_masked_letters(tokens, stream_generator(self.seed, index, _SOFT_MASK))
                         stream.write(f">{name} {species}, simulated\n".encode() + _fasta_lines(letters))
         except OSError as error:
             raise InputError(
@@ -211,6 +207,19 @@ class SimulatedClade:
                 "written to"
             ) from error
         return paths
+
+
+@dataclass(frozen=True)
+class SimulatedClade(SimulatedGenomes):
+    """Genomes, and the model they were sampled from.
+
+    Attributes:
+        chain: The ancestral chain.
+        leaf_matrices: (species, 4, 4) base of a species (column) given the ancestral base (row).
+    """
+
+    chain: AncestralChain
+    leaf_matrices: np.ndarray
 
     def log_likelihoods(self, windows: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Return the exact log-likelihood (nats) of each window under each species, float64 (windows, species).
@@ -272,26 +281,19 @@ def simulate_clade(
             "concentration above 0"
         )
     lengths = (*training_lengths_bp, *holdout_lengths_bp)
-    if not lengths or min(lengths) < 1:
-        raise InputError("the simulation needs at least one chromosome, each of 1 bp or more")
     matrices = _matrices_from_root(tree)
-    parents = {branch.parent for branch in tree}
-    species_names = tuple(branch.name for branch in tree if branch.name not in parents)
-    if len(species_names) < 2:
-        raise InputError(f"the tree has {len(species_names)} species: give at least two terminal branches")
-
-    names = tuple(f"chr{_roman_numeral(number)}" for number in range(1, len(lengths) + 1))
-    chain = AncestralChain.from_dirichlet(context_order, context_concentration, _generator(seed, 0, _CHAIN))
+    species_names, names = species_of(tree), chromosome_names(lengths)
+    chain = AncestralChain.from_dirichlet(context_order, context_concentration, stream_generator(seed, 0, _CHAIN))
     chromosomes: dict[str, dict[str, np.ndarray]] = {species: {} for species in species_names}
     for index, (name, length) in enumerate(zip(names, lengths, strict=True)):
-        bases_at = {ROOT: chain.draw(length, _generator(seed, index, _ANCESTOR))}
+        bases_at = {ROOT: chain.draw(length, stream_generator(seed, index, _ANCESTOR))}
         for number, branch in enumerate(tree):
-            generator = _generator(seed, index, _BRANCH, number)
+            generator = stream_generator(seed, index, _BRANCH, number)
             thresholds = branch.substitution_matrix().cumsum(axis=1)[:, :3]
-            bases_at[branch.name] = _categorical(generator.random(length), thresholds, bases_at[branch.parent])
+            bases_at[branch.name] = categorical(generator.random(length), thresholds, bases_at[branch.parent])
             if branch.name in chromosomes:
                 tokens = bases_at[branch.name] + np.uint8(FIRST_BASE_TOKEN)
-                chromosomes[branch.name][name] = _with_gaps(tokens, generator)
+                chromosomes[branch.name][name] = with_gaps(tokens, generator)
     return SimulatedClade(
         seed=seed,
         species_names=species_names,
@@ -303,11 +305,36 @@ def simulate_clade(
     )
 
 
+def species_of(tree: Sequence[Branch]) -> tuple[str, ...]:
+    """The leaves of a tree, in its order.
+
+    Raises:
+        InputError: There are fewer than two.
+    """
+    parents = {branch.parent for branch in tree}
+    names = tuple(branch.name for branch in tree if branch.name not in parents)
+    if len(names) < 2:
+        raise InputError(f"the tree has {len(names)} species: give at least two terminal branches")
+    return names
+
+
+def chromosome_names(lengths_bp: Sequence[int]) -> tuple[str, ...]:
+    """chrI, chrII and so on.
+
+    Raises:
+        InputError: There is no chromosome, or an empty one.
+    """
+    if not lengths_bp or min(lengths_bp) < 1:
+        raise InputError("the simulation needs at least one chromosome, each of 1 bp or more")
+    return tuple(f"chr{_roman_numeral(number)}" for number in range(1, len(lengths_bp) + 1))
+
+
 # Random number streams, one per purpose.
 _CHAIN, _ANCESTOR, _BRANCH, _SOFT_MASK = range(4)
 
 
-def _generator(seed: int, *stream: int) -> np.random.Generator:
+def stream_generator(seed: int, *stream: int) -> np.random.Generator:
+    """Random numbers that are a function of the seed and the numbers of a stream."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=stream)))
 
 
@@ -348,15 +375,15 @@ def _next_contexts(contexts: np.ndarray, bases: np.ndarray, context_count: int) 
     return (contexts * 4 + bases) % context_count
 
 
-def _categorical(uniforms: np.ndarray, thresholds: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return bases, uint8: the number of cumulative probabilities of its row that each uniform number reaches."""
+def categorical(uniforms: np.ndarray, thresholds: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Bases, uint8: how many of the three cumulative probabilities of its row each uniform number reaches."""
     bases = np.zeros(rows.shape, dtype=np.uint8)
     for threshold in thresholds.T:
         bases += uniforms >= threshold[rows]
     return bases
 
 
-def _with_gaps(tokens: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def with_gaps(tokens: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Put runs of N at random places, one for each `GAP_SPACING_BP`."""
     for start in generator.integers(0, len(tokens), size=len(tokens) // GAP_SPACING_BP):
         tokens[start : start + GAP_LENGTH_BP] = ANY_BASE_TOKEN

@@ -68,6 +68,7 @@ def test_a_model_folder_of_that_name_here_is_used_and_said(
     assert shipped.find("shipped://fungi") == shipped.folder / "fungi"
     assert not caplog.text
     Path("contigs.fa").write_bytes(fasta({"one": bases(200)}))
+    capsys.readouterr()
     assert main(["classify", "fungi", "contigs.fa"]) == 0
     assert capsys.readouterr().err.count("shipped://fungi is the shipped model") == 1
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from genomamba.baselines import fitting
-from genomamba.data.simulation import simulate_clade
+from genomamba.data.gene_simulation import simulate_genomes
 from mambacore import hub
 from mambacore.errors import InputError
 from mambapipelines.cli import doctor
@@ -239,9 +239,9 @@ def test_the_demo_makes_everything_and_replaces_an_earlier_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = functools.partial(
-        simulate_clade, training_lengths_bp=(9_000, 9_000, 9_000), holdout_lengths_bp=(9_000, 9_000)
+        simulate_genomes, training_lengths_bp=(9_000, 9_000, 9_000), holdout_lengths_bp=(9_000, 9_000)
     )
-    monkeypatch.setattr(species_demo, "simulate_clade", small)
+    monkeypatch.setattr(species_demo, "simulate_genomes", small)
     monkeypatch.setattr(species_demo, "EVALUATION_LENGTHS_BP", (256, 1024))
     monkeypatch.setattr(species_demo, "WINDOWS_PER_CLASS", 4)
     monkeypatch.setattr(fitting, "FITTING_WINDOWS", 40)
@@ -254,11 +254,11 @@ def test_the_demo_makes_everything_and_replaces_an_earlier_one(
     (folder / "mine.txt").write_text("kept", encoding="utf-8")
     assert main(["demo", "--output", str(folder), "--minutes", "0.03", "--threads", "1"]) == 0
     captured = capsys.readouterr()
-    assert "best possible" in captured.out
+    assert "GC and N only" in captured.out
     assert "1,024 bp" in captured.out
 
     report = (folder / "report.html").read_text(encoding="utf-8")
-    assert all(name in report for name in ("dorsalis", "best possible", "reverse_complement", "Training"))
+    assert all(name in report for name in ("dorsalis", "transposons", "reverse_complement", "Training"))
     assert report.count("data:image/png;base64,") == 3
     assert (folder / "accuracy_by_length.png").exists()
     assert (folder / "mine.txt").read_text(encoding="utf-8") == "kept"
@@ -272,7 +272,7 @@ def test_the_demo_makes_everything_and_replaces_an_earlier_one(
 
 
 def test_the_demo_contigs_are_a_function_of_the_seed_and_named_once() -> None:
-    clade = simulate_clade(0, (2_000,), (9_000, 9_000))
+    clade = simulate_genomes(0, (2_000,), (9_000, 9_000))
     text = contigs_text(clade, 0)
     assert text == contigs_text(clade, 0) != contigs_text(clade, 1)
     names = re.findall(r"^>(\S+)", text, flags=re.MULTILINE)
@@ -287,7 +287,7 @@ def test_a_demo_that_was_interrupted_leaves_no_report_and_can_be_repeated(
     def fail(seed: int) -> None:
         raise InputError(f"stopped at seed {seed}")
 
-    monkeypatch.setattr(species_demo, "simulate_clade", fail)
+    monkeypatch.setattr(species_demo, "simulate_genomes", fail)
     for _ in range(2):
         with pytest.raises(InputError, match="stopped at seed 4"):
             species_demo.run_demo(species_demo.DemoOptions(tmp_path / "demo", seed=4))

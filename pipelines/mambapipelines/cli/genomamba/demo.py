@@ -26,8 +26,8 @@ def demo(
 ) -> None:
     """Run every step on simulated genomes of five species; no data needed.
 
-    Simulates a clade, trains a model, measures accuracy by length beside the baselines and the Bayes-optimal
-    classifier, classifies contigs and writes report.html.
+    Simulates genomes with genes and repeats, trains a model, measures accuracy by length beside the baselines,
+    classifies contigs and writes report.html.
 
     **Example**
 

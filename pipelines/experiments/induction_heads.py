@@ -1,0 +1,171 @@
+"""Induction heads (Gu & Dao, arXiv 2312.00752, section 4.1.2): trained on length 256, tested up to length 2^20.
+
+python pipelines/experiments/induction_heads.py --output results/induction_heads
+python pipelines/experiments/induction_heads.py --output induction --mixers selective attention --steps 20000
+
+A sequence is random tokens. One place holds the special token, followed by the token to remember; the last position
+holds the special token again, and the model must say what followed it the first time. A model that copies by distance,
+or forgets at a fixed rate, fails at lengths it was not trained on.
+
+A run that was stopped continues, model by model. A row is a function of the seed and its number.
+"""
+
+import argparse
+import math
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from experiment import Experiment, line_plot, wilson_interval
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mambacore.errors import InputError
+from mambacore.layers import MIXERS, ResidualStack
+from mambapipelines.console import use_threads
+
+TOKENS = 16  # as in the paper, table 11; the special token is one more
+SPECIAL = TOKENS
+WIDTH, LAYERS = 64, 2
+TRAINING_LENGTH = 256
+LENGTHS = tuple(2**exponent for exponent in range(6, 21))
+# Long sequences go through the model in pieces that hand their state on, so memory does not grow with the length.
+PIECE_LENGTH = 65_536
+TRAINING_ROWS, TEST_ROWS = 0, 1  # the two streams of random numbers
+# At each length as many sequences as hold this many positions, between the two bounds below.
+TEST_POSITIONS = 2**20
+MOST_SEQUENCES, FEWEST_SEQUENCES = 1024, 8
+# Attention keeps every key and compares with all of them: its time grows with the square of the length.
+LONGEST_FOR = {"attention": 2**14}
+LOSSES_AVERAGED = 200
+
+
+def rows_of(length: int, rows: int, seed: int, stream: int, first: int) -> tuple[Tensor, Tensor]:
+    """(rows, length) tokens, and (rows,) the token that belongs after the last position."""
+    random = np.random.default_rng([seed, stream, length, first])
+    tokens = random.integers(TOKENS, size=(rows, length))
+    place = random.integers(length - 2, size=rows)
+    tokens[np.arange(rows), place] = SPECIAL
+    tokens[:, -1] = SPECIAL
+    return torch.from_numpy(tokens), torch.from_numpy(tokens[np.arange(rows), place + 1])
+
+
+class InductionModel(nn.Module):
+    """Embedding, stack and a choice of a token after the last position."""
+
+    def __init__(self, mixer: str) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(TOKENS + 1, WIDTH)
+        self.stack = ResidualStack(WIDTH, [mixer] * LAYERS)
+        self.head = nn.Linear(WIDTH, TOKENS)
+
+    def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Logits (batch, tokens) after the last of (batch, length) tokens, and the state there."""
+        hidden, state = self.stack(self.embedding(tokens), state)
+        return self.head(hidden[:, -1]), state
+
+
+def train(mixer: str, options: argparse.Namespace) -> tuple[InductionModel, int]:
+    """A model after at most `options.steps` steps of AdamW at a constant rate after a short warm-up; and the steps.
+
+    Training ends early when the mean loss of the last steps is below `options.enough` nats, whatever the mixer.
+    """
+    torch.manual_seed(options.seed)
+    model = InductionModel(mixer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.0)
+    warmup = max(1, min(500, options.steps // 20))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+    begin = time.perf_counter()
+    losses: deque[float] = deque(maxlen=LOSSES_AVERAGED)
+    for step in range(options.steps):
+        tokens, answers = rows_of(TRAINING_LENGTH, options.batch, options.seed, TRAINING_ROWS, step)
+        loss = F.cross_entropy(model(tokens)[0], answers)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        mean = sum(losses) / len(losses)
+        if (step + 1) % LOSSES_AVERAGED == 0:
+            print(f"{mixer}: step {step + 1}, loss {mean:.4f}, {time.perf_counter() - begin:.0f} s", flush=True)
+        if len(losses) == LOSSES_AVERAGED and mean < options.enough:
+            return model.eval(), step + 1
+        if not math.isfinite(mean):
+            raise InputError(f"the loss of {mixer} is not finite at step {step + 1}: use a lower --learning-rate.")
+    return model.eval(), options.steps
+
+
+@torch.inference_mode()
+def accuracy(model: InductionModel, length: int, seed: int) -> tuple[int, int]:
+    """How many sequences of a length are answered correctly, and how many there were."""
+    sequences = min(MOST_SEQUENCES, max(FEWEST_SEQUENCES, TEST_POSITIONS // length))
+    at_once = max(1, min(sequences, 2 * PIECE_LENGTH // length))
+    correct = 0
+    for first in range(0, sequences, at_once):
+        count = min(at_once, sequences - first)
+        tokens, answers = rows_of(length, count, seed, TEST_ROWS, first)
+        state = None
+        for begin in range(0, length, PIECE_LENGTH):
+            logits, state = model(tokens[:, begin : begin + PIECE_LENGTH], state)
+        correct += int((logits.argmax(-1) == answers).sum())
+    return correct, sequences
+
+
+def measure(mixer: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Train one model and test it at every length."""
+    model, steps = train(mixer, options)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    result: dict[str, Any] = {"parameters": parameters, "steps": steps, "correct": {}, "sequences": {}}
+    for length in LENGTHS:
+        if length > min(options.longest, LONGEST_FOR.get(mixer, options.longest)):
+            break
+        correct, sequences = accuracy(model, length, options.seed)
+        result["correct"][str(length)], result["sequences"][str(length)] = correct, sequences
+        print(f"{mixer}: length {length}: {correct} of {sequences}", flush=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    default = ["selective", "s4d", "attention", "linear_attention", "retention", "rwkv", "gru"]
+    parser.add_argument("--mixers", nargs="+", default=default, choices=sorted(MIXERS))
+    parser.add_argument("--steps", type=int, default=8000, help="at most, for each mixer (the paper: 204,800)")
+    parser.add_argument("--enough", type=float, default=0.005, help="stop below this mean loss of 200 steps")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="longest sequence to test on")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    use_threads(options.threads)
+    names = ("steps", "enough", "batch", "learning_rate", "seed", "longest")
+    experiment = Experiment("induction_heads", options.output, {name: getattr(options, name) for name in names})
+    results = {name: experiment.part(name, lambda name=name: measure(name, options)) for name in options.mixers}
+    rows, curves = [], {}
+    for mixer, result in results.items():
+        shares = []
+        for length, correct in result["correct"].items():
+            sequences = result["sequences"][length]
+            low, high = wilson_interval(correct, sequences)
+            shares.append(100 * correct / sequences)
+            figures = [f"{100 * value:.1f}" for value in (correct / sequences, low, high)]
+            rows.append([mixer, result["parameters"], result["steps"], f"{int(length):,}", *figures, sequences])
+        curves[mixer] = ([int(length) for length in result["correct"]], shares)
+    picture = line_plot(curves, f"length of the sequence (trained at {TRAINING_LENGTH})", "accuracy (%)")
+    picture.axes[0].axvline(TRAINING_LENGTH, color="0.6", linestyle="--", linewidth=1)
+    picture.axes[0].axhline(100 / TOKENS, color="0.8", linewidth=1)
+    experiment.write(
+        ["mixer", "parameters", "steps", "length", "accuracy %", "low", "high", "sequences"], rows, picture
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"induction_heads.py: {error}") from error
