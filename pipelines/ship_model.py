@@ -45,7 +45,7 @@ def ship(source: Path, name: str, facts: dict[str, str], card: Path | None, repo
     """Copy a model and write its row of the table.
 
     Args:
-        source: the model folder.
+        source: the model folder; it may lie in its place already.
         name: its name from now on.
         facts: `task`, `figures` and `licence`.
         card: the card, instead of the one in the folder.
@@ -73,8 +73,9 @@ def ship(source: Path, name: str, facts: dict[str, str], card: Path | None, repo
         )
     target.mkdir(exist_ok=True)
     write_whole(target / CONFIG_NAME, json.dumps(without_places(config), indent=2, allow_nan=False) + "\n")
-    shutil.copyfile(source / TENSORS_NAME, target / TENSORS_NAME)
-    shutil.copyfile(card or source / CARD_NAME, target / CARD_NAME)
+    for origin, place in ((source / TENSORS_NAME, TENSORS_NAME), (card or source / CARD_NAME, CARD_NAME)):
+        if origin.resolve() != (target / place).resolve():
+            shutil.copyfile(origin, target / place)
     table = json.loads((weights / TABLE_NAME).read_text(encoding="utf-8"))
     table[name] = {
         **facts,
