@@ -85,6 +85,7 @@ def test_a_name_that_could_mean_two_things_is_refused(shipped: ShippedModels, ki
 def test_a_damaged_model_is_refused_in_one_sentence(
     shipped: ShippedModels, file: str, damage: str, capsys: pytest.CaptureFixture[str]
 ):
+    Path("contigs.fa").write_bytes(fasta({"one": bases(200)}))
     path = shipped.folder / "fungi" / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
