@@ -1,4 +1,5 @@
-# make demo   install, then simulate a clade, train, evaluate and classify; writes genomamba-demo/report.html
+# make demo   install, then classify, speak, pretrain and train, about 5 minutes on 2 cores; writes demo/index.html
+# make results   install, then run the short experiments of pipelines/experiments and list the long ones
 # make test   install, then run the tests (a few minutes on 2 cores)
 # make test-torch TORCH=2.14.1   run the core's and the DNA tests in a fresh environment with another torch
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard kernels/native/*) kernels/CMakeLists.txt
 
-.PHONY: install demo test test-slow test-gpu test-torch lint bench bench-waveform bench-gpu bench-gpu-peer wheels docs clean
+.PHONY: install demo results test test-slow test-gpu test-torch lint bench bench-waveform bench-gpu bench-gpu-peer wheels docs clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -20,7 +21,7 @@ $(STAMP): pyproject.toml $(NATIVE)
 	@touch $@
 
 demo: install
-	$(BIN)/genomamba demo --output genomamba-demo
+	$(BIN)/python demo/run.py
 
 test: install
 	$(BIN)/python -m pytest -m 'not slow'

@@ -410,8 +410,9 @@ def test_a_run_starts_only_from_a_model_that_can_be_trained_further(tmp_path: Pa
     first = str(pretrain(options_of(tmp_path, "first", steps=2)).folder)
     with pytest.raises(InputError, match=r"--set model.layers=3 is decided by the model given with --from"):
         pretrain(options_of(tmp_path, "other", start_from=first, changes=["model.layers=3"]))
-    with pytest.raises(InputError, match="is a causal model and the run is masked: use --objective causal"):
-        pretrain(options_of(tmp_path, "other", start_from=first, changes=MASKED))
+    masked = str(pretrain(options_of(tmp_path, "masked", steps=2, changes=MASKED)).folder)
+    with pytest.raises(InputError, match="is a masked model and the run is causal: use --objective masked"):
+        pretrain(options_of(tmp_path, "other", start_from=masked))
     counted = ["model.tied_head=false", "pretraining.counted_order=3"]
     joined = str(pretrain(options_of(tmp_path, "joined", steps=2, changes=counted)).folder)
     with pytest.raises(InputError, match="interpolated with an n-gram model, which cannot be trained further"):
