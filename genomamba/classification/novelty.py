@@ -168,8 +168,10 @@ class LikelihoodQuantiles:
                 "again with --holdout, or leave out --unknown-rate and --ood."
             )
         try:
-            arrays = (np.array(content[key], dtype=np.float64) for key in ("lengths_bp", "windows", "quantiles"))
-            quantiles = cls(*arrays, content.get("basis", STACK))
+            lengths_bp, windows, levels = (
+                np.array(content[key], dtype=np.float64) for key in ("lengths_bp", "windows", "quantiles")
+            )
+            quantiles = cls(lengths_bp, windows, levels, content.get("basis", STACK))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the model folder's {KEY} are damaged: train or copy it again.") from error
         shapes = quantiles.lengths_bp.shape, quantiles.windows.shape, quantiles.quantiles.shape
