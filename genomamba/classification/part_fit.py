@@ -37,6 +37,10 @@ STRENGTH_BASES: Final = 400_000
 """Bases per class for choosing the strengths of the Markov models' priors."""
 TESTED_CLASS_BASES: Final = 10**9
 """Limit of tested bases times classes: with many classes, part of each fold is enough."""
+MANY_CLASSES: Final = 20
+"""More classes than this are cross-validated in `FEW_FOLDS` of the folds, without regressions on 6-mers, which would
+have more weights than windows and take hours."""
+FEW_FOLDS: Final = 2
 KMER_BLOCK_BP: Final = 4096
 KMER_WINDOW_BLOCKS: Final = (1, 4, 16)
 KMER_BLOCKS: Final = 20_000
@@ -131,10 +135,11 @@ def fit_parts(
     found: dict[int, list[PartWindows]] = {}
     strengths: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
-    for number, (fitting, tested) in enumerate(fold_parts(training, FOLDS, groups)):
+    tested_folds = FOLDS if classes <= MANY_CLASSES else FEW_FOLDS
+    for number, (fitting, tested) in enumerate(fold_parts(training, FOLDS, groups, first=tested_folds)):
         if _lacks_a_class(fitting) or _lacks_a_class(tested):
             continue
-        progress(f"counted parts, fold {number + 1} of {FOLDS}")
+        progress(f"counted parts, fold {number + 1} of {tested_folds}")
         if settings.markov and not strengths:
             strengths = _shared_strengths(fitting, tested, order)
         parts = _fitted(fitting, settings, strengths, seed)
@@ -198,10 +203,11 @@ def _fitted(fitting: GenomeCollection, settings: PartSettings, strengths: tuple[
 
 def _fit_kmers(fitting: GenomeCollection, seed: int) -> tuple[KmerWeights, ...]:
     """Fit the regressions of `KMERS`, each on windows of a few lengths."""
-    longest = max(length for _, length, _ in KMERS)
+    kmers = KMERS if len(fitting.class_names) <= MANY_CLASSES else KMERS[:1]
+    longest = max(length for _, length, _ in kmers)
     spectra, labels, runs = _kmer_blocks(fitting, longest, seed)
     weights = []
-    for name, length, penalty in KMERS:
+    for name, length, penalty in kmers:
         numbers = _spectrum_numbers(length)
         # The spectrum of shorter words follows from that of longer ones, except for the last bases.
         shorter = spectra.reshape(len(spectra), BASES**length, -1).sum(axis=2)

@@ -84,7 +84,7 @@ def test_sequences_of_one_name_are_held_out_together():
     held = {name: {s.name for s in plan.held_out.sequences_of(name)} for name in "ab"}
     assert held["a"] == held["b"] and held["a"]
     assert not held["a"] & {sequence.name for sequence in plan.training.sequences}
-    folds = fold_parts(genomes, 3)
+    folds = list(fold_parts(genomes, 3))
     tested = [{(s.class_name, s.name) for s in part.sequences} for _, part in folds]
     assert sum(map(len, tested)) == 12 and len(set.union(*tested)) == 12
     for fitting, part in folds:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genomamba.baselines.interpolated_markov import StrandSymmetricCounts
+from genomamba.classification import part_fit
 from genomamba.classification.combination import (
     Combination,
     CountedWeights,
@@ -202,6 +203,15 @@ def test_parts_learn_classes_from_contigs_that_they_can_tell_apart():
     assert again is not None
     np.testing.assert_array_equal(again.combination.counted.coefficients, fit.combination.counted.coefficients)
     assert fit_parts(genomes, PartSettings(markov=False, kmer=False), seed=0) is None
+
+
+def test_many_classes_are_cross_validated_in_fewer_folds_and_without_long_words(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(part_fit, "MANY_CLASSES", 2)
+    genomes = GenomeCollection.from_tokens({f"c{seed}": {"x": random_bases(24_000, seed)} for seed in range(CLASSES)})
+    said: list[str] = []
+    fit = fit_parts(genomes, PartSettings(markov_order=2), seed=0, progress=said.append)
+    assert fit is not None and [part.name for part in fit.parts.kmers] == ["kmer 4.weak"]
+    assert said[:-1] == ["counted parts, fold 1 of 2", "counted parts, fold 2 of 2"]
 
 
 def test_many_classes_have_shorter_tables():
