@@ -7,7 +7,7 @@ incoming state and can return the outgoing one, both differentiable.
 import os
 
 # Long sequences make large tensors, and on Linux the first touch of their 4 KiB pages takes as long as the scan itself.
-# PyTorch reads this once, at its first large allocation; a user's own setting wins.
+# PyTorch reads this once, at its first large allocation; a user's own setting takes precedence.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from mambacore.backends import backends, use_backend

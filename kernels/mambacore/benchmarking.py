@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing, the machine in words, and tables."""
+"""Helpers shared by the benchmarks: timing, description of the machine, and tables."""
 
 import platform
 import resource
@@ -11,7 +11,7 @@ import torch
 
 
 def best_seconds(function: Callable[[], object], repeats: int) -> float:
-    """The shortest of several runs after one run to warm up: the time that nothing else disturbed."""
+    """Return the shortest of several runs after one warm-up run, the least disturbed by other load."""
     function()
     shortest = float("inf")
     for _ in range(repeats):
@@ -22,9 +22,9 @@ def best_seconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def memory_bytes(name: str) -> int:
-    """The resident size now (`VmRSS`) or at its highest (`VmHWM`).
+    """Return the current (`VmRSS`) or peak (`VmHWM`) resident set size.
 
-    On Linux the highest size in `getrusage` begins with that of the process that started this one; here it does not.
+    Unlike the peak in `getrusage`, it does not include that of the parent process on Linux.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -33,7 +33,7 @@ def memory_bytes(name: str) -> int:
 
 
 def machine() -> str:
-    """Processor, threads, instruction set and versions: what a figure must be read with."""
+    """Return processor, threads, instruction set and versions, which qualify any figure."""
     import mambacore  # noqa: PLC0415  importing it asks for huge pages, which a peer is not given
 
     model = platform.processor() or platform.machine()
@@ -52,7 +52,7 @@ def machine() -> str:
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """A Markdown table with aligned columns."""
+    """Print a Markdown table with aligned columns."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
     def line(cells: list[str]) -> str:

@@ -2,8 +2,8 @@
 
     from mambacore.compat import causal_conv1d_fn, mamba_inner_fn, selective_scan_fn, selective_state_update
 
-Code that was written for those packages then runs on any device, gradients included. Their names and orders of
-dimensions stay inside this module: b is the batch, d the channels, l the length, n the state size, g the groups.
+Code written for those packages then runs on any device, including gradients. Their names and orders of
+dimensions are used only in this module: b is the batch, d the channels, l the length, n the state size, g the groups.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ def selective_scan_fn(
         u: (b, d, l).
         delta: (b, d, l).
         A: (d, n), real or complex.
-        B: (d, n), (b, n, l) or (b, g, n, l). Beside a complex A, the last dimension of the latter two holds real and
-            imaginary parts in turn: it has 2 l numbers.
+        B: (d, n), (b, n, l) or (b, g, n, l). With a complex A, the last dimension of the latter two interleaves real
+            and imaginary parts: its size is 2 l.
         C: like B.
         D: (d,).
         z: (b, d, l), the gate.
         delta_bias: (d,).
-        delta_softplus: put the step through softplus.
+        delta_softplus: apply softplus to the step size.
         return_last_state: also return the state after the last position.
 
     Returns:
-        (b, d, l) in the dtype of u and, if asked for, the state (b, d, n).
+        (b, d, l) in the dtype of u and, if requested, the state (b, d, n).
 
     Raises:
-        InputError: tensors that are not as above.
+        InputError: if a tensor is not as above.
     """
     if u.dim() != 3:
         raise InputError(f"u must be (batch, channels, length) but has shape {tuple(u.shape)}")
@@ -103,13 +103,13 @@ def mamba_inner_fn(
         xz: (b, 2 d, l), the inputs and the gate.
         conv1d_weight: (d, 1, width).
         conv1d_bias: (d,).
-        x_proj_weight: (step_rank + 2 n, d): of the step size, B and C; with a complex A, 4 n instead of 2 n.
+        x_proj_weight: (step_rank + 2 n, d) for the step size, B and C; with a complex A, 4 n instead of 2 n.
         delta_proj_weight: (d, step_rank).
         out_proj_weight: (model_width, d).
         out_proj_bias: (model_width,).
-        A, B, C, D, delta_bias, delta_softplus: see `selective_scan_fn`. B and C are computed from the inputs when None.
-        B_proj_bias, C_proj_bias: (n,), added to what is computed.
-        checkpoint_lvl: without effect: it chose what the published kernel computes twice.
+        A, B, C, D, delta_bias, delta_softplus: see `selective_scan_fn`. B and C are computed from the inputs if None.
+        B_proj_bias, C_proj_bias: (n,), added to the computed B and C.
+        checkpoint_lvl: ignored; in the published kernel it selects what is recomputed.
         b_rms_weight, c_rms_weight, dt_rms_weight: root-mean-square norms of B, C and the low-rank step.
         b_c_dt_rms_eps: their epsilon.
 
@@ -117,7 +117,7 @@ def mamba_inner_fn(
         (b, l, model_width).
 
     Raises:
-        InputError: tensors that are not as above.
+        InputError: if a tensor is not as above.
     """
     if xz.dim() != 3 or xz.shape[1] % 2 or conv1d_weight.dim() != 3 or conv1d_weight.shape[1] != 1:
         raise InputError(
@@ -126,7 +126,7 @@ def mamba_inner_fn(
         )
     inputs, gate = xz.transpose(1, 2).chunk(2, dim=-1)
     convolved = causal_convolution(inputs, conv1d_weight.squeeze(1), conv1d_bias, silu=True)
-    assert isinstance(convolved, Tensor)  # no state was asked for
+    assert isinstance(convolved, Tensor)  # no state was requested
     numbers = A.shape[-1] * (2 if A.is_complex() else 1)
     rank = delta_proj_weight.shape[1]
     if x_proj_weight.shape[0] != rank + 2 * numbers:
@@ -173,25 +173,25 @@ def causal_conv1d_fn(
         x: (b, d, l).
         weight: (d, width).
         bias: (d,).
-        seq_idx: (b, l), integers: positions of one number belong to one record, and no tap reaches into another one.
-            Outputs of a negative number, which marks padding, are zero.
-        initial_states: (b, d, width - 1), the inputs before the first; not beside seq_idx.
+        seq_idx: (b, l), integers: positions with the same number belong to one record, and no tap reaches into another.
+            Negative numbers mark padding, whose outputs are zero.
+        initial_states: (b, d, width - 1), the inputs before the first; not together with seq_idx.
         return_final_states: also return the last width - 1 inputs, (b, d, width - 1).
-        final_states_out: (b, d, width - 1), where these are written to.
+        final_states_out: (b, d, width - 1), output tensor for these.
         activation: None, "silu" or "swish", which is the same.
 
     Returns:
-        (b, d, l) and, if asked for, the final states.
+        (b, d, l) and, if requested, the final states.
 
     Raises:
-        InputError: tensors that are not as above, or another activation.
+        InputError: if a tensor is not as above, or the activation is unknown.
     """
     if activation not in ACTIVATIONS:
         raise InputError(f"activation must be None, 'silu' or 'swish' but is {activation!r}")
     if x.dim() != 3:
         raise InputError(f"x must be (batch, channels, length) but has shape {tuple(x.shape)}")
     if seq_idx is not None and initial_states is not None:
-        raise InputError("initial_states come before the first record and seq_idx begins a new one; give one of both")
+        raise InputError("initial_states precede the first record but seq_idx begins a new one; give only one of them")
     starts = None if seq_idx is None else _starts(seq_idx, x)
     outputs, state = causal_convolution(
         x.transpose(1, 2),
@@ -230,7 +230,7 @@ def selective_state_update(
     """`mamba_ssm.ops.triton.selective_state_update.selective_state_update`: one position, the state in place.
 
     Args:
-        state: (b, d, n), or (b, heads, d, n) with a dimension of heads in everything else as well. Is written to.
+        state: (b, d, n), or (b, heads, d, n) with a dimension of heads in all other tensors as well. Modified in place.
         x: (b, d).
         dt: (b, d).
         A: (d, n).
@@ -239,14 +239,14 @@ def selective_state_update(
         D: (d,).
         z: (b, d), the gate.
         dt_bias: (d,).
-        dt_softplus: put the step through softplus.
-        state_batch_indices: (b,), integers, each once: the rows of a larger state that these sequences have.
+        dt_softplus: apply softplus to the step size.
+        state_batch_indices: (b,), distinct integers: the rows of a larger state that belong to these sequences.
 
     Returns:
-        As x.
+        As `x`.
 
     Raises:
-        InputError: tensors that are not as above.
+        InputError: if a tensor is not as above.
     """
     if state.dim() not in (3, 4) or x.dim() != state.dim() - 1:
         raise InputError(
@@ -258,7 +258,7 @@ def selective_state_update(
         raise InputError(f"x must have shape {tuple(rows.shape[:-1])} to fit the state but has {tuple(x.shape)}")
 
     def per_channel(tensor: Tensor | None, kept: int) -> Tensor | None:
-        """Heads and their channels as one dimension after `kept` others."""
+        """Flatten heads and their channels to one dimension after `kept` others."""
         return tensor if tensor is None or state.dim() == 3 else tensor.flatten(kept, kept + 1)
 
     inputs, step, gate = (
@@ -296,7 +296,7 @@ def _length_second(name: str, tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _matrix(name: str, matrix: Tensor, complex_state: bool, length: int) -> Tensor:
-    """Their B or C in the core's layout: (batch, length, groups, state_size), or as it is when time-invariant."""
+    """Convert B or C to the core's layout: (batch, length, groups, state_size), or unchanged if time-invariant."""
     if matrix.dim() == 2:
         return matrix
     if matrix.dim() not in (3, 4):
@@ -307,7 +307,7 @@ def _matrix(name: str, matrix: Tensor, complex_state: bool, length: int) -> Tens
     if complex_state and not matrix.is_complex():
         if matrix.shape[-1] != 2 * length:
             raise InputError(
-                f"{name} must hold {2 * length} numbers along the length, real and imaginary parts in turn, but has "
+                f"{name} must have {2 * length} numbers along the length, real and imaginary parts interleaved, not "
                 f"{matrix.shape[-1]}"
             )
         matrix = as_complex(matrix)
@@ -315,7 +315,7 @@ def _matrix(name: str, matrix: Tensor, complex_state: bool, length: int) -> Tens
 
 
 def _starts(seq_idx: Tensor, inputs: Tensor) -> Tensor:
-    """Where records begin in (batch, channels, length) inputs: (batch, length), boolean."""
+    """Return where records begin in (batch, channels, length) inputs: (batch, length), boolean."""
     if seq_idx.shape != (inputs.shape[0], inputs.shape[2]) or seq_idx.is_floating_point():
         raise InputError(
             f"seq_idx must be integers of shape {(inputs.shape[0], inputs.shape[2])} but is {seq_idx.dtype} of shape "

@@ -1,7 +1,7 @@
-"""What every operator of the core asks of its tensors, checked in one place before anything computes.
+"""Checks of the arguments of all operators, done before any computation.
 
-Each message says the invariant, what came instead, and what to do. The kernels themselves check nothing: they read
-through plain pointers, so whatever passes here must fit.
+Each message states the invariant, the actual value and the remedy. The kernels themselves check nothing: they read
+through raw pointers, so whatever passes here must be valid.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from mambacore.backends import INPUT_DTYPES, compute_dtype
 
 
 class Expected(NamedTuple):
-    """What an argument has to look like."""
+    """The required shape of an argument."""
 
-    tensor: Tensor | None  # None: absent, which is always allowed
+    tensor: Tensor | None  # None if absent, which is always allowed
     shape: tuple[int, ...]
     remedy: str
 
 
 def check_sequence(name: str, sequence: Tensor, dimensions: int | None = 3) -> None:
-    """Refuse what is not a (batch, length, channels) tensor of floating-point numbers.
+    """Check that an argument is a (batch, length, channels) floating-point tensor.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         sequence: the argument.
-        dimensions: how many it must have; None for any number from one on.
+        dimensions: required number of dimensions; None for any number from one on.
 
     Raises:
-        ValueError: another number of dimensions.
-        TypeError: an unsupported dtype.
+        ValueError: if the number of dimensions differs.
+        TypeError: if a dtype is not supported.
     """
     if dimensions is not None and sequence.dim() != dimensions:
         raise ValueError(
@@ -49,10 +49,10 @@ def check_sequence(name: str, sequence: Tensor, dimensions: int | None = 3) -> N
 
 
 def check_shapes(expected: Mapping[str, Expected], of: str = "inputs") -> None:
-    """Refuse the first argument whose shape does not fit.
+    """Check the shapes of arguments.
 
     Raises:
-        ValueError: with the argument's name, the shape that fits, the one that came, and the remedy.
+        ValueError: for the first that does not fit, with its name, the required and the actual shape, and the remedy.
     """
     for name, (tensor, shape, remedy) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
@@ -60,10 +60,10 @@ def check_shapes(expected: Mapping[str, Expected], of: str = "inputs") -> None:
 
 
 def check_devices(inputs: Tensor, others: Mapping[str, Tensor | None], of: str = "inputs") -> None:
-    """Refuse tensors on another device than the inputs'.
+    """Check that tensors are on the device of the inputs.
 
     Raises:
-        ValueError: with the argument's name and both devices.
+        ValueError: if one is not, with its name and both devices.
     """
     for name, tensor in others.items():
         if tensor is not None and tensor.device != inputs.device:
@@ -74,20 +74,20 @@ def check_devices(inputs: Tensor, others: Mapping[str, Tensor | None], of: str =
 
 
 def check_boolean(name: str, tensor: Tensor | None) -> None:
-    """Refuse a mask that is not boolean.
+    """Check that a mask is boolean.
 
     Raises:
-        TypeError: another dtype.
+        TypeError: if it is not.
     """
     if tensor is not None and tensor.dtype != torch.bool:
         raise TypeError(f"{name} must be boolean but is {tensor.dtype}; compare it with zero first")
 
 
 def check_real_beside_real(state_matrix: Tensor, others: Mapping[str, Tensor | None]) -> None:
-    """Refuse complex numbers beside a real state, which would lose their imaginary parts.
+    """Check that no argument is complex if the state is real, which would drop imaginary parts.
 
     Raises:
-        TypeError: with the argument's name.
+        TypeError: if one is, with its name.
     """
     for name, tensor in others.items():
         if tensor is not None and tensor.is_complex() and not state_matrix.is_complex():
@@ -95,10 +95,10 @@ def check_real_beside_real(state_matrix: Tensor, others: Mapping[str, Tensor | N
 
 
 def common_element_dtype(inputs: Tensor, *others: Tensor | None) -> torch.dtype:
-    """The dtype that sequences which are read together are kept in, such that none is narrowed.
+    """Return the dtype for sequences that are processed together, such that none is narrowed.
 
-    It is the inputs' own, unless one of the others is finer, up to what is computed in anyway: a float32 step size
-    beside bfloat16 inputs gives float32. (A step size rounded to bfloat16 is wrong by 0.4 %, and so is every decay.)
+    It is that of the inputs, unless another is more precise, up to the compute dtype: a float32 step size with bfloat16
+    inputs gives float32. (Rounding to bfloat16 has an error of 0.4 % in the step size, and so in every decay.)
     """
     present = [tensor.dtype for tensor in others if tensor is not None and tensor.dtype.is_floating_point]
     finest = max(present, key=_digits, default=inputs.dtype)

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ TEMPORARY_SUFFIX = ".part"
 
 
 def temporary_name(path: Path, process: int | None = None) -> Path:
-    """Where the process writes what becomes `path`; `remove_leftovers` knows such names."""
+    """Return the temporary name under which the process writes `path`; `remove_leftovers` recognises it."""
     return path.with_name(f".{path.name}.{process or os.getpid()}{TEMPORARY_SUFFIX}")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files and folders of killed processes; nobody else may be writing in the folder."""
+    """Remove temporary files and folders of killed processes; no other process may be writing in the folder."""
     for entry in folder.glob(f".*{TEMPORARY_SUFFIX}") if folder.is_dir() else ():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
@@ -28,16 +28,16 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def replaced_when_whole(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name only when the block ends without an error.
+    """Open a file that is renamed to its final name when the block ends without an error.
 
-    Special files (`/dev/stdout`, named pipes) are written directly. A link is followed, not replaced.
+    Special files (`/dev/stdout`, named pipes) are written directly. Links are followed, not replaced.
 
     Args:
         path: the file.
-        durable: whether it is to be on disk, safe from a power cut, before it gets its name.
+        durable: whether to sync it to disk, safe from power loss, before it is renamed.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: if it cannot be written.
     """
     direct = path.exists() and not path.is_file()
     path = path if direct else path.resolve()

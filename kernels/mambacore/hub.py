@@ -1,7 +1,7 @@
-"""Model folders on the Hugging Face Hub: named `hf://owner/name@revision` wherever a folder can be named.
+"""Model folders on the Hugging Face Hub, given as `hf://owner/name@revision` wherever a folder is accepted.
 
 Local folders need no network and are never mistaken for names on the Hub. Downloads go through huggingface_hub's cache;
-with `HF_HUB_OFFLINE=1` only what is in the cache is used.
+with `HF_HUB_OFFLINE=1` only the cache is used.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from huggingface_hub import errors
 from mambacore.errors import InputError
 from mambacore.model_folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME, read_model_folder
 
-# One slash as well: that is what a path makes of two.
+# A single slash is accepted, because `Path` collapses two.
 _ON_THE_HUB = re.compile(r"hf:/{1,2}(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 MODEL_FILES = (CONFIG_NAME, TENSORS_NAME, CARD_NAME)
 
 
 def find_model_folder(reference: str | Path) -> Path:
-    """The folder that is meant: the path itself, or where the Hub's model has been downloaded to.
+    """Return a model's folder: a path itself, or the download of a model on the Hub.
 
     Args:
         reference: a path, or `hf://owner/name`, followed by `@` and a branch, tag or commit for a pinned revision.
@@ -34,16 +34,16 @@ def find_model_folder(reference: str | Path) -> Path:
 
 
 def is_on_hub(reference: str | Path) -> bool:
-    """Is this the name of something on the Hub, well-formed or not, rather than a path?"""
+    """Return whether this is a name on the Hub, well-formed or not, rather than a path."""
     return str(reference).startswith("hf:/")
 
 
 def download(reference: str | Path, patterns: Sequence[str]) -> Path:
-    """The local folder of a model on the Hub with those of its files that match; from the cache where they are there.
+    """Return the local folder of a model on the Hub with its matching files, downloaded unless cached.
 
     Args:
-        reference: as of `find_model_folder`, on the Hub.
-        patterns: names of files, `*` standing for anything.
+        reference: a name on the Hub, as in `find_model_folder`.
+        patterns: file name patterns with `*`.
 
     Raises:
         InputError: see `find_model_folder`.
@@ -76,20 +76,21 @@ def download(reference: str | Path, patterns: Sequence[str]) -> Path:
 
 
 def push_model_folder(folder: Path, repository: str, private: bool = True, message: str | None = None) -> str:
-    """Upload a model folder (its three files and nothing else) as one commit; returns the commit's address.
+    """Upload a model folder (only its three files) as one commit; return the commit's address.
 
     Args:
         folder: the model folder; it is read and checked first.
-        repository: `owner/name`; made if it does not exist.
-        private: whether a repository that is made can be seen by its owner only.
-        message: of the commit.
+        repository: `owner/name`; created if it does not exist.
+        private: whether a newly created repository is private.
+        message: commit message.
 
     Raises:
-        InputError: no complete model folder, a malformed name, nobody logged in, no permission, or no connection.
+        InputError: if the model folder is incomplete, the name malformed, or login, permission or connection is
+            missing.
     """
     read_model_folder(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise InputError(f"{repository!r} is not a place on the Hub: write owner/name.")
+        raise InputError(f"{repository!r} is not a repository name on the Hub: write owner/name.")
     api = huggingface_hub.HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
@@ -100,7 +101,7 @@ def push_model_folder(folder: Path, repository: str, private: bool = True, messa
             commit_message=message or f"Upload {folder.name}",
         )
     except errors.LocalTokenNotFoundError as error:
-        raise InputError("nobody is logged in to the Hub: run `hf auth login` first.") from error
+        raise InputError("not logged in to the Hub: run `hf auth login` first.") from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise InputError(
             f"{folder} cannot be uploaded to {repository} ({_first_line(error)}): check the name, the permission to "

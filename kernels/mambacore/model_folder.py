@@ -272,7 +272,7 @@ def _require_fit(module: nn.Module, tensors: Mapping[str, torch.Tensor], source:
         problems.append(f"lacks {', '.join(missing)}")
     extra = sorted(tensors.keys() - expected.keys())
     if extra:
-        problems.append(f"has {', '.join(extra)}, which the model does not know")
+        problems.append(f"has {', '.join(extra)}, which the model does not have")
     unlike = [
         f"{name} as {_describe(tensors[name])} where the model has {_describe(tensor)}"
         for name, tensor in expected.items()

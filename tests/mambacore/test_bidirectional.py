@@ -217,13 +217,13 @@ def test_mistakes_are_named():
         BidirectionalMixer(WIDTH, combination="concatenate")
     with pytest.raises(InputError, match="no option 'states'"):
         BidirectionalMixer(WIDTH, {"states": 3})
-    with pytest.raises(InputError, match="'attention' cannot walk a sequence backwards; choose selective, mamba2"):
+    with pytest.raises(InputError, match="'attention' cannot scan a sequence backwards; choose selective, mamba2"):
         BidirectionalMixer(WIDTH, {"name": "attention"})
     with pytest.raises(InputError, match="at least 1"):
         BidirectionalStack(WIDTH, 0)
     with pytest.raises(InputError, match="token 0 to 1, which is not mapped back to 0"):
         complement_table((1, 2, 0), 3)
-    with pytest.raises(InputError, match="complement has 5 tokens where the vocabulary has 4"):
+    with pytest.raises(InputError, match="complement has 5 tokens but the vocabulary has 4"):
         complement_table(COMPLEMENT, 4)
     with pytest.raises(ValueError, match="two strands of 6 channels"):
         EquivariantStack(WIDTH, 1)(torch.zeros(1, 4, WIDTH))

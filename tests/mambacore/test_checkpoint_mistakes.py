@@ -42,7 +42,7 @@ def test_every_tensor_that_does_not_fit_is_named_at_once(tmp_path):
     )
     problem = problem_with(folder)
     assert "lacks backbone.layers.0.mixer.A_log, backbone.norm_f.weight" in problem
-    assert "has backbone.layers.2.norm.weight, which the model does not know" in problem
+    assert "has backbone.layers.2.norm.weight, which the model does not have" in problem
     assert "backbone.layers.1.mixer.D as float32 (3,) where the model has (48,)" in problem
     assert "conv1d.weight as float32 (48, 4) where the model has (48, 1, 4)" in problem
     assert "dt_proj.bias as int64 (48,)" in problem
@@ -57,7 +57,7 @@ def test_every_tensor_that_does_not_fit_is_named_at_once(tmp_path):
         ({"time_step_rank": "full", "layer_norm_epsilon": None}, ["time_step_rank as 'full'", "layer_norm_epsilon"]),
         ({"hidden_act": "gelu"}, ["hidden_act as 'gelu', but only SiLU"]),
         ({"model_type": "falcon_mamba"}, ["model type 'falcon_mamba'"]),
-        ({"model_type": ...}, ["no known kind"]),
+        ({"model_type": ...}, ["unknown kind"]),
     ],
 )
 def test_configurations_of_transformers_that_cannot_be_used(tmp_path, changes, parts):
@@ -76,12 +76,12 @@ def test_configurations_of_transformers_that_cannot_be_used(tmp_path, changes, p
         ({"ssm_cfg": {"layer": "Mamba2", "dt_limit": [1, 0]}}, "ssm_cfg.dt_limit as [1, 0], which is not two growing"),
         ({"ssm_cfg": {"layer": "Mamba3", "is_mimo": True, "mimo_rank": 1}}, "mimo_rank of 1"),
         ({"ssm_cfg": {"layer": "Mamba3", "rope_fraction": 0.25}}, "rope_fraction of 0.25, which is not 0.5 or 1.0"),
-        ({"ssm_cfg": {"d_state": 3, "headdim": 64}}, "ssm_cfg.headdim, which are not known"),
+        ({"ssm_cfg": {"d_state": 3, "headdim": 64}}, "ssm_cfg.headdim, which are not supported"),
         ({"ssm_cfg": 7}, "ssm_cfg"),
         ({"rms_norm": False}, "rms_norm as False, but layer norm"),
         ({"attn_layer_idx": [1], "attn_cfg": {}}, "attn_layer_idx as [1], but attention"),
         ({"d_intermediate": 64}, "d_intermediate as 64"),
-        ({"n_layer": ...}, "no known kind"),
+        ({"n_layer": ...}, "unknown kind"),
     ],
 )
 def test_configurations_of_mamba_ssm_that_cannot_be_used(tmp_path, changes, part):
@@ -154,8 +154,8 @@ def test_damaged_and_pickled_files_are_refused(tmp_path):
 def test_models_that_have_no_foreign_form_are_refused(tmp_path):
     complex_state = {"name": "selective", "complex_state": True}
     for model, save, part in [
-        (causal(mixers=("selective", "attention")), save_transformers, "selective mixers with a real state only"),
-        (causal(mixers=(complex_state,)), save_mamba_ssm, "selective mixers with a real state only"),
+        (causal(mixers=("selective", "attention")), save_transformers, "only selective mixers with a real state"),
+        (causal(mixers=(complex_state,)), save_mamba_ssm, "only selective mixers with a real state"),
         (causal(mixers=("selective", {"name": "selective", "state_size": 3})), save_transformers, "differ"),
         (causal(norm_epsilon=1e-6), save_mamba_ssm, "no setting for norm_epsilon"),
         (masked(), save_transformers, "a MaskedLanguageModel"),

@@ -173,7 +173,7 @@ def test_heads_that_contradict_the_width_are_refused(tmp_path):
 def test_models_that_have_no_foreign_form_are_refused(tmp_path):
     for mixers, save, part in [
         ((MAMBA2, MAMBA3), save_mamba_ssm, "selective mixers"),
-        ((MAMBA3,), save_transformers, "transformers has no Mamba-3"),
+        ((MAMBA3,), save_transformers, "transformers does not support Mamba-3"),
         ((MAMBA3 | {"trapezoidal": False},), save_mamba_ssm, "always has the trapezoidal rule"),
         ((MAMBA2 | {"norm_epsilon": 1e-3},), save_transformers, "one epsilon for all norms"),
         ((MAMBA2, MAMBA2 | {"groups": 1}), save_mamba_ssm, "differ"),

@@ -208,7 +208,7 @@ def test_tensors_that_do_not_fit_are_all_named_and_nothing_is_loaded() -> None:
     text = str(caught.value)
     assert text.startswith("model/model.safetensors does not fit its configuration")
     assert "lacks 0.bias, 1.bias" in text
-    assert "has head.weight, which the model does not know" in text
+    assert "has head.weight, which the model does not have" in text
     assert "0.weight as float32 (4, 2) where the model has float32 (4, 3)" in text
     assert "1.weight as int64 (4,) where the model has float32 (4,)" in text
     for name, tensor in model.state_dict().items():

@@ -108,5 +108,5 @@ def test_nothing_is_pushed_that_is_no_model_or_by_nobody(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="write owner/name"):
         push_model_folder(folder, "model")
     assert hub.calls == []
-    with pytest.raises(InputError, match="nobody is logged in"):
+    with pytest.raises(InputError, match="not logged in"):
         push_model_folder(folder, "me/model")

@@ -122,7 +122,7 @@ def test_a_package_that_cannot_be_imported_is_a_reason_and_no_more(package):
     assert torch.isfinite(selective_scan(**arguments)).all()
     assert backends()["mamba_ssm"].startswith("unavailable: mamba-ssm cannot be imported")
     del arguments["initial_state"]
-    with use_backend("mamba_ssm"), pytest.raises(RuntimeError, match="was asked for but cannot be used"):
+    with use_backend("mamba_ssm"), pytest.raises(RuntimeError, match="was requested but cannot be used"):
         selective_scan(**arguments)
 
 

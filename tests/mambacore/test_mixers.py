@@ -552,7 +552,10 @@ def test_an_unknown_option_is_refused_with_the_names_of_those_there_are(name):
         ({"name": "s4d", "sampling_rate_factor": 0}, "sampling_rate_factor must be positive but is 0"),
         ({"name": "mamba2", "head_width": 3}, "heads of width 3 do not divide 16 inner channels; choose a divisor"),
         ({"name": "mamba2", "head_width": 4, "groups": 3}, "3 groups do not divide 4 heads; choose a divisor"),
-        ({"name": "mamba2", "step_limits": [0.1, 0.1]}, "step_limits must be two growing numbers from 0 on but are"),
+        (
+            {"name": "mamba2", "step_limits": [0.1, 0.1]},
+            "step_limits must be two increasing non-negative numbers but are",
+        ),
         (
             {"name": "mamba3", "state_size": 5},
             "a share of 0.5 of 5 states cannot rotate in pairs",

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed (torch brings it along on Linux)", allow_module_level=True)
+    pytest.skip("Triton is not installed (on Linux it comes with torch)", allow_module_level=True)
 
 from mambacore.convolution import triton_kernels as convolution_kernels
 from mambacore.layers import triton_step as step

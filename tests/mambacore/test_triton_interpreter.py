@@ -16,7 +16,7 @@ from scan_cases import complex_scan_arguments, leaves, random_starts, scan_argum
 from tolerances import COMPLEX_FLOAT32, FLOAT32, OF_DTYPE, relative_error
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed (torch brings it along on Linux)"
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed (on Linux it comes with torch)"
 )
 
 CASES = {"real": (scan_arguments, FLOAT32), "complex": (complex_scan_arguments, COMPLEX_FLOAT32)}
@@ -206,7 +206,7 @@ def test_backward_goes_where_forward_went():
 
 def test_what_cannot_be_is_said(monkeypatch):
     arguments = scan_arguments(1, 4, 2, 2)
-    with pytest.raises(RuntimeError, match=r"does not take torch\.float64"):
+    with pytest.raises(RuntimeError, match=r"does not support torch\.float64"):
         selective_scan(**arguments)
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(RuntimeError, match="only interpreted, for tests"):

@@ -11,7 +11,7 @@ from scan_cases import leaves, scan_arguments
 from tolerances import FLOAT32, relative_error
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed (torch brings it along on Linux)"
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed (on Linux it comes with torch)"
 )
 
 FILE = Path(__file__).parents[2] / "kernels" / "benchmarks" / "gpu_peer.py"

@@ -14,7 +14,7 @@ from mambacore.state import state_tensors
 from tolerances import BFLOAT16_LAYERS, COMPLEX_FLOAT32, FLOAT16_LAYERS, relative_error
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed (torch brings it along on Linux)"
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed (on Linux it comes with torch)"
 )
 
 WIDTH = 20

@@ -11,7 +11,7 @@ from mambacore import use_backend
 from mambacore.layers import ResidualStack
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed (torch brings it along on Linux)"
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed (on Linux it comes with torch)"
 )
 
 WIDTH, LENGTH = 8, 40

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects: load them, and save models so that those projects can load them."""
+"""Loading checkpoints of other projects, and saving models in their formats."""
 
 from mambacore.checkpoints.folders import load, recognise, save_caduceus, save_mamba_ssm, save_transformers
 

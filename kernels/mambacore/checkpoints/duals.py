@@ -1,4 +1,4 @@
-"""Settings of Mamba-2 and Mamba-3 checkpoints as those of our mixers, in both directions."""
+"""Conversion between settings of Mamba-2 and Mamba-3 checkpoints and of our mixers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _MAMBA3_OPTIONS: Final = ("state_size", "head_width", "groups", "expansion", "ro
 
 
 def dual_model(family: str, settings: dict[str, Any], source: object) -> CausalLanguageModel:
-    """A fresh model of the settings of a Mamba-2 or Mamba-3 checkpoint.
+    """Build a model with the settings of a Mamba-2 or Mamba-3 checkpoint.
 
     Args:
         family: a name of DUAL_FAMILIES.
-        settings: what `read_settings` returned.
-        source: what messages call the configuration.
+        settings: settings from `read_settings`.
+        source: name of the configuration in messages.
 
     Raises:
-        InputError: settings that contradict each other or cannot be represented here.
+        InputError: if settings contradict each other or are not supported here.
     """
     settings = dict(settings)
     if family == "mamba_ssm_mamba3":
         several, rank = settings.pop("several"), settings["rank"]
         if several and rank == 1:
-            raise InputError(f"{source} has a mimo_rank of 1, which cannot be represented here: set is_mimo to false.")
+            raise InputError(f"{source} has a mimo_rank of 1, which is not supported here: set is_mimo to false.")
         if settings["rotated_share"] not in MAMBA3_SHARES:
             raise InputError(f"{source} has a rope_fraction of {settings['rotated_share']}, which is not 0.5 or 1.0.")
         settings["rank"] = rank if several else 1
@@ -49,23 +49,23 @@ def dual_model(family: str, settings: dict[str, Any], source: object) -> CausalL
 
 
 def dual_family(model: CausalLanguageModel, program: str) -> str | None:
-    """The family in which a program (`transformers`, `mamba_ssm`) keeps this model: of Mamba-2, Mamba-3, or neither."""
+    """Return the family of this model in a program (`transformers`, `mamba_ssm`): Mamba-2, Mamba-3, or None."""
     kinds = {type(part) for part in model.stack.modules() if isinstance(part, Mixer)}
     if kinds == {Mamba2Mixer}:
         return f"{program}_mamba2"
     if kinds == {Mamba3Mixer}:
         family = f"{program}_mamba3"
         if family not in DUAL_FAMILIES:
-            raise InputError(f"{program} has no Mamba-3, of which this model is made: save it for mamba_ssm.")
+            raise InputError(f"{program} does not support Mamba-3, which this model uses: save it for mamba_ssm.")
         return family
     return None
 
 
 def dual_settings(mixer: Mixer, family: str) -> dict[str, Any]:
-    """The settings of a mixer, by our names, as `write_settings` takes them for this family.
+    """Return the settings of a mixer, by our names, for `write_settings` with this family.
 
     Raises:
-        InputError: a mixer that the other program cannot represent.
+        InputError: if the other program does not support the mixer.
     """
     title = DUAL_FAMILIES[family].title
     if isinstance(mixer, Mamba2Mixer):

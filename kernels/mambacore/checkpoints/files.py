@@ -1,4 +1,4 @@
-"""The files of a foreign checkpoint: read with every mistake named, written whole or not at all."""
+"""The files of a foreign checkpoint: validated on reading, written atomically."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ from mambacore.model_folder import require_finite
 
 
 def find_checkpoint(reference: Path | str) -> Path:
-    """The folder of a checkpoint: the path itself, or where that of `hf://owner/name@revision` has been downloaded to.
+    """Return the folder of a checkpoint: a path itself, or the download of `hf://owner/name@revision`.
 
     Raises:
-        InputError: no such model or revision, no connection and nothing in the cache, or a malformed name.
+        InputError: if the model or revision does not exist, the name is malformed, or it is neither reachable nor
+            cached.
     """
     if not is_on_hub(reference):
         return Path(reference)
@@ -44,10 +45,10 @@ def find_checkpoint(reference: Path | str) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a checkpoint.
+    """Read the configuration of a checkpoint.
 
     Raises:
-        InputError: no such folder, no such file in it, or one that is not a JSON object.
+        InputError: if the folder or file does not exist, or the file is not a JSON object.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: name the folder of a downloaded checkpoint.")
@@ -55,13 +56,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint by their foreign names, from one file or from several with an index.
+    """Read all tensors of a checkpoint by their foreign names, from one file or from several with an index.
 
-    Safetensors are read where there are some. Otherwise the file that PyTorch has pickled is read in the mode that
-    knows tensors only and runs nothing (`torch.load(weights_only=True)`).
+    Safetensors are preferred. A pickle by PyTorch is read in the restricted mode that loads only tensors and runs no
+    code (`torch.load(weights_only=True)`).
 
     Raises:
-        InputError: there are none, or a file is missing, damaged, outside the folder, or holds more than tensors.
+        InputError: if there are none, or a file is missing, damaged, outside the folder, or holds more than tensors.
     """
     if (folder / TENSORS_NAME).is_file():
         return _read_file(folder / TENSORS_NAME)
@@ -77,26 +78,28 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint under a temporary name beside its place and put it there when it is whole.
+    """Write a checkpoint to a temporary folder and rename it when complete.
 
     Raises:
-        InputError: the place is taken, or cannot be written to.
+        InputError: if the folder is in use, or cannot be written.
     """
     folder = Path(folder).resolve()
     temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder} is not an empty folder: choose another place for the checkpoint.")
+            raise InputError(f"{folder} is not an empty folder: choose another location for the checkpoint.")
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
         save_file(dict(tensors), temporary / TENSORS_NAME, metadata={"format": "pt"})
-        shutil.copymode(temporary / CONFIG_NAME, temporary / TENSORS_NAME)  # safetensors writes for the owner only
+        shutil.copymode(
+            temporary / CONFIG_NAME, temporary / TENSORS_NAME
+        )  # safetensors creates files readable by their owner only
         os.replace(temporary, folder)
     except OSError as error:
         raise InputError(
-            f"the checkpoint {folder} cannot be written ({error.strerror or error}): check its place and the disk."
+            f"the checkpoint {folder} cannot be written ({error.strerror or error}): check its location and the disk."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -135,7 +138,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is missing: download the checkpoint again.") from error
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} is damaged or holds more than tensors, which is not read because it could run any program: "
+            f"{path} is damaged or holds more than tensors, which is not loaded because it could run arbitrary code: "
             f"convert it to {TENSORS_NAME} where it is from, with `save_pretrained(folder, safe_serialization=True)` "
             "of transformers or `safetensors.torch.save_file`."
         ) from error

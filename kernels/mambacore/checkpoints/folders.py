@@ -1,4 +1,4 @@
-"""Whole checkpoints: a foreign folder to a model, and a model to a foreign folder."""
+"""Conversion of whole checkpoints: a foreign folder to a model, and a model to a foreign folder."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ _FAMILIES = {**FAMILIES, **DUAL_FAMILIES}
 
 
 def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> CausalLanguageModel | MaskedLanguageModel:
-    """A model from the folder of a foreign checkpoint, whose kind is recognised. Nothing of it is run.
+    """Load a model from a foreign checkpoint, whose kind is detected. No code of it is run.
 
     Args:
         folder: a local folder, or `hf://owner/name@revision` on the Hub, with `config.json` and `model.safetensors` (or
-            several such files and their index), or `pytorch_model.bin`, of which nothing but tensors is read.
-        dtype: of the parameters, whatever the checkpoint has.
+            several such files and their index), or `pytorch_model.bin`, from which only tensors are loaded.
+        dtype: dtype of the parameters, whatever that of the checkpoint.
 
     Returns:
         A causal model for `transformers` Mamba and Mamba-2 and for `mamba_ssm`, a masked one for Caduceus; in
         evaluation mode.
 
     Raises:
-        InputError: one sentence: a file is missing or damaged, the configuration lacks settings or has some that cannot
-            be represented here, or tensors are missing, extra or misshapen (all are named).
+        InputError: if a file is missing or damaged, the configuration lacks settings or has unsupported ones, or
+            tensors are missing, unexpected or misshapen (all are listed).
     """
     folder = find_checkpoint(folder)
     config = read_config(folder)
@@ -64,7 +64,7 @@ def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> CausalLangua
     settings = read_settings(config, _FAMILIES[family], folder / CONFIG_NAME)
     tensors = read_tensors(folder)
     mixer = {} if family in DUAL_FAMILIES else {name: settings.pop(name) for name in MIXER_OPTIONS}
-    # Initial values are overwritten at once: drawing them must not advance the caller's random numbers.
+    # Initial values are overwritten at once: sampling them must not advance the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         if family == "caduceus":
             complement = _complement(settings, tensors, folder)
@@ -87,10 +87,10 @@ def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> CausalLangua
 
 
 def recognise(config: Mapping[str, Any], source: object) -> str:
-    """Whose configuration this is: a name of FAMILIES or DUAL_FAMILIES.
+    """Return the family of a configuration: a name of FAMILIES or DUAL_FAMILIES.
 
     Raises:
-        InputError: none of these. `source` is what the message calls the configuration.
+        InputError: if it is none of these; `source` names the configuration in the message.
     """
     if MODEL_TYPE_KEY in config:
         stated = config[MODEL_TYPE_KEY]
@@ -103,23 +103,23 @@ def recognise(config: Mapping[str, Any], source: object) -> str:
         if all(key in config for key in keys):
             return _of_layers(config) if family == "mamba_ssm" else family
     kinds = ", ".join(family.title for family in _FAMILIES.values())
-    raise InputError(f"{source} is of no known kind: checkpoints of {kinds} can be loaded.")
+    raise InputError(f"{source} is of an unknown kind: checkpoints of {kinds} can be loaded.")
 
 
 def _of_layers(config: Mapping[str, Any]) -> str:
-    """The family of mamba_ssm by the kind of its layers; an unknown kind is refused with the settings of the first."""
+    """Return the mamba_ssm family by its kind of layers; an unknown kind is rejected with the settings of the first."""
     outer, inner = LAYER_KEY
     layers = config[outer].get(inner) if isinstance(config.get(outer), Mapping) else None
     return LAYERS.get(layers, "mamba_ssm") if isinstance(layers, str) else "mamba_ssm"
 
 
 def save_transformers(model: CausalLanguageModel, folder: Path | str) -> None:
-    """Write a folder that `MambaForCausalLM` or `Mamba2ForCausalLM` of `transformers` loads, whole or not at all.
+    """Write a folder that `MambaForCausalLM` or `Mamba2ForCausalLM` of `transformers` loads, atomically.
 
-    The vocabulary that it states is the padded one.
+    Its vocabulary size includes the padding.
 
     Raises:
-        InputError: a model that `transformers` cannot represent, or a place that is taken or cannot be written to.
+        InputError: if `transformers` does not support the model, or the folder is in use or cannot be written.
     """
     family, settings = _causal_settings(model, "transformers")
     settings["vocabulary_size"] = model.config.padded_vocabulary_size
@@ -128,13 +128,13 @@ def save_transformers(model: CausalLanguageModel, folder: Path | str) -> None:
 
 
 def save_mamba_ssm(model: CausalLanguageModel, folder: Path | str) -> None:
-    """Write a folder with the configuration and the tensor names of `mamba_ssm`, whole or not at all.
+    """Write a folder with the configuration and the tensor names of `mamba_ssm`, atomically.
 
-    `mamba_ssm` itself reads a pickle, which is never written here: pass `safetensors.torch.load_file` of the file
-    to its model's `load_state_dict`. All its names are there, tied ones too.
+    `mamba_ssm` itself reads pickles, which are never written here: load the file with `safetensors.torch.load_file` and
+    pass it to its model's `load_state_dict`. It has all names, including tied ones.
 
     Raises:
-        InputError: a model that `mamba_ssm` cannot represent, or a place that is taken or cannot be written to.
+        InputError: if `mamba_ssm` does not support the model, or the folder is in use or cannot be written.
     """
     family, settings = _causal_settings(model, "mamba_ssm")
     if model.config.norm_epsilon != MAMBA_SSM_NORM_EPSILON:
@@ -147,26 +147,28 @@ def save_mamba_ssm(model: CausalLanguageModel, folder: Path | str) -> None:
 
 
 def save_caduceus(model: MaskedLanguageModel, folder: Path | str) -> None:
-    """Write a folder that `CaduceusForMaskedLM.from_pretrained` loads, whole or not at all.
+    """Write a folder that `CaduceusForMaskedLM.from_pretrained` loads, atomically.
 
-    As in the published ones, tied tensors are left out.
+    As in the published checkpoints, tied tensors are omitted.
 
     Raises:
-        InputError: a model that Caduceus cannot represent, or a place that is taken or cannot be written to.
+        InputError: if Caduceus does not support the model, or the folder is in use or cannot be written.
     """
     if not isinstance(model, MaskedLanguageModel):
-        raise InputError(f"Caduceus is a masked language model and this a {type(model).__name__}: use another format.")
+        raise InputError(
+            f"Caduceus is a masked language model but this is a {type(model).__name__}: use another format."
+        )
     config = model.config
     if config.equivariant and not config.tied_head:
         raise InputError(
-            "Caduceus always ties the head of an equivariant model to its embedding, and this model has them apart: "
+            "Caduceus always ties the head of an equivariant model to its embedding, but here they are untied: "
             "it cannot be saved in that format."
         )
     settings = {field: getattr(config, field) for field in FAMILIES["caduceus"].keys if hasattr(config, field)}
     mixers = [part for part in model.stack.modules() if isinstance(part, Mixer)]
     settings |= _mixer_settings(mixers, "Caduceus")
     settings["complement"] = None if model.complement is None else model.complement.tolist()
-    # The fused kernel is where the published models exchange the strands; one strand has nothing to exchange.
+    # The published models exchange the strands in the fused kernel; a single strand has nothing to exchange.
     settings["exchange_strands"] = config.exchange_strands or not config.equivariant
     tensors = ForeignTensors(model, caduceus_tensors(config.equivariant, config.exchange_strands)).export()
     if config.equivariant:
@@ -184,25 +186,23 @@ def _write(folder: Path | str, settings: Mapping[str, Any], family: str, tensors
 
 
 def _causal_settings(model: CausalLanguageModel, program: str) -> tuple[str, dict[str, Any]]:
-    """The family in which a program keeps this model, and its settings."""
+    """Return the family of this model in a program, and its settings."""
     if not isinstance(model, CausalLanguageModel):
         raise InputError(
-            f"{FAMILIES[program].title} is a causal language model and this a {type(model).__name__}: "
+            f"{FAMILIES[program].title} is a causal language model but this is a {type(model).__name__}: "
             "use another format."
         )
     family = dual_family(model, program) or program
     title = _FAMILIES[family].title
     config = model.config
     if config.context_widths or config.output_context_widths:
-        raise InputError(
-            f"{title} has no tables of contexts, and this model has some: it cannot be saved in that format."
-        )
+        raise InputError(f"{title} has no context tables, but this model has some: it cannot be saved in that format.")
     mixers = [part for part in model.stack.modules() if isinstance(part, Mixer)]
     if family in DUAL_FAMILIES:
         of_mixer = _in_common([dual_settings(mixer, family) for mixer in mixers], title)
         if of_mixer.pop("gate_norm_epsilon") != config.norm_epsilon:
             raise InputError(
-                f"{title} has one epsilon for all norms, and this model has several: it cannot be saved in that format."
+                f"{title} has one epsilon for all norms, but this model has several: it cannot be saved in that format."
             )
     else:
         of_mixer = _mixer_settings(mixers, title)
@@ -211,22 +211,22 @@ def _causal_settings(model: CausalLanguageModel, program: str) -> tuple[str, dic
 
 
 def _in_common(settings: Sequence[dict[str, Any]], title: str) -> dict[str, Any]:
-    """The settings of all layers, which must be the same."""
+    """Return the settings of all layers, which must be equal."""
     if any(one != settings[0] for one in settings):
         raise InputError(
-            f"{title} has the same settings in every layer, and the mixers of this model differ: "
+            f"{title} has the same settings in every layer, but the mixers of this model differ: "
             "it cannot be saved in that format."
         )
     return settings[0]
 
 
 def _mixer_settings(mixers: Sequence[Mixer], title: str) -> dict[str, Any]:
-    """What all mixers have in common, which must be everything."""
+    """Return the settings of all mixers, which must be equal."""
     found = []
     for mixer in mixers:
         if not isinstance(mixer, SelectiveMixer) or mixer.complex_state:
             raise InputError(
-                f"{title} has selective mixers with a real state only, and this model has others: "
+                f"{title} has only selective mixers with a real state, but this model has others: "
                 "it cannot be saved in that format."
             )
         values = {
@@ -242,7 +242,7 @@ def _mixer_settings(mixers: Sequence[Mixer], title: str) -> dict[str, Any]:
 
 
 def _complement(settings: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> tuple[int, ...] | None:
-    """The complement by the configuration, which the tensors that hold it, taken out of `tensors`, must confirm."""
+    """Return the configuration's complement; the tensors that hold it, removed from `tensors`, must agree."""
     stated = settings["complement"]
     if not settings["equivariant"]:
         return stated
@@ -259,6 +259,6 @@ def _complement(settings: Mapping[str, Any], tensors: dict[str, Tensor], folder:
         if not torch.equal(complement_table(table, longest), complement_table(stated, longest)):
             raise InputError(
                 f"{folder} has {list(table)} in {name} but {list(stated)} in its {CONFIG_NAME}: "
-                "put there what the model was trained with."
+                "use the complement that the model was trained with."
             )
     return stated

@@ -1,8 +1,8 @@
-"""What other projects call things: every foreign name of this package is in these tables, or in those of `names_dual`
-for Mamba-2 and Mamba-3, and nowhere else.
+"""Names used by other projects: all foreign names are in these tables, or in those of `names_dual` for Mamba-2 and
+Mamba-3.
 
-Tensors: our name to theirs, `{}` standing for the number of a layer. Settings: ours to a `Key` of their
-`config.json`; a dot in its name goes one level down.
+Tensors: our name to theirs, with `{}` for the number of a layer. Settings: ours to a `Key` of their `config.json`; dots
+in its name separate nested levels.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ PICKLE_NAME: Final = "pytorch_model.bin"
 PICKLE_INDEX_NAME: Final = "pytorch_model.bin.index.json"
 SAFE_FILES: Final = (CONFIG_NAME, "*.safetensors", INDEX_NAME)
 PICKLED_FILES: Final = ("pytorch_model*.bin", PICKLE_INDEX_NAME)
-"""Patterns of the files of a checkpoint on the Hub; the latter are asked for only where there are no others."""
+"""Patterns of the files of a checkpoint on the Hub; the latter are requested only if there are no others."""
 
 REQUIRED: Final = object()
-"""The default of a setting that has none."""
+"""Marks a setting without a default."""
 
 
 class Key(NamedTuple):
     """A setting of a foreign configuration.
 
     Attributes:
-        name: its key, dotted where it is nested.
+        name: its key, with dots if nested.
         kind: `whole`, `number`, `flag`, `rank` (an integer, or "auto" for ours to be None), `strategy`
-            (a word of COMBINATIONS), `map` (token to token) or `limits` (two growing numbers, or None).
-        default: what it is when absent.
+            (a word of COMBINATIONS), `map` (token to token) or `limits` (two increasing numbers, or None).
+        default: value if absent.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Key(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A foreign setting of which only some values can be represented here, and why."""
+    """A foreign setting of which only some values are supported here, and why."""
 
     accepted: tuple[Any, ...]
     reason: str
@@ -50,11 +50,11 @@ class Family(NamedTuple):
     """One kind of foreign checkpoint.
 
     Attributes:
-        title: what messages call it.
+        title: its name in messages.
         keys: our setting to theirs.
-        refused: their key to what is accepted of it; absent keys are accepted.
+        refused: their key to its accepted values; absent keys are accepted.
         ignored: keys below the first dot of `keys` that describe the initialisation or choose a kernel.
-        constants: what is written into their configuration besides.
+        constants: additional entries of their configuration.
     """
 
     title: str
@@ -81,7 +81,7 @@ _MIXER: Final = {
 }
 
 CONVOLUTION_WEIGHT: Final = "convolution_weight"
-"""Our (channels, taps) is (channels, 1, taps) in every foreign checkpoint."""
+"""Tensor whose shape is (channels, taps) here but (channels, 1, taps) in every foreign checkpoint."""
 
 
 def _mixer(ours: str, theirs: str) -> dict[str, str]:
@@ -112,8 +112,10 @@ CADUCEUS_COMPLEMENTS: Final = (
 
 
 def caduceus_tensors(equivariant: bool, exchange_strands: bool) -> dict[str, str]:
-    """Names of Caduceus, which depend on its wrappers: for both strands around the mixer, and, where the strands keep
-    their places (its norms are then not fused), around the norms.
+    """Return the tensor names of Caduceus, which depend on its wrappers.
+
+    Both strands have one around the mixer, and, if the strands are not exchanged (its norms are then not fused), around
+    the norms.
     """
     backbone, layer = "caduceus.backbone", "caduceus.backbone.layers.{}"
     mixer = f"{layer}.mixer.submodule" if equivariant else f"{layer}.mixer"
@@ -208,7 +210,7 @@ CADUCEUS: Final = Family(
     refused={
         "ssm_cfg.layer": _ONLY_MAMBA,
         "rms_norm": _ONLY_ROOT_MEAN_SQUARE,
-        "bidirectional": Refused((True,), "a masked language model of one direction is not implemented here"),
+        "bidirectional": Refused((True,), "a unidirectional masked language model is not implemented here"),
     },
     ignored=_SSM_IGNORED,
     constants={
@@ -223,10 +225,10 @@ FAMILIES: Final = {"transformers": TRANSFORMERS, "mamba_ssm": MAMBA_SSM, "caduce
 
 MODEL_TYPE_KEY: Final = "model_type"
 MODEL_TYPES: Final = {"mamba": "transformers", "mamba2": "transformers_mamba2", "caduceus": "caduceus"}
-"""The type a configuration states, to a name of FAMILIES or DUAL_FAMILIES."""
+"""`model_type` of a configuration, to a name of FAMILIES or DUAL_FAMILIES."""
 
 UNTYPED: Final = ((("d_model", "n_layer", "rcps"), "caduceus"), (("d_model", "n_layer"), "mamba_ssm"))
-"""Keys that tell a configuration without a type, to a name of FAMILIES; the first that are all there decide."""
+"""Keys that identify a configuration without a type, to a name of FAMILIES; the first complete match is used."""
 
 DTYPE_KEY: Final = "torch_dtype"
-"""What transformers keeps the tensors in; its fifth version reads this name of the fourth, not the reverse."""
+"""Key of the dtype in transformers; version 5 also reads this name of version 4, but not vice versa."""

@@ -1,4 +1,4 @@
-"""What other projects call things in Mamba-2 and Mamba-3: the tables of `names` for these two."""
+"""Names used by other projects for Mamba-2 and Mamba-3: the tables of `names` for these two."""
 
 from __future__ import annotations
 
@@ -154,8 +154,8 @@ DUAL_FAMILIES: Final = {
 }
 
 LAYER_KEY: Final = ("ssm_cfg", "layer")
-"""Where mamba_ssm states the kind of its layers, and below the families by what stands there."""
+"""Key of the kind of layers in mamba_ssm, and below the families by its value."""
 LAYERS: Final = {"Mamba2": "mamba_ssm_mamba2", "Mamba3": "mamba_ssm_mamba3"}
 
 MAMBA3_SHARES: Final = (0.5, 1.0)
-"""Shares of rotated states that mamba_ssm has."""
+"""Shares of rotated states supported by mamba_ssm."""

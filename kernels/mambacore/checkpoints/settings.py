@@ -1,4 +1,4 @@
-"""Settings of foreign configurations, read and written by the tables of `names`."""
+"""Reading and writing of settings in foreign configurations, by the tables of `names`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ _ABSENT = object()
 
 
 def read_settings(config: Mapping[str, Any], family: Family, source: object) -> dict[str, Any]:
-    """Our settings from a foreign configuration.
+    """Read our settings from a foreign configuration.
 
     Args:
         config: the foreign `config.json`.
-        family: whose it is.
-        source: what messages call the configuration.
+        family: its family.
+        source: name of the configuration in messages.
 
     Raises:
-        InputError: keys that are missing, of the wrong kind, or of a value that cannot be represented here; all of
-            them are named at once.
+        InputError: if keys are missing, of the wrong kind, or have unsupported values; all are listed.
     """
     missing, wrong, refused = [], [], []
     settings = {}
@@ -48,7 +47,7 @@ def read_settings(config: Mapping[str, Any], family: Family, source: object) -> 
         *([f"lacks {', '.join(missing)}"] if missing else []),
         *([f"has {', '.join(wrong)}"] if wrong else []),
         *([f"has {'; and '.join(refused)}"] if refused else []),
-        *([f"has {', '.join(unknown)}, which are not known here"] if unknown else []),
+        *([f"has {', '.join(unknown)}, which are not supported"] if unknown else []),
     ]
     if problems:
         raise InputError(
@@ -59,7 +58,7 @@ def read_settings(config: Mapping[str, Any], family: Family, source: object) -> 
 
 
 def write_settings(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The foreign configuration of our settings."""
+    """Return the foreign configuration of our settings."""
     config: dict[str, Any] = copy.deepcopy(dict(family.constants))
     for ours, key in family.keys.items():
         value = _WRITERS.get(key.kind, lambda same: same)(settings[ours])
@@ -74,7 +73,7 @@ def write_settings(settings: Mapping[str, Any], family: Family) -> dict[str, Any
 
 
 def _find(config: Mapping[str, Any], dotted: str) -> Any:
-    """The value of a dotted key, or _ABSENT; null stands for an empty level."""
+    """Return the value of a dotted key, or _ABSENT; null counts as an empty level."""
     level: Any = config
     for name in dotted.split("."):
         if not isinstance(level, Mapping) or name not in level:
@@ -120,7 +119,7 @@ def _rank(value: Any) -> int | None:
 
 
 def _limits(value: Any) -> tuple[float, float] | None:
-    """Two growing numbers; None where they limit nothing. transformers writes an infinite one as a mapping."""
+    """Parse two increasing numbers; None if they are no limits. transformers writes infinity as a mapping."""
     if value is None:
         return None
     if not isinstance(value, list | tuple) or len(value) != 2:
@@ -131,12 +130,12 @@ def _limits(value: Any) -> tuple[float, float] | None:
     except (TypeError, ValueError):
         raise ValueError("two numbers") from None
     if not 0 <= smallest < largest:
-        raise ValueError("two growing numbers from 0 on")
+        raise ValueError("two increasing non-negative numbers")
     return None if (smallest, largest) == (0.0, float("inf")) else (smallest, largest)
 
 
 def _written_limits(limits: tuple[float, float] | None) -> Any:
-    """Left out where they limit nothing, which is what everybody takes it for then."""
+    """Return the limits to write, omitted if they are no limits, which is the default everywhere."""
     return _ABSENT if limits is None else list(limits)
 
 
@@ -148,8 +147,9 @@ def _strategy(value: Any) -> str:
 
 
 def _map(value: Any) -> tuple[int, ...] | None:
-    """Token to token. JSON makes keys words, and a program that sorts words puts "10" before "2": the order of the
-    entries means nothing here.
+    """Parse a map from token to token, whatever the order of its entries.
+
+    JSON keys are strings, and programs that sort them put "10" before "2".
     """
     if value is None:
         return None

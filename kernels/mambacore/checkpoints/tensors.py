@@ -1,4 +1,4 @@
-"""The tensors of a model under foreign names, in both directions."""
+"""Conversion between tensors of a model and those under foreign names."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def foreign_name(name: str, names: Mapping[str, str]) -> str:
-    """Their name of our tensor, by a table of `names` (`{}` stands for the number of a layer)."""
+    """Return the foreign name of our tensor, by a table of `names` (`{}` stands for the number of a layer)."""
     return names[_LAYER_NUMBER.sub("{}", name)].format(*_LAYER_NUMBER.findall(name))
 
 
 class ForeignTensors:
-    """Our tensors of a model by the names of a foreign checkpoint.
+    """Tensors of a model by the names of a foreign checkpoint.
 
     Attributes:
-        tensors: their name to the tensor of the model, one name for each.
-        tied: their name of what is the same tensor once more, to the name in `tensors`. Checkpoints may leave these
-            out.
+        tensors: their name to the tensor of the model, with one name per tensor.
+        tied: their further names of tied tensors, to the name in `tensors`. Checkpoints may omit these.
 
     Args:
         model: a language model.
@@ -51,7 +50,7 @@ class ForeignTensors:
             self.tied[names[HEAD]] = names[EMBEDDING]
 
     def export(self, with_tied: Iterable[str] = ()) -> dict[str, Tensor]:
-        """Copies for a file, on the CPU; of the tied ones only those that are named."""
+        """Return copies for a file, on the CPU, with only the given tied ones."""
         exported = {name: self._foreign(name).detach().cpu().contiguous().clone() for name in self.tensors}
         return exported | {name: exported[self.tied[name]].clone() for name in with_tied}
 
@@ -60,10 +59,10 @@ class ForeignTensors:
         """Copy a checkpoint's tensors into the model.
 
         Raises:
-            InputError: tensors that are missing, unexpected, of another shape or kind, or different from what they are
-                tied to; all are named at once, and the model is left as it was.
+            InputError: if tensors are missing, unexpected, of another shape or kind, or differ from those they are tied
+                to; all are listed, and the model is unchanged.
         """
-        # Programs that write a shared tensor once differ in the name they keep.
+        # Programs that write a shared tensor once differ in which name they keep.
         found = {self.tied[name]: tensor for name, tensor in found.items() if name in self.tied} | dict(found)
         problems = []
         missing = sorted(self.tensors.keys() - found.keys())
@@ -71,7 +70,7 @@ class ForeignTensors:
             problems.append(f"lacks {', '.join(missing)}")
         extra = sorted(found.keys() - self.tensors.keys() - self.tied.keys())
         if extra:
-            problems.append(f"has {', '.join(extra)}, which the model does not know")
+            problems.append(f"has {', '.join(extra)}, which the model does not have")
         expected = {name: self._foreign(name) for name in self.tensors}
         expected |= {name: expected[primary] for name, primary in self.tied.items()}
         misshapen = [
@@ -88,8 +87,8 @@ class ForeignTensors:
         ]
         if untied and not misshapen:
             problems.append(
-                f"has {', '.join(untied)}, although the configuration ties them (state there that they are not tied if "
-                "they were trained apart, or leave them out of the file if a program forgot to tie them)"
+                f"has {', '.join(untied)}, although the configuration ties them (set there that they are not tied if "
+                "they were trained separately, or remove them from the file if a program failed to tie them)"
             )
         if problems:
             raise InputError(f"{source} does not fit its configuration, it {'; it '.join(problems)}.")

@@ -9,12 +9,12 @@ from mambacore.native_library import Convolution, Library
 from mambacore.packing import resets_before
 from mambacore.scan.native import as_pointer, as_sequence
 
-# Below this many outputs a second thread costs more than it saves.
+# Outputs per thread below which another thread costs more than it saves.
 _OUTPUTS_PER_THREAD = 1 << 15
 
 
 def _segments(inputs: Tensor) -> int:
-    """Stretches of the length per batch item, so that every thread has one when the batch alone is too small."""
+    """Return the number of segments of the length per batch item, so that a small batch occupies all threads."""
     batch, length, _ = inputs.shape
     threads = min(torch.get_num_threads(), inputs.numel() // _OUTPUTS_PER_THREAD)
     return max(1, min(-(-threads // max(batch, 1)), length))
@@ -40,7 +40,7 @@ def forward(
     silu: bool,
     reverse: bool,
 ) -> Tensor:
-    """Outputs (batch, length, channels); weight is (channels, kernel_width)."""
+    """Return outputs (batch, length, channels); weight is (channels, kernel_width)."""
     inputs = channels_contiguous(inputs)
     by_tap = weight.t().contiguous()
     initial_state, bias = optional_contiguous(initial_state), optional_contiguous(bias)
@@ -65,7 +65,7 @@ def backward(
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of inputs, weight, bias and initial state; those of absent arguments are empty."""
+    """Return gradients of inputs, weight, bias and initial state, empty for absent arguments."""
     inputs, grad_outputs = channels_contiguous(inputs), channels_contiguous(grad_outputs)
     by_tap = weight.t().contiguous()
     initial_state, bias = optional_contiguous(initial_state), optional_contiguous(bias)

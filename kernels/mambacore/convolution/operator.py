@@ -24,23 +24,23 @@ def causal_convolution(
 
     Args:
         inputs: (batch, length, channels), float32, bfloat16, float16 or float64.
-        weight: (channels, kernel_width); the last tap meets the present input.
+        weight: (channels, kernel_width); the last tap applies to the current input.
         bias: (channels,).
         silu: apply SiLU to the result.
         initial_state: (batch, kernel_width - 1, channels), the inputs before the first, oldest first; zeros if absent.
-        reverse: walk from the last position to the first.
-        return_final_state: also return the last `kernel_width - 1` inputs in the direction of the walk, zero where
-            they belong to an earlier record than the last one.
+        reverse: process positions from last to first.
+        return_final_state: also return the last `kernel_width - 1` inputs in scan order, zero where they belong to an
+            earlier record than the last one.
         sequence_starts: (batch, length), boolean, True where a new record begins (`mambacore.packing`): no tap
             reaches into another record.
 
     Returns:
-        Outputs (batch, length, channels) in the inputs' dtype and, if asked for, the final state
+        Outputs (batch, length, channels) in the inputs' dtype and, if requested, the final state
         (batch, kernel_width - 1, channels). Everything is differentiable.
 
     Raises:
-        ValueError: shapes that do not fit each other, or tensors on different devices.
-        TypeError: an unsupported dtype.
+        ValueError: if shapes do not match, or tensors are on different devices.
+        TypeError: if a dtype is not supported.
     """
     check_sequence("inputs", inputs)
     batch, _, channels = inputs.shape
@@ -54,7 +54,7 @@ def causal_convolution(
         {
             "bias": Expected(bias, (channels,), "give one number per channel"),
             "initial_state": Expected(
-                initial_state, (batch, history, channels), "hand on the final state of the same batch and kernel"
+                initial_state, (batch, history, channels), "pass the final state of the same batch and kernel"
             ),
             "sequence_starts": Expected(sequence_starts, tuple(inputs.shape[:2]), "mark every position"),
         }
@@ -77,9 +77,9 @@ def causal_convolution(
 
 
 def _last_inputs(inputs: Tensor, initial_state: Tensor | None, history: int, reverse: bool) -> Tensor:
-    """The last `history` inputs in the direction of the walk, reaching back into the initial state if need be."""
+    """Return the last `history` inputs in scan order, including the initial state if necessary."""
     batch, length, channels = inputs.shape
-    if torch.compiler.is_compiling():  # one graph for all lengths, those below the history included
+    if torch.compiler.is_compiling():  # one graph for all lengths, including those below the history
         before = inputs.new_zeros(batch, history, channels) if initial_state is None else initial_state
         return torch.cat([before, inputs.flip(1) if reverse else inputs], dim=1)[:, length:]
     kept = min(history, length)
@@ -143,7 +143,7 @@ def _backward(
 
 
 def _fallback_backward(grad_outputs, inputs, weight, bias, initial_state, sequence_starts, silu, reverse):
-    """Gradients of inputs, weight, bias and initial state in plain PyTorch; those of absent arguments are empty."""
+    """Return gradients of inputs, weight, bias and initial state in plain PyTorch, empty for absent arguments."""
     kernel_width, length = weight.shape[1], inputs.shape[1]
     grad, ordered = (tensor.to(weight.dtype) for tensor in (grad_outputs, inputs))
     if reverse:

@@ -8,20 +8,20 @@ from mambacore.packing import resets_before
 
 
 def with_history(inputs: Tensor, initial_state: Tensor | None, kernel_width: int) -> Tensor:
-    """Put the last `kernel_width - 1` earlier inputs (zeros when absent) before the inputs, in scan order."""
+    """Prepend the last `kernel_width - 1` earlier inputs (zeros if absent) to the inputs, in scan order."""
     if initial_state is None:
         initial_state = inputs.new_zeros(inputs.shape[0], kernel_width - 1, inputs.shape[2])
     return torch.cat([initial_state.to(inputs.dtype), inputs], dim=1)
 
 
 def tap_mask(sequence_starts: Tensor, kernel_width: int, reverse: bool) -> Tensor:
-    """(batch, kernel_width, length), boolean, in scan order: whether a tap meets an input of the same record."""
+    """Return whether a tap applies to an input of the same record: (batch, kernel_width, length), in scan order."""
     resets = resets_before(sequence_starts, reverse)
     if reverse:
         resets = resets.flip(1)
     batch, length = resets.shape
     mask = resets.new_ones(batch, kernel_width, length)
-    # A tap that reaches `back` positions back is cut off by a start at any of the last `back` positions.
+    # A tap that reaches `back` positions back is masked by a start at any of the last `back` positions.
     for back in range(1, kernel_width):
         cut = torch.zeros_like(resets)
         cut[:, back - 1 :] = resets[:, : max(length - back + 1, 0)]
@@ -30,7 +30,7 @@ def tap_mask(sequence_starts: Tensor, kernel_width: int, reverse: bool) -> Tenso
 
 
 def weighted_sum(extended: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
-    """bias + sum over taps of weight[tap] * input[t - (kernel_width - 1) + tap], where the mask allows."""
+    """Return bias + sum over unmasked taps of weight[tap] * input[t - (kernel_width - 1) + tap]."""
     kernel_width = weight.shape[1]
     length = extended.shape[1] - (kernel_width - 1)
     total = torch.zeros((), dtype=extended.dtype, device=extended.device)
@@ -51,10 +51,10 @@ def causal_convolution_reference(
     reverse: bool = False,
     sequence_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The whole operator: outputs (batch, length, channels) and the state for what follows.
+    """Return outputs (batch, length, channels) and the state for the next piece.
 
-    `weight` is (channels, kernel_width); states are (batch, kernel_width - 1, channels), the last inputs in the
-    direction of the walk, oldest first, zero where they belong to an earlier record.
+    `weight` is (channels, kernel_width); states are (batch, kernel_width - 1, channels), the last inputs in scan order,
+    oldest first, zero where they belong to an earlier record.
     """
     kernel_width = weight.shape[1]
     extended = with_history(inputs.flip(1) if reverse else inputs, initial_state, kernel_width)
@@ -67,7 +67,7 @@ def causal_convolution_reference(
 
 
 def state_after(extended: Tensor, mask: Tensor | None, kernel_width: int) -> Tensor:
-    """The last `kernel_width - 1` inputs, zero where they belong to another record than the last position."""
+    """Return the last `kernel_width - 1` inputs, zero where they belong to another record than the last position."""
     last = extended[:, extended.shape[1] - (kernel_width - 1) :]
     if mask is None or mask.shape[2] == 0 or kernel_width == 1:
         return last

@@ -16,7 +16,7 @@ BLOCK_POSITIONS, BLOCK_CHANNELS, WARPS = 32, 64, 4
 
 
 class _Arguments:
-    """Tensors in the kernels' layout, and their switches."""
+    """Tensors in the kernels' layout, and compile-time switches."""
 
     def __init__(
         self,
@@ -46,11 +46,11 @@ class _Arguments:
         self.switches = self.cut | {"SILU": silu, "HAS_BIAS": bias is not None, "HAS_STATE": initial_state is not None}
 
     def stretches(self, positions: int) -> int:
-        """How many programs one batch item and block of channels take."""
+        """Return the number of programs per batch item and block of channels."""
         return -(-positions // self.positions)
 
     def grid(self, stretches: int) -> tuple[int, int]:
-        """Programs: the stretches of every batch item along the only axis that takes more than 65,535, and channels."""
+        """Return the grid: segments of all batch items on the only axis that allows more than 65,535, and channels."""
         return self.batch * stretches, -(-self.channels // BLOCK_CHANNELS)
 
 
@@ -63,7 +63,7 @@ def forward(
     silu: bool,
     reverse: bool,
 ) -> Tensor:
-    """Outputs (batch, length, channels); weight is (channels, kernel_width)."""
+    """Return outputs (batch, length, channels); weight is (channels, kernel_width)."""
     run = _Arguments(inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
     outputs = inputs.new_empty(inputs.shape)
     stretches = run.stretches(run.length)
@@ -81,7 +81,7 @@ def backward(
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of inputs, weight, bias and initial state; those of absent arguments are empty."""
+    """Return gradients of inputs, weight, bias and initial state, empty for absent arguments."""
     run = _Arguments(inputs, weight, bias, initial_state, sequence_starts, silu, reverse)
     grad_outputs = channels_contiguous(grad_outputs)
     stretches = run.stretches(run.length)

@@ -1,7 +1,7 @@
-"""Kernels of the causal depthwise convolution: a program takes a stretch of positions and a block of channels.
+"""Kernels of the causal depthwise convolution: a program processes a segment of positions and a block of channels.
 
-The taps meet neighbouring rows, which the cache holds, so every row comes once from memory. Gradients of the weight and
-the bias are left per program and added up in their order afterwards.
+The taps access neighbouring rows, which are cached, so every row is read from memory once. Gradients of the weight and
+the bias are stored per program and summed in a fixed order afterwards.
 """
 
 # Compile-time switches and sizes are named like constants.
@@ -18,9 +18,9 @@ def met_inputs(
     inputs, state, resets, batch, positions, channels, back, length, channel_count, inputs_batch, inputs_row, present,
     HAS_STATE: tl.constexpr, HAS_RESETS: tl.constexpr, REVERSE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The inputs (positions, channels) that a tap `back` positions back meets, zero beyond a record's begin.
+    """Load the inputs (positions, channels) of a tap `back` positions back, zero before the start of a record.
 
-    Positions are in the order of the walk; those before the first are in the state (batch, width - 1, channels).
+    Positions are in scan order; those before the first are in the state (batch, width - 1, channels).
     """
     allowed = positions < length
     if HAS_RESETS:
@@ -47,7 +47,7 @@ def convolve(
     SILU: tl.constexpr, REVERSE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr,
     HAS_RESETS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Outputs (batch, length, channels). Weight is (width, channels)."""
+    """Compute outputs (batch, length, channels). Weight is (width, channels)."""
     batch, stretch = (tl.program_id(0) // stretch_count).to(tl.int64), (tl.program_id(0) % stretch_count).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     positions = stretch * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
@@ -76,8 +76,8 @@ def grad_before_activation(
     SILU: tl.constexpr, REVERSE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr,
     HAS_RESETS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient before SiLU in float32, (batch, length, channels), and this program's part of those of the weight
-    (batch x stretches, width, channels) and the bias.
+    """Compute the gradient before SiLU in float32, (batch, length, channels), and this program's part of the gradients
+    of the weight (batch x segments, width, channels) and the bias.
     """
     batch, stretch = (tl.program_id(0) // stretch_count).to(tl.int64), (tl.program_id(0) % stretch_count).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -107,7 +107,7 @@ def grad_before_activation(
             inputs_row, present, HAS_STATE, HAS_RESETS, REVERSE, WIDTH,
         )  # fmt: skip
         place = grad_weight + (part * WIDTH + tap) * channel_count + channels
-        # A position whose tap was cut off has the value zero, and one that is not a number must not spread from there.
+        # A masked tap has the value zero, and a NaN must not spread from there.
         tl.store(place, total(tl.where(mask, grad * values, 0.0), 0), mask=present)
     tl.store(grad_bias + part * channel_count + channels, total(grad, 0), mask=present)
 
@@ -118,7 +118,7 @@ def grad_of_inputs(
     REVERSE: tl.constexpr, HAS_RESETS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the inputs, from position `first` on: -(width - 1) to include those of the state, else 0."""
+    """Compute gradients of the inputs, from position `first` on: -(width - 1) to include the state, else 0."""
     batch, stretch = (tl.program_id(0) // stretch_count).to(tl.int64), (tl.program_id(0) % stretch_count).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     positions = first + stretch * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
@@ -129,7 +129,7 @@ def grad_of_inputs(
         at = positions + ahead
         row = length - 1 - at if REVERSE else at
         inside = (at >= 0) & (at < length)
-        if HAS_RESETS and ahead > 0:  # a record that begins here or on the way is not met by what came before
+        if HAS_RESETS and ahead > 0:  # taps of earlier positions do not reach a record that begins here or in between
             allowed &= tl.load(resets + batch * length + row, mask=inside, other=0) == 0
         mask = (inside & allowed)[:, None] & present[None, :]
         place = grads + (batch * length + row)[:, None] * channel_count + channels[None, :]

@@ -12,17 +12,17 @@ from mambacore.layers.mixer import Mixer, register_mixer
 from mambacore.non_finite import cleaned, spoiled_since, taint_of
 from mambacore.packing import record_numbers
 
-# By default a mixer has as many heads as it can, up to this number, of at least this width.
+# By default a mixer has as many heads as possible, up to this number, of at least this width.
 MOST_HEADS, NARROWEST_HEAD = 8, 8
-# Where a mask has to be written down, this many queries are taken at a time, so that it stays small.
+# If an explicit mask is needed, this many queries are processed at a time, so that it stays small.
 QUERY_BLOCK = 1024
 
 
 def head_count(model_width: int, heads: int | None) -> int:
-    """The number of heads that was asked for, or the default: at most 8, each of an even width of at least 8.
+    """Return the given number of heads, or the default: at most 8, each of an even width of at least 8.
 
     Raises:
-        ValueError: heads that do not divide the width.
+        ValueError: if the heads do not divide the width.
     """
     if heads is None:
         fitting = (number for number in range(MOST_HEADS, 0, -1) if model_width % (2 * number) == 0)
@@ -36,7 +36,7 @@ def even_head_count(model_width: int, heads: int | None) -> int:
     """`head_count` for heads whose channels are rotated in pairs.
 
     Raises:
-        ValueError: heads that do not divide the width, or that have an odd one.
+        ValueError: if the heads do not divide the width, or their width is odd.
     """
     heads = head_count(model_width, heads)
     if model_width // heads % 2:
@@ -47,15 +47,15 @@ def even_head_count(model_width: int, heads: int | None) -> int:
 
 
 def rotated(vectors: Tensor, first_position: int, base: float) -> Tensor:
-    """Turn each pair of neighbouring channels by its frequency times the position (RoFormer, equations 14 and 15).
+    """Rotate each pair of neighbouring channels by its frequency times the position (RoFormer, equations 14 and 15).
 
-    The inner product of two rotated vectors then depends on their distance alone. Angles are computed in float64, since
-    float32 cannot tell the angles of neighbouring positions apart once there are millions of them.
+    The inner product of two rotated vectors then depends only on their distance. Angles are computed in float64, since
+    float32 cannot resolve neighbouring positions beyond millions of them.
 
     Args:
-        vectors: (batch, length, heads, head_width), of an even head_width.
-        first_position: the position of the first of them.
-        base: pair i of `head_width / 2` turns by `base ** (-2 i / head_width)` per position.
+        vectors: (batch, length, heads, head_width), with an even head_width.
+        first_position: position of the first vector.
+        base: pair i of `head_width / 2` rotates by `base ** (-2 i / head_width)` per position.
     """
     length, head_width = vectors.shape[1], vectors.shape[-1]
     position = torch.arange(
@@ -71,12 +71,12 @@ def rotated(vectors: Tensor, first_position: int, base: float) -> Tensor:
 
 
 class AttentionState(NamedTuple):
-    """The keys and values so far: what attention remembers grows with the sequence."""
+    """The keys and values so far: the memory of attention grows with the sequence."""
 
     keys: Tensor  # (batch, past, heads, head_width), rotated
     values: Tensor  # (batch, past, heads, head_width)
-    visible: Tensor | None  # (batch, past), boolean: which of them belong to the record that goes on; None: all
-    positions: int  # walked so far
+    visible: Tensor | None  # (batch, past), boolean: which belong to the current record; None: all
+    positions: int  # number so far
 
 
 @register_mixer
@@ -85,12 +85,12 @@ class AttentionMixer(Mixer):
 
     Args:
         model_width: channels of the sequence.
-        heads: how many; they divide the width into even ones. By default at most 8, of at least 8 channels each.
-        rotary_base: the rotations' wavelengths lie between 2 pi and 2 pi times this many positions.
+        heads: number of heads, each of even width. By default at most 8, of at least 8 channels each.
+        rotary_base: the rotations' wavelengths are between 2 pi and 2 pi times this many positions.
         linear_bias: the input and output projections have biases.
 
     Raises:
-        ValueError: heads that do not divide the width into even ones.
+        ValueError: if the heads do not divide the width, or their width is odd.
     """
 
     name = "attention"
@@ -108,7 +108,7 @@ class AttentionMixer(Mixer):
     def forward(
         self, sequence: Tensor, state: AttentionState | None = None, sequence_starts: Tensor | None = None
     ) -> tuple[Tensor, AttentionState]:
-        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+        """Map (batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
         projected = self.input_projection(sequence).unflatten(-1, (3, self.heads, -1))
         queries, keys, values = projected.unbind(2)
         positions = 0 if state is None else state.positions
@@ -122,9 +122,9 @@ class AttentionMixer(Mixer):
 
 
 def _records_of_keys(state: AttentionState | None, sequence_starts: Tensor | None, sequence: Tensor) -> Tensor | None:
-    """(batch, past + length): the record of every key, 0 for the one that comes in and -1 for those before it.
+    """Return the record of every key (batch, past + length): 0 for the incoming one and -1 for those before it.
 
-    None when there is only one record.
+    None if there is only one record.
     """
     visible = None if state is None else state.visible
     if visible is None and sequence_starts is None:
@@ -137,10 +137,10 @@ def _records_of_keys(state: AttentionState | None, sequence_starts: Tensor | Non
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, records: Tensor | None) -> Tensor:
-    """Each query, one of the last positions, reads the keys of its record up to its own position."""
+    """Attend from each query, at the last positions, to the keys of its record up to its position."""
     length, past = queries.shape[1], keys.shape[1] - queries.shape[1]
     queries, keys, values = (tensor.transpose(1, 2) for tensor in (queries, keys, values))
-    is_first = bool(past == 0)  # lengths are symbols when a graph is exported
+    is_first = bool(past == 0)  # lengths are symbolic in an exported graph
     if records is None and length == 1:  # sees everything
         return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2)
     taint = (taint_of(keys) + taint_of(values)).squeeze(-1)  # (batch, heads, past + length)
@@ -166,7 +166,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, records: Tensor | Non
 
 
 def _remembered(keys: Tensor, values: Tensor, records: Tensor | None, positions: int) -> AttentionState:
-    """The state after the last position, without keys that no row will attend to again."""
+    """Return the state after the last position, without keys that no row will attend to again."""
     if records is None or records.shape[1] == 0:
         return AttentionState(keys, values, None, positions)
     visible = records == records[:, -1:]

@@ -1,11 +1,11 @@
-"""Both directions at once: every position is mixed with what comes before it and with what comes after it.
+"""Bidirectional layers, which mix every position with those before and after it.
 
 BiMamba of Schiff et al., "Caduceus" (arXiv 2403.03234, "BiMamba"), with R the reversal of a sequence:
 
     BiMamba(x) = forward(x) + R(reverse(R(x)))
 
-The kernels walk from the last position to the first by themselves, so nothing is ever reversed in memory. Nothing here
-is causal, so nothing here has a state: these layers take a whole sequence and return one.
+The kernels can scan from the last position to the first, so nothing is ever reversed in memory. These layers are not
+causal and so have no state: they map a whole sequence to a whole sequence.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from mambacore.layers.selective import SelectiveMixer
 
 COMBINATIONS: Final = ("add", "multiply")
 
-# The mixers that walk in both directions.
+# The mixers that can scan in both directions.
 ReversibleMixer = SelectiveMixer | Mamba2Mixer | Mamba3Mixer
 REVERSIBLE: Final = {kind.name: kind for kind in (SelectiveMixer, Mamba2Mixer, Mamba3Mixer)}
 
 
 class BidirectionalMixer(nn.Module):
-    """Two mixers of a kind, one for each direction, whose outputs are added or multiplied element by element.
+    """Two mixers of the same kind, one per direction, whose outputs are added or multiplied elementwise.
 
-    It has no state: position 0 depends on the last one, so that a sequence cannot be walked in pieces.
+    It has no state: position 0 depends on the last one, so a sequence cannot be processed in pieces.
 
     Args:
         model_width: channels of the sequence.
-        mixer: a `name` of REVERSIBLE (`selective` when absent) and options, the same for both directions.
+        mixer: a `name` of REVERSIBLE (by default `selective`) and options, the same for both directions.
         combination: `add` or `multiply` the outputs of both directions.
-        tied_projections: both directions share their input and output projections, where most parameters are.
+        tied_projections: both directions share their input and output projections, which have most parameters.
 
     Raises:
-        InputError: another mixer, an option that it does not have, or another combination.
+        InputError: if the mixer, an option or the combination is unknown.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class BidirectionalMixer(nn.Module):
         description = {"name": SelectiveMixer.name, **(mixer or {})}
         if description["name"] not in REVERSIBLE:
             raise InputError(
-                f"the mixer {description['name']!r} cannot walk a sequence backwards; choose {', '.join(REVERSIBLE)}"
+                f"the mixer {description['name']!r} cannot scan a sequence backwards; choose {', '.join(REVERSIBLE)}"
             )
         self.forward_mixer = cast(ReversibleMixer, build_mixer(model_width, description))
         self.reverse_mixer = cast(ReversibleMixer, build_mixer(model_width, description))
@@ -84,8 +84,8 @@ class BidirectionalMixer(nn.Module):
             sequence: (batch, length, model_width).
             sequence_starts: (batch, length), boolean, True where a new record begins (`mambacore.packing`): no record
                 affects another, in either direction.
-            reverse_complement: compute `flip(mixer(flip(sequence)))`, positions and channels both flipped. The
-                positions are not: each direction walks the other way. The channels are flipped in the weights.
+            reverse_complement: compute `flip(mixer(flip(sequence)))`, with positions and channels flipped: positions
+                by exchanging the directions, channels by flipping the weights.
 
         Returns:
             (batch, length, model_width).
@@ -106,7 +106,7 @@ class BidirectionalMixer(nn.Module):
         projection = self.forward_mixer.output_projection
         shared = self.reverse_mixer.output_projection is projection and are_plain_linear(projection)
         if shared and self.combination == "add":
-            # The projection of the sum is the sum of the projections, biases apart: there are two.
+            # The projection of the sum is the sum of the projections, except for the bias, which counts twice.
             return _project_out(self.forward_mixer, ahead + behind, reverse_complement, biases=2)
         return self._combined(
             _project_out(self.forward_mixer, ahead, reverse_complement),
@@ -118,7 +118,7 @@ class BidirectionalMixer(nn.Module):
 
 
 class BidirectionalBlock(nn.Module):
-    """sequence + mixer(norm(sequence)) with a mixer of both directions. It has no state."""
+    """Residual block sequence + mixer(norm(sequence)) with a bidirectional mixer. It has no state."""
 
     def __init__(self, model_width: int, mixer: BidirectionalMixer, norm_epsilon: float = 1e-5) -> None:
         super().__init__()
@@ -128,24 +128,24 @@ class BidirectionalBlock(nn.Module):
     def forward(
         self, sequence: Tensor, sequence_starts: Tensor | None = None, reverse_complement: bool = False
     ) -> Tensor:
-        """(batch, length, model_width) to the same; `reverse_complement` as in `BidirectionalMixer`."""
+        """Map (batch, length, model_width) to the same shape; see `BidirectionalMixer` for `reverse_complement`."""
         normalised = normalise(self.norm, sequence, reverse_complement)
         return sequence + self.mixer(normalised, sequence_starts, reverse_complement)
 
 
 class BidirectionalStack(nn.Module):
-    """Bidirectional residual blocks one after the other and a final norm. It has no state.
+    """A sequence of bidirectional residual blocks and a final norm. It has no state.
 
     Args:
         model_width: channels of the sequence.
         layers: number of blocks.
-        mixer: as of `BidirectionalMixer`.
+        mixer: see `BidirectionalMixer`.
         combination, tied_projections: see `BidirectionalMixer`.
         norm_epsilon: keeps positions of zeros finite.
-        residual_in_float32: keep the sum of residuals in float32 where the parameters have fewer bits.
+        residual_in_float32: keep the residual sum in float32 if the parameters have fewer bits.
 
     Raises:
-        InputError: another mixer, an option that it does not have, another combination, or no layers.
+        InputError: if the mixer, an option or the combination is unknown, or there are no layers.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class BidirectionalStack(nn.Module):
     ) -> None:
         super().__init__()
         if layers < 1:
-            raise InputError(f"a stack of {layers} layers cannot be built; ask for at least 1")
+            raise InputError(f"a stack of {layers} layers cannot be built; use at least 1")
         self.model_width = model_width
         self.residual_in_float32 = residual_in_float32
         mixers = [BidirectionalMixer(model_width, mixer, combination, tied_projections) for _ in range(layers)]
@@ -178,7 +178,7 @@ class BidirectionalStack(nn.Module):
         return parameters_without_decay(self)
 
     def forward(self, sequence: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
-        """(batch, length, model_width) to the same; `sequence_starts` as in `BidirectionalMixer`."""
+        """Map (batch, length, model_width) to the same shape; see `BidirectionalMixer` for `sequence_starts`."""
         if self.residual_in_float32:
             sequence = widened(sequence)
         for block in self.blocks:
@@ -187,12 +187,12 @@ class BidirectionalStack(nn.Module):
 
 
 def widened(sequence: Tensor) -> Tensor:
-    """The sequence in float32, or as it is where that is wider."""
+    """Return the sequence in float32, or unchanged if its dtype is wider."""
     return sequence.to(torch.promote_types(sequence.dtype, torch.float32))
 
 
 def normalise(norm: RootMeanSquareNorm, sequence: Tensor, flipped: bool = False) -> Tensor:
-    """The norm in the dtype of its weight, which is the one that mixers compute in; of flipped channels if asked."""
+    """Apply the norm in the dtype of its weight, in which mixers compute; optionally to flipped channels."""
     if not is_plain(norm, RootMeanSquareNorm):
         return norm(sequence.flip(-1)).flip(-1) if flipped else norm(sequence)
     weight = norm.weight.flip(0) if flipped else norm.weight
@@ -202,21 +202,21 @@ def normalise(norm: RootMeanSquareNorm, sequence: Tensor, flipped: bool = False)
 def _whole(
     mixer: ReversibleMixer, sequence: Tensor, sequence_starts: Tensor | None, reverse: bool, flipped: bool
 ) -> Tensor:
-    """One direction by calling the mixer, whatever has been hung on it."""
+    """Compute one direction by calling the mixer, with any hooks or adapters."""
     mixed, _ = mixer(sequence.flip(-1) if flipped else sequence, None, sequence_starts, reverse=reverse != flipped)
     return mixed.flip(-1) if flipped else mixed
 
 
 def _project_in(mixer: ReversibleMixer, sequence: Tensor, flipped: bool) -> Tensor:
-    """The input projection of the sequence, with flipped channels if asked."""
+    """Apply the input projection, optionally to flipped channels."""
     projection = mixer.input_projection
-    if flipped and are_plain_linear(projection):  # a flip of the weight moves less memory
+    if flipped and are_plain_linear(projection):  # flipping the weight moves less memory
         return F.linear(sequence, projection.weight.flip(1), projection.bias)
     return projection(sequence.flip(-1) if flipped else sequence)
 
 
 def _mix(mixer: ReversibleMixer, projected: Tensor, sequence_starts: Tensor | None, reverse: bool) -> Tensor:
-    """What lies between the two projections."""
+    """Compute everything between the two projections."""
     if isinstance(mixer, SelectiveMixer):
         inputs, gate = projected.chunk(2, dim=-1)
         return mixer.mix(inputs, gate, None, sequence_starts, reverse)[0]
@@ -224,7 +224,7 @@ def _mix(mixer: ReversibleMixer, projected: Tensor, sequence_starts: Tensor | No
 
 
 def _project_out(mixer: ReversibleMixer, inner: Tensor, flipped: bool, biases: int = 1) -> Tensor:
-    """Back to model channels, flipped if asked; the bias of a plain projection is counted `biases` times."""
+    """Project back to model channels, optionally flipped; the bias of a plain projection counts `biases` times."""
     projection = mixer.output_projection
     if not are_plain_linear(projection):
         return projection(inner).flip(-1) if flipped else projection(inner)

@@ -1,4 +1,4 @@
-"""The mixers of a stack as a configuration describes them."""
+"""Descriptions of a stack's mixers in configurations."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 from mambacore.errors import InputError
 from mambacore.layers.mixer import mixer_options
 
-# A name, a mapping of a name and options, or a list of these with one for each layer: a hybrid.
+# A name, a mapping of a name and options, or a list of these with one per layer: a hybrid.
 MixerChoice = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
 
 def layer_descriptions(mixer: MixerChoice, layers: int, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One mapping of `name` and options per layer, as `ResidualStack` takes them.
+    """Return one mapping of `name` and options per layer, as accepted by `ResidualStack`.
 
     Args:
         mixer: the choice; a single name or mapping is used in every layer.
         layers: number of layers.
-        shared: options for every mixer that has them; the options of a mapping take precedence.
+        shared: options for all mixers that have them; options in a mapping take precedence.
 
     Raises:
-        InputError: an unknown mixer or option, or a list of another length than `layers`.
+        InputError: if a mixer or option is unknown, or the list's length differs from `layers`.
     """
     choices = [mixer] * layers if isinstance(mixer, str | Mapping) else list(mixer)
     if len(choices) != layers:
         raise InputError(
-            f"mixer lists {len(choices)} mixers but layers is {layers}; list one for each layer, or give a single one"
+            f"mixer lists {len(choices)} mixers but layers is {layers}; list one per layer, or give a single one"
         )
     descriptions = []
     for choice in choices:

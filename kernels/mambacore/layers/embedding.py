@@ -1,4 +1,4 @@
-"""Embeddings of characters together with the characters just before them."""
+"""Embeddings of characters together with their preceding context."""
 
 import torch
 from torch import Tensor, nn
@@ -7,15 +7,15 @@ from mambacore.parallel import active_ranks, history_over_ranks
 
 
 class ContextEmbedding(nn.Module):
-    """The sum of one embedding per context width: that of the last 1, ..., `width` symbols up to a position.
+    """The sum of embeddings of contexts: for each width, that of the last `width` symbols up to a position.
 
-    A table for contexts of 6 letters gives the first layer at once what a stack of short convolutions must compose.
-    Contexts that hold a symbol outside the alphabet, or that reach before the start, add nothing.
+    A table for contexts of 6 letters gives the first layer directly what short convolutions would have to compose.
+    Contexts that contain a symbol outside the alphabet, or extend before the start, contribute nothing.
 
     Args:
-        symbol_count: size of the alphabet that contexts are made of; symbols are numbered from 0.
-        context_widths: the widths, each with a table of `symbol_count ** width + 1` entries.
-        model_width: channels of the result.
+        symbol_count: size of the alphabet of contexts; symbols are numbered from 0.
+        context_widths: widths of the contexts, each with a table of `symbol_count ** width + 1` entries.
+        model_width: output channels.
     """
 
     def __init__(self, symbol_count: int, context_widths: tuple[int, ...], model_width: int) -> None:
@@ -32,13 +32,13 @@ class ContextEmbedding(nn.Module):
 
     @property
     def history(self) -> int:
-        """How many earlier symbols the next position needs."""
+        """Number of earlier symbols that the next position needs."""
         return max(self.context_widths) - 1
 
     def forward(self, symbols: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embed (batch, length) integers; those outside [0, symbol_count) are symbols outside the alphabet.
 
-        The state is the last `history` symbols, (batch, history), -1 where there were none.
+        The state is the last `history` symbols, (batch, history), with -1 before the start.
         """
         numbers, state = self.context_numbers(symbols, state)
         embedded = self.tables[0](numbers[0])
@@ -47,15 +47,15 @@ class ContextEmbedding(nn.Module):
         return embedded, state
 
     def context_numbers(self, symbols: Tensor, state: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """For each context width the row of its table at every position, (batch, length); and the state.
+        """Return for each context width the table row at every position, (batch, length), and the state.
 
-        The oldest symbol is the most significant digit. The last row stands for contexts that are not of the alphabet.
+        The oldest symbol is the most significant digit. The last row is for contexts outside the alphabet.
         """
         if state is None:
             state = symbols.new_full((symbols.shape[0], self.history), -1)
         outgoing, ranks = None, active_ranks()
         if ranks is not None and self.history > 0:
-            # Zero stands for no symbol in an exchange, -1 here.
+            # In an exchange no symbol is encoded as zero, here as -1.
             moved = history_over_ranks(ranks, symbols.long() + 1, self.history, state.long() + 1)
             state, outgoing = ((history - 1).to(symbols.dtype) for history in moved)
         extended = torch.cat([state, symbols], dim=1)

@@ -1,17 +1,17 @@
 """Layers that commute with the reverse complement, by sharing their parameters between the strands.
 
 Schiff et al., "Caduceus" (arXiv 2403.03234, "MambaDNA" and "Caduceus-PS"), after Zhou et al. (PMLR 165:1-33, 2022).
-A sequence of two strands has 2 D channels: D of the strand that was read and D of the other one, the latter with its
-channels in reverse order, so that the reverse complement RC flips both positions and channels. With a block M,
+A sequence of two strands has 2 D channels: D of the given strand and D of the other one, the latter with its channels
+in reverse order, so that the reverse complement RC flips both positions and channels. With a block M,
 x1 and x2 the halves and [,] their concatenation:
 
     embedding(t) = [E(t), flip_channels(E(complement(t)))]
     block(x)     = [M(x1), RC(M(RC(x2)))]
     logits(x)    = W x1 + W[complement] flip_channels(x2)
 
-Then layer(RC(x)) = RC(layer(x)). The second strand is not flipped in memory: kernels walk the other way and channels
-are flipped in the weights. The complement of each token is an argument; for DNA it swaps A with T and C with G. Nothing
-here is causal, so nothing here has a state.
+Then layer(RC(x)) = RC(layer(x)). The second strand is not flipped in memory: kernels scan in the other direction and
+channels are flipped in the weights. The complement of each token is an argument; for DNA it swaps A with T and C with
+G. These layers are not causal and so have no state.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from mambacore.layers.bidirectional import BidirectionalStack, normalise, widene
 
 
 def reverse_complement(sequence: Tensor) -> Tensor:
-    """The reverse complement of a sequence of two strands, (batch, length, 2 * model_width)."""
+    """Return the reverse complement of a sequence of two strands, (batch, length, 2 * model_width)."""
     return sequence.flip(1, 2)
 
 
 def complement_tokens(complement: Sequence[int], vocabulary_size: int) -> list[int]:
-    """The complement of every token; tokens beyond `complement` are their own.
+    """Return the complement of every token; tokens beyond `complement` are their own complements.
 
     Raises:
-        InputError: a table that is too long, or that does not give a token back when applied twice.
+        InputError: if the table is too long, or is not its own inverse.
     """
     if len(complement) > vocabulary_size:
         raise InputError(
-            f"complement has {len(complement)} tokens where the vocabulary has {vocabulary_size}; give one per token"
+            f"complement has {len(complement)} tokens but the vocabulary has {vocabulary_size}; give one per token"
         )
     table = [*complement, *range(len(complement), vocabulary_size)]
     for token, other in enumerate(table):
@@ -53,18 +53,18 @@ def complement_tokens(complement: Sequence[int], vocabulary_size: int) -> list[i
 
 
 def complement_table(complement: Sequence[int], vocabulary_size: int) -> Tensor:
-    """`complement_tokens` as a tensor (vocabulary_size,)."""
+    """Return `complement_tokens` as a tensor (vocabulary_size,)."""
     return torch.tensor(complement_tokens(complement, vocabulary_size), dtype=torch.long)
 
 
 def restore_complement(buffer: Tensor | None, tokens: Sequence[int] | None) -> None:
-    """Write a complement into the buffer that holds it, wherever that has been moved to."""
+    """Write a complement into its buffer, whatever the buffer's device."""
     if buffer is not None and tokens is not None and buffer.device.type != "meta":
         buffer.copy_(torch.tensor(tokens, dtype=torch.long))
 
 
 def starts_of_reversed(sequence_starts: Tensor) -> Tensor:
-    """Where records begin, (batch, length), once all rows are reversed: where they ended."""
+    """Return where records begin, (batch, length), once all rows are reversed, which is where they ended."""
     ends = torch.ones_like(sequence_starts)
     ends[:, :-1] = sequence_starts[:, 1:]
     return ends.flip(1)
@@ -76,7 +76,7 @@ class EquivariantEmbedding(nn.Module):
     Args:
         vocabulary_size: number of tokens.
         model_width: channels of one strand.
-        complement: for every token the one that faces it on the other strand (`complement_table`).
+        complement: complement of every token (`complement_table`).
     """
 
     complement: Tensor
@@ -88,18 +88,18 @@ class EquivariantEmbedding(nn.Module):
         self.register_buffer("complement", torch.tensor(self._complement_tokens), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert everything; the complement is written anew, since `to_empty` leaves what memory held."""
+        """Move or convert everything and rewrite the complement, since `to_empty` leaves memory uninitialised."""
         super()._apply(fn, recurse)
         restore_complement(self.complement, self._complement_tokens)
         return self
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (batch, length) to (batch, length, 2 * model_width)."""
+        """Map tokens (batch, length) to (batch, length, 2 * model_width)."""
         return F.embedding(tokens, torch.cat([self.weight, self.weight[self.complement].flip(1)], dim=1))
 
 
 def equivariant_logits(sequence: Tensor, weight: Tensor, complement: Tensor) -> Tensor:
-    """W x1 + W[complement] flip_channels(x2), as one product with both matrices side by side.
+    """Compute W x1 + W[complement] flip_channels(x2) as one product with both matrices concatenated.
 
     Args:
         sequence: (batch, length, 2 * model_width).
@@ -115,9 +115,9 @@ class EquivariantStack(BidirectionalStack):
     Args:
         model_width: channels of one strand.
         layers: number of blocks.
-        mixer, combination, tied_projections, norm_epsilon, residual_in_float32: as of `BidirectionalStack`.
-        exchange_strands: before every block the strands change places. The models that were published under the name
-            Caduceus-PS do so (and are as equivariant as those that do not), so their weights only work this way.
+        mixer, combination, tied_projections, norm_epsilon, residual_in_float32: see `BidirectionalStack`.
+        exchange_strands: swap the strands before every block. The published Caduceus-PS models do so (and are just as
+            equivariant), so their weights only work this way.
     """
 
     def __init__(
@@ -135,10 +135,10 @@ class EquivariantStack(BidirectionalStack):
         self.exchange_strands = exchange_strands
 
     def forward(self, sequence: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
-        """(batch, length, 2 * model_width) to the same.
+        """Map (batch, length, 2 * model_width) to the same shape.
 
         `sequence_starts` (batch, length), boolean, is True where a new record begins: nothing crosses from one record
-        to another. It refers to positions as they are, for both strands.
+        to another. It refers to positions of the given strand, for both strands.
         """
         if sequence.shape[-1] != 2 * self.model_width:
             raise ValueError(

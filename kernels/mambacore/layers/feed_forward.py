@@ -8,14 +8,14 @@ from mambacore.errors import InputError
 
 
 class GatedFeedForward(nn.Module):
-    """SwiGLU: `output_projection(silu(gate) * values)` (Shazeer, arXiv 2002.05202, equation 6). It has no state.
+    """SwiGLU layer: `output_projection(silu(gate) * values)` (Shazeer, arXiv 2002.05202, equation 6). It has no state.
 
     Args:
         model_width: channels of the sequence.
         width: hidden channels.
 
     Raises:
-        InputError: a width below 1.
+        InputError: if the width is below 1.
     """
 
     def __init__(self, model_width: int, width: int) -> None:
@@ -27,6 +27,6 @@ class GatedFeedForward(nn.Module):
         self.output_projection = nn.Linear(width, model_width, bias=False)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """(batch, length, model_width) to the same."""
+        """Map (batch, length, model_width) to the same shape."""
         values, gate = torch.chunk(self.input_projection(sequence), 2, dim=-1)
         return self.output_projection(values * F.silu(gate))

@@ -40,7 +40,7 @@ class GRUMixer(Mixer):
     def forward(
         self, sequence: Tensor, state: GRUState | None = None, sequence_starts: Tensor | None = None
     ) -> tuple[Tensor, GRUState]:
-        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+        """Map (batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
         hidden = sequence.new_zeros(sequence.shape[0], self.recurrence.hidden_size) if state is None else state.hidden
         if sequence.shape[1] == 0:
             return sequence, GRUState(hidden)
@@ -51,9 +51,9 @@ class GRUMixer(Mixer):
         return self.output_projection(outputs), GRUState(hidden)
 
     def _records_apart(self, sequence: Tensor, hidden: Tensor, sequence_starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Run all records side by side, each from its own start, without padding.
+        """Run all records as a batch, each from its own start, without padding.
 
-        PyTorch wants the positions of such a batch sorted by their place in their record, longest record first.
+        PyTorch requires the positions of such a batch sorted by their position in their record, longest record first.
         """
         batch, length = sequence_starts.shape
         begins = sequence_starts.clone()
@@ -65,7 +65,7 @@ class GRUMixer(Mixer):
         by_rank = torch.argsort(record_length, descending=True, stable=True)
         rank = torch.argsort(by_rank)
         order = torch.argsort(place * len(first) + rank[record])
-        # A record that goes on from before the piece starts from the incoming state, all others from zero.
+        # A record that continues from the previous piece starts from the incoming state, all others from zero.
         goes_on = (first % length == 0) & ~sequence_starts.flatten()[first]
         start = torch.where(goes_on.unsqueeze(-1), hidden[first // length], torch.zeros_like(hidden[:1]))
         packed = PackedSequence(sequence.flatten(0, 1)[order], torch.bincount(place).cpu())

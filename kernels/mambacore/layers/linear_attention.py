@@ -1,4 +1,4 @@
-"""Attention without softmax, in time linear in the length: as a mixer, and chunk by chunk for mixers of its kind."""
+"""Attention without softmax, in time linear in the length: as a mixer, and chunkwise for similar mixers."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from mambacore.layers.mixer import Mixer, check_state, register_mixer
 from mambacore.non_finite import cleaned, spoiled_since, taint_of
 from mambacore.parallel import recurrence_over_ranks
 
-# Positions computed side by side. Scores take CHUNK / head_width of the values' memory, and every chunk one memory.
+# Positions computed in parallel. Scores take CHUNK / head_width of the values' memory, and every chunk one memory.
 CHUNK = 64
 
 
@@ -24,12 +24,12 @@ def chunkwise_attention(
     log_decay: Tensor | None = None,
     sequence_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A memory of outer products, written and read at every position:
+    """Update and read a memory of outer products at every position:
 
         memory_t = exp(log_decay) * memory_{t-1} + keys_t values_t^T
         output_t = memory_t^T queries_t
 
-    Inside a chunk this is a product of matrices; from chunk to chunk the memory is handed on (Sun et al., arXiv
+    Within a chunk this is a matrix product; between chunks the memory is carried over (Sun et al., arXiv
     2307.08621, equation 7).
 
     Args:
@@ -37,7 +37,7 @@ def chunkwise_attention(
         keys: (batch, length, heads, key_width).
         values: (batch, length, heads, value_width).
         memory: (batch, heads, key_width, value_width), before the first position.
-        log_decay: (heads,), at most 0; the memory does not fade when absent.
+        log_decay: (heads,), at most 0; no decay by default.
         sequence_starts: (batch, length), boolean, True where a new record begins: the memory does not cross into it.
 
     Returns:
@@ -55,7 +55,7 @@ def chunkwise_attention(
                 tensor[:, begin:end].unflatten(1, (-1, chunk)) for tensor in (queries, keys, values)
             )
             starts = None if sequence_starts is None else sequence_starts[:, begin:end].unflatten(1, (-1, chunk))
-            # A memory sums over the whole past: in the dtype that it comes in, not in that of autocast.
+            # A memory sums over the whole past: it keeps its dtype, whatever autocast uses.
             with torch.autocast(queries.device.type, enabled=False):
                 output, memory = _walk_chunks(queries_here, keys_here, values_here, memory, log_decay, starts)
             outputs.append(output.flatten(1, 2))
@@ -65,12 +65,12 @@ def chunkwise_attention(
 def _walk_chunks(
     queries: Tensor, keys: Tensor, values: Tensor, memory: Tensor, log_decay: Tensor, starts: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The same for whole chunks: (batch, chunks, positions, heads, width), starts (batch, chunks, positions)."""
+    """Compute whole chunks: (batch, chunks, positions, heads, width), starts (batch, chunks, positions)."""
     queries, keys, values = (tensor.permute(0, 3, 1, 2, 4) for tensor in (queries, keys, values))
     chunk = queries.shape[3]
     position = torch.arange(chunk, device=queries.device)
     distance = (position[:, None] - position).clamp(min=0)
-    # What is left of something after so many positions, with dimensions (batch, heads, chunks, positions, positions).
+    # Decay over so many positions, with dimensions (batch, heads, chunks, positions, positions).
     rate = log_decay.view(1, -1, 1, 1, 1)
     taint = taint_of(keys) + taint_of(values)
     keys, values = cleaned(keys), cleaned(values)
@@ -81,7 +81,7 @@ def _walk_chunks(
         for steps in ((position + 1)[:, None], (chunk - 1 - position)[:, None], position.new_full((1, 1), chunk))
     )
     if starts is not None:
-        record = starts.cumsum(2).unsqueeze(1).unsqueeze(-1)  # 0 for the record that comes into the chunk
+        record = starts.cumsum(2).unsqueeze(1).unsqueeze(-1)  # 0 for the record that continues into the chunk
         last = record[:, :, :, -1:]
         hidden = hidden | (record != record.transpose(-1, -2))
         from_memory, to_memory, kept = from_memory * (record == 0), to_memory * (record == last), kept * (last == 0)
@@ -113,15 +113,15 @@ class LinearAttentionState(NamedTuple):
 class LinearAttentionMixer(Mixer):
     """Causal linear attention (Katharopoulos et al., arXiv 2006.16236, equations 9, 18 and 19).
 
-    A query weighs a key by the inner product of their features, elu(x) + 1 (equation 7), instead of its exponential.
+    A query weights a key by the inner product of their features, elu(x) + 1 (equation 7), instead of its exponential.
 
     Args:
         model_width: channels of the sequence.
-        heads: how many; by default at most 8, of at least 8 channels each.
+        heads: number of heads; by default at most 8, of at least 8 channels each.
         linear_bias: the input and output projections have biases.
 
     Raises:
-        ValueError: heads that do not divide the width.
+        ValueError: if the heads do not divide the width.
     """
 
     name = "linear_attention"
@@ -137,10 +137,10 @@ class LinearAttentionMixer(Mixer):
     def forward(
         self, sequence: Tensor, state: LinearAttentionState | None = None, sequence_starts: Tensor | None = None
     ) -> tuple[Tensor, LinearAttentionState]:
-        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+        """Map (batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
         projected = self.input_projection(sequence).unflatten(-1, (3, self.heads, -1))
         queries, keys, values = projected.to(compute_dtype(sequence.dtype)).unbind(2)
-        # A column of ones among the values sums the weights: the normaliser.
+        # A column of ones in the values sums the weights: the normaliser.
         values = F.pad(values, (0, 1), value=1.0)
         batch, _, heads, width = keys.shape
         nothing = keys.new_zeros(batch, heads, width, width + 1)
@@ -162,5 +162,5 @@ class LinearAttentionMixer(Mixer):
 
 
 def features(vectors: Tensor) -> Tensor:
-    """elu(x) + 1, that is x + 1 above zero and exp(x) below, which does not round to zero as the sum would."""
+    """Return elu(x) + 1 as x + 1 above zero and exp(x) below, which does not round to zero as the sum does."""
     return torch.where(vectors > 0, vectors + 1, vectors.clamp(max=0).exp())

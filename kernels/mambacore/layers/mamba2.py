@@ -16,25 +16,25 @@ from mambacore.layers.norm import RootMeanSquareNorm, root_mean_square_norm
 from mambacore.layers.selective import initial_step_bias
 from mambacore.parallel import convolution_over_ranks, ssd_over_ranks
 
-# Rates of decay at the start of training: uniform between these, one per head.
+# Initial decay rates: uniform between these, one per head.
 SLOWEST_DECAY, FASTEST_DECAY = 1.0, 16.0
 
-# Width of a head where it divides the inner channels; else the largest common divisor.
+# Default width of a head if it divides the inner channels; else the largest common divisor.
 HEAD_WIDTH = 64
 
 
 class Mamba2State(NamedTuple):
-    """What a Mamba-2 mixer hands on: the last inputs of its convolution, and the state of its scan."""
+    """State of a Mamba-2 mixer: the last inputs of its convolution, and the state of its scan."""
 
     convolution: Tensor  # (batch, kernel_width - 1, inner_width + 2 * groups * state_size)
     scan: Tensor  # (batch, heads, head_width, state_size), float32 or float64
 
 
 def head_width_for(inner_width: int, head_width: int | None) -> int:
-    """The given width of a head, or a fitting one.
+    """Return the given width of a head, or the default.
 
     Raises:
-        ValueError: a width that does not divide the inner channels.
+        ValueError: if the width does not divide the inner channels.
     """
     if head_width is None:
         return math.gcd(HEAD_WIDTH, inner_width)
@@ -44,17 +44,17 @@ def head_width_for(inner_width: int, head_width: int | None) -> int:
 
 
 def check_groups(heads: int, groups: int) -> None:
-    """Refuse groups that heads cannot be dealt out to evenly.
+    """Check that the heads divide evenly into groups.
 
     Raises:
-        ValueError: `groups` does not divide `heads`.
+        ValueError: if `groups` does not divide `heads`.
     """
     if groups < 1 or heads % groups:
         raise ValueError(f"{groups} groups do not divide {heads} heads; choose a divisor")
 
 
 def norm_of_groups(inputs: Tensor, norm: RootMeanSquareNorm, groups: int) -> Tensor:
-    """Root-mean-square norm within each of `groups` equal stretches of the channels, (..., width) to the same."""
+    """Apply a root-mean-square norm within each of `groups` equal groups of channels, (..., width) to the same."""
     if groups == 1:
         return norm(inputs)
     parts = inputs.unflatten(-1, (groups, -1))
@@ -66,25 +66,25 @@ def norm_of_groups(inputs: Tensor, norm: RootMeanSquareNorm, groups: int) -> Ten
 class Mamba2Mixer(Mixer):
     """Mix along the sequence with a selective state space model that has one decay per head.
 
-    One projection gives the gate, the inputs, both matrices and the step size. Because all states of a head fade alike,
-    the scan is made of matrix products (`mambacore.ssd`), so states are cheap: 64 of them cost less here than 16 do in
-    the selective mixer.
+    One projection gives the gate, the inputs, both matrices and the step size. Because all states of a head decay
+    equally, the scan consists of matrix products (`mambacore.ssd`), so states are cheap: 64 of them cost less than 16
+    in the selective mixer.
 
     Args:
-        model_width: channels of the sequence that comes and goes.
+        model_width: channels of the sequence.
         state_size: states per inner channel (the paper's N).
-        head_width: inner channels of a head (the paper's P); 64, or what divides the inner channels, when None.
+        head_width: inner channels of a head (the paper's P); by default 64, or a divisor of the inner channels.
         kernel_width: taps of the causal convolution before the scan.
         expansion: inner channels per model channel.
-        groups: how many input and output matrices the heads share among them (the paper's G).
-        linear_bias: the projections that come and go have biases.
+        groups: number of input and output matrices, shared by the heads (the paper's G).
+        linear_bias: the input and output projections have biases.
         convolution_bias: the convolution has a bias.
         norm_epsilon: keeps positions of zeros finite in the norm after the gate.
-        step_limits: smallest and largest step size, after softplus; no limits when None.
+        step_limits: smallest and largest step size, after softplus; None for no limits.
 
     Raises:
-        ValueError: heads that do not divide the inner channels, groups that do not divide the heads, or limits that are
-            not two growing numbers from 0 on.
+        ValueError: if the heads do not divide the inner channels, the groups do not divide the heads, or the limits are
+            not two increasing non-negative numbers.
     """
 
     name = "mamba2"
@@ -105,7 +105,7 @@ class Mamba2Mixer(Mixer):
     ) -> None:
         super().__init__()
         if step_limits is not None and (len(step_limits) != 2 or not 0 <= step_limits[0] < step_limits[1]):
-            raise ValueError(f"step_limits must be two growing numbers from 0 on but are {step_limits}")
+            raise ValueError(f"step_limits must be two increasing non-negative numbers but are {step_limits}")
         self.model_width = model_width
         self.inner_width = expansion * model_width
         self.head_width = head_width_for(self.inner_width, head_width)
@@ -128,7 +128,7 @@ class Mamba2Mixer(Mixer):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise what the paper initialises specially; linear layers keep PyTorch's default."""
+        """Initialise parameters as in the paper; linear layers keep PyTorch's default."""
         bound = self.convolution_weight.shape[1] ** -0.5
         self.convolution_weight.uniform_(-bound, bound)
         if self.convolution_bias is not None:
@@ -139,13 +139,13 @@ class Mamba2Mixer(Mixer):
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
-        """Parameters of the dynamics, for which weight decay would mean something else than small weights."""
+        """Parameters of the dynamics, which weight decay must not pull towards zero."""
         dynamics = [self.log_decay_rate, self.skip_weight, self.step_bias, self.convolution_bias]
         return [parameter for parameter in dynamics if parameter is not None]
 
     @property
     def state_matrix(self) -> Tensor:
-        """A (inner_width, 1): the negative rate of decay of each channel, one for all its states."""
+        """A (inner_width, 1): the negative decay rate of each channel, the same for all its states."""
         rate = self.log_decay_rate
         decay_rate = -torch.exp(rate.to(torch.promote_types(rate.dtype, torch.float32)))
         return decay_rate.repeat_interleave(self.head_width).unsqueeze(-1)
@@ -157,9 +157,9 @@ class Mamba2Mixer(Mixer):
         sequence_starts: Tensor | None = None,
         reverse: bool = False,
     ) -> tuple[Tensor, Mamba2State]:
-        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state.
+        """Map (batch, length, model_width) and the incoming state to the same shape and the outgoing state.
 
-        `reverse` walks from the last position to the first.
+        `reverse` scans from the last position to the first.
         """
         outputs, state = self.mix(self.input_projection(sequence), state, sequence_starts, reverse)
         return self.output_projection(outputs), state
@@ -167,7 +167,7 @@ class Mamba2Mixer(Mixer):
     def mix(
         self, projected: Tensor, state: Mamba2State | None, sequence_starts: Tensor | None, reverse: bool
     ) -> tuple[Tensor, Mamba2State]:
-        """What lies between the two projections: convolution, scan, gate and norm, to (batch, length, inner_width)."""
+        """Compute convolution, scan, gate and norm between the two projections, to (batch, length, inner_width)."""
         gate, mixed, raw_step = projected.split(
             [self.inner_width, self.inner_width + 2 * self.matrix_width, self.heads], dim=-1
         )

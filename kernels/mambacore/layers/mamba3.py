@@ -18,12 +18,12 @@ from mambacore.layers.selective import initial_step_bias
 from mambacore.packing import resets_before
 from mambacore.parallel import active_ranks, history_over_ranks, recurrence_over_ranks, ssd_over_ranks
 
-# No state fades more slowly than this rate times the step size.
+# No state decays more slowly than this rate times the step size.
 SLOWEST_DECAY = 1e-4
 
 
 class Mamba3State(NamedTuple):
-    """What a Mamba-3 mixer hands on: besides the scan's state, the last position's vectors for the trapezoidal rule."""
+    """State of a Mamba-3 mixer: the scan's state, and the last position's vectors for the trapezoidal rule."""
 
     angle: Tensor  # (batch, heads, angles), float64, from 0 to below 2 pi
     scan: Tensor  # (batch, heads, head_width, state_size), float32 or float64
@@ -32,15 +32,15 @@ class Mamba3State(NamedTuple):
 
 
 def heavy_tailed(raw: Tensor) -> Tensor:
-    """1 + x above zero and 1 / (1 - x) below: a rate of decay that is positive and smooth at zero."""
+    """Return 1 + x above zero and 1 / (1 - x) below: a decay rate that is positive and smooth at zero."""
     return raw.clamp(min=0) + (1 - raw.clamp(max=0)).reciprocal()
 
 
 def running_angles(turns: Tensor, initial: Tensor | None, resets: Tensor | None, reverse: bool) -> Tensor:
-    """Sums of (batch, length, heads, angles) up to each position in the direction of the walk, anew in each record.
+    """Return cumulative sums of (batch, length, heads, angles) in scan order, restarted at each record.
 
-    In float64: over a million positions, float32 would lose the phase. Records are summed apart, in a number of passes
-    that is logarithmic: differences of sums over all would leave roundings of their neighbours in them.
+    In float64: over a million positions, float32 would lose the phase. Records are summed separately, in a logarithmic
+    number of passes: differences of total sums would contain rounding errors of other records.
     """
     total = widened(turns.flip(1) if reverse else turns)
     if resets is None:
@@ -69,26 +69,26 @@ class Mamba3Mixer(Mixer):
         state_t  = a_t state_{t-1} + (1 - t_t) dt_t a_t v_{t-1} k_{t-1}^T + t_t dt_t v_t k_t^T
         output_t = state_t q_t + skip_weight * v_t
 
-    k and q are normalised, get a bias per head, and are rotated by angles that add up along the sequence: a complex
-    state in real numbers, which can count modulo a number and hence solves parity. A part of the trapezoid's next term
-    is known only at the next position, so the scan is told to write it one position early and not to read it yet
-    (`own_weight` of `mambacore.ssd_scan`): one scan does all.
+    k and q are normalised, get a bias per head, and are rotated by angles that accumulate along the sequence: a complex
+    state in real numbers, which can count modulo a number and hence solves parity. Part of the trapezoid's next term is
+    known only at the next position, so it is written one position early but not yet read (`own_weight` of
+    `mambacore.ssd_scan`): a single scan suffices.
 
     Args:
-        model_width: channels of the sequence that comes and goes.
+        model_width: channels of the sequence.
         state_size: states per inner channel (the paper's N).
-        head_width: inner channels of a head (the paper's P); 64, or what divides the inner channels, when None.
+        head_width: inner channels of a head (the paper's P); by default 64, or a divisor of the inner channels.
         expansion: inner channels per model channel.
-        groups: how many input and output matrices the heads share among them.
+        groups: number of input and output matrices, shared by the heads.
         rotated_share: share of the states that rotate, at least one pair; 0 for a real state.
-        trapezoidal: the rule above; else Euler's, where t is 1 and the last position does not count.
-        rank: vectors k, q and v per position (the paper's MIMO with R of them); v is scaled by a learned weight for
-            each, and outputs are summed with another.
+        trapezoidal: the rule above; otherwise Euler's, where t is 1 and the previous position has no weight.
+        rank: number of vectors k, q and v per position (the paper's MIMO rank R); v is scaled by a learned weight for
+            each, and outputs are summed with other learned weights.
         output_norm: normalise the outputs of each head before the gate.
 
     Raises:
-        ValueError: heads that do not divide the inner channels, groups that do not divide the heads, a share outside
-            0 to 1, an odd number of states of which some rotate, or a rank below 1.
+        ValueError: if the heads do not divide the inner channels, the groups do not divide the heads, the share is
+            outside 0 to 1, the states cannot rotate in pairs, or the rank is below 1.
     """
 
     name = "mamba3"
@@ -145,7 +145,7 @@ class Mamba3Mixer(Mixer):
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
-        """Parameters of the dynamics, for which weight decay would mean something else than small weights."""
+        """Parameters of the dynamics, which weight decay must not pull towards zero."""
         return [self.step_bias, self.skip_weight, self.input_matrix_bias, self.output_matrix_bias]
 
     def forward(
@@ -155,9 +155,9 @@ class Mamba3Mixer(Mixer):
         sequence_starts: Tensor | None = None,
         reverse: bool = False,
     ) -> tuple[Tensor, Mamba3State]:
-        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state.
+        """Map (batch, length, model_width) and the incoming state to the same shape and the outgoing state.
 
-        `reverse` walks from the last position to the first.
+        `reverse` scans from the last position to the first.
         """
         outputs, state = self.mix(self.input_projection(sequence), state, sequence_starts, reverse)
         return self.output_projection(outputs), state
@@ -165,7 +165,7 @@ class Mamba3Mixer(Mixer):
     def mix(
         self, projected: Tensor, state: Mamba3State | None, sequence_starts: Tensor | None, reverse: bool
     ) -> tuple[Tensor, Mamba3State]:
-        """What lies between the two projections, to (batch, length, inner_width)."""
+        """Compute everything between the two projections, to (batch, length, inner_width)."""
         gate, inputs, into, out_of, raw_step, raw_decay, raw_share, raw_turn = projected.split(self.parts, dim=-1)
         dtype = compute_dtype(projected.dtype)
         gate, inputs = (part.unflatten(-1, (self.heads, self.head_width)) for part in (gate, inputs))
@@ -185,7 +185,7 @@ class Mamba3Mixer(Mixer):
         if self.trapezoidal:
             share = torch.sigmoid(raw_share.to(dtype))
             own, ahead = share * step, (1 - share) * step
-            # What an input counts for from the next position on, which only that one knows; 0 at the end of the piece.
+            # Weight of an input from the next position on, which is known only there; 0 at the end of the piece.
             later = F.pad(ahead[:, :-1], (0, 0, 1, 0)) if reverse else F.pad(ahead[:, 1:], (0, 0, 0, 1))
             weight = own + (later if ahead.shape[1] else ahead)
             if ahead.shape[1]:
@@ -210,7 +210,7 @@ class Mamba3Mixer(Mixer):
     def _angles(
         self, raw_turn: Tensor, step: Tensor, state: Mamba3State | None, sequence_starts: Tensor | None, reverse: bool
     ) -> tuple[Tensor, Tensor]:
-        """The angles at every position, (batch, length, heads, angles), and after the sequence, modulo 2 pi."""
+        """Return the angles at every position, (batch, length, heads, angles), and after the sequence, modulo 2 pi."""
         turns = (math.pi * torch.tanh(raw_turn)).unsqueeze(2) * step.unsqueeze(-1)
         resets = None if sequence_starts is None else resets_before(sequence_starts, reverse)
         nothing = turns.new_zeros(turns.shape[0], *turns.shape[2:], dtype=wide_dtype(turns.device))
@@ -232,10 +232,10 @@ class Mamba3Mixer(Mixer):
         return total.remainder(2 * math.pi).to(step.dtype), final.remainder(2 * math.pi)
 
     def _rotated(self, matrix: Tensor, bias: Tensor, angle: Tensor) -> Tensor:
-        """(batch, length, rank, groups, state_size), biased and rotated for every head.
+        """Add the biases to (batch, length, rank, groups, state_size) and rotate, for every head.
 
-        Neighbouring states are a pair; with a rank above 1 state n and state n + state_size / 2 are, as in the
-        published kernels.
+        Pairs are neighbouring states; with a rank above 1, states n and n + state_size / 2, as in the published
+        kernels.
         """
         of_heads = matrix.to(angle.dtype).repeat_interleave(self.heads // self.groups, dim=-2)
         of_heads = of_heads + bias.transpose(0, 1).to(angle.dtype)
@@ -252,7 +252,7 @@ class Mamba3Mixer(Mixer):
     def _last_vectors(
         self, keys: Tensor, inputs: Tensor, state: Mamba3State | None, sequence_starts: Tensor | None, reverse: bool
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Key and value of the position before this rank's stretch and of the last one of the whole sequence."""
+        """Return key and value of the position before this rank's part and of the last one of the whole sequence."""
         batch = keys.shape[0]
         shapes = keys.shape[2:], inputs.shape[2:]
         together = torch.cat([keys.flatten(2), inputs.flatten(2)], dim=-1)
@@ -272,12 +272,12 @@ class Mamba3Mixer(Mixer):
         return apart(initial[:, 0]), apart(extended[:, 0 if reverse else -1])
 
     def _of_rank(self, values: Tensor, weight: Tensor | None) -> Tensor:
-        """(..., heads, head_width) to (..., rank, heads, head_width), each member scaled by its weight."""
+        """Expand (..., heads, head_width) to (..., rank, heads, head_width), each member scaled by its weight."""
         values = values.unsqueeze(-3)
         return values if weight is None else values * weight.transpose(0, 1).to(values.dtype)
 
     def _gated(self, outputs: Tensor, gate: Tensor) -> Tensor:
-        """(batch, length, rank, heads, head_width), normalised if asked and gated, to (..., heads, head_width)."""
+        """Normalise (if configured), gate and sum (batch, length, rank, heads, head_width) over the rank."""
         if self.output_norm_weight is not None:
             wide = outputs.to(compute_dtype(outputs.dtype))
             scale = (wide.square().mean(-1, keepdim=True) + self.output_norm_epsilon).rsqrt()

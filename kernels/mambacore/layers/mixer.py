@@ -1,4 +1,4 @@
-"""What every mixer is, and how one is chosen: by instance, class, name or mapping."""
+"""The base class of mixers, and their choice by instance, class, name or mapping."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
 
 
 class Mixer(nn.Module):
-    """What a residual block mixes along the sequence with: a causal `(sequence, state) -> (sequence, state)`.
+    """Base class of sequence mixers in residual blocks: a causal `(sequence, state) -> (sequence, state)`.
 
     A subclass has a constructor whose first argument is `model_width` and whose others have defaults, and an
     `output_projection`, the linear layer that the residual stack scales by its depth. With a class attribute `name` and
-    the decorator `register_mixer` it is known by that name; without, it is given as a class or an instance.
+    the decorator `register_mixer` it can be chosen by that name; otherwise it is given as a class or an instance.
     """
 
     name: ClassVar[str]
-    # Whether `forward` exchanges states inside `mambacore.parallel.context_parallel`; a mixer that does not would begin
-    # anew at each rank, so it is refused there.
+    # Whether `forward` exchanges states inside `mambacore.parallel.context_parallel`; a mixer that does not would start
+    # over at each rank, so it is rejected there.
     supports_context_parallel: ClassVar[bool] = False
     output_projection: nn.Linear
-    # Channels of the sequence; None where a mixer does not say.
+    # Channels of the sequence; None if not specified by the mixer.
     model_width: int | None = None
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Call `forward`, unless the sequence lies on several ranks and this mixer sees its own stretch only.
+        """Call `forward`, unless the sequence is split over ranks and this mixer cannot exchange states.
 
         Raises:
-            InputError: this mixer inside `mambacore.parallel.context_parallel` over several ranks.
+            InputError: if so, inside `mambacore.parallel.context_parallel` over several ranks.
         """
         if not self.supports_context_parallel and active_ranks() is not None:
             able = ", ".join(name for name, mixer in sorted(MIXERS.items()) if mixer.supports_context_parallel)
             raise InputError(
-                f"the mixer {name_of(self)!r} cannot mix a sequence that lies on several ranks; "
+                f"the mixer {name_of(self)!r} cannot process a sequence that is split over ranks; "
                 f"build the model of {able}, or give it whole sequences outside of context_parallel"
             )
         return super().__call__(*arguments, **options)
@@ -51,7 +51,7 @@ class Mixer(nn.Module):
 
         Args:
             sequence: (batch, length, model_width).
-            state: the outgoing state of the piece before this one; None at the start.
+            state: the outgoing state of the previous piece; None at the start.
             sequence_starts: (batch, length), boolean, True where a new record begins (`mambacore.packing`).
 
         Returns:
@@ -60,21 +60,21 @@ class Mixer(nn.Module):
         raise TypeError(f"{type(self).__name__} has no forward")
 
     def step(self, norm: RootMeanSquareNorm, sequence: Tensor, state: Any) -> tuple[Tensor, Any] | None:
-        """Take a single position through the whole residual branch, where this mixer has a fast way to do so.
+        """Compute the whole residual branch for a single position, if this mixer has a fast path.
 
         A hook for generation. `ResidualBlock` calls it for sequences (batch, 1, model_width) without gradients, records
-        or ranks, when `norm` and this mixer are plain (`mambacore.layers.plain_modules`) and nobody watches the
-        operators. The mixer itself checks the modules inside it and the shapes, dtypes and devices that its fast way
-        takes. Only the `step` of a module's own class is called: a subclass may compute something else.
+        or ranks, if `norm` and this mixer are plain (`mambacore.layers.plain_modules`) and operators are not traced.
+        The mixer itself checks its submodules and the shapes, dtypes and devices that its fast path supports. Only the
+        `step` of a module's own class is called, as a subclass may compute something else.
 
         Args:
             norm: the norm before the mixer.
             sequence: (batch, 1, model_width), before the norm.
-            state: as of `forward`.
+            state: as in `forward`.
 
         Returns:
-            `sequence + mixer(norm(sequence))` and the outgoing state, equal to those of the operators; or None, and
-            the operators run.
+            `sequence + mixer(norm(sequence))` and the outgoing state, equal to those of the operators; or None to use
+            the operators.
         """
         return None
 
@@ -85,7 +85,7 @@ class Mixer(nn.Module):
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
-        """Parameters of the dynamics, for which weight decay would mean something else than small weights."""
+        """Parameters of the dynamics, which weight decay must not pull towards zero."""
         return []
 
 
@@ -96,28 +96,28 @@ MixerDescription = Mixer | type[Mixer] | str | Mapping[str, Any]
 
 
 def register_mixer(mixer: type[Mixer]) -> type[Mixer]:
-    """Class decorator: makes a mixer known by its name."""
+    """Class decorator that registers a mixer under its name."""
     MIXERS[mixer.name] = mixer
     return mixer
 
 
 def name_of(mixer: Mixer) -> str:
-    """The name of a mixer in messages: its registered name, or that of its class."""
+    """Return the name of a mixer in messages: its registered name, or that of its class."""
     return getattr(mixer, "name", type(mixer).__name__)
 
 
 def check_state(name: str, state: Tensor | None, shape: tuple[int, ...]) -> None:
-    """Refuse a state of another batch or another model, which would broadcast to wrong numbers.
+    """Check the shape of a state: one of another batch or model could broadcast to wrong results.
 
     Raises:
-        ValueError: another shape.
+        ValueError: if the shape differs.
     """
-    remedy = "hand on the final state of the same batch and model"
+    remedy = "pass the final state of the same batch and model"
     check_shapes({name: Expected(state, shape, remedy)}, of="sequence and the mixer")
 
 
 def parameters_without_decay(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the dynamics of every mixer inside a module, each once: weight decay leaves them alone."""
+    """Return the distinct parameters of the dynamics of all mixers in a module, to be excluded from weight decay."""
     found = {
         id(parameter): parameter
         for part in module.modules()
@@ -128,10 +128,10 @@ def parameters_without_decay(module: nn.Module) -> list[nn.Parameter]:
 
 
 def mixer_options(name: str) -> dict[str, Any]:
-    """The options of a mixer with their defaults.
+    """Return the options of a mixer with their defaults.
 
     Raises:
-        InputError: no mixer has that name.
+        InputError: if no mixer has that name.
     """
     if name not in MIXERS:
         raise InputError(f"there is no mixer {name!r}; choose {', '.join(sorted(MIXERS))}")
@@ -140,13 +140,13 @@ def mixer_options(name: str) -> dict[str, Any]:
 
 
 def build_mixer(model_width: int, description: MixerDescription) -> Mixer:
-    """The mixer that is meant by an instance (taken as it is), a class, a name, or a mapping of `name` and options.
+    """Build a mixer from an instance (used as is), a class, a name, or a mapping of `name` and options.
 
     `{"name": "s4d", "state_size": 64}` is such a mapping.
 
     Raises:
-        InputError: an unknown name or option, an option's value that the mixer refuses, an instance of another width,
-            or something that is not a mixer.
+        InputError: if a name or option is unknown, an option's value is invalid, an instance has another width, or the
+            description is not a mixer.
     """
     if isinstance(description, Mixer):
         if description.model_width not in (None, model_width):
@@ -181,7 +181,7 @@ def _built(mixer: type[Mixer], name: str, model_width: int, options: Mapping[str
 
 
 def _described(thing: object) -> str:
-    """A wrong kind of mixer, in few words."""
+    """Describe an object that is not a mixer, briefly."""
     if isinstance(thing, type):
         return f"the class {thing.__name__}"
     return f"an instance of {type(thing).__name__}" if isinstance(thing, nn.Module) else repr(thing)

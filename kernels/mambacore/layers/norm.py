@@ -1,6 +1,6 @@
 """Root-mean-square normalisation (Zhang & Sennrich, arXiv 1910.07467, equation 4) as a layer and an operator.
 
-PyTorch's own is composed of ten passes over memory on a CPU, forward and backward; the native one takes three.
+PyTorch's version takes ten passes over memory on a CPU, forward and backward; the native one takes three.
 """
 
 import torch
@@ -12,7 +12,7 @@ from mambacore.layout import sum_of_parts
 from mambacore.native_library import Norm
 from mambacore.vmap import vmap_by_loop
 
-# Below this many elements a second thread costs more than it saves.
+# Elements per thread below which another thread costs more than it saves.
 _ELEMENTS_PER_THREAD = 1 << 16
 
 
@@ -22,8 +22,8 @@ class RootMeanSquareNorm(nn.Module):
     Args:
         width: channels.
         epsilon: keeps positions of zeros finite.
-        in_dtype_of_weight: return the dtype of the weight instead of that of the sequence: what the layers behind the
-            norm compute in, beside a residual sum in float32.
+        in_dtype_of_weight: return the dtype of the weight instead of that of the sequence: the dtype of the following
+            layers, if the residual sum is in float32.
     """
 
     def __init__(self, width: int, epsilon: float = 1e-5, in_dtype_of_weight: bool = False) -> None:
@@ -33,22 +33,22 @@ class RootMeanSquareNorm(nn.Module):
         self.in_dtype_of_weight = in_dtype_of_weight
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """(..., width) to the same shape."""
+        """Map (..., width) to the same shape."""
         normalised = root_mean_square_norm(sequence, self.weight, self.epsilon)
         return normalised.to(self.weight.dtype) if self.in_dtype_of_weight else normalised
 
 
 def root_mean_square_norm(inputs: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """inputs / sqrt(mean(inputs^2) + epsilon) * weight over the last dimension.
+    """Return inputs / sqrt(mean(inputs^2) + epsilon) * weight over the last dimension.
 
     Args:
-        inputs: (..., width), float32, bfloat16, float16 or float64; computed in float64 for the last, else in float32.
+        inputs: (..., width), float32, bfloat16, float16 or float64; computed in float64 for float64, else in float32.
         weight: (width,).
         epsilon: keeps rows of zeros finite.
 
     Raises:
-        ValueError: a weight that does not fit the inputs, or lies on another device.
-        TypeError: an unsupported dtype.
+        ValueError: if the weight does not fit the inputs, or is on another device.
+        TypeError: if a dtype is not supported.
     """
     check_sequence("inputs", inputs, dimensions=None)
     check_shapes({"weight": Expected(weight, tuple(inputs.shape[-1:]), "give one number per channel")})

@@ -1,9 +1,9 @@
-"""May weights be read directly, past the modules that hold them?
+"""Checks of whether weights may be used directly, bypassing the modules that hold them.
 
-A fast path that takes a whole block in one call reads parameters and leaves the modules' `forward` out. That gives the
-same result only where `forward` would do nothing else: no hook, no parametrisation, no adapter around a layer, no
-subclass with a `forward` of its own, no tensor subclass, and nobody watching the operators (tracing, `torch.func`,
-FakeTensorMode, `make_fx`). Everywhere else the modules are called.
+A fast path that computes a whole block in one call reads parameters and bypasses the modules' `forward`. That gives the
+same result only if `forward` does nothing else: no hooks, parametrisations, adapters around layers, subclasses with
+their own `forward`, tensor subclasses, or interception of operators (tracing, `torch.func`, FakeTensorMode, `make_fx`).
+Otherwise the modules are called.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ PLAIN_TENSORS = (Tensor, nn.Parameter)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Does calling this module do exactly what the `forward` of `kind` does with its parameters?
+    """Return whether calling this module does exactly what the `forward` of `kind` does with its parameters.
 
     Args:
-        module: the module that is to be bypassed; its submodules are not looked at.
-        kind: its exact class. A subclass, which adapters and parametrisations make, is not plain.
+        module: the module to bypass; its submodules are not checked.
+        kind: its exact class. A subclass, as created by adapters and parametrisations, is not plain.
     """
     own = module.__dict__
     return (
@@ -36,17 +36,17 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def are_plain_linear(*layers: nn.Module) -> bool:
-    """Is every one of these a plain `nn.Linear`?"""
+    """Return whether all of these are plain `nn.Linear` layers."""
     return all(is_plain(layer, nn.Linear) for layer in layers)
 
 
 def is_plain_tensor(tensor: Tensor) -> bool:
-    """Is this a tensor with memory of its own that nothing has wrapped?"""
+    """Return whether this is an ordinary tensor with its own memory, not a wrapper."""
     return type(tensor) in PLAIN_TENSORS and tensor.device.type != "meta"
 
 
 def operators_are_watched() -> bool:
-    """Would an operator that runs now be seen by somebody: a tracer, a compiler, a transform or a mode?"""
+    """Return whether operators are currently intercepted by a tracer, a compiler, a transform or a mode."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()

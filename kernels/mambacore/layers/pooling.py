@@ -13,8 +13,8 @@ from mambacore.parallel import RankGroup, active_ranks, gather_over_ranks
 
 
 class PoolingState(NamedTuple):
-    """Everything pooled so far: the sum (batch, channels) in float64, which stays exact over ten million terms, and the
-    number of positions; for last pooling, the last position and 1."""
+    """State of a pooling: the sum (batch, channels) in float64, exact over ten million terms, and the number of
+    positions; for last pooling, the last position and 1."""
 
     total: Tensor
     positions: int
@@ -24,7 +24,7 @@ class MeanPooling(nn.Module):
     """The mean over all positions so far."""
 
     def forward(self, sequence: Tensor, state: PoolingState | None = None) -> tuple[Tensor, PoolingState]:
-        """(batch, length, channels) and what was pooled before to the mean (batch, channels) and the new state."""
+        """Map (batch, length, channels) and the incoming state to the mean (batch, channels) and the outgoing state."""
         ranks, before = active_ranks(), _before(sequence, state)
         total, positions = (
             sequence.sum(dim=1, dtype=wide_dtype(sequence.device)) + before.total,
@@ -40,10 +40,10 @@ class LastPooling(nn.Module):
     """The last position so far."""
 
     def forward(self, sequence: Tensor, state: PoolingState | None = None) -> tuple[Tensor, PoolingState]:
-        """(batch, length, channels) and what was pooled before to the last position (batch, channels) and the state."""
+        """Map (batch, length, channels) and the incoming state to the last position (batch, channels) and the state."""
         ranks, last = active_ranks(), _before(sequence, state)
         if sequence.shape[1] > 0:
-            # Chosen from a stack for backward to reach the state on all ranks, also where there is no new position.
+            # Selected from a stack so that backward reaches the state on all ranks, even without new positions.
             last = PoolingState(torch.stack([last.total, widened(sequence[:, -1])])[1], 1)
         if ranks is not None:
             lasts, counts = _of_all_ranks(ranks, last.total, last.positions)
@@ -53,10 +53,10 @@ class LastPooling(nn.Module):
 
 
 def _before(sequence: Tensor, state: PoolingState | None) -> PoolingState:
-    """What was pooled before this process's positions: nothing, unless the whole sequence begins here.
+    """Return the state before this process's positions: empty, unless the whole sequence begins here.
 
-    Depends, if only by zeros, on the sequence and on the state: on every rank backward has to reach the exchanges that
-    these come from.
+    It always depends (with zero gradients) on the sequence and the state, because backward has to reach their exchanges
+    on every rank.
     """
     nothing = PoolingState(sequence[:, :0].sum(dim=1, dtype=wide_dtype(sequence.device)), 0)
     ranks = active_ranks()
@@ -67,7 +67,7 @@ def _before(sequence: Tensor, state: PoolingState | None) -> PoolingState:
 
 
 def _of_all_ranks(ranks: RankGroup, pooled: Tensor, positions: int) -> tuple[Tensor, list[int]]:
-    """What every rank has pooled, (ranks, batch, channels), and from how many positions."""
+    """Return the pooled values of all ranks, (ranks, batch, channels), and their numbers of positions."""
     totals, counts = gather_over_ranks(ranks, pooled, pooled.new_tensor(positions))
     return totals, [int(count) for count in counts.tolist()]
 

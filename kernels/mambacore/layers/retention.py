@@ -14,7 +14,7 @@ from mambacore.layers.mixer import Mixer, check_state, register_mixer
 from mambacore.layers.plain_modules import is_plain
 from mambacore.parallel import positions_over_ranks, recurrence_over_ranks
 
-# Head number h keeps 1 - 2^-(5 + h) of its memory per position (equation 8).
+# Head h retains 1 - 2^-(5 + h) of its memory per position (equation 8).
 FIRST_DECAY_EXPONENT = 5
 
 
@@ -30,18 +30,18 @@ class RetentionMixer(Mixer):
     """Multi-scale retention with a swish gate (Sun et al., arXiv 2307.08621, section 2.2 and equation 8).
 
     Each head's memory decays at its own constant rate. Queries and keys are rotated by their position (equation 5), and
-    every head's reading is normalised (group norm), so that the scale of the memory does not matter.
+    every head's output is normalised (group norm), so that the scale of the memory does not matter.
 
     Args:
         model_width: channels of the sequence.
-        heads: how many; they divide the width into even ones. By default at most 8, of at least 8 channels each.
+        heads: number of heads, each of even width. By default at most 8, of at least 8 channels each.
         expansion: value channels per model channel.
-        rotary_base: the rotations' wavelengths lie between 2 pi and 2 pi times this many positions.
+        rotary_base: the rotations' wavelengths are between 2 pi and 2 pi times this many positions.
         norm_epsilon: keeps the norm of zeros finite.
         linear_bias: the input and output projections have biases.
 
     Raises:
-        ValueError: heads that do not divide the width into even ones.
+        ValueError: if the heads do not divide the width, or their width is odd.
     """
 
     name = "retention"
@@ -67,7 +67,7 @@ class RetentionMixer(Mixer):
         self.output_projection = nn.Linear(self.inner_width, model_width, bias=linear_bias)
 
     def _normed(self, read: Tensor) -> Tensor:
-        """(positions, inner_width) through the group norm, in their own dtype."""
+        """Apply the group norm to (positions, inner_width), in their dtype."""
         if not is_plain(self.norm, nn.GroupNorm):
             return self.norm(read.to(self.norm.weight.dtype))
         weight, bias = self.norm.weight.to(read.dtype), self.norm.bias.to(read.dtype)
@@ -75,7 +75,7 @@ class RetentionMixer(Mixer):
 
     @property
     def log_decay(self) -> Tensor:
-        """(heads,), float64: the logarithm of what a head keeps per position."""
+        """Return the logarithm of the retained share per position, (heads,), float64."""
         device = self.norm.weight.device
         number = torch.arange(self.heads, dtype=wide_dtype(device), device=device)
         return torch.log1p(-(2.0 ** -(FIRST_DECAY_EXPONENT + number)))
@@ -83,7 +83,7 @@ class RetentionMixer(Mixer):
     def forward(
         self, sequence: Tensor, state: RetentionState | None = None, sequence_starts: Tensor | None = None
     ) -> tuple[Tensor, RetentionState]:
-        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+        """Map (batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
         *projected, gate = self.input_projection(sequence).split(self.widths, dim=-1)
         queries, keys, values = (tensor.unflatten(-1, (self.heads, -1)) for tensor in projected)
         dtype = compute_dtype(sequence.dtype)
@@ -105,8 +105,8 @@ class RetentionMixer(Mixer):
             initial_state=None if state is None else state.memory,
             sequence_starts=sequence_starts,
         )
-        # Group norm sees every position as a sample of its own, so that nothing is shared along the sequence. What is
-        # read from a long past is too large for float16 until it is normalised.
+        # Group norm treats every position as a separate sample, so nothing is shared along the sequence. Outputs over a
+        # long past exceed float16 until they are normalised.
         with torch.autocast(sequence.device.type, enabled=False):
             normed = self._normed(read.flatten(-2).flatten(0, 1)).to(sequence.dtype).view_as(gate)
         return self.output_projection(F.silu(gate) * normed), RetentionState(memory, after)

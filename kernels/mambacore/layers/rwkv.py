@@ -14,30 +14,33 @@ LOWEST_EXPONENT = -700.0
 
 
 class RWKVState(NamedTuple):
-    """The outgoing state of time mixing. The weighted average and the logarithm of its weight hold what the paper's
-    numerator, denominator and running maximum hold, in two numbers that neither overflow nor underflow."""
+    """State of time mixing.
+
+    The weighted average and the logarithm of its weight are equivalent to the paper's numerator, denominator and
+    running maximum, in two numbers that neither overflow nor underflow.
+    """
 
     token: Tensor  # (batch, model_width), the last position's channels
     average: Tensor  # (batch, model_width), float64, of the values so far
-    log_weight: Tensor  # (batch, model_width), float64, minus infinity when nothing has been seen
+    log_weight: Tensor  # (batch, model_width), float64, minus infinity at the start
 
 
 @register_mixer
 class RWKVMixer(Mixer):
     """The time mixing of RWKV-4 (Peng et al., arXiv 2305.13048, section 3).
 
-    Every channel averages the values so far, weighted by the exponential of their keys and fading at a rate of its own;
-    the present one has a bonus. Keys, values and the receptance that gates the result see a mixture of the present and
-    the previous position (token shift). RWKV-4's other half, channel mixing, does not mix along the sequence and is
-    not part of this.
+    Every channel averages the values so far, weighted by the exponential of their keys and decaying at its own rate;
+    the current one has a bonus. Keys, values and the receptance that gates the result are computed from a mixture of
+    the current and the previous position (token shift). RWKV-4's other half, channel mixing, does not mix along the
+    sequence and is not included.
 
     Args:
         model_width: channels of the sequence.
-        relative_depth: where in the stack the mixer stands, from 0 for the first to 1 for the last; decides what the
-            decay rates and the token shift start from (the paper's appendix on initialisation).
+        relative_depth: position of the mixer in the stack, from 0 for the first to 1 for the last; determines the
+            initial decay rates and token shift (the paper's appendix on initialisation).
 
     Raises:
-        ValueError: a relative_depth outside 0 to 1.
+        ValueError: if relative_depth is outside 0 to 1.
     """
 
     name = "rwkv"
@@ -58,7 +61,7 @@ class RWKVMixer(Mixer):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise what the paper initialises specially; linear layers keep PyTorch's default."""
+        """Initialise parameters as in the paper; linear layers keep PyTorch's default."""
         width = self.bonus.shape[0]
         channel = torch.arange(width, dtype=torch.float32)
         share = (channel / width) ** (1 - self.relative_depth)
@@ -70,13 +73,13 @@ class RWKVMixer(Mixer):
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
-        """Parameters of the dynamics, for which weight decay would mean something else than small weights."""
+        """Parameters of the dynamics, which weight decay must not pull towards zero."""
         return [self.key_share, self.value_share, self.receptance_share, self.log_decay_rate, self.bonus]
 
     def forward(
         self, sequence: Tensor, state: RWKVState | None = None, sequence_starts: Tensor | None = None
     ) -> tuple[Tensor, RWKVState]:
-        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+        """Map (batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
         if state is None:
             nothing = sequence.new_zeros(sequence.shape[0], sequence.shape[2])
             average = widened(nothing)
@@ -108,7 +111,7 @@ def weighted_averages(
     log_weight: Tensor,
     sequence_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's wkv: the average of the values up to each position, the present one's weight having a bonus.
+    """Compute the paper's wkv: weighted averages of the values up to each position, with a bonus for the current one.
 
     Numerator and denominator are linear recurrences with a constant decay, so that they are two channels of a scan. The
     weights are taken relative to the largest of the piece, in float64, which holds exp(-700): nothing overflows, and

@@ -105,7 +105,7 @@ class S4DMixer(Mixer):
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
-        """Parameters of the dynamics, for which weight decay would mean something else than small weights."""
+        """Parameters of the dynamics, which weight decay must not pull towards zero."""
         dynamics = [self.log_decay_rate, self.frequency, self.skip_weight, self.step_bias]
         return [parameter for parameter in dynamics if parameter is not None]
 
@@ -122,7 +122,7 @@ class S4DMixer(Mixer):
     def forward(
         self, sequence: Tensor, state: S4DState | None = None, sequence_starts: Tensor | None = None
     ) -> tuple[Tensor, S4DState]:
-        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+        """Map (batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
 
         def run(initial: Tensor | None) -> tuple[Tensor, Tensor]:
             outputs, outgoing = [], initial

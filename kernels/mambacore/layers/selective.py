@@ -108,7 +108,7 @@ class SelectiveMixer(Mixer):
 
     @property
     def parameters_without_decay(self) -> list[nn.Parameter]:
-        """Parameters of the dynamics, for which weight decay would mean something else than small weights."""
+        """Parameters of the dynamics, which weight decay must not pull towards zero."""
         dynamics = [self.log_decay_rate, self.frequency, self.skip_weight, self.step_bias, self.convolution_bias]
         return [parameter for parameter in dynamics if parameter is not None]
 
@@ -126,7 +126,7 @@ class SelectiveMixer(Mixer):
         sequence_starts: Tensor | None = None,
         reverse: bool = False,
     ) -> tuple[Tensor, SelectiveState]:
-        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state.
+        """Map (batch, length, model_width) and the incoming state to the same shape and the outgoing state.
 
         `reverse` walks from the last position to the first, which the kernels do without copies.
         """

@@ -69,7 +69,7 @@ class ResidualBlock(nn.Module):
         return self.mixer.state_matrix
 
     def forward(self, sequence: Tensor, state: Any = None, sequence_starts: Tensor | None = None) -> tuple[Tensor, Any]:
-        """(batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
+        """Map (batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
         stepped = self.mixer.step(self.norm, sequence, state) if self._may_step(sequence, sequence_starts) else None
         if stepped is None:
             mixed, state = self.mixer(self.norm(sequence), state, sequence_starts)

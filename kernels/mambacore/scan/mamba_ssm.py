@@ -59,7 +59,7 @@ def scan(arguments: ScanArguments) -> tuple[Tensor, Tensor]:
     """
     function, reason = scan_function()
     if function is None:
-        raise RuntimeError(f"the mamba_ssm backend was asked for but cannot be used: {reason}")
+        raise RuntimeError(f"the mamba_ssm backend was requested but cannot be used: {reason}")
     outputs, state = function(
         _channels_first(arguments.inputs),
         _channels_first(arguments.step_size),

@@ -75,7 +75,7 @@ def selective_scan(
 
     Raises:
         ValueError: shapes that do not fit each other, or tensors on different devices.
-        TypeError: an unsupported dtype.
+        TypeError: if a dtype is not supported.
     """
     _check(
         inputs, step_size, state_matrix, input_matrix, output_matrix, skip_weight, gate, step_bias, initial_state,
@@ -118,7 +118,7 @@ def _use_mamba_ssm(arguments: ScanArguments, state_needs_gradient: bool) -> bool
         return False
     reason = mamba_ssm.refusal(arguments)
     if wanted == "mamba_ssm" and reason:
-        raise RuntimeError(f"the mamba_ssm backend was asked for but cannot {reason}; use another backend for this")
+        raise RuntimeError(f"the mamba_ssm backend was requested but cannot {reason}; use another backend for this")
     if wanted == "mamba_ssm":
         return True
     return not reason and not state_needs_gradient and mamba_ssm.scan_function()[0] is not None

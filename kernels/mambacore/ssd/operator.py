@@ -64,7 +64,7 @@ def ssd_scan(
 
     Raises:
         ValueError: shapes that do not fit each other.
-        TypeError: an unsupported dtype.
+        TypeError: if a dtype is not supported.
     """
     _check(
         inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, initial_state,

@@ -178,7 +178,7 @@ def _check_splits(
         for path, label in zip(files.paths, files.labels, strict=True):
             if label not in known:
                 raise InputError(
-                    f"{path} is labelled {label!r}, which the classifier does not know ({', '.join(known)}): name the "
+                    f"{path} is labelled {label!r}, which the classifier does not have ({', '.join(known)}): name the "
                     "--words it knows, or correct --label-pattern."
                 )
 

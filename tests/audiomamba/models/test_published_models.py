@@ -147,7 +147,7 @@ MISTAKES = {
         lambda config: config["model"]["stages"][0]["mixer"].update(heads=2),
         "no option 'heads'",
     ),
-    "a layer too many": (lambda config: config["model"]["stages"][1].update(layers=3), "list one for each layer"),
+    "a layer too many": (lambda config: config["model"]["stages"][1].update(layers=3), "list one per layer"),
     "no layers": (lambda config: config["model"]["stages"][0].update(layers=0), "an integer from 1"),
     "yes": (lambda config: config["model"].update(blocks_on_the_way_down="yes"), "give true or false"),
     "another version": (lambda config: config["model"]["quantiser"].update(version=2), "version 2"),

@@ -212,5 +212,5 @@ def test_contexts_do_not_reach_into_another_record():
 
 @pytest.mark.parametrize("save", [save_transformers, save_mamba_ssm])
 def test_contexts_are_not_lost_in_a_foreign_format(tmp_path, save):
-    with pytest.raises(InputError, match="no tables of contexts"):
+    with pytest.raises(InputError, match="no context tables"):
         save(shaken("causal", CONTEXTS), tmp_path / "foreign")

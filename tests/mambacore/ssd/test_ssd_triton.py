@@ -13,7 +13,7 @@ from ssd_cases import REQUIRED, ssd_arguments
 from tolerances import FLOAT16, FLOAT32, relative_error
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed (torch brings it along on Linux)"
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed (on Linux it comes with torch)"
 )
 
 SHAPES = {

@@ -269,7 +269,7 @@ def test_evaluate_refuses_what_makes_no_sense(digits, classifier, models, tmp_pa
         ((*data, "--classifier", model), "not a clip classifier"),
         ((*data, *judged, "--clips", str(tmp_path / "nothing")), "no audio file"),
         ((model, *data, "--output", str(digits / "0_ann_5.wav")), "cannot be made"),
-        ((*data, *judged, "--label-pattern", "ann_([0-9])"), "does not know"),
+        ((*data, *judged, "--label-pattern", "ann_([0-9])"), "does not have"),
     ):
         assert expected in sentence(["evaluate", *arguments, *FAST], capsys), arguments
 
