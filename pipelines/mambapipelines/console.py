@@ -19,23 +19,23 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def is_quiet() -> bool:
-    """Whether only warnings and errors are to be printed (`--quiet`)."""
+    """Return whether only warnings and errors are printed (`--quiet`)."""
     return os.environ.get(VERBOSITY_VARIABLE) == "quiet"
 
 
 def note(text: str) -> None:
-    """Print a line on standard error, unless the command is to be quiet."""
+    """Print a line on standard error, unless the command is quiet."""
     if not is_quiet():
         print(safe_for_terminal(text), file=sys.stderr, flush=True)
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun: `1 record`, `2,000 records`."""
+    """Format a number with its noun: `1 record`, `2,000 records`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def format_duration(seconds: float) -> str:
-    """`seconds` as H:MM:SS or M:SS."""
+    """Format seconds as H:MM:SS or M:SS."""
     minutes, whole_seconds = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{whole_seconds:02d}" if hours else f"{minutes}:{whole_seconds:02d}"
@@ -45,7 +45,7 @@ def use_threads(count: int | None) -> None:
     """Set the number of CPU threads of PyTorch; `None` keeps its default.
 
     Raises:
-        InputError: `count` is below 1.
+        InputError: if `count` is below 1.
     """
     if count is None:
         return
@@ -57,16 +57,16 @@ def use_threads(count: int | None) -> None:
 
 
 class ProgressDisplay:
-    """Figures on standard error: a bar on a terminal, a line every ten seconds elsewhere; a context manager.
+    """Progress on standard error: a bar on a terminal, otherwise a line every ten seconds; a context manager.
 
     Args:
-        activity: what is being done, one word or two.
-        total: units of work in all; `None` while that is not known.
+        activity: the activity, in one or two words.
+        total: total units of work; `None` while unknown.
         console: the console to write to.
         bar: draw a bar if the console is a terminal.
         lines: print lines if it is not.
-        first_figures: text beside a bar that has not moved yet.
-        redirect_output: print what others write above the bar. Off where rows go to standard output meanwhile.
+        first_figures: text beside the bar before the first update.
+        redirect_output: print other output above the bar; off if rows are written to standard output meanwhile.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ProgressDisplay:
         self.console.print(safe_for_terminal(text), markup=False, highlight=False, soft_wrap=True)
 
     def be_quiet(self) -> None:
-        """Print nothing from now on: another process reports for this one."""
+        """Print nothing from now on, because another process reports for this one."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None
@@ -132,7 +132,7 @@ class ProgressDisplay:
             self._bar.update(self._task, figures=figures)
 
     def _show(self, completed: int, figures: str, line: str, always: bool = False) -> None:
-        """Move the bar, or print `line` if the last one is ten seconds old or `always`."""
+        """Update the bar, or print `line` if the last one is ten seconds old or `always`."""
         if self._bar is not None:
             self._move_bar(completed, figures)
         elif self._lines and (always or time.monotonic() - self._line_seconds >= SECONDS_BETWEEN_LINES):
@@ -141,7 +141,7 @@ class ProgressDisplay:
 
 
 class WorkProgress(ProgressDisplay):
-    """Work done, speed and time left on standard error."""
+    """Progress, speed and remaining time on standard error."""
 
     def __init__(
         self, activity: str, total: int | None, lines_elsewhere: bool, bar: bool = True, unit: str = "bases"
@@ -149,18 +149,18 @@ class WorkProgress(ProgressDisplay):
         """Set up the display.
 
         Args:
-            activity: what is being done, one word.
-            total: units of work in all; `None` when that is not known.
+            activity: the activity, in one word.
+            total: total units of work; `None` if unknown.
             lines_elsewhere: print lines if standard error is not a terminal.
             bar: draw a bar if it is.
-            unit: what the work is counted in.
+            unit: unit of work.
         """
         super().__init__(activity, total, Console(stderr=True), bar=bar, lines=lines_elsewhere, redirect_output=False)
         self._unit = unit
         self._done = 0
 
     def advance(self, units: int, figures: str = "") -> None:
-        """Count `units` more; `figures` are shown in front of speed and time left."""
+        """Add `units`; `figures` are shown before speed and remaining time."""
         self._done += units
         described = self._describe(figures)
         self._show(self._done, described, f"{self._activity}: {described}")

@@ -1,6 +1,6 @@
-"""The one place that decides where a command computes; every module below takes the device of its tensors.
+"""Choice of a command's device; all modules below use the device of their tensors.
 
-One process owns one device. Several processes, started by torchrun or SLURM, each take the device of their local rank.
+Each process uses one device. Processes started by torchrun or SLURM use the device of their local rank.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 PRECISIONS: Final = ("auto", "float32", "bfloat16")
 OLDEST_CAPABILITY: Final = (8, 0)
-"""Of CUDA devices that `auto` takes: those that multiply in bfloat16, which the kernels are written for."""
+"""Minimum compute capability for `auto`: that of native bfloat16, which the kernels are written for."""
 
 NO_CUDA: Final = "PyTorch sees no CUDA device"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a process computes.
+    """Device and precision of a process.
 
     Attributes:
-        device: of the model and of all that it reads.
-        precision: `float32` or `bfloat16`, of the linear layers; states, norms and the optimiser stay in float32.
-        reason: why `auto` did not take a GPU, one sentence; `None` where it did, or where a device was asked for.
+        device: device of the model and its inputs.
+        precision: `float32` or `bfloat16` for the linear layers; states, norms and the optimiser stay in float32.
+        reason: why `auto` did not choose a GPU; `None` if it did, or if a device was requested.
     """
 
     device: torch.device
@@ -43,13 +43,13 @@ class Placement:
         return self.device.type == "cpu"
 
     def autocast(self) -> torch.autocast:
-        """The context in which a forward pass has the precision."""
+        """Return the autocast context of forward passes."""
         import torch  # noqa: PLC0415 - a second to import, which `--help` does not need
 
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def put(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The tensors on the device, float64 in its widest type; copies from pinned memory overlap the computation."""
+        """Move tensors to the device, float64 to its widest dtype; copies from pinned memory overlap computation."""
         import torch  # noqa: PLC0415
 
         from mambacore.devices import wide_dtype  # noqa: PLC0415
@@ -59,28 +59,28 @@ class Placement:
         return tuple(tensor.to(self.device, non_blocking=tensor.is_pinned()) for tensor in narrowed)
 
     def describe(self) -> str:
-        """In words: `cuda:0 (NVIDIA H200), bfloat16`."""
+        """Describe the placement: `cuda:0 (NVIDIA H200), bfloat16`."""
         import torch  # noqa: PLC0415
 
         name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
         return f"{self.device}{name}, {self.precision}"
 
     def sentence(self) -> str:
-        """What the user is told: where it is computed, and why not on a GPU."""
+        """Return the message for the user: the device, and why it is not a GPU."""
         because = f": {self.reason}" if self.reason is not None else ""
         return f"computing on {self.describe()}{because}"
 
 
 def choose(device: str = "auto", precision: str = "auto") -> Placement:
-    """Decide where this process computes, and make that device PyTorch's current one.
+    """Choose the device of this process, and make it PyTorch's current one.
 
     Args:
         device: `auto` (CUDA with capability 8.0 or above, else the CPU), `cpu`, `cuda` (the device of the local rank),
-            `cuda:N`, `mps`, or the name of another device that PyTorch has been taught.
-        precision: `auto` (bfloat16 where the device multiplies in it), `float32` or `bfloat16`.
+            `cuda:N`, `mps`, or the name of another device registered with PyTorch.
+        precision: `auto` (bfloat16 if the device supports it natively), `float32` or `bfloat16`.
 
     Raises:
-        InputError: an unknown device or precision, or one that this machine lacks.
+        InputError: if the device or precision is unknown or not available.
     """
     if precision not in PRECISIONS:
         raise InputError(f"--precision is {precision!r}: use one of {', '.join(PRECISIONS)}.")
@@ -95,16 +95,16 @@ def choose(device: str = "auto", precision: str = "auto") -> Placement:
 def begin_computing(
     device: str = "auto", precision: str = "float32", threads: int | None = None, *, announced: bool = True
 ) -> Placement:
-    """Set the threads and decide where a command computes that trains nothing.
+    """Set the number of threads and choose the device of a command that does not train.
 
     Args:
         device, precision: see `choose`.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
-        announced: say on standard error which device it is unless it is the CPU, and why a GPU that is there is not
-            used.
+        announced: report on standard error the device, unless it is the CPU, and why an existing GPU is not used.
+
 
     Raises:
-        InputError: as `choose`, or fewer threads than one.
+        InputError: as `choose`, or if the number of threads is below 1.
     """
     use_threads(threads)
     placement = choose(device, precision)
@@ -114,7 +114,7 @@ def begin_computing(
 
 
 def local_rank() -> int:
-    """The number of this process among those on this machine, as torchrun or SLURM tell it; 0 for one alone."""
+    """Return the local rank of this process, from torchrun or SLURM; 0 for a single process."""
     if "LOCAL_RANK" in os.environ:
         return int(os.environ["LOCAL_RANK"])
     if int(os.environ.get("SLURM_NTASKS") or 1) > 1:
@@ -135,28 +135,28 @@ def _device(text: str) -> tuple[torch.device, str | None]:
     if device.type == "cpu":
         return torch.device("cpu"), None
     if device.type == "mps":
-        # Only when asked for: sums and angles are in float32 there, and nothing has been measured on it.
+        # Only on request: sums and angles are in float32 there, and it has not been benchmarked.
         if not torch.backends.mps.is_available():
-            raise InputError("--device is mps, and PyTorch sees no Apple GPU here: use auto or cpu.")
+            raise InputError("--device is mps, but PyTorch finds no Apple GPU: use auto or cpu.")
         return torch.device("mps"), None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise InputError(f"--device is {text}, and PyTorch sees no CUDA device here: use auto or cpu.")
+            raise InputError(f"--device is {text}, but PyTorch finds no CUDA device: use auto or cpu.")
         if device.index is None:
             return _cuda(local_rank()), None
         if device.index >= torch.cuda.device_count():
-            raise InputError(f"--device is {text}, and this machine has {_devices()}: use one of them.")
+            raise InputError(f"--device is {text}, but this machine has {_devices()}: use one of them.")
         if local_rank() > 0:
-            raise InputError(f"--device is {text} for several processes: use cuda, and each takes its own.")
+            raise InputError(f"--device is {text} for several processes: use cuda, and each uses its own.")
         return device, None
     module = getattr(torch, device.type, None)
     if module is None or not module.is_available():
-        raise InputError(f"--device is {text!r}, which this machine lacks: use auto, cpu, cuda, cuda:N or mps.")
+        raise InputError(f"--device is {text!r}, which is not available: use auto, cpu, cuda, cuda:N or mps.")
     return torch.device(device.type, device.index or 0), None
 
 
 def _why_no_cuda() -> str | None:
-    """Why `auto` does not take a CUDA device; `None` if it does."""
+    """Return why `auto` does not choose a CUDA device; `None` if it does."""
     import torch  # noqa: PLC0415
 
     if not torch.cuda.is_available():
@@ -171,12 +171,12 @@ def _why_no_cuda() -> str | None:
 
 
 def _cuda(rank: int) -> torch.device:
-    """The device of a local rank; a scheduler may also show each process a single device."""
+    """Return the device of a local rank; a scheduler may also expose a single device to each process."""
     import torch  # noqa: PLC0415
 
     count = torch.cuda.device_count()
     if rank >= count > 1:
-        raise InputError(f"process {rank + 1} on this machine has no GPU, of which there are {count}: start fewer.")
+        raise InputError(f"process {rank + 1} on this machine has no GPU, as there are only {count}: start fewer.")
     return torch.device("cuda", rank if rank < count else 0)
 
 
@@ -188,7 +188,7 @@ def _devices() -> str:
 
 
 def _precision(text: str, device: torch.device) -> str:
-    """The precision, `auto` resolved for the device."""
+    """Return the precision, with `auto` resolved for the device."""
     import torch  # noqa: PLC0415
 
     if text != "auto":

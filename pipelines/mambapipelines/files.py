@@ -1,4 +1,4 @@
-"""Files that a user asked for, written completely or not at all (`mambacore.files` does it)."""
+"""Atomic writing of output files, with errors for the user (see `mambacore.files`)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mambacore.files import replaced_when_whole
 
 
 def check_writable_place(path: Path, option: str) -> None:
-    """Refuse an output file that could not be written, before the work begins.
+    """Check that an output file can be written, before the work begins.
 
     Raises:
-        InputError: the folder is missing or not writable, or `path` is itself a folder.
+        InputError: if the folder is missing or not writable, or `path` is a folder.
     """
     if path.is_dir():
         raise InputError(f"{option} {path} is a folder: give the name of a file.")
@@ -25,15 +25,15 @@ def check_writable_place(path: Path, option: str) -> None:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder} for {option} {path.name}: create it first.")
     if not os.access(path if direct else folder, os.W_OK):
-        raise InputError(f"{option} {path} cannot be written, permission denied: choose another place.")
+        raise InputError(f"{option} {path} cannot be written, permission denied: choose another location.")
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """As `replaced_when_whole`, for files that a user asked for.
+    """As `replaced_when_whole`, for output files of a user.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: if it cannot be written.
     """
     try:
         with replaced_when_whole(path) as stream:
@@ -41,14 +41,14 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}): choose another place.") from error
+        raise InputError(f"{path} cannot be written ({error.strerror or error}): choose another location.") from error
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file completely, or not at all.
+    """Write a file atomically.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: if it cannot be written.
     """
     with written_whole(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)

@@ -76,10 +76,10 @@ def test_processes_of_torchrun_and_slurm_take_a_gpu_each(
         monkeypatch.setenv(variable, str(rank))
         assert local_rank() == rank
         assert choose("auto").device == choose("cuda").device == torch.device("cuda", rank)
-    with pytest.raises(InputError, match="use cuda, and each takes its own"):
+    with pytest.raises(InputError, match="use cuda, and each uses its own"):
         choose("cuda:1")
     monkeypatch.setenv(variable, "2")
-    with pytest.raises(InputError, match="process 3 on this machine has no GPU, of which there are 2"):
+    with pytest.raises(InputError, match="process 3 on this machine has no GPU, as there are only 2"):
         choose("auto")
     # A scheduler that shows each process its own device alone calls it cuda:0.
     machine(1)
@@ -89,10 +89,10 @@ def test_processes_of_torchrun_and_slurm_take_a_gpu_each(
 @pytest.mark.parametrize(
     ("device", "precision", "expected"),
     [
-        ("cuda", "auto", "--device is cuda, and PyTorch sees no CUDA device here"),
+        ("cuda", "auto", "--device is cuda, but PyTorch finds no CUDA device"),
         ("gpu", "auto", "--device is 'gpu': use auto, cpu, cuda, cuda:N or mps"),
-        ("xpu", "auto", "--device is 'xpu', which this machine lacks"),
-        ("mps", "auto", "--device is mps, and PyTorch sees no Apple GPU here"),
+        ("xpu", "auto", "--device is 'xpu', which is not available"),
+        ("mps", "auto", "--device is mps, but PyTorch finds no Apple GPU"),
         ("cpu", "float16", "--precision is 'float16': use one of auto, float32, bfloat16"),
     ],
 )

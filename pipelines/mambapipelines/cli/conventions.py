@@ -1,4 +1,4 @@
-"""What every command has beside its own options: short names, and how much it says."""
+"""Conventions of all commands: short option names and verbosity."""
 
 import functools
 import inspect
@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from mambapipelines import VERBOSITY_VARIABLE
 
-# One letter means the same option in every command that has it.
+# A letter stands for the same option in every command.
 SHORT_NAMES = {
     "--device": "-d",
     "--genome": "-g",
@@ -29,7 +29,7 @@ SHORT_NAMES = {
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors on standard error.")]
 VerboseOption = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Also print backends, time and memory, and where an error comes from."),
+    typer.Option("--verbose", "-v", help="Also print backends, time, memory, and the origin of an error."),
 ]
 
 
@@ -44,10 +44,10 @@ class Command(TyperCommand):
 
 
 class Program(typer.Typer):
-    """A program or a group of commands; its commands take `--quiet` and `--verbose` wherever they stand."""
+    """A program or a group of commands, all of which accept `--quiet` and `--verbose` in any position."""
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:  # type: ignore[override]
-        """Register a command, as `typer.Typer.command` does."""
+        """Register a command, like `typer.Typer.command`."""
         register = super().command(name, cls=Command, **settings)
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,15 +58,15 @@ class Program(typer.Typer):
 
 
 def set_verbosity(quiet: bool, verbose: bool) -> None:
-    """Say how much this process, and those that it starts, print.
+    """Set the verbosity of this process and those that it starts.
 
     Raises:
-        InputError: both are given.
+        InputError: if both are given.
     """
     if quiet and verbose:
         from mambapipelines.cli.options import input_error  # noqa: PLC0415
 
-        raise input_error("--quiet and --verbose are both given: leave one of them out.")
+        raise input_error("--quiet and --verbose are both given: give only one of them.")
     if quiet or verbose:
         os.environ[VERBOSITY_VARIABLE] = "quiet" if quiet else "verbose"
 
@@ -77,7 +77,7 @@ def is_verbose() -> bool:
 
 
 def _with_verbosity(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with two more options."""
+    """Add the two options to `function`."""
 
     @functools.wraps(function)
     def with_verbosity(*arguments: Any, quiet: bool, verbose: bool, **options: Any) -> Any:

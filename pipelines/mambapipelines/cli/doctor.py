@@ -1,4 +1,4 @@
-"""The command `doctor` of both programs: what this machine has, what is missing, and a self-test."""
+"""The command `doctor` of both programs: a report on this machine and a self-test."""
 
 import importlib.util
 import os
@@ -18,18 +18,18 @@ EXTRAS = {
     "tables": ("anndata", "pandas", "pyarrow", "pyBigWig"),
     "app": ("gradio",),
 }
-# Of the self-test: the largest difference between a backend and the definition, float64.
+# Self-test: largest difference between a backend and the reference, float64.
 LARGEST_DIFFERENCE = 1e-9
-# And between logits of one model computed in two ways, float32.
+# Largest difference between logits of one model computed in two ways, float32.
 LARGEST_MODEL_DIFFERENCE = 1e-4
 
 
 def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out the self-test.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the self-test.")] = False,
 ) -> None:
-    """Report what this machine has and what is missing, and test the kernels in about ten seconds.
+    """Report installed and missing components, and test the kernels in about ten seconds.
 
-    Exit code 2 means that the self-test failed.
+    The exit code is 2 if the self-test fails.
 
     **Example**
 
@@ -53,7 +53,7 @@ def doctor(
 
 
 def _memory() -> str:
-    """The machine's memory."""
+    """Describe the machine's memory."""
     try:
         return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB of memory"
     except (ValueError, OSError, AttributeError):
@@ -61,14 +61,14 @@ def _memory() -> str:
 
 
 def _compiler() -> str:
-    """The compiler that an installation from source would use, which makes the native kernels."""
+    """Return the compiler with which an installation from source would build the native kernels."""
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     found = next((path for name in names if name and (path := shutil.which(name))), None)
-    return found or "none (needed only to build from source: install g++ or clang++, then install genomamba again)"
+    return found or "none (needed only to build from source: install g++ or clang++, then reinstall genomamba)"
 
 
 def _test_model() -> None:
-    """Check the laws of a stack, and that a model comes back from its folder as it went."""
+    """Check the laws of a stack, and that a model is unchanged after saving and loading."""
     import tempfile  # noqa: PLC0415
     from pathlib import Path  # noqa: PLC0415
 
@@ -97,12 +97,12 @@ def _test_model() -> None:
     print(f"self-test model: pieces differ from the whole by {pieces:.1e}, reloaded by {folder:.1e}, {seconds:.2f} s")
     if not max(pieces, folder) < LARGEST_MODEL_DIFFERENCE:
         raise input_error(
-            f"models are wrong on this machine (difference {max(pieces, folder):.1e}): report the lines above."
+            f"models give wrong results on this machine (difference {max(pieces, folder):.1e}): report the lines above."
         )
 
 
 def _test_scan() -> None:
-    """Compare every backend that is there with the definition, forward and backward."""
+    """Compare every available backend with the reference, forward and backward."""
     import torch  # noqa: PLC0415
 
     from mambacore import selective_scan, use_backend  # noqa: PLC0415

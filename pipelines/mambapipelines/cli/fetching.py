@@ -1,4 +1,4 @@
-"""What the commands `genomamba fetch` and `audiomamba fetch` share."""
+"""The implementation shared by `genomamba fetch` and `audiomamba fetch`."""
 
 import difflib
 import sys
@@ -21,26 +21,26 @@ def run_fetch(
     listed: bool,
     keep_archives: bool,
 ) -> None:
-    """Fetch a data set, or list its files; rows go to standard output.
+    """Download a data set, or list its files; rows are written to standard output.
 
     Args:
-        known: name -> data set, those of the program.
-        name: which one.
-        output: folder for the data; `None` is one of the set's name.
-        parts: parts of the set; all of it where there are none.
-        mirrors: addresses of folders with the same files, tried first.
+        known: the program's data sets by name.
+        name: name of the data set.
+        output: folder for the data; by default one with the set's name.
+        parts: parts of the set; empty for the whole set.
+        mirrors: URLs of folders with the same files, tried first.
         listed: only list the files and their addresses.
         keep_archives: keep downloaded archives after unpacking them.
 
     Raises:
-        InputError: there is no such set or part, or a file cannot be fetched.
+        InputError: if the set or part does not exist, or a file cannot be downloaded.
     """
     from mambacore.safe_text import table_line  # noqa: PLC0415
     from mambapipelines.datasets.fetch import checksum_row, fetch, listing  # noqa: PLC0415
 
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}."
+        hint = f"did you mean {nearest[0]}?" if nearest else f"the data sets are {', '.join(known)}."
         raise input_error(f"there is no data set '{name}': {hint}")
     if listed:
         rows = list(listing(known[name], parts))

@@ -1,4 +1,4 @@
-"""What the commands `genomamba models` and `audiomamba models` share: the table of shipped models, and one card."""
+"""The implementation shared by `genomamba models` and `audiomamba models`."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,7 @@ def print_models(models: "ShippedModels", name: str | None) -> None:
     table = models.table
     if name is not None:
         if name not in table:
-            raise input_error(f"there is no shipped model {name!r}: there are {', '.join(table) or 'none'}.")
+            raise input_error(f"there is no shipped model {name!r}: the names are {', '.join(table) or 'none'}.")
         print(table[name].card, end="")
         return
     print("name\ttask\tparameters\tsize_mb\tlicence\tfigures")
@@ -26,4 +26,4 @@ def print_models(models: "ShippedModels", name: str | None) -> None:
         size = f"{model.size_bytes / 1e6:.1f}"
         print(model.name, model.task, model.parameters, size, model.licence, model.figures, sep="\t")
     if not table:
-        print("no model ships with this package", file=sys.stderr)
+        print("this package has no shipped models", file=sys.stderr)

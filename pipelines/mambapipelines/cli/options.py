@@ -1,6 +1,6 @@
-"""Options that several commands share, and the parsing of their values.
+"""Options shared by several commands, and parsing of their values.
 
-Heavy modules are imported inside the functions, so that `--help` answers at once.
+Heavy modules are imported inside the functions, so that `--help` is fast.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ DeviceOption = Annotated[
     str,
     typer.Option(
         metavar="auto|cpu|cuda|cuda:N|mps",
-        help="Where to compute; auto is a CUDA GPU of capability 8.0 or above, or the CPU.",
+        help="Device; auto is a CUDA GPU of capability 8.0 or above, else the CPU.",
     ),
 ]
 InferencePrecisionOption = Annotated[
@@ -29,7 +29,7 @@ InferencePrecisionOption = Annotated[
     typer.Option(
         "--precision",
         metavar="auto|float32|bfloat16",
-        help="Precision of the linear layers; auto is bfloat16 where the device multiplies in it.",
+        help="Precision of the linear layers; auto is bfloat16 if the device supports it natively.",
     ),
 ]
 
@@ -47,7 +47,7 @@ SetOption = Annotated[
 PrintRecipeOption = Annotated[
     bool, typer.Option("--print-recipe", help="Print the complete recipe, defaults included, and exit.")
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume the run in DIR; the numbers are the same.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume the run in DIR, with identical results.")]
 MinutesOption = Annotated[
     float | None, typer.Option(help="Time limit of the whole run, instead of --steps.", show_default="the recipe's")
 ]
@@ -56,7 +56,7 @@ StrategyOption = Annotated[
     str,
     typer.Option(
         metavar="single|ddp|fsdp",
-        help="How processes started by torchrun or SLURM share the work: ddp splits each batch, fsdp also shards the "
+        help="Distribution over processes started by torchrun or SLURM: ddp splits each batch, fsdp also shards the "
         "parameters and the optimiser state.",
     ),
 ]
@@ -122,10 +122,11 @@ ValidChromosomesOption = Annotated[
 ]
 TestChromosomesOption = Annotated[list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Test chromosomes.")]
 RecordsOption = Annotated[
-    str | None, typer.Option(metavar="FASTA", help="File with the records that the table's column `record` names.")
+    str | None, typer.Option(metavar="FASTA", help="FASTA file of the records named in the table's column `record`.")
 ]
 IntervalReferenceOption = Annotated[
-    str | None, typer.Option(metavar="FASTA", help="Genome of the table's intervals chrom, start, end (0-based).")
+    str | None,
+    typer.Option(metavar="FASTA", help="Genome that the table's columns chrom, start, end (0-based) refer to."),
 ]
 BaselineOption = Annotated[
     list[str] | None,
@@ -142,19 +143,17 @@ LabelPatternOption = Annotated[
     str | None,
     typer.Option(
         metavar="REGEX",
-        help="Its first group is the label in a file's name: '^([0-9])_'.",
+        help="Regular expression whose first group is the label in a file name: '^([0-9])_'.",
         show_default="the name of the clip's folder",
     ),
 ]
-ValidPatternOption = Annotated[
-    str | None, typer.Option(metavar="PATTERN", help="Clips for validation: '*_1[0-4].wav'.")
-]
+ValidPatternOption = Annotated[str | None, typer.Option(metavar="PATTERN", help="Validation clips: '*_1[0-4].wav'.")]
 TestPatternOption = Annotated[
     str | None,
-    typer.Option("--test", "--test-pattern", metavar="PATTERN", help="Clips to test on only: '*_[5-9].wav'."),
+    typer.Option("--test", "--test-pattern", metavar="PATTERN", help="Test clips: '*_[5-9].wav'."),
 ]
 WordsOption = Annotated[
-    str | None, typer.Option(metavar="WORD[,WORD...]", help="Only clips of these labels.", show_default="all")
+    str | None, typer.Option(metavar="WORD[,WORD...]", help="Use only clips with these labels.", show_default="all")
 ]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Report files that cannot be read, and continue.")]
 
@@ -165,9 +164,9 @@ FetchOutputOption = Annotated[
 ]
 MirrorOption = Annotated[
     list[str] | None,
-    typer.Option("--mirror", metavar="URL", help="A folder with the same files, tried first. Repeatable."),
+    typer.Option("--mirror", metavar="URL", help="URL of a folder with the same files, tried first. Repeatable."),
 ]
-ListOption = Annotated[bool, typer.Option("--list", help="Only list what would be fetched, and from where.")]
+ListOption = Annotated[bool, typer.Option("--list", help="List the files and their URLs without downloading.")]
 KeepArchivesOption = Annotated[
     bool, typer.Option("--keep-archives", help="Keep downloaded archives after unpacking them.")
 ]
@@ -176,21 +175,21 @@ KeepArchivesOption = Annotated[
 HostOption = Annotated[
     str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on; 127.0.0.1 is this machine only.")
 ]
-PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes any free one.")]
+PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 selects a free one.")]
 LargestUploadOption = Annotated[
-    float, typer.Option("--largest-upload", metavar="MB", help="Refuse larger files, in megabytes.")
+    float, typer.Option("--largest-upload", metavar="MB", help="Reject larger files, in megabytes.")
 ]
 
 
 def input_error(sentence: str) -> ValueError:
-    """An `InputError`, without importing its package before it is needed."""
+    """Return an `InputError`, importing its package only when needed."""
     from mambacore.errors import InputError  # noqa: PLC0415
 
     return InputError(sentence)
 
 
 def entries(text: str, option: str) -> list[str]:
-    """The comma-separated entries of an option's value."""
+    """Split an option's value at commas."""
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise input_error(f"{option} '{text}' has an empty entry: separate entries by single commas.")
@@ -198,22 +197,22 @@ def entries(text: str, option: str) -> list[str]:
 
 
 def names(values: Sequence[str] | None, option: str) -> list[str]:
-    """The distinct names of a repeatable option whose values are comma-separated."""
+    """Return the distinct names of a repeatable option with comma-separated values."""
     return list(dict.fromkeys(name for value in values or () for name in entries(value, option)))
 
 
 def integer(text: str, option: str, unit: str = "bases") -> int:
-    """An integer in an option's value."""
+    """Parse an integer in an option's value."""
     try:
         return int(text)
     except ValueError:
-        raise input_error(f"{option} has '{text}', which is not an integer: write numbers of {unit}.") from None
+        raise input_error(f"{option} has '{text}', which is not an integer: give numbers of {unit}.") from None
 
 
 def genome_specifications(
     options: Sequence[str] | None, lists: Sequence[str] | None = None
 ) -> "list[GenomeSpecification]":
-    """The classes and files of `--genome` and `--genomes` options."""
+    """Return the classes and files of `--genome` and `--genomes` options."""
     from genomamba.data.genome_lists import parse_genome_option, read_genome_list, refuse_shared_files  # noqa: PLC0415
 
     found = [parse_genome_option(option) for option in options or ()]
@@ -224,7 +223,7 @@ def genome_specifications(
 
 
 def required_genomes(options: Sequence[str] | None, lists: Sequence[str] | None) -> "list[GenomeSpecification]":
-    """As `genome_specifications`, of a command that needs genomes."""
+    """As `genome_specifications`, for a command that requires genomes."""
     found = genome_specifications(options, lists)
     if not found:
         raise input_error("no genome is given: add --genome NAME=PATH for each class, or --genomes LIST.")
@@ -232,16 +231,16 @@ def required_genomes(options: Sequence[str] | None, lists: Sequence[str] | None)
 
 
 def baseline_names(chosen: Sequence[str] | None) -> list[str]:
-    """The baselines of `--baseline` options: all without one, and none for `none`."""
+    """Return the baselines of `--baseline` options: by default all, and none for `none`."""
     from genomamba.baselines import BASELINE_NAMES  # noqa: PLC0415
 
     distinct = list(dict.fromkeys(chosen or BASELINE_NAMES))
     if "none" in distinct and len(distinct) > 1:
-        raise input_error("--baseline none is given beside other baselines: leave one of them out.")
+        raise input_error("--baseline none is given along with other baselines: remove one of them.")
     return [name for name in distinct if name != "none"]
 
 
 def check_largest_upload(megabytes: float) -> None:
-    """Refuse an upload limit that is not positive."""
+    """Check that an upload limit is positive."""
     if not megabytes > 0:
-        raise input_error(f"--largest-upload is {megabytes}: give megabytes greater than 0.")
+        raise input_error(f"--largest-upload is {megabytes}: give a size in megabytes above 0.")

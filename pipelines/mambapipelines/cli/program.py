@@ -1,4 +1,4 @@
-"""What both programs share: assembly from a table of commands, exit codes, one-line errors and quiet ends."""
+"""The framework of both programs: assembly from a table of commands, exit codes and one-line errors."""
 
 import logging
 import os
@@ -21,14 +21,14 @@ EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 2 wrong input or options, explained in one line on standard error; 130 interrupted; "
-    "143 ended by SIGTERM, training saved."
+    "Exit codes: 0 success; 2 invalid input or options, explained in one line on standard error; 130 interrupted; "
+    "143 terminated by SIGTERM, training saved."
 )
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 class Commands(TyperGroup):
-    """The commands, ending quietly when whoever reads their output has gone, and in one line on Ctrl-C."""
+    """A group of commands that exit quietly on a closed pipe, and with one line on Ctrl-C."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
@@ -36,7 +36,7 @@ class Commands(TyperGroup):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # Python would flush standard output once more at the end and complain about the closed pipe.
+            # Python would flush standard output again at exit and report the closed pipe.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except KeyboardInterrupt:
@@ -48,7 +48,7 @@ class Commands(TyperGroup):
 def command_group(
     name: str, help_text: str, no_arguments_is_help: bool = False, add_completion: bool = False
 ) -> typer.Typer:
-    """Create a program, or a group of commands below one, with the habits of this project."""
+    """Create a program, or a subgroup of commands, with the conventions of this project."""
     return Program(
         name=name,
         cls=Commands,
@@ -66,9 +66,9 @@ def program(name: str, help_text: str, commands: Mapping[str, Sequence[ModuleTyp
     """Assemble a program from the modules of its commands.
 
     Args:
-        name: of the program.
-        help_text: what it is for.
-        commands: heading in the help -> modules. A module is named after its command and has either a function of that
+        name: name of the program.
+        help_text: description of the program.
+        commands: modules by heading in the help. A module is named after its command and has either a function of that
             name or, for a group of commands, an `application`.
     """
     application = command_group(name, help_text, add_completion=True)
@@ -104,7 +104,8 @@ def _add_help(application: typer.Typer, program_name: str) -> None:
     def show_help(
         context: typer.Context,
         topic: Annotated[
-            list[str] | None, typer.Argument(metavar="[TOPIC|COMMAND]", help="Nothing lists the topics.")
+            list[str] | None,
+            typer.Argument(metavar="[TOPIC|COMMAND]", help="Topic or command; without it, list the topics."),
         ] = None,
     ) -> None:
         """Explain a topic or a command.
@@ -127,7 +128,7 @@ def _add_help(application: typer.Typer, program_name: str) -> None:
 
 
 def _print_command_help(context: typer.Context, words: Sequence[str]) -> None:
-    """Print the help of a command, given by its words."""
+    """Print the help of a command, given as words."""
     found: Any = context.parent
     assert found is not None
     for word in words:
@@ -144,7 +145,7 @@ def _print_command_help(context: typer.Context, words: Sequence[str]) -> None:
 
 
 def backend_lines() -> list[str]:
-    """PyTorch's version, and each backend of the kernels with its state."""
+    """Return PyTorch's version and the state of each backend."""
     import torch  # noqa: PLC0415
 
     from mambacore import backends  # noqa: PLC0415
@@ -157,7 +158,7 @@ def backend_lines() -> list[str]:
 
 
 def version_option(program_name: str) -> Any:
-    """The option `--version` of a program."""
+    """Return the option `--version` of a program."""
 
     def print_version(wanted: bool) -> None:
         if not wanted:
@@ -179,7 +180,7 @@ def version_option(program_name: str) -> Any:
 
 
 class Notes(logging.Handler):
-    """Shows warnings of the packages as lines on standard error, whichever stream that is at the time."""
+    """Prints warnings of the packages on standard error, as redirected at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one warning."""
@@ -189,7 +190,7 @@ class Notes(logging.Handler):
 
 
 def show_warnings() -> None:
-    """Let warnings of the packages appear on standard error."""
+    """Show warnings of the packages on standard error."""
     for name in ("mambacore", "genomamba", "audiomamba"):
         logger = logging.getLogger(name)
         if not any(isinstance(handler, Notes) for handler in logger.handlers):
@@ -197,12 +198,12 @@ def show_warnings() -> None:
 
 
 def run_program(application: Callable[..., Any], program_name: str, arguments: Sequence[str] | None) -> int:
-    """Run a command line; returns the exit code.
+    """Run a command line and return the exit code.
 
     Args:
         application: the program's commands.
-        program_name: begins its messages.
-        arguments: without the program's name; `None` takes those of the process.
+        program_name: prefix of its messages.
+        arguments: arguments without the program name; `None` uses those of the process.
     """
     show_warnings()
     verbosity, started = os.environ.get(VERBOSITY_VARIABLE), time.monotonic()
@@ -228,7 +229,7 @@ def run_program(application: Callable[..., Any], program_name: str, arguments: S
 
 
 def _print_error(program_name: str, error: Exception) -> None:
-    """One line on standard error; with `--verbose`, a line for what it came from and the place that raised it."""
+    """Print one line on standard error; with `--verbose`, another for the cause and the place that raised it."""
     from mambacore.safe_text import safe_for_terminal  # noqa: PLC0415
 
     sentence = " ".join(str(error).split())
@@ -246,7 +247,7 @@ def _print_error(program_name: str, error: Exception) -> None:
 
 
 def _print_summary(program_name: str, seconds: float) -> None:
-    """What `--verbose` adds at the end: the backends, if they were used, wall time and the largest memory."""
+    """Print the summary of `--verbose`: the backends, if used, wall time and peak memory."""
     import resource  # noqa: PLC0415
 
     if "torch" in sys.modules:

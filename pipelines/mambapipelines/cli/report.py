@@ -1,4 +1,4 @@
-"""The command `report` of both programs: the page of a training run."""
+"""The command `report` of both programs: the HTML report of a training run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,9 @@ def report(
     run: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a training command.")],
     material: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PATH]...", help="Further folders or files with tables, plots and sounds to show."),
+        typer.Argument(
+            metavar="[PATH]...", help="Additional folders or files with tables, plots and sounds to include."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -21,8 +23,8 @@ def report(
 ) -> None:
     """Write the HTML report of a training run: curves, recipe, hardware, evaluations and players, readable offline.
 
-    Training writes this page itself; the command updates it with what has been evaluated or generated since. Tables
-    (.tsv), plots (.png) and sounds in DIR and in each further PATH are shown. The run may still be in progress.
+    Training writes this page itself; this command updates it with later evaluations and generated clips. It shows
+    tables (.tsv), plots (.png) and sounds in DIR and in each additional PATH. The run may still be in progress.
 
     **Examples**
 

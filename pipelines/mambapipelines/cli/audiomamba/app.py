@@ -1,4 +1,4 @@
-"""The command `audiomamba app`: a local page to generate clips with."""
+"""The command `audiomamba app`: a local web page for generating clips."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,13 +27,13 @@ def app(
     host: HostOption = "127.0.0.1",
     port: PortOption = 7860,
     largest_upload: LargestUploadOption = 64.0,
-    longest_seconds: Annotated[float, typer.Option(help="Longer clips are refused.")] = 30.0,
+    longest_seconds: Annotated[float, typer.Option(help="Reject longer clips.")] = 30.0,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Open a page on this machine: generate clips, continue an uploaded one, see and hear them.
+    """Open a local web page to generate clips, continue an uploaded one, view and play them.
 
-    The page is served until Ctrl-C. It needs the extra `app`: pip install 'genomamba[app]'.
+    The page is served until you press Ctrl-C. It needs the extra `app`: pip install 'genomamba[app]'.
 
     **Examples**
 
@@ -46,5 +46,5 @@ def app(
 
     check_largest_upload(largest_upload)
     if not longest_seconds > 0:
-        raise input_error(f"--longest-seconds is {longest_seconds}: give seconds greater than 0.")
+        raise input_error(f"--longest-seconds is {longest_seconds}: give a duration above 0.")
     serve(page.clip_app(model, longest_seconds, threads, device), host, port, largest_upload)

@@ -1,4 +1,4 @@
-"""The command `audiomamba evaluate`: likelihoods of test clips, and generated clips beside real ones."""
+"""The command `audiomamba evaluate`: likelihoods of test clips, and scores of generated and real clips."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,11 +20,12 @@ from mambapipelines.cli.options import (
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Real clips, split as the models' were.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Real clips, split as in training.")],
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[[NAME=]MODEL]...", help="Folders or names of waveform models, or hf://owner/name@revision."
+            metavar="[[NAME=]MODEL]...",
+            help="Waveform models: folders, names of shipped ones, or hf://owner/name@revision.",
         ),
     ] = None,
     classifier: Annotated[
@@ -37,24 +38,26 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]DIR",
-            help="Generated clips, of any system; with the NAME of a MODEL they are its own. Repeatable.",
+            help="Generated clips of any system; NAME may be that of the MODEL they are from. Repeatable.",
         ),
     ] = None,
     generate: Annotated[
-        int | None, typer.Option(metavar="N", help="Generate so many clips with each MODEL without --clips.")
+        int | None, typer.Option(metavar="N", help="Generate N clips with each MODEL that has no --clips.")
     ] = None,
-    guidance: Annotated[float, typer.Option(metavar="G", help="Of clips with labels, see `generate`.")] = 1.0,
-    temperature: Annotated[float, typer.Option(help="Of generated clips, see `generate`.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Of generated clips, see `generate`.")] = 1.0,
+    guidance: Annotated[float, typer.Option(metavar="G", help="Guidance of labelled clips, see `generate`.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature, see `generate`.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling, see `generate`.")] = 1.0,
     label_pattern: LabelPatternOption = None,
     valid: ValidPatternOption = None,
     test: TestPatternOption = None,
     words: WordsOption = None,
     skip_bad: SkipBadOption = False,
     inception_over_all: Annotated[
-        bool, typer.Option("--inception-over-all", help="IS by the common definition, without a held-out half.")
+        bool, typer.Option("--inception-over-all", help="Compute IS over all clips, without a held-out half.")
     ] = False,
-    resamples: Annotated[int, typer.Option(min=20, metavar="N", help="Random halves for each interval.")] = 200,
+    resamples: Annotated[
+        int, typer.Option(min=20, metavar="N", help="Number of random halves for each interval.")
+    ] = 200,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Folder for the tables and the plot.", show_default="none"),
@@ -64,11 +67,11 @@ def evaluate(
     device: DeviceOption = "auto",
     precision: InferencePrecisionOption = "float32",
 ) -> None:
-    """Score models' likelihoods of test clips, and generated clips beside real ones, in one table.
+    """Score models by the likelihood of test clips, and generated clips against real ones.
 
-    With MODEL: negative log-likelihood of the test clips in bits and nats per sample. With --classifier: FID (against
-    the train data), IS, modified IS and AM of the train and test data, of the generated clips, and of two controls,
-    shuffled noise and silence. Low and high are 95 % intervals over clips.
+    With MODEL, the table has the negative log-likelihood of the test clips in bits and nats per sample. With
+    --classifier, it has FID (against the training data), IS, modified IS and AM for the training and test data, for the
+    generated clips, and for two negative controls, noise and silence. Low and high are 95 % intervals over clips.
 
     **Examples**
 

@@ -1,4 +1,4 @@
-"""The command `audiomamba fetch`: public recordings, resumed and checked."""
+"""The command `audiomamba fetch`: resumable, verified downloads of public recordings."""
 
 from typing import Annotated
 
@@ -14,10 +14,10 @@ def fetch(
     listed: ListOption = False,
     keep_archives: KeepArchivesOption = False,
 ) -> None:
-    """Fetch public recordings: sc09, the spoken digits of Speech Commands with the lists of its official split.
+    """Download public recordings: sc09, the spoken digits of Speech Commands with its official split.
 
-    An interrupted download continues where it ended when the same command is run again; the archive (2.4 GB) is checked
-    against its checksum, and removed when the digits have been taken out.
+    Run the same command again to resume an interrupted download. The archive (2.4 GB) is verified against its checksum,
+    and removed once the digits have been extracted.
 
     **Examples**
 

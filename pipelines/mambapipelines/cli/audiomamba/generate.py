@@ -1,4 +1,4 @@
-"""The command `audiomamba generate`: new clips, or the continuation of one."""
+"""The command `audiomamba generate`: new clips, or continuations of a clip."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,55 +22,61 @@ def generate(
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="DIR", help="New folder for the clips, their table and their page."),
+        typer.Option("--output", "-o", metavar="DIR", help="New folder for the clips, a table and a page of players."),
     ],
     clips: Annotated[int, typer.Option(metavar="N", help="How many.")] = 16,
     seconds: Annotated[
-        float, typer.Option(metavar="S", help="Length of each, without the clip that it continues.")
+        float, typer.Option(metavar="S", help="Duration of each clip, without the clip it continues.")
     ] = 1.0,
     seed: SeedOption = 0,
-    temperature: Annotated[float, typer.Option(help="Below 1 is safer, 0 takes the likeliest sample.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the most probable value.")] = 1.0,
     top_p: Annotated[
-        float, typer.Option(help="Sample from the likeliest values that add up to this probability.")
+        float, typer.Option(help="Sample among the fewest values whose probabilities add up to P (nucleus sampling).")
     ] = 1.0,
     labels: Annotated[
         list[str] | None,
         typer.Option(
             "--label",
             metavar="NAME=VALUE",
-            help="Ask for a label, such as digit=7; 'each' takes all values in turn. Repeatable.",
+            help="Condition on a label, such as digit=7; 'each' cycles through all values. Repeatable.",
             show_default="any",
         ),
     ] = None,
     guidance: Annotated[
-        float, typer.Option(metavar="G", help="Exaggerate what the labels say: above 1, at twice the work.")
+        float,
+        typer.Option(
+            metavar="G", help="Strength of classifier-free guidance by the labels; values other than 1 double the cost."
+        ),
     ] = 1.0,
     continued: Annotated[
         Path | None, typer.Option("--continue", metavar="CLIP", help="Continue this clip, at the model's rate.")
     ] = None,
     undo_gain: Annotated[
-        bool, typer.Option("--undo-gain", help="Make clips as loud as recordings or --continue, not as in training.")
+        bool,
+        typer.Option(
+            "--undo-gain", help="Restore the loudness of the recordings (or of --continue) before normalisation."
+        ),
     ] = False,
-    batch: Annotated[int, typer.Option(metavar="N", help="Clips side by side; no clip depends on it.")] = 16,
+    batch: Annotated[int, typer.Option(metavar="N", help="Clips generated at once; they do not depend on it.")] = 16,
     audio_format: Annotated[str, typer.Option("--format", help="wav, flac, ogg or mp3.")] = "wav",
     reject: Annotated[
         str | None,
         typer.Option(
             metavar="paper|search",
-            help="Leave clips out by likelihood: the lowest 40 % and highest 5 %, or what is unlike --real.",
+            help="Reject clips by likelihood: the lowest 40 % and highest 5 %, or those outside the range of --real.",
         ),
     ] = None,
     real: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Real clips, not trained on, for --reject search.")
+        Path | None, typer.Option(metavar="DIR", help="Real clips, not used in training, for --reject search.")
     ] = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Generate clips, or continue one.
 
-    DIR gets the sound files, `clips.tsv` with bits per sample and flaws (silent, clipped, shifted, runaway) of every
-    clip, and `clips.html`, a page with players, waveforms and spectrograms that opens offline. A clip is a function of
-    the model, its labels, the seed and its number alone.
+    DIR contains the sound files, `clips.tsv` with bits per sample and defects (silent, clipped, shifted, runaway) of
+    every clip, and `clips.html`, an offline page with players, waveforms and spectrograms. A clip depends only on the
+    model, its labels, the seed and its number.
 
     **Examples**
 

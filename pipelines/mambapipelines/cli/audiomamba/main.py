@@ -1,6 +1,6 @@
-"""The program `audiomamba`: its table of commands.
+"""The program `audiomamba` and its table of commands.
 
-Commands import what they need when they run, so that `audiomamba --help` answers at once.
+Commands import what they need when they run, so that `audiomamba --help` is fast.
 """
 
 import sys
@@ -17,16 +17,16 @@ COMMANDS = {
 
 application = program(
     "audiomamba",
-    "Train models of raw waveforms on recordings, generate clips or continue one, and score what was generated.",
+    "Train models of raw audio waveforms, generate or continue clips, and evaluate them.",
     COMMANDS,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code.
+    """Run the command line and return the exit code.
 
     Args:
-        arguments: without the program's name; `None` takes those of the process.
+        arguments: arguments without the program name; `None` uses those of the process.
     """
     return run_program(application, "audiomamba", arguments)
 

@@ -6,8 +6,8 @@ from mambapipelines.cli.models import NameArgument, print_models
 def models(name: NameArgument = None) -> None:
     """List the trained models that ship with the package, or print the card of one.
 
-    Any MODEL argument takes their names. Where the working directory has a model folder of that name, that folder is
-    used, with a warning; shipped://NAME is always the shipped model.
+    Every MODEL argument accepts their names. A model folder with that name in the working directory takes precedence,
+    with a warning; shipped://NAME is always the shipped model.
 
     **Examples**
 

@@ -1,4 +1,4 @@
-"""The command `audiomamba train`: a model of waveforms from recordings."""
+"""The command `audiomamba train`: a waveform model from recordings."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,38 +23,39 @@ from mambapipelines.cli.options import (
 
 def train(
     data: Annotated[
-        Path | None, typer.Argument(metavar="DATA", help="A folder of clips of any layout, or one long recording.")
+        Path | None, typer.Argument(metavar="DATA", help="A folder of clips in any layout, or one long recording.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="A recipe of the package (an unknown name lists them) or a file.")
+        str, typer.Option(metavar="NAME|FILE", help="Recipe: a name (an unknown one lists them) or a YAML file.")
     ] = "sc09",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Folder for the model and the state of the run."),
     ] = None,
     valid: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Clips for validation, such as '*_1[0-4].wav'.")
+        str | None, typer.Option(metavar="PATTERN", help="Validation clips, such as '*_1[0-4].wav'.")
     ] = None,
-    test: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Clips that are left out, to test on later.")
-    ] = None,
+    test: Annotated[str | None, typer.Option(metavar="PATTERN", help="Test clips, not used in training.")] = None,
     words: Annotated[
         str | None,
-        typer.Option(metavar="WORD[,WORD...]", help="Only clips in folders of these names.", show_default="all"),
+        typer.Option(metavar="WORD[,WORD...]", help="Use only clips in folders with these names.", show_default="all"),
     ] = None,
     labels: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=REGEX|TABLE",
-            help="Condition on labels: the REGEX's first group in each file's name, or a TSV of paths and labels. "
-            "Repeatable; 'none' for none.",
+            help="Condition on labels: the first group of REGEX in each file name, or a TSV of paths and labels. "
+            "Repeatable; 'none' disables labels.",
             show_default="the words of Speech Commands",
         ),
     ] = None,
     length: Annotated[
-        int | None, typer.Option(min=1, metavar="SAMPLES", help="Of an example, instead of the recipe's.")
+        int | None,
+        typer.Option(min=1, metavar="SAMPLES", help="Length of a training example, instead of the recipe's."),
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Name files that cannot be read, and go on.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Report files that cannot be read, and continue.")
+    ] = False,
     minutes: MinutesOption = None,
     steps: StepsOption = None,
     changes: SetOption = None,
@@ -66,15 +67,15 @@ def train(
     precision: PrecisionOption = None,
     strategy: StrategyOption = "single",
 ) -> None:
-    """Train a waveform model, which predicts every sample from those before it.
+    """Train a waveform model, which predicts each sample from the preceding ones.
 
-    The loss is in bits per sample. A recording is cut by time (88 % to train on, 6 % to validate on). In a folder,
-    --valid and --test choose by pattern; else `validation_list.txt` and `testing_list.txt` in it do, as in Speech
-    Commands, of which the ten digits (SC09) are used unless --words says otherwise; else one file in twenty is for
-    validation. Any rate and format is brought to the recipe's rate.
+    The loss is in bits per sample. A single recording is split by time (88 % training, 6 % validation, 6 % test). The
+    files of a folder are split by --valid and --test if given, else by its lists `validation_list.txt` and
+    `testing_list.txt`, as in Speech Commands, whose ten digits (SC09) are used unless --words is given; else one file
+    in twenty is used for validation. Clips in any format are resampled to the recipe's rate.
 
-    Clips that the model generates on the way are in DIR/training/samples. An interrupted run continues with
-    --resume to the same numbers.
+    Clips generated during training are in DIR/training/samples. Continue an interrupted run with --resume; the result
+    is the same as without the interruption.
 
     **Examples**
 

@@ -1,4 +1,4 @@
-"""The command `audiomamba train-classifier`: the classifier that scores generated clips."""
+"""The command `audiomamba train-classifier`: a classifier for scoring generated clips."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,10 +29,12 @@ def train_classifier(
     output: RunFolderOption,
     size: Annotated[
         str,
-        typer.Option("--size", metavar="NAME|FILE", help="small, paper (ResNeXt-29 8x64d), tiny, or a recipe file."),
+        typer.Option(
+            "--size", metavar="NAME|FILE", help="Size: small, paper (ResNeXt-29 8x64d), tiny, or a recipe file."
+        ),
     ] = "small",
-    sample_rate: Annotated[int, typer.Option(metavar="HZ", help="What clips are resampled to.")] = 16_000,
-    clip_seconds: Annotated[float, typer.Option(metavar="S", help="What clips are cut or padded to.")] = 1.0,
+    sample_rate: Annotated[int, typer.Option(metavar="HZ", help="Sampling rate that clips are resampled to.")] = 16_000,
+    clip_seconds: Annotated[float, typer.Option(metavar="S", help="Duration that clips are cut or padded to.")] = 1.0,
     label_pattern: LabelPatternOption = None,
     valid: ValidPatternOption = None,
     test: TestPatternOption = None,
@@ -47,11 +49,11 @@ def train_classifier(
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
 ) -> None:
-    """Train the classifier whose opinions score generated clips (`audiomamba evaluate`).
+    """Train a clip classifier, with which `audiomamba evaluate` scores generated clips.
 
-    Labels are the names of the folders that clips lie in, or part of their own names. The lists of Speech Commands in
-    DATA say which clips are for validation and for the test, or --valid and --test do. An interrupted run
-    continues with --resume to the same numbers.
+    Labels are the names of the clips' folders, or part of their file names. Clips are split by --valid and --test, or
+    by the lists of Speech Commands in DATA. Continue an interrupted run with --resume; the result is the same as
+    without the interruption.
 
     **Examples**
 

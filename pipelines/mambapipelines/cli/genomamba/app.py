@@ -1,4 +1,4 @@
-"""The command `genomamba app`: a local page to classify with."""
+"""The command `genomamba app`: a local web page for classification."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,13 +26,13 @@ def app(
     host: HostOption = "127.0.0.1",
     port: PortOption = 7860,
     largest_upload: LargestUploadOption = 64.0,
-    most_bases: Annotated[int, typer.Option(metavar="BP", min=1, help="Refuse longer inputs.")] = 20_000_000,
+    most_bases: Annotated[int, typer.Option(metavar="BP", min=1, help="Reject longer inputs.")] = 20_000_000,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Open a local page: paste or upload FASTA, see the calls and the classes along each record.
+    """Open a local web page to classify pasted or uploaded FASTA, with the classes along each record.
 
-    The page is served until Ctrl-C. It needs the extra `app`: pip install 'genomamba[app]'.
+    The page is served until you press Ctrl-C. It needs the extra `app`: pip install 'genomamba[app]'.
 
     **Examples**
 

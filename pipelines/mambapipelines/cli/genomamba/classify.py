@@ -48,7 +48,7 @@ def classify(
         str | None,
         typer.Option(
             metavar="RULE",
-            help="Add up evidence over groups of records: a TSV file of record and group, a regular expression with "
+            help="Sum evidence over groups of records: a TSV file of record and group, a regular expression with "
             "one capturing group, or a separator that ends the group's name.",
         ),
     ] = None,

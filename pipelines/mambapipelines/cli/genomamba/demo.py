@@ -1,4 +1,4 @@
-"""The command `genomamba demo`: everything on simulated genomes."""
+"""The command `genomamba demo`: all steps on simulated genomes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,7 @@ def demo(
 ) -> None:
     """Run every step on simulated genomes of five species; no data needed.
 
-    Simulates genomes with genes and repeats, trains a model, measures accuracy by length beside the baselines,
+    Simulates genomes with genes and repeats, trains a model, compares accuracy by length with the baselines,
     classifies contigs and writes report.html.
 
     **Example**

@@ -54,8 +54,8 @@ def embed(
 ) -> None:
     """Embed records, regions or windows as vectors.
 
-    An embedding depends on its own sequence only, not on the rest of the file. Rows are in input order and have the
-    columns name, start and end (0-based, half-open) beside the vector.
+    An embedding depends only on its own sequence, not on the rest of the file. Rows are in input order, with the
+    columns name, start and end (0-based, half-open) and the vector.
 
     **Examples**
 

@@ -27,21 +27,21 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH[,PATH...]",
-            help="Genomes to test on: a class and its FASTA files, once per class.",
-            show_default="what the model held out of its own training genomes",
+            help="Test genomes: a class and its FASTA files, once per class.",
+            show_default="held-out parts of the training genomes",
         ),
     ] = None,
     genomes: GenomeListOption = None,
     lengths: Annotated[
         str, typer.Option(metavar="BP[,BP...]", help="Window lengths.")
     ] = "1024,4096,16384,65536,262144,1048576",
-    per_class: Annotated[int, typer.Option(help="Windows of each class and length, at most.")] = 200,
+    per_class: Annotated[int, typer.Option(help="Maximum number of windows per class and length.")] = 200,
     baseline: BaselineOption = None,
     training_genome: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH[,PATH...]",
-            help="Where the training genomes are now, for the baselines, if they have moved. Repeatable.",
+            help="Current location of the training genomes, for the baselines, if they have moved. Repeatable.",
         ),
     ] = None,
     ood: Annotated[
@@ -70,18 +70,18 @@ def evaluate(
     device: DeviceOption = "auto",
     precision: InferencePrecisionOption = "float32",
 ) -> None:
-    """Measure accuracy by length on held-out sequences, beside baselines on the same windows.
+    """Measure accuracy by length on held-out sequences, compared with baselines on the same windows.
 
-    Without --genome the model is judged on what it held out of its own training genomes. Test windows come from what
-    training held out; a file that has nothing of it and was not trained on is used in full. Rows named part:NAME are
-    the parts of the model by themselves: what the selective stack adds, and where. Baselines are fitted, and their
-    hyperparameters chosen, on the model's training sequences. Intervals are Wilson's at 95 %; the number of trials is
-    the number of non-overlapping windows if that is smaller, and chromosomes of one name in several files of a class
-    count once. There are at most four windows per non-overlapping one. Windows have at most 1 % of unknown bases, or
-    5 % at lengths where a class has no others.
+    Without --genome the model is evaluated on the held-out parts of its training genomes. Test windows are sampled from
+    sequence held out in training; files that were not used in training at all are used in full. Rows named part:NAME
+    are the parts of the model alone, which show what the selective stack contributes at each length. Baselines are
+    fitted, and their hyperparameters chosen, on the model's training sequences. Intervals are Wilson's at 95 %; the
+    number of trials is limited to the number of non-overlapping windows, and chromosomes with the same name in several
+    files of a class count once. There are at most four windows per non-overlapping one. Windows have at most 1 % of
+    unknown bases, or 5 % at lengths where a class has no others.
 
-    With --ood the model's rows report out-of-distribution (OOD) detection at a rate of 5 %, set on the windows the
-    model was calibrated on: the share of OOD windows called unknown (detected) and of test windows of the classes
+    With --ood the model's rows report out-of-distribution (OOD) detection at a rate of 5 % on the windows the model was
+    calibrated on: the share of OOD windows called unknown (detected) and of test windows of the classes
     (false_alarms), and the AUROC of the score of --unknown-rate (auroc), of the likelihood alone (likelihood_auroc) and
     of the best class's probability (probability_auroc, a baseline).
 

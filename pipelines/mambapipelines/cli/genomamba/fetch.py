@@ -1,4 +1,4 @@
-"""The command `genomamba fetch`: public genomes, resumed and checked."""
+"""The command `genomamba fetch`: resumable, verified downloads of public genomes."""
 
 from typing import Annotated
 
@@ -18,11 +18,11 @@ def fetch(
     listed: ListOption = False,
     keep_archives: KeepArchivesOption = False,
 ) -> None:
-    """Fetch public genomes: the assemblies of a published species task, or the human genome for pretraining.
+    """Download public genomes: the assemblies of a published species task, or the human genome for pretraining.
 
-    Run the same command again to continue an interrupted download. Files are checked against the archives' checksums
-    and appear under their names only when complete; files already there are checked and not fetched again. A row for
-    each file goes to standard output: path, bytes, checksum.
+    Run the same command again to resume an interrupted download. Files are verified against the archives' checksums and
+    renamed when complete; existing files are verified instead of downloaded again. A row per file is written to
+    standard output: path, bytes, checksum.
 
     **Examples**
 

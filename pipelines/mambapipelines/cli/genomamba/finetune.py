@@ -1,4 +1,4 @@
-"""The command `genomamba finetune`: a model for the labels of a table of sequences."""
+"""The command `genomamba finetune`: a model that predicts labels of sequences."""
 
 from typing import Annotated
 
@@ -75,9 +75,9 @@ def finetune(
     """Fine-tune a language model to predict labels of sequences, or train one from scratch.
 
     Sequences are in the table's column `sequence`, in --fasta (column `record`), or in --reference (columns `chrom`,
-    `start`, `end` and optionally `strand`). The column `split` says train, valid or test; without it the seed splits
-    the rows. The checkpoint with the best validation score is kept. Metrics on the test rows go to standard output, for
-    the model and for a k-mer regression fitted to the same training rows.
+    `start`, `end` and optionally `strand`). The column `split` has train, valid or test; without it the rows are
+    split at random. The checkpoint with the best validation score is kept. Metrics on the test rows go to standard
+    output, for the model and for a k-mer regression fitted to the same training rows.
 
     **Examples**
 

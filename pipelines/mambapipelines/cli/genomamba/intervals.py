@@ -1,4 +1,4 @@
-"""The commands `genomamba intervals`: audit splits of a genome for shared bases, repair them, or make new ones."""
+"""The commands `genomamba intervals`: audit genome splits for shared bases, repair them, or create new ones."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from mambapipelines.cli.program import EXIT_CODES, command_group
 
 application = command_group(
     "intervals",
-    "Audit splits of a genome for shared bases, repair them, or make new ones, to train, validate and test on.",
+    "Audit genome splits (train, valid, test) for shared bases, repair them, or create new ones.",
     no_arguments_is_help=True,
 )
 
@@ -100,21 +100,21 @@ def make(
     test: Annotated[list[str], typer.Option(metavar="CHR[,CHR...]", help="Test contigs. Repeatable.")],
     length: Annotated[int, typer.Option(metavar="BP", help="Length of a row in bases.")],
     exclude: Annotated[
-        list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Contigs to leave out. Repeatable.")
+        list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Contigs to exclude. Repeatable.")
     ] = None,
     max_unknown: Annotated[
         float,
-        typer.Option(metavar="SHARE", help="Leave out rows with a larger share of N and other ambiguity codes."),
+        typer.Option(metavar="SHARE", help="Exclude rows with a larger share of N and other ambiguity codes."),
     ] = 0.01,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="File for the rows.", show_default="standard output"),
     ] = None,
 ) -> None:
-    """Tile a genome with rows that do not overlap, split by chromosome; contigs not named are for training.
+    """Tile a genome with non-overlapping rows, split by chromosome; contigs not named are for training.
 
-    Whole chromosomes are held out, so windows of any length and rule share no bases between splits. What is left out
-    (contig ends too short for a row, shorter contigs, rows in gaps) is counted on standard error.
+    Whole chromosomes are held out, so windows of any length and rule share no bases between splits. Excluded sequence
+    (incomplete rows at contig ends, shorter contigs, rows in gaps) is counted on standard error.
 
     **Example**
 
@@ -153,7 +153,7 @@ def make(
         write_whole(output, text)
     counts = ", ".join(f"{split} {sum(row.split == split for row in kept)}" for split in ("train", "valid", "test"))
     note(
-        f"rows of {length} bp: {counts}; left out: {len(rows) - len(kept)} rows with unknown bases, {short} shorter "
+        f"rows of {length} bp: {counts}; excluded: {len(rows) - len(kept)} rows with unknown bases, {short} shorter "
         f"contigs, {used - len(rows) * length} bp that fill no row"
     )
 

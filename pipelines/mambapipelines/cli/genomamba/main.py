@@ -1,6 +1,6 @@
-"""The program `genomamba`: its table of commands.
+"""The program `genomamba` and its table of commands.
 
-Commands import what they need when they run, so that `genomamba --help` answers at once.
+Commands import what they need when they run, so that `genomamba --help` is fast.
 """
 
 import sys
@@ -31,23 +31,23 @@ from mambapipelines.cli.program import program, run_program
 
 COMMANDS = {
     "Classify sequences by species": (train, classify, evaluate, demo, species_task),
-    "Language models of DNA": (pretrain, perplexity, embed, score_variants, generate, track),
-    "Labels of sequences": (finetune, predict),
+    "DNA language models": (pretrain, perplexity, embed, score_variants, generate, track),
+    "Predict labels of sequences": (finetune, predict),
     "Data, runs and models": (models, fetch, intervals, report, app, share, doctor),
 }
 
 application = program(
     "genomamba",
-    "Classify DNA by species, pretrain and fine-tune language models of DNA, and score, embed and generate sequences.",
+    "Classify DNA by species, pretrain and fine-tune DNA language models, and score, embed and generate sequences.",
     COMMANDS,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code.
+    """Run the command line and return the exit code.
 
     Args:
-        arguments: without the program's name; `None` takes those of the process.
+        arguments: arguments without the program name; `None` uses those of the process.
     """
     return run_program(application, "genomamba", arguments)
 

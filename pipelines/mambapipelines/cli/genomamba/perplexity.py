@@ -1,4 +1,4 @@
-"""The command `genomamba perplexity`: a language model beside Markov models."""
+"""The command `genomamba perplexity`: a language model compared with Markov models."""
 
 from pathlib import Path
 from typing import Annotated, cast
@@ -39,11 +39,11 @@ def perplexity(
     valid_chromosomes: ValidChromosomesOption = None,
     test_chromosomes: TestChromosomesOption = None,
     exclude_chromosomes: Annotated[
-        list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Chromosomes to leave out.")
+        list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Chromosomes to exclude.")
     ] = None,
-    split: Annotated[str, typer.Option(metavar="train|valid|test", help="Split to measure on.")] = "test",
+    split: Annotated[str, typer.Option(metavar="train|valid|test", help="Split to score.")] = "test",
     bases: Annotated[
-        int, typer.Option(metavar="BP", help="Bases per length, at most, spread over the split.")
+        int, typer.Option(metavar="BP", help="Maximum number of bases per length, spread over the split.")
     ] = 4_000_000,
     markov: Annotated[bool, typer.Option("--markov/--no-markov", help="Fit Markov models for comparison.")] = True,
     markov_order: Annotated[int, typer.Option(metavar="K", help="Highest order of the Markov models, up to 12.")] = 12,
@@ -55,7 +55,7 @@ def perplexity(
     device: DeviceOption = "auto",
     precision: InferencePrecisionOption = "float32",
 ) -> None:
-    """Measure the perplexity per base of a language model, beside Markov models of all orders.
+    """Measure the perplexity per base of a language model, compared with Markov models of all orders.
 
     Markov models are fitted to all training bases of the references, on both strands; their interpolation weights and
     the best order are chosen on the validation split. All are scored on the same bases: A, C, G and T of each window

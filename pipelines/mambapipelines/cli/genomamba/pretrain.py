@@ -1,4 +1,4 @@
-"""The command `genomamba pretrain`: a language model of one or several genomes."""
+"""The command `genomamba pretrain`: a language model for one or several genomes."""
 
 from typing import Annotated
 
@@ -35,7 +35,7 @@ def pretrain(
     valid_chromosomes: ValidChromosomesOption = None,
     test_chromosomes: TestChromosomesOption = None,
     exclude_chromosomes: Annotated[
-        list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Chromosomes to leave out.")
+        list[str] | None, typer.Option(metavar="CHR[,CHR...]", help="Chromosomes to exclude.")
     ] = None,
     objective: Annotated[
         str | None,
@@ -83,9 +83,9 @@ def pretrain(
 ) -> None:
     """Pretrain a language model on one or several genomes.
 
-    Genomes are split into train, valid and test by a file of intervals, or by chromosome. Windows are read on either
-    strand; N and other ambiguity codes are not prediction targets unless --letters says so. The perplexity shown is
-    that of validation windows. Continue an interrupted run with --resume; the numbers are the same.
+    Genomes are split into train, valid and test by an interval file, or by chromosome. Windows are read on either
+    strand; N and other ambiguity codes are not prediction targets unless --letters selects such a policy. The
+    perplexity shown is that of validation windows. Continue an interrupted run with --resume; the numbers are the same.
 
     **Examples**
 
@@ -110,7 +110,7 @@ def pretrain(
         print(recipe_text(load_task_recipe(PretrainingRecipe, recipe, replaced)), end="")
         return
     if rule is not None and intervals is None:
-        raise input_error(f"--rule {rule} needs --intervals; without them whole chromosomes are tiled: leave it out.")
+        raise input_error(f"--rule {rule} needs --intervals; without them whole chromosomes are tiled: remove it.")
     from mambapipelines.language.train import PretrainingOptions  # noqa: PLC0415
     from mambapipelines.language.train import pretrain as run_pretraining  # noqa: PLC0415
 

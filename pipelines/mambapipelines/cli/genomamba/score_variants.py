@@ -1,4 +1,4 @@
-"""The command `genomamba score-variants`: the variants of a VCF file."""
+"""The command `genomamba score-variants`: scores for the variants of a VCF file."""
 
 from pathlib import Path
 from typing import Annotated

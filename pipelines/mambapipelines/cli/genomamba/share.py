@@ -1,4 +1,4 @@
-"""The command `genomamba share`: put a model on the Hugging Face Hub."""
+"""The command `genomamba share`: upload of a model to the Hugging Face Hub."""
 
 import sys
 from typing import Annotated
@@ -14,7 +14,7 @@ def share(
     push: Annotated[bool, typer.Option("--push", help="Upload; without it, only list what would be uploaded.")] = False,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
-    """Upload a model to the Hugging Face Hub, where any MODEL argument finds it as hf://OWNER/NAME.
+    """Upload a model to the Hugging Face Hub, where any MODEL argument accepts it as hf://OWNER/NAME.
 
     **Examples**
 

@@ -1,4 +1,4 @@
-"""The command `genomamba species-task`: the published species tasks on their pinned assemblies."""
+"""The command `genomamba species-task`: published species tasks on pinned assemblies."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,13 +25,13 @@ from mambapipelines.cli.options import (
 def species_task(
     task: Annotated[str, typer.Argument(metavar="TASK", help="great-apes or hyena-species.")],
     data: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder with ASSEMBLY/FILE, as `genomamba fetch TASK` writes it.")
+        Path, typer.Option(metavar="DIR", help="Folder with ASSEMBLY/FILE, as written by `genomamba fetch TASK`.")
     ],
     length: Annotated[int, typer.Option(metavar="BP", help="Length of a training window in bases.")],
     output: RunFolderOption,
     start_from: PretrainedOption = None,
     scale: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of the published number of steps; noted in the table.")
+        float, typer.Option(metavar="SHARE", help="Share of the published number of steps; recorded in the table.")
     ] = 1.0,
     lengths: Annotated[
         str | None,
@@ -39,7 +39,7 @@ def species_task(
             metavar="BP[,BP...]", help="Lengths of the test windows.", show_default="the published ones up to --length"
         ),
     ] = None,
-    per_class: Annotated[int, typer.Option(help="Test windows of each species and length, at most.")] = 200,
+    per_class: Annotated[int, typer.Option(help="Maximum number of test windows per species and length.")] = 200,
     baseline: BaselineOption = None,
     recipe: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Recipe: a name or a YAML file.", show_default="the task's")
@@ -52,7 +52,7 @@ def species_task(
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
 ) -> None:
-    """Train and test on a published species task, beside the baselines.
+    """Train and test on a published species task, compared with baselines.
 
     Training windows are sampled uniformly over species, then chromosomes, then start positions. Chromosomes 1, 3, 12
     and 13 are for testing, 5, 7, 9, 10 and 11 for validation; human chromosome 2 and chromosomes 2A and 2B of the other

@@ -33,7 +33,7 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Held-out sequences: not trained on, but used for validation and calibration.",
+            help="Sequences to hold out of training, for validation and calibration.",
         ),
     ] = None,
     holdout_fraction: Annotated[
@@ -77,10 +77,10 @@ def train(
     Windows are sampled uniformly over classes, then start positions, from both strands. Continue an interrupted run
     with --resume; the result is the same as without the interruption.
 
-    A share of every class is held out to calibrate the model, to weigh its parts (the selective stack, interpolated
-    Markov models and regressions on k-mers) and for `genomamba evaluate`. Where the classes share sequence names, whole
-    sequences of the same name are held out; otherwise stretches are, and what resembles them in other classes is left
-    out of training.
+    A share of every class is held out to calibrate the model, to weight its parts (the selective stack, interpolated
+    Markov models and k-mer regressions) and for `genomamba evaluate`. If the classes share sequence names, whole
+    sequences with the same name are held out; otherwise stretches are, and their homologues in other classes are
+    excluded from training.
 
     All settings other than the data come from a recipe: print it with --print-recipe, override values with --set.
     `model.mixer` chooses the sequence mixer of the layers.
