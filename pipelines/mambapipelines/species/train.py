@@ -54,6 +54,8 @@ from mambapipelines.training.session import TrainingSession, parameter_count
 
 MAXIMUM_CALIBRATION_FRACTION = 0.1
 MINIMUM_CALIBRATION_BASES = 16_384
+# With more classes than this, validation and the least calibration have proportionally fewer windows of each.
+CLASSES_IN_FULL = 20
 # The user is told when a class has so many times the bases of another.
 IMBALANCE = 3
 
@@ -174,7 +176,8 @@ class SpeciesPlan(RunPlan):
         if self.calibration_lengths == 0:
             return wanted
         affordable = int(MAXIMUM_CALIBRATION_FRACTION * total_steps / self.calibration_steps_per_base)
-        return min(wanted, max(MINIMUM_CALIBRATION_BASES, affordable))
+        least = MINIMUM_CALIBRATION_BASES * CLASSES_IN_FULL // max(CLASSES_IN_FULL, self.classes)
+        return min(wanted, max(least, affordable))
 
     def final_steps(self, total_steps: int) -> float:
         """What the calibration costs, in optimiser steps."""
@@ -231,7 +234,8 @@ class _Run:
         self.held_out = held_out
         # A held-out window costs as much as a calibration window of that length, so the same budget bounds both.
         budget = recipe.calibration.bases_per_class
-        per_class = max(1, min(recipe.validation.windows_per_class, budget // options.length))
+        per_class = min(recipe.validation.windows_per_class, budget // options.length)
+        per_class = max(1, per_class * CLASSES_IN_FULL // max(CLASSES_IN_FULL, len(held_out.class_names)))
         self.validation = evaluation_windows(held_out, options.length, per_class, options.seed)
         self.task = SpeciesTask(model, recipe, sampler, self.training, self.validation)
         self.plan = SpeciesPlan(
