@@ -24,7 +24,7 @@ def generate(
         Path,
         typer.Option("--output", "-o", metavar="DIR", help="New folder for the clips, a table and a page of players."),
     ],
-    clips: Annotated[int, typer.Option(metavar="N", help="How many.")] = 16,
+    clips: Annotated[int, typer.Option(metavar="N", help="Number of clips.")] = 16,
     seconds: Annotated[
         float, typer.Option(metavar="S", help="Duration of each clip, without the clip it continues.")
     ] = 1.0,
