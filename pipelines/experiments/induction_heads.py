@@ -36,8 +36,8 @@ LENGTHS = tuple(2**exponent for exponent in range(6, 21))
 PIECE_LENGTH = 65_536
 TRAINING_ROWS, TEST_ROWS = 0, 1  # the two streams of random numbers
 # At each length as many sequences as hold this many positions, between the two bounds below.
-TEST_POSITIONS = 2**20
-MOST_SEQUENCES, FEWEST_SEQUENCES = 1024, 8
+TEST_POSITIONS = 2**18
+MOST_SEQUENCES, FEWEST_SEQUENCES = 1024, 4
 # Attention keeps every key and compares with all of them: its time grows with the square of the length.
 LONGEST_FOR = {"attention": 2**14}
 LOSSES_AVERAGED = 200
