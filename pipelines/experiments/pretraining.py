@@ -3,13 +3,13 @@
 python pipelines/experiments/pretraining.py --yeasts DIR --output results/pretraining
 python pipelines/experiments/pretraining.py --yeasts DIR --output results/pretraining --model yeast-lm
 
-A causal model of yeast DNA is trained in two parts: many steps on windows of 8,192 bases, then windows that double from
-16,384 to 1,048,576 bases, backpropagated exactly. The chromosomes of each assembly that are trained on are joined to one
-sequence, because only chromosome IV is longer than a million bases; chromosomes X and XI validate, VII tests.
+A causal model of yeast DNA is trained in two parts: many steps on windows of 8,192 bases, then windows that double
+from 16,384 to 1,048,576 bases, backpropagated exactly. The chromosomes of each assembly that are trained on are joined
+to one sequence, because only chromosome IV is longer than a million bases; chromosomes X and XI validate, VII tests.
 
-The test: the first 1,048,576 bases of chromosome VII, cut into windows of each length. All lengths score the same bases,
-so that a base differs only in how much comes before it in its window. Beside it is the best interpolated Markov model of
-order 0 to 12, counted on both strands of all training bases. Intervals are over blocks of 65,536 bases.
+The test: the first 1,048,576 bases of chromosome VII, cut into windows of each length. All lengths score the same
+bases, so that a base differs only in how much comes before it in its window. Beside it is the best interpolated Markov
+model of order 0 to 12, counted on both strands of all training bases. Intervals are over blocks of 65,536 bases.
 
 With `--model` nothing is trained. A run that was stopped continues.
 """
@@ -180,11 +180,12 @@ def main() -> None:
             ]
         )
     best = math.exp(interval(markov["losses"])[0])
-    picture = line_plot({"yeast-lm": (LENGTHS, curve), f"Markov, order {markov['order']}": (LENGTHS, [best] * len(LENGTHS))}, "context (bases)", "perplexity per base")  # fmt: skip
+    curves = {"yeast-lm": (LENGTHS, curve), f"Markov, order {markov['order']}": (LENGTHS, [best] * len(LENGTHS))}
+    picture = line_plot(curves, "context (bases)", "perplexity per base")
     header = ["context", "perplexity", "gain over 1,024, millinats", "Markov's perplexity by the model's"]
     notes = [
-        f"Markov, order {markov['order']} (best on chromosomes X and XI): perplexity {best:.4f}. {found['parameters']:,} "
-        f"parameters; {', '.join(options.tested)}; {len(shortest)} blocks of {BLOCK:,} bases.\n"
+        f"Markov, order {markov['order']} (best on chromosomes X and XI): perplexity {best:.4f}. "
+        f"{found['parameters']:,} parameters; {', '.join(options.tested)}; {len(shortest)} blocks of {BLOCK:,} bases.\n"
     ]
     experiment.write(header, rows, picture, notes)
 
