@@ -7,6 +7,9 @@ A sequence is random tokens. One place holds the special token, followed by the 
 holds the special token again, and the model must say what followed it the first time. A model that copies by distance,
 or forgets at a fixed rate, fails at lengths it was not trained on.
 
+Training begins with short sequences, in batches of as many positions: a length is doubled when it is learned, or when
+its share of the steps is used up. This is the same for every mixer. The paper has no such warm-up and 204,800 steps.
+
 A run that was stopped continues, model by model. A row is a function of the seed and its number.
 """
 
@@ -40,7 +43,9 @@ TEST_POSITIONS = 2**18
 MOST_SEQUENCES, FEWEST_SEQUENCES = 1024, 4
 # Attention keeps every key and compares with all of them: its time grows with the square of the length.
 LONGEST_FOR = {"attention": 2**14}
-LOSSES_AVERAGED = 200
+LOSSES_AVERAGED = 100
+# Of the warm-up: the first length, the loss in nats at which a length counts as learned, and its share of the steps.
+FIRST_LENGTH, LEARNED_LOSS, STAGE_SHARE = 8, 0.1, 0.15
 
 
 def rows_of(length: int, rows: int, seed: int, stream: int, first: int) -> tuple[Tensor, Tensor]:
@@ -69,19 +74,20 @@ class InductionModel(nn.Module):
 
 
 def train(mixer: str, options: argparse.Namespace) -> tuple[InductionModel, int]:
-    """A model after at most `options.steps` steps of AdamW at a constant rate after a short warm-up; and the steps.
+    """A model after at most `options.steps` steps of AdamW, and the steps.
 
-    Training ends early when the mean loss of the last steps is below `options.enough` nats, whatever the mixer.
+    Training ends early when the mean loss at the training length is below `options.enough` nats, whatever the mixer.
     """
     torch.manual_seed(options.seed)
     model = InductionModel(mixer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.0)
-    warmup = max(1, min(500, options.steps // 20))
+    warmup = max(1, min(200, options.steps // 20))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
-    begin = time.perf_counter()
+    begin, length, stage_begin = time.perf_counter(), FIRST_LENGTH, 0
     losses: deque[float] = deque(maxlen=LOSSES_AVERAGED)
     for step in range(options.steps):
-        tokens, answers = rows_of(TRAINING_LENGTH, options.batch, options.seed, TRAINING_ROWS, step)
+        rows = options.batch * TRAINING_LENGTH // length
+        tokens, answers = rows_of(length, rows, options.seed, TRAINING_ROWS, step)
         loss = F.cross_entropy(model(tokens)[0], answers)
         optimizer.zero_grad()
         loss.backward()
@@ -89,13 +95,18 @@ def train(mixer: str, options: argparse.Namespace) -> tuple[InductionModel, int]
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-        mean = sum(losses) / len(losses)
+        mean, whole = sum(losses) / len(losses), len(losses) == LOSSES_AVERAGED
         if (step + 1) % LOSSES_AVERAGED == 0:
-            print(f"{mixer}: step {step + 1}, loss {mean:.4f}, {time.perf_counter() - begin:.0f} s", flush=True)
-        if len(losses) == LOSSES_AVERAGED and mean < options.enough:
-            return model.eval(), step + 1
+            seconds = time.perf_counter() - begin
+            print(f"{mixer}: step {step + 1}, length {length}, loss {mean:.4f}, {seconds:.0f} s", flush=True)
         if not math.isfinite(mean):
             raise InputError(f"the loss of {mixer} is not finite at step {step + 1}: use a lower --learning-rate.")
+        if length == TRAINING_LENGTH:
+            if whole and mean < options.enough:
+                return model.eval(), step + 1
+        elif (whole and mean < LEARNED_LOSS) or step + 1 - stage_begin >= STAGE_SHARE * options.steps:
+            length, stage_begin = 2 * length, step + 1
+            losses.clear()
     return model.eval(), options.steps
 
 
@@ -134,8 +145,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     default = ["selective", "s4d", "attention", "linear_attention", "retention", "rwkv", "gru"]
     parser.add_argument("--mixers", nargs="+", default=default, choices=sorted(MIXERS))
-    parser.add_argument("--steps", type=int, default=8000, help="at most, for each mixer (the paper: 204,800)")
-    parser.add_argument("--enough", type=float, default=0.005, help="stop below this mean loss of 200 steps")
+    parser.add_argument("--steps", type=int, default=8000, help="at most, for each mixer")
+    parser.add_argument("--enough", type=float, default=0.005, help="stop below this mean loss of 100 steps")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -143,7 +154,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     use_threads(options.threads)
-    names = ("steps", "enough", "batch", "learning_rate", "seed", "longest")
+    names = ("steps", "enough", "batch", "learning_rate", "seed", "longest", "threads")
     experiment = Experiment("induction_heads", options.output, {name: getattr(options, name) for name in names})
     results = {name: experiment.part(name, lambda name=name: measure(name, options)) for name in options.mixers}
     rows, curves = [], {}
