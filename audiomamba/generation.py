@@ -6,7 +6,7 @@ A clip is a function of the model, its labels, the seed and its number: it is th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,9 +20,11 @@ from audiomamba.data.waveforms import Waveform, read_header, read_waveform, resa
 from audiomamba.models import WaveformModel, WaveformState, load_waveform_model
 from audiomamba.models.step_program import WaveformSteps, steps_library
 from audiomamba.models.waveform_model import PIECE_POSITIONS
-from mambacore.devices import available_device, widened
+from audiomamba.sampling import ComposedWalk, NativeWalk, Sampling, Walk
+from mambacore.devices import available_device
 from mambacore.errors import InputError
-from mambacore.models.sampling import check_sampling, sample_tokens, token_log_likelihoods
+from mambacore.layers.step_program import WEIGHT_FORMATS
+from mambacore.models.sampling import check_sampling
 from mambacore.state import map_state, state_tensors
 
 SAMPLES_AT_ONCE: Final = 1024
@@ -32,6 +34,9 @@ LONGEST_SECONDS: Final = 3600
 """A clip is held in memory until it is whole, 16 bytes per sample: 0.9 GB for an hour at 16 kHz."""
 
 LARGEST_GUIDANCE: Final = 20.0
+
+STREAMED_PIECES_PER_SECOND: Final = 100
+"""How often `WaveformGenerator.stream` hands over what has come: a piece lasts 10 ms, which nobody hears as a delay."""
 
 
 class Prompt(NamedTuple):
@@ -83,13 +88,20 @@ class WaveformGenerator:
 
     Args:
         model: on the CPU its selective, S4D and feed-forward layers run as native steps; anything else through PyTorch.
+        weights: what native steps keep the weights of linear layers in: `float32`, `bfloat16` or `int8`, which are read
+            faster but are rounded (a scale per output in int8); None for those of the model. Prompts are read with the
+            model's own.
+
+    Raises:
+        InputError: an unknown format, or rounded weights for a model that has no native steps.
     """
 
-    def __init__(self, model: WaveformModel) -> None:
+    def __init__(self, model: WaveformModel, weights: str | None = None) -> None:
         self.model = model.eval()
         self.quantiser = model.config.quantiser
         library = steps_library(model)
-        self._steps = None if library is None else WaveformSteps(model, library)
+        _check_weights(weights, model, native=library is not None)
+        self._steps = None if library is None else WaveformSteps(model, library, weights)
 
     @property
     def is_native(self) -> bool:
@@ -136,6 +148,87 @@ class WaveformGenerator:
         Raises:
             InputError: numbers out of range, or labels that the model does not have.
         """
+        begun = self._begin(clips, seconds, seed, temperature, top_p, labels, guidance, prompt, first_clip)
+        before = begun.known.shape[1] - 1
+        classes = torch.empty(clips, before + begun.count, dtype=torch.int64)
+        likelihoods = torch.empty(clips, begun.count, dtype=torch.float64)
+        classes[:, :before] = begun.known[:, 1:]
+        with torch.inference_mode():
+            walk = self._walk(begun)
+            begin = time.perf_counter()
+            for first, chosen, found in begun.pieces(walk, SAMPLES_AT_ONCE):
+                classes[:, before + first : before + first + chosen.shape[1]] = chosen
+                likelihoods[:, first : first + chosen.shape[1]] = found
+                if progress is not None:
+                    progress(chosen.numel())
+        seconds_taken = time.perf_counter() - begin
+        return GeneratedClips(
+            classes, likelihoods, self.quantiser, begun.numbers, seconds_taken, begun.asked, begun.gain
+        )
+
+    def stream(
+        self,
+        seconds: float = 1.0,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        *,
+        labels: Mapping[str, str] | None = None,
+        guidance: float = 1.0,
+        prompt: Prompt | Tensor | None = None,
+        number: int = 0,
+        samples_at_once: int | None = None,
+    ) -> Iterator[Tensor]:
+        """Generate one clip and hand its samples over as they come.
+
+        Args:
+            seconds, seed, temperature, top_p, labels, guidance, prompt: see `generate`.
+            number: of the clip; (seed, number) determines its random numbers.
+            samples_at_once: in a piece; None for those of 10 ms. The clip does not depend on it.
+
+        Returns:
+            Pieces of (samples,) float32 that make up the clip that `generate` returns: the prompt, where there is one,
+            then what follows it.
+
+        Raises:
+            InputError: as `generate`, at once rather than with the first piece.
+        """
+        at_once = samples_at_once
+        if at_once is None:
+            at_once = max(1, self.quantiser.sample_rate_hz // STREAMED_PIECES_PER_SECOND)
+        if at_once < 1:
+            raise InputError(f"pieces of {at_once} samples were asked for; ask for at least one")
+        begun = self._begin(1, seconds, seed, temperature, top_p, labels, guidance, prompt, number)
+        return self._streamed(begun, at_once)
+
+    @torch.inference_mode()
+    def _streamed(self, begun: _Begun, at_once: int) -> Iterator[Tensor]:
+        if begun.known.shape[1] > 1:
+            yield self.quantiser.decode(begun.known[0, 1:])
+        for _, chosen, _ in begun.pieces(self._walk(begun), at_once):
+            yield self.quantiser.decode(chosen[0])
+
+    def gain(self, prompt: Prompt | None = None) -> float:
+        """By how much samples are louder than recordings: that of the prompt, or the typical one in training."""
+        return self.model.config.preparation.typical_gain if prompt is None else prompt.gain
+
+    def _begin(
+        self,
+        clips: int,
+        seconds: float,
+        seed: int,
+        temperature: float,
+        top_p: float,
+        labels: Mapping[str, str] | None,
+        guidance: float,
+        prompt: Prompt | Tensor | None,
+        first_clip: int,
+    ) -> _Begun:
+        """What is asked for, checked.
+
+        Raises:
+            InputError: see `generate`.
+        """
         check_sampling(temperature, top_p)
         if clips < 1:
             raise InputError(f"{clips} clips were asked for; ask for at least one")
@@ -145,33 +238,23 @@ class WaveformGenerator:
             raise InputError(f"the seed is {seed}; use an integer from 0 to 2^64 - 1")
         check_guidance(guidance, labels)
         check_labels(labels or {}, self.label_sets)
-        count = max(1, round(seconds * self.quantiser.sample_rate_hz))
         numbers = tuple(range(first_clip, first_clip + clips))
-        streams = [_stream(seed, number) for number in numbers]
         asked = tuple(labels_of_clip(labels or {}, self.label_sets, number) for number in numbers)
-        known, gain = torch.full((1, 1), self.quantiser.middle_class), self.model.config.preparation.typical_gain
-        if prompt is not None:
-            begun = prompt if isinstance(prompt, Prompt) else Prompt(prompt, gain)
-            known, gain = torch.cat([known, begun.classes.long().unsqueeze(0)], dim=1), begun.gain
-        before = known.shape[1] - 1
-        classes = torch.empty(clips, before + count, dtype=torch.int64)
-        likelihoods = torch.empty(clips, count, dtype=torch.float64)
-        classes[:, :before] = known[:, 1:]
         rows = torch.tensor([label_numbers(one, self.label_sets) for one in asked]).view(clips, len(self.label_sets))
-        sampling = _Sampling(temperature, top_p, guidance)
-        with torch.inference_mode():
-            walk = self._walk(known, rows, sampling)
-            begin = time.perf_counter()
-            for first in range(0, count, SAMPLES_AT_ONCE):
-                here = min(SAMPLES_AT_ONCE, count - first)
-                uniforms = torch.from_numpy(np.stack([stream.random(here) for stream in streams]))
-                chosen, found = walk(uniforms)
-                classes[:, before + first : before + first + here] = chosen
-                likelihoods[:, first : first + here] = found
-                if progress is not None:
-                    progress(chosen.numel())
-        seconds_taken = time.perf_counter() - begin
-        return GeneratedClips(classes, likelihoods, self.quantiser, numbers, seconds_taken, asked, gain)
+        known = torch.full((1, 1), self.quantiser.middle_class)
+        begun = prompt if isinstance(prompt, Prompt) or prompt is None else Prompt(prompt, self.gain())
+        if begun is not None:
+            known = torch.cat([known, begun.classes.long().unsqueeze(0)], dim=1)
+        return _Begun(
+            known=known,
+            count=max(1, round(seconds * self.quantiser.sample_rate_hz)),
+            rows=rows,
+            sampling=Sampling(temperature, top_p, guidance),
+            streams=tuple(_stream(seed, number) for number in numbers),
+            numbers=numbers,
+            asked=asked,
+            gain=self.gain(begun),
+        )
 
     def continue_clip(
         self,
@@ -225,22 +308,15 @@ class WaveformGenerator:
         prepared, gain = preparation.prepared(samples, rate)
         return Prompt(self.quantiser.encode(prepared), gain)
 
-    def _walk(self, known: Tensor, labels: Tensor, sampling: _Sampling) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Read all but the last of the (1, samples) known classes; what then steps with (clips, count) uniforms.
-
-        Args:
-            known: the classes that every clip begins with.
-            labels: (clips, label sets), numbers.
-            sampling: how to choose the next class.
-        """
-        clips = labels.shape[0]
+    def _walk(self, begun: _Begun) -> Walk:
+        """Read all but the last of the known classes; what then steps from there."""
+        known, labels, sampling = begun.known, begun.rows, begun.sampling
         if sampling.guidance != 1:  # the same clips once more, without labels
             labels = torch.cat([labels, torch.full_like(labels, UNLABELLED)])
         state = self._read(known[:, :-1], labels)
         if self._steps is not None:
-            memory = self._steps.memory(len(labels), state)
-            return _NativeWalk(self._steps, memory, known, clips, sampling)
-        return _ComposedWalk(self.model, state, known, clips, sampling)
+            return NativeWalk(self._steps, self._steps.memory(len(labels), state), known, sampling)
+        return ComposedWalk(self.model, state, known, len(begun.rows), sampling)
 
     def _read(self, known: Tensor, labels: Tensor) -> WaveformState | None:
         """The state of (clips, label sets) clips after the (1, samples) classes that all of them begin with.
@@ -267,74 +343,24 @@ class WaveformGenerator:
         )
 
 
-class _Sampling(NamedTuple):
-    """How the next class is chosen; see `WaveformGenerator.generate`."""
+class _Begun(NamedTuple):
+    """Clips that have been asked for."""
 
-    temperature: float
-    top_p: float
-    guidance: float
+    known: Tensor  # (1, 1 + samples of the prompt): the classes that every clip begins with, after the middle class
+    count: int  # samples to generate
+    rows: Tensor  # (clips, label sets), numbers of labels
+    sampling: Sampling
+    streams: tuple[np.random.Generator, ...]  # the random numbers of each clip
+    numbers: tuple[int, ...]
+    asked: tuple[dict[str, str], ...]  # the labels of each clip
+    gain: float
 
-    def choose(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """One class for each clip from the logits of (clips, or twice as many with guidance, classes)."""
-        if self.guidance == 1:
-            return sample_classes(logits, uniforms, self.temperature, self.top_p)
-        labelled, unlabelled = widened(logits).chunk(2)
-        guided = unlabelled + self.guidance * (labelled - unlabelled)
-        chosen, _ = sample_classes(guided, uniforms, self.temperature, self.top_p)
-        return chosen, torch.log_softmax(labelled, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-
-
-class _NativeWalk:
-    """Steps of the native program: all in one call, or one by one where logits are mixed between them."""
-
-    def __init__(self, steps: WaveformSteps, memory: Tensor, known: Tensor, clips: int, sampling: _Sampling) -> None:
-        self._steps, self._memory, self._clips, self._sampling = steps, memory, clips, sampling
-        self._tokens = known[:, -1].repeat(len(memory))
-        self._position = known.shape[1] - 1
-
-    def __call__(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """(clips, count) uniforms to classes and their log-likelihoods of the same shape."""
-        temperature, top_p, guidance = self._sampling
-        if guidance == 1:
-            found = self._steps.run(
-                self._memory, self._tokens, self._position, uniforms, temperature=temperature, top_p=top_p
-            )
-            self._position += uniforms.shape[1]
-            return found
-        classes, likelihoods = [], []
-        for uniform in uniforms.unbind(1):
-            # What is "given" replaces the class that would be sampled; only the logits are wanted.
-            self._steps.run(self._memory, self._tokens, self._position, given=self._tokens.unsqueeze(1).clone())
-            logits = self._memory[:, self._steps.logits : self._steps.logits + self._steps.classes]
-            chosen, likelihood = self._sampling.choose(logits, uniform)
-            self._tokens = chosen.repeat(2)
-            self._position += 1
-            classes.append(chosen)
-            likelihoods.append(likelihood)
-        return torch.stack(classes, dim=1), torch.stack(likelihoods, dim=1)
-
-
-class _ComposedWalk:
-    """Steps of the model itself."""
-
-    def __init__(
-        self, model: WaveformModel, state: WaveformState | None, known: Tensor, clips: int, sampling: _Sampling
-    ) -> None:
-        self._model, self._state, self._clips, self._sampling = model, state, clips, sampling
-        self._device = model.head.weight.device
-        self._token = known[:, -1:].expand(clips, 1).to(self._device)
-
-    def __call__(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """(clips, count) uniforms to classes and their log-likelihoods of the same shape."""
-        copies = 1 if self._sampling.guidance == 1 else 2
-        classes, likelihoods = [], []
-        for uniform in uniforms.unbind(1):
-            logits, self._state = self._model(self._token.repeat(copies, 1), self._state)
-            chosen, likelihood = self._sampling.choose(logits[:, 0], uniform.to(self._device))
-            self._token = chosen.unsqueeze(1)
-            classes.append(chosen.cpu())
-            likelihoods.append(likelihood.cpu())
-        return torch.stack(classes, dim=1), torch.stack(likelihoods, dim=1)
+    def pieces(self, walk: Walk, at_once: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Where each piece begins, its classes and their log-likelihoods, (clips, samples)."""
+        for first in range(0, self.count, at_once):
+            here = min(at_once, self.count - first)
+            uniforms = torch.from_numpy(np.stack([stream.random(here) for stream in self.streams]))
+            yield (first, *walk(uniforms))
 
 
 def check_guidance(guidance: float, labels: Mapping[str, str] | None) -> None:
@@ -349,35 +375,31 @@ def check_guidance(guidance: float, labels: Mapping[str, str] | None) -> None:
         raise InputError("guidance exaggerates what labels say; ask for a label too")
 
 
-def sample_classes(
-    logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Sample one class per row by its cumulative probabilities, as the native steps do.
-
-    Args:
-        logits: (batch, classes).
-        uniforms: (batch,), from 0 to below 1: the same number gives the same class.
-        temperature, top_p: see `WaveformGenerator.generate`.
-
-    Returns:
-        Classes (batch,) and their log-likelihoods (batch,) by the logits as they are.
-    """
-    chosen = sample_tokens(logits, temperature, top_p, uniforms=uniforms)
-    return chosen, token_log_likelihoods(logits, chosen)
-
-
-def load(folder: Path | str, device: str | torch.device = "cpu") -> WaveformGenerator:
+def load(folder: Path | str, device: str | torch.device = "cpu", weights: str | None = None) -> WaveformGenerator:
     """A generator from a model folder, or from `hf://owner/name@revision` on the Hugging Face Hub.
 
     Args:
         folder: the model.
         device: where it runs, such as "cpu" or "cuda".
+        weights: see `WaveformGenerator`.
 
     Raises:
-        InputError: the device is not available here, or as `audiomamba.models.load_waveform_model`.
+        InputError: the device is not available here, or as `audiomamba.models.load_waveform_model` and
+            `WaveformGenerator`.
     """
     place = available_device(device)
-    return WaveformGenerator(load_waveform_model(folder)[0].to(place))
+    return WaveformGenerator(load_waveform_model(folder)[0].to(place), weights)
+
+
+def _check_weights(weights: str | None, model: WaveformModel, native: bool) -> None:
+    if weights is None:
+        return
+    if weights not in WEIGHT_FORMATS:
+        raise InputError(f"the weights {weights!r} are unknown; use {', '.join(WEIGHT_FORMATS)}")
+    if not native:
+        raise InputError(f"weights in {weights} are for native steps, which this model has not; leave them out")
+    if model.head.weight.dtype == torch.float64:
+        raise InputError(f"weights in {weights} are for models in float32, and this one is in float64; leave them out")
 
 
 def _stream(seed: int, number: int) -> np.random.Generator:

@@ -44,6 +44,16 @@ def encoded(samples: Tensor, sample_rate_hz: int, audio_format: str = "wav") -> 
     return content.getvalue()
 
 
+def raw_pcm(samples: Tensor) -> bytes:
+    """(length,) samples from -1 to 1 as signed 16-bit numbers, low byte first: those that a WAV file would have."""
+    content = io.BytesIO()
+    # The rate is written nowhere.
+    audio_package("soundfile").write(
+        content, samples.clamp(-1, 1).numpy(), 8000, format="RAW", subtype="PCM_16", endian="LITTLE"
+    )
+    return content.getvalue()
+
+
 def write_waveform(path: Path | str, samples: Tensor, sample_rate_hz: int) -> None:
     """Write (length,) samples to a file, in the format given by its ending.
 

@@ -33,12 +33,13 @@ class WaveformSteps:
     Args:
         model: one for which `steps_library` gives a library.
         library: that one.
+        weight_format: see `mambacore.layers.step_program.StepProgram`.
     """
 
-    def __init__(self, model: WaveformModel, library: Library) -> None:
+    def __init__(self, model: WaveformModel, library: Library, weight_format: str | None = None) -> None:
         self.library = library
         self.classes = model.config.quantiser.classes
-        self.program = StepProgram(model.head.weight.dtype)
+        self.program = StepProgram(model.head.weight.dtype, weight_format)
         self._scales: list[_ScalePlaces] = []
         self._label_embedding = model.label_embedding
         self._conditions: list[int] = []  # per depth, where a clip's label vectors lie: memory that no step writes to
@@ -135,11 +136,12 @@ class WaveformSteps:
         given: Tensor | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        guidance: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `mambacore.layers.step_program.StepProgram.run`."""
         return self.program.run(
             self.library, memory, tokens, position=position, logits=self.logits, classes=self.classes,
-            uniforms=uniforms, given=given, temperature=temperature, top_p=top_p,
+            uniforms=uniforms, given=given, temperature=temperature, top_p=top_p, guidance=guidance,
         )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 10
+INTERFACE_VERSION = 11
 OK, OUT_OF_MEMORY = 0, 1  # MambacoreStatus
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 # Another build of the library, by its path: the one with sanitizers, say.
@@ -137,7 +137,8 @@ class Generation(ctypes.Structure):
         *_fields(ctypes.c_int32, "element threads"),
         *_fields(ctypes.c_double, "temperature top_p"),
         *_fields(ctypes.c_void_p, "operations memory tokens uniforms given drawn log_likelihoods"),
-        ("weight_element", ctypes.c_int64),
+        *_fields(ctypes.c_int64, "weight_element paired"),
+        ("guidance", ctypes.c_double),
     )
 
 

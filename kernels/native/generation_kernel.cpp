@@ -30,13 +30,13 @@ template <typename Real, typename Weight> struct Steps {
   }
   // The second half of a linear layer that has twice as many outputs.
   static Linear<Real, Weight> second_half(const void* weight, const void* bias, int64_t inputs, int64_t outputs) {
-    return {static_cast<const Weight*>(weight) + inputs * outputs, inputs, outputs,
+    return {static_cast<const Weight*>(weight) + outputs * Linear<Real, Weight>::row_stride(inputs), inputs, outputs,
             bias == nullptr ? nullptr : numbers(bias) + outputs};
   }
 
   struct Rooms {
     Room<Real> normalised, inner, gate;
-    std::vector<double> probabilities;
+    std::vector<double> probabilities, guided;
     std::vector<int64_t> order;
     std::vector<typename Block::Rooms> selective;  // one for each such operation
   };
@@ -183,7 +183,7 @@ template <typename Real, typename Weight> struct Steps {
   // ---- the draw ----
 
   // The first class, in their order, at which the probabilities add up to more than this share of their sum.
-  int64_t draw(const Real* logits, double uniform, Rooms& rooms) const {
+  template <typename Number> int64_t draw(const Number* logits, double uniform, Rooms& rooms) const {
     const int64_t classes = work.classes;
     const int64_t likeliest = std::max_element(logits, logits + classes) - logits;
     if (work.temperature == 0) return likeliest;
@@ -221,20 +221,43 @@ template <typename Real, typename Weight> struct Steps {
     return double(logits[token]) - largest - std::log(sum);
   }
 
-  // All steps of sequences `first` to `first + items - 1`.
+  // Classifier-free guidance: from the logits of the sequence without labels towards, and past, those of the one with them.
+  const double* guided(const Real* labelled, const Real* unlabelled, Rooms& rooms) const {
+    for (int64_t number = 0; number < work.classes; ++number) {
+      const double without = double(unlabelled[number]);
+      rooms.guided[number] = without + work.guidance * (double(labelled[number]) - without);
+    }
+    return rooms.guided.data();
+  }
+
+  // Sequences that draw a token: of a pair, which follows one drawn token, the first.
+  int64_t drawing() const { return work.paired != 0 ? work.batch / 2 : work.batch; }
+
+  // All steps of sequences `first` to `first + items - 1`, and of their partners.
   void walk(int64_t first, int64_t items, Rooms& rooms) const {
+    const int64_t partners = work.paired != 0 ? items : 0;
     Real* memory[items_at_once];
-    for (int64_t item = 0; item < items; ++item) memory[item] = static_cast<Real*>(work.memory) + (first + item) * work.memory_size;
+    int64_t tokens[items_at_once];
+    const auto row = [&](int64_t item) { return first + item + (item < items ? 0 : drawing() - items); };
+    for (int64_t item = 0; item < items + partners; ++item) {
+      memory[item] = static_cast<Real*>(work.memory) + row(item) * work.memory_size;
+      tokens[item] = work.tokens[row(item)];
+    }
     for (int64_t step = 0; step < work.count; ++step) {
-      run(work.position + step, work.tokens + first, memory, items, rooms);
+      run(work.position + step, tokens, memory, items + partners, rooms);
       for (int64_t item = 0; item < items; ++item) {
         const int64_t here = (first + item) * work.count + step;
         const Real* logits = memory[item] + work.logits;
-        const int64_t token = work.given != nullptr ? work.given[here] : draw(logits, work.uniforms[here], rooms);
-        work.tokens[first + item] = work.drawn[here] = token;
+        int64_t& token = tokens[item];
+        if (work.given != nullptr) token = work.given[here];
+        else if (partners == 0) token = draw(logits, work.uniforms[here], rooms);
+        else token = draw(guided(logits, memory[items + item] + work.logits, rooms), work.uniforms[here], rooms);
+        work.drawn[here] = token;
         work.log_likelihoods[here] = log_likelihood(logits, token);
+        if (partners != 0) tokens[items + item] = token;
       }
     }
+    for (int64_t item = 0; item < items + partners; ++item) work.tokens[row(item)] = tokens[item];
   }
 
   void all() const {
@@ -243,19 +266,21 @@ template <typename Real, typename Weight> struct Steps {
       widest = std::max(widest, work.operations[number].width);
       inner = std::max({inner, work.operations[number].inner_width, work.operations[number].width});
     }
-    // Sequences that fill the threads come before sequences that share weights.
-    const int64_t threads = std::max<int64_t>(1, std::min<int64_t>(work.threads, work.batch));
-    const int64_t together = std::min(items_at_once, (work.batch + threads - 1) / threads);
-    const int64_t tasks = work.batch == 0 ? 0 : (work.batch + together - 1) / together;
+    // Sequences that fill the threads come before sequences that share weights; a pair stays together.
+    const int64_t count = drawing(), each = work.paired != 0 ? 2 : 1;
+    const int64_t threads = std::max<int64_t>(1, std::min<int64_t>(work.threads, count));
+    const int64_t together = std::min(items_at_once / each, (count + threads - 1) / threads);
+    const int64_t tasks = count == 0 ? 0 : (count + together - 1) / together;
     parallel_for(tasks, threads, [&](int64_t task) {
       const auto classes = static_cast<size_t>(work.classes);
-      Rooms rooms{Room<Real>(together, widest), Room<Real>(together, inner), Room<Real>(together, inner),
-                  std::vector<double>(classes), std::vector<int64_t>(classes), {}};
+      const int64_t rows = together * each;
+      Rooms rooms{Room<Real>(rows, widest),     Room<Real>(rows, inner),       Room<Real>(rows, inner),
+                  std::vector<double>(classes), std::vector<double>(classes), std::vector<int64_t>(classes), {}};
       for (int64_t number = 0; number < work.operation_count; ++number) {
         if (work.operations[number].kind == MAMBACORE_SELECTIVE)
-          rooms.selective.emplace_back(block_of(work.operations[number]), together);
+          rooms.selective.emplace_back(block_of(work.operations[number]), rows);
       }
-      walk(task * together, std::min(together, work.batch - task * together), rooms);
+      walk(task * together, std::min(together, count - task * together), rooms);
     });
   }
 };
@@ -265,6 +290,7 @@ template <typename Real, typename Weight> struct Steps {
 void generate(const MambacoreGeneration& generation) {
   if (generation.element == MAMBACORE_FLOAT64) Steps<double, double>{generation}.all();
   else if (generation.weight_element == MAMBACORE_BFLOAT16) Steps<float, BFloat16>{generation}.all();
+  else if (generation.weight_element == MAMBACORE_INT8) Steps<float, Int8>{generation}.all();
   else Steps<float, float>{generation}.all();
 }
 

@@ -8,7 +8,7 @@
 // Status that every kernel returns.
 enum MambacoreStatus : int32_t { MAMBACORE_OK = 0, MAMBACORE_OUT_OF_MEMORY = 1, MAMBACORE_FAILED = 2 };
 
-enum MambacoreElement : int32_t { MAMBACORE_FLOAT32 = 0, MAMBACORE_BFLOAT16 = 1, MAMBACORE_FLOAT64 = 2 };
+enum MambacoreElement : int32_t { MAMBACORE_FLOAT32 = 0, MAMBACORE_BFLOAT16 = 1, MAMBACORE_FLOAT64 = 2, MAMBACORE_INT8 = 3 };
 
 extern "C" {
 
@@ -142,7 +142,14 @@ struct MambacoreGeneration {
   const int64_t* given;     // (batch, count): tokens to take instead of drawing them; may be null
   int64_t* drawn;           // (batch, count)
   double* log_likelihoods;  // (batch, count): of what was drawn, by the logits as they are
-  int64_t weight_element;   // of linear layers: that of `element`, or bfloat16 beside float32
+  // Of linear layers: that of `element`, or bfloat16 or int8 beside float32. A row of int8 weights is its numbers, filled up
+  // to a multiple of four, and then the float32 that they are multiples of.
+  int64_t weight_element;
+  // Pairs: sequence `n` of the first half of the batch and sequence `n` of the second follow one token, drawn from
+  // second + guidance (first - second) of their logits. Then uniforms, given, drawn and log_likelihoods (by the first's
+  // logits) have half as many rows as the batch, which is even.
+  int64_t paired;
+  double guidance;
 };
 
 // A (batch, rows, heads, width) tensor of elements with contiguous widths; rows are positions, each `rank` times.

@@ -1,5 +1,6 @@
 """Generation equals the model, a clip depends on its seed and number alone, and what is wrong with clips is said."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import audiomamba
 from audiomamba import generation
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.waveforms import Waveform
-from audiomamba.generation import WaveformGenerator, sample_classes
+from audiomamba.generation import WaveformGenerator
 from audiomamba.metrics.selection import flags_of, likelihoods_of_real_clips
 from audiomamba.models import ARCHITECTURES, StageConfig, WaveformModel, WaveformModelConfig, architecture
 from audiomamba.models.step_program import WaveformSteps, steps_library
+from audiomamba.sampling import sample_classes
 from mambacore import use_backend
 from mambacore.errors import InputError
+from mambacore.layers.step_program import WEIGHT_FORMATS, int8_rows, rounded_weight
 from mambacore.native_library import native_library
 from tolerances import PIECES_FLOAT32, PIECES_FLOAT64, relative_error
 
@@ -83,6 +86,65 @@ def test_native_and_composed_generation_draw_the_same(options):
     assert (found.classes[0] == found.classes[1]).all() == (options.get("temperature") == 0.0)
 
 
+FORMATS = pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+
+
+def rounded(model, weight_format):
+    """A copy of the model with the weights of its linear layers rounded as a program rounds them."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in other.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(rounded_weight(module.weight, weight_format))
+    return other
+
+
+@native
+@FORMATS
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_rounded_weights_are_those_of_a_model_that_has_them(name, weight_format):
+    model, tokens = model_of(name), classes(97)
+    other = rounded(model, weight_format)
+    with torch.no_grad():
+        logits, _ = other(tokens)
+        whole, _ = model(tokens)
+    expected = torch.log_softmax(logits.double(), -1)[:, :-1].gather(2, tokens[:, 1:].unsqueeze(2)).squeeze(2)
+    steps = WaveformSteps(model, steps_library(model), weight_format)
+    _, found = steps.run(steps.memory(2), tokens[:, 0].clone(), 0, given=tokens[:, 1:])
+    assert relative_error(found, expected) < PIECES_FLOAT32
+    assert (weight_format == "float32") == torch.equal(logits, whole)
+
+
+@native
+@FORMATS
+def test_rounded_clips_depend_on_seed_and_number_alone(weight_format):
+    generator = WaveformGenerator(model_of("two unlike poolings"), weight_format)
+    many = generator.generate(5, 0.05, seed=9)
+    for number in (0, 4):
+        alone = generator.generate(1, 0.05, seed=9, first_clip=number)
+        assert torch.equal(alone.classes[0], many.classes[number])
+        assert torch.equal(alone.log_likelihoods[0], many.log_likelihoods[number])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 4), (5, 17), (16, 33)])
+def test_int8_rows_keep_each_row_to_within_half_a_step(shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, shape[0])[:, None]
+    weight[-1] = 0  # a row without a largest number
+    step = weight.abs().amax(1, keepdim=True) / 127
+    assert ((rounded_weight(weight, "int8") - weight).abs() <= step * 0.5001).all()
+    assert int8_rows(weight).shape == (shape[0], -(-shape[1] // 4) * 4 + 4)
+
+
+def test_formats_that_make_no_sense_are_refused():
+    with pytest.raises(InputError, match="the weights 'int4' are unknown; use float32, bfloat16, int8"):
+        WaveformGenerator(model_of("no pooling"), "int4")
+    with use_backend("torch"), pytest.raises(InputError, match="for native steps, which this model has not"):
+        WaveformGenerator(model_of("no pooling"), "int8")
+    if native_library() is not None:
+        with pytest.raises(InputError, match="this one is in float64"):
+            WaveformGenerator(model_of("no pooling", torch.float64), "int8")
+
+
 def test_likelihoods_are_those_of_the_model():
     model = model_of("three poolings", torch.float64)
     clips = WaveformGenerator(model).generate(2, 0.15, seed=1)
@@ -105,6 +167,31 @@ def test_a_clip_depends_on_seed_and_number_alone(backend, monkeypatch):
         assert torch.equal(generator.generate(4, 0.05, seed=9).classes, many.classes)
         assert not torch.equal(generator.generate(4, 0.05, seed=10).classes, many.classes)
     assert len({tuple(clip.tolist()) for clip in many.classes}) == 4
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("samples_at_once", [None, 1, 7, 1000])
+def test_a_stream_is_the_clip_piece_by_piece(backend, samples_at_once):
+    if backend == "native" and native_library() is None:
+        pytest.skip("installed without the native library")
+    options = {"seed": 9, "temperature": 0.9, "prompt": classes(11)[0]}
+    with use_backend(backend):
+        generator = WaveformGenerator(model_of("two unlike poolings", torch.float64))
+        whole = generator.generate(3, 0.05, **options)
+        pieces = []
+        for piece in generator.stream(0.05, **options, number=2, samples_at_once=samples_at_once):
+            assert not torch.is_inference_mode_enabled()  # what the reader does between pieces is the reader's
+            pieces.append(piece)
+    assert torch.equal(torch.cat(pieces), whole.samples[2])
+    at_once = RATE // 100 if samples_at_once is None else samples_at_once
+    assert [len(piece) for piece in pieces[:2]] == [11, min(at_once, 50)]
+
+
+def test_a_stream_is_refused_before_its_first_piece():
+    generator = WaveformGenerator(model_of("no pooling"))
+    for options in ({"seconds": 0.0}, {"temperature": -1.0}, {"samples_at_once": 0}, {"guidance": 2.0}):
+        with pytest.raises(InputError):
+            generator.stream(**options)
 
 
 def test_attention_generates_through_pytorch():

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from mambacore.layers import ResidualBlock, RootMeanSquareNorm, S4DMixer, SelectiveMixer
 from mambacore.layers.step_program import COPY, EMBED, StepProgram
+from mambacore.models.sampling import sample_tokens
 from mambacore.native_library import native_library
 from tolerances import COMPLEX_FLOAT32, FLOAT64, relative_error
 
@@ -117,6 +118,48 @@ def test_a_sequence_is_the_same_in_any_batch_and_on_any_number_of_threads():
         for threads in (1, 3):
             found, found_likelihoods = draw(batch, threads)
             assert torch.equal(found, drawn[:batch]) and torch.equal(found_likelihoods, likelihoods[:batch])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("pairs", [1, 2, 5, 33, 70])
+def test_pairs_follow_the_tokens_of_their_mixed_logits(pairs, threads):
+    """In one call as step by step, the logits mixed in between; more pairs than go through the layers at once."""
+    guidance, dtype = 2.5, torch.float64
+    program, logits, place = program_of(*layers_of("selective", 16, dtype), dtype)
+    uniforms = torch.rand(pairs, LENGTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    start = torch.zeros(2 * pairs, program.memory_size, dtype=dtype)
+    # The two of a pair differ by what came before.
+    start[:, place : place + 16] = torch.randn(2 * pairs, 16, generator=torch.Generator().manual_seed(6), dtype=dtype)
+    options = {"logits": logits, "classes": CLASSES}
+    before, memory, read = torch.get_num_threads(), start.clone(), torch.zeros(2 * pairs, dtype=torch.int64)
+    torch.set_num_threads(threads)
+    try:
+        drawn, found = program.run(
+            native_library(), memory, read, position=0, uniforms=uniforms, guidance=guidance, **options
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(read, drawn[:, -1].repeat(2))
+    by_step, read = start.clone(), torch.zeros(2 * pairs, dtype=torch.int64)
+    for step in range(LENGTH):
+        program.run(native_library(), by_step, read.clone(), position=step, given=read.unsqueeze(1).clone(), **options)
+        first, second = by_step[:, logits : logits + CLASSES].chunk(2)
+        mixed = second + guidance * (first - second)
+        assert torch.equal(sample_tokens(mixed, uniforms=uniforms[:, step]), drawn[:, step])
+        expected = torch.log_softmax(first, -1).gather(1, drawn[:, step : step + 1]).squeeze(1)
+        assert relative_error(found[:, step], expected) < FLOAT64
+        read = drawn[:, step].repeat(2)
+    assert torch.equal(by_step, memory)
+    assert not torch.equal(first, second)
+
+
+def test_pairs_need_two_memories_for_each_row_of_uniforms():
+    program, logits, _ = program_of(*layers_of("selective", 16, torch.float32), torch.float32)
+    with pytest.raises(ValueError, match="memory must have shape"):
+        program.run(
+            native_library(), torch.zeros(3, program.memory_size), torch.zeros(3, dtype=torch.int64), position=0,
+            logits=logits, classes=CLASSES, uniforms=torch.rand(3, 1, dtype=torch.float64), guidance=2.0,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"temperature": 0.5}, {"top_p": 0.4}, {"top_p": 1e-9}])

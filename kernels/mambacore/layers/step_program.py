@@ -28,6 +28,12 @@ MATRICES: Final = {LINEAR: (0,), SELECTIVE: (1, 5, 6, 11), S4D: (8,), FEED_FORWA
 # Numbers that rows are padded to, as in the kernel.
 PADDING: Final = 16
 STEP_DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16)
+WEIGHT_FORMATS: Final = ("float32", "bfloat16", "int8")
+"""What a program may keep the weights of linear layers in, instead of the model's dtype."""
+
+_INT8_ELEMENT: Final = 3  # MAMBACORE_INT8
+_LARGEST_INT8: Final = 127
+_SCALE_BYTES: Final = 4
 
 
 def padded(width: int) -> int:
@@ -40,6 +46,32 @@ def channels_last(numbers: Tensor) -> Tensor:
     filled = numbers.new_zeros(padded(numbers.shape[0]), *numbers.shape[1:])
     filled[: numbers.shape[0]] = numbers
     return filled.movedim(0, -1).contiguous()
+
+
+def int8_rows(weight: Tensor) -> Tensor:
+    """A matrix (outputs, inputs) as the kernel reads it in int8: rows of bytes, each with its scale at the end.
+
+    Each row is rounded to multiples of a 127th of its largest magnitude. Its bytes are filled up with zeros to a
+    multiple of four, then follow the four bytes of the float32 scale.
+    """
+    largest = weight.detach().float().abs().amax(1, keepdim=True)
+    scale = torch.where(largest > 0, largest / _LARGEST_INT8, torch.ones_like(largest))
+    numbers = (weight.detach().float() / scale).round().to(torch.int8)
+    filled = -(-weight.shape[1] // _SCALE_BYTES) * _SCALE_BYTES
+    rows = torch.zeros(weight.shape[0], filled + _SCALE_BYTES, dtype=torch.int8)
+    rows[:, : weight.shape[1]] = numbers
+    rows[:, filled:] = scale.view(torch.int8)
+    return rows
+
+
+def rounded_weight(weight: Tensor, weight_format: str) -> Tensor:
+    """What a matrix becomes in one of `WEIGHT_FORMATS`, as float32."""
+    if weight_format == "bfloat16":
+        return weight.detach().bfloat16().float()
+    if weight_format == "int8":
+        rows = int8_rows(weight)
+        return rows[:, : weight.shape[1]] * rows[:, -_SCALE_BYTES:].contiguous().view(torch.float32)
+    return weight.detach().float()
 
 
 def can_step(block: nn.Module) -> bool:
@@ -57,13 +89,26 @@ class StepProgram:
     Args:
         dtype: of the model: float32, float64 or bfloat16. Weights of linear layers are kept in it; everything else, the
             memory included, is in float32, or float64 for float64.
+        weight_format: one of `WEIGHT_FORMATS`, to round the weights of linear layers to; None keeps them as they are.
 
     Attributes:
         memory_size: numbers in the memory of a sequence, so far.
+
+    Raises:
+        ValueError: a format that is unknown, or not for a model of this dtype.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, weight_format: str | None = None) -> None:
         self.dtype, self.weight_dtype = compute_dtype(dtype), dtype
+        self.weight_format = weight_format
+        if weight_format is not None:
+            if weight_format not in WEIGHT_FORMATS:
+                raise ValueError(f"weight_format is {weight_format!r}; use one of {', '.join(WEIGHT_FORMATS)}")
+            if self.dtype != torch.float32:
+                raise ValueError(f"weights in {weight_format} are for models in float32 or bfloat16, not {dtype}")
+            self.weight_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[
+                weight_format
+            ]
         self.memory_size = 0
         self._operations: list[StepOperation] = []
         self._kept: list[Tensor] = []  # what the operations point at
@@ -83,18 +128,23 @@ class StepProgram:
             self._tokens = min(self._tokens or len(weights[0]), len(weights[0]))
         for number, weight in enumerate(weights):
             if weight is not None:
-                # A copy, also of what has the dtype already: training goes on in place.
-                dtype = self.weight_dtype if number in MATRICES.get(kind, ()) else self.dtype
-                if torch.promote_types(weight.dtype, dtype) != dtype and number in MATRICES.get(kind, ()):
-                    raise ValueError(
-                        f"a program of {self.weight_dtype} would round a weight of {weight.dtype}; "
-                        "make it of the finest dtype in the model"
-                    )
-                kept = weight.detach().to(dtype, memory_format=torch.contiguous_format, copy=True)
+                kept = self._laid_out(weight, is_matrix=number in MATRICES.get(kind, ()))
                 self._kept.append(kept)
                 operation.weights[number] = kept.data_ptr()
         self._operations.append(operation)
         return len(self._operations) - 1
+
+    def _laid_out(self, weight: Tensor, is_matrix: bool) -> Tensor:
+        """A copy as the kernel reads it, also of what is so already: training goes on in place."""
+        if is_matrix and self.weight_dtype == torch.int8:
+            return int8_rows(weight)
+        dtype = self.weight_dtype if is_matrix else self.dtype
+        if is_matrix and self.weight_format is None and torch.promote_types(weight.dtype, dtype) != dtype:
+            raise ValueError(
+                f"a program of {self.weight_dtype} would round a weight of {weight.dtype}; make it of the finest dtype "
+                "in the model"
+            )
+        return weight.detach().to(dtype, memory_format=torch.contiguous_format, copy=True)
 
     def end_group(self, group: int) -> None:
         """The operations from after a GROUP up to here are those that it may leave out."""
@@ -215,6 +265,7 @@ class StepProgram:
         given: Tensor | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        guidance: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As many steps as `uniforms` or `given` have columns, in place in memory and tokens.
 
@@ -228,9 +279,13 @@ class StepProgram:
             uniforms: (batch, count), float64, from 0 to below 1: what the tokens are drawn with.
             given: (batch, count), int64: tokens that are taken instead.
             temperature, top_p: as `mambacore.models.sampling.sample_tokens`; 0 takes the likeliest.
+            guidance: row `n` of the first half of the memories and row `n` of the second follow one token, drawn from
+                second + guidance (first - second) of their logits (classifier-free guidance; Ho & Salimans, arXiv
+                2207.12598, equation 6); `uniforms` and `given` have half as many rows as the memories.
 
         Returns:
-            Tokens (batch, count) and the log-likelihoods (batch, count), float64, of each, by the logits as they are.
+            Tokens and their log-likelihoods, float64, by the logits as they are (of a pair, the first's): both of the
+            shape of `uniforms` or `given`.
 
         Raises:
             ValueError: tensors that do not fit the program, or tokens that its embedding does not know.
@@ -239,21 +294,24 @@ class StepProgram:
         like = uniforms if given is None else given
         if like is None:
             raise ValueError("uniforms or given must be there, to choose tokens by; give one of the two")
-        self._check(like, memory, tokens, position, logits, classes, given)
-        batch, count = like.shape
+        paired = guidance is not None
+        self._check(like, memory, tokens, position, logits, classes, given, rows_per_column=2 if paired else 1)
+        drawing, count = like.shape
         like = like.contiguous()
-        drawn = torch.empty(batch, count, dtype=torch.int64)
-        log_likelihoods = torch.empty(batch, count, dtype=torch.float64)
+        drawn = torch.empty(drawing, count, dtype=torch.int64)
+        log_likelihoods = torch.empty(drawing, count, dtype=torch.float64)
         operations = (StepOperation * len(self._operations))(*self._operations)
         library.generate(
             Generation(
-                batch=batch, count=count, operation_count=len(operations), position=position,
+                batch=len(memory), count=count, operation_count=len(operations), position=position,
                 memory_size=self.memory_size, logits=logits, classes=classes, element=ELEMENT_TYPES[self.dtype],
                 threads=torch.get_num_threads(), temperature=temperature, top_p=top_p,
                 operations=ctypes.addressof(operations), memory=memory.data_ptr(), tokens=tokens.data_ptr(),
                 uniforms=like.data_ptr() if given is None else None, given=None if given is None else like.data_ptr(),
                 drawn=drawn.data_ptr(), log_likelihoods=log_likelihoods.data_ptr(),
-                weight_element=ELEMENT_TYPES[self.weight_dtype],
+                weight_element=_INT8_ELEMENT if self.weight_dtype == torch.int8 else ELEMENT_TYPES[self.weight_dtype],
+                paired=paired,
+                guidance=1.0 if guidance is None else guidance,
             )
         )  # fmt: skip
         return drawn, log_likelihoods
@@ -267,6 +325,7 @@ class StepProgram:
         logits: int,
         classes: int,
         given: Tensor | None,
+        rows_per_column: int,
     ) -> None:
         """Refuse what the native library would read or write out of bounds."""
         name, dtype = ("uniforms", torch.float64) if given is None else ("given", torch.int64)
@@ -274,7 +333,7 @@ class StepProgram:
             raise ValueError(
                 f"{name} must be (batch, count) but has shape {tuple(like.shape)}; give one column per step"
             )
-        batch = like.shape[0]
+        batch = like.shape[0] * rows_per_column
         check_shapes(
             {
                 "memory": Expected(memory, (batch, self.memory_size), "make it for this program and batch"),

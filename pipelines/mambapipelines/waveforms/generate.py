@@ -38,29 +38,23 @@ MOST_PLAYED_SECONDS: Final = 600.0
 MOST_SAMPLES_AT_ONCE: Final = 1 << 26
 
 
-@dataclass(frozen=True)
-class WaveformGenerationOptions:
-    """What `audiomamba generate` is asked to do.
+@dataclass(frozen=True, kw_only=True)
+class ClipRequest:
+    """Which clips are asked for.
 
     Attributes:
         model: the model folder.
-        output: the folder for everything; it must be new or empty.
         clips, seconds, seed, temperature, top_p: see `audiomamba.generation.WaveformGenerator.generate`.
         labels: values that are asked for, each `NAME=VALUE`.
         guidance: see `audiomamba.generation.WaveformGenerator.generate`.
         continued: a clip that every clip begins with.
-        undo_gain: write clips as loud as recordings were before training, or as the clip that is continued.
-        batch: clips that are generated side by side; no clip depends on it.
-        audio_format: of the sound files.
-        reject: `paper` leaves out the least likely 40 % and the most likely 5 %, `search` what is less or more likely
-            than the middle 90 % of the clips in `real`; `None` keeps all.
-        real: a folder of real clips that the model was not trained on.
+        undo_gain: clips as loud as recordings were before training, or as the clip that is continued.
+        weights: see `audiomamba.generation.WaveformGenerator`.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
         device: see `mambapipelines.device.choose`.
     """
 
     model: Path
-    output: Path
     clips: int = 16
     seconds: float = 1.0
     seed: int = 0
@@ -70,12 +64,29 @@ class WaveformGenerationOptions:
     guidance: float = 1.0
     continued: Path | None = None
     undo_gain: bool = False
+    weights: str | None = None
+    threads: int | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveformGenerationOptions(ClipRequest):
+    """What `audiomamba generate` is asked to do.
+
+    Attributes:
+        output: the folder for everything; it must be new or empty.
+        batch: clips that are generated side by side; no clip depends on it.
+        audio_format: of the sound files.
+        reject: `paper` leaves out the least likely 40 % and the most likely 5 %, `search` what is less or more likely
+            than the middle 90 % of the clips in `real`; `None` keeps all.
+        real: a folder of real clips that the model was not trained on.
+    """
+
+    output: Path
     batch: int = 16
     audio_format: str = "wav"
     reject: str | None = None
     real: Path | None = None
-    threads: int | None = None
-    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     """
     _check(options)
     placement = begin_computing(options.device, threads=options.threads)
-    generator = load(options.model, placement.device)
+    generator = load(options.model, placement.device, options.weights)
     labels = parse_labels(options.labels, generator.label_sets)
     check_guidance(options.guidance, labels)
     real = None if options.real is None else real_bits_per_sample(generator.model, options.real)

@@ -1,15 +1,11 @@
 """The command `audiomamba generate`: new clips, or continuations of a clip."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mambapipelines.cli.options import (
-    DeviceOption,
-    SeedOption,
-    ThreadsOption,
-)
+from mambapipelines.cli.options import DeviceOption, SeedOption, ThreadsOption
 
 
 def generate(
@@ -21,10 +17,18 @@ def generate(
         ),
     ],
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="DIR", help="New folder for the clips, a table and a page of players."),
-    ],
-    clips: Annotated[int, typer.Option(metavar="N", help="Number of clips.")] = 16,
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="New folder for the clips, a table and a page of players; with --stream a new file or a named pipe.",
+            show_default="standard output with --stream, else required",
+        ),
+    ] = None,
+    clips: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of clips.", show_default="16, or 1 with --stream or --play")
+    ] = None,
     seconds: Annotated[
         float, typer.Option(metavar="S", help="Duration of each clip, without the clip it continues.")
     ] = 1.0,
@@ -69,6 +73,20 @@ def generate(
     real: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Real clips, not used in training, for --reject search.")
     ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Write raw PCM (16 bits, mono) as samples are generated, clip after clip.")
+    ] = False,
+    play: Annotated[
+        bool, typer.Option("--play", help="Play the clips as they are generated; needs the package sounddevice.")
+    ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float32|bfloat16|int8",
+            help="Round the weights of linear layers to this format: fewer bytes to read per sample.",
+            show_default="the model's own",
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -78,6 +96,9 @@ def generate(
     every clip, and `clips.html`, an offline page with players, waveforms and spectrograms. A clip depends only on the
     model, its labels, the seed and its number.
 
+    With --stream or --play samples are sent as they are generated, clip after clip, and the latency of the first one is
+    printed. They are the samples that the files in DIR would contain.
+
     **Examples**
 
     `audiomamba generate model --clips 16 --seconds 1 --seed 0 --output clips`
@@ -86,28 +107,41 @@ def generate(
 
     `audiomamba generate model --continue beginning.wav --clips 4 --seconds 2 --temperature 0.95 --output continued`
 
+    `audiomamba generate digits --label digit=each --clips 10 --stream | ffplay -f s16le -ar 8000 -i -`
+
     `audiomamba generate model --clips 1000 --reject search --real held-out --output chosen`
     """
+    from mambacore.errors import InputError  # noqa: PLC0415
     from mambapipelines.waveforms.generate import WaveformGenerationOptions, generate_clips  # noqa: PLC0415
+    from mambapipelines.waveforms.stream import WaveformStreamOptions, stream_clips  # noqa: PLC0415
 
+    streams = stream or play
+    request: dict[str, Any] = {
+        "model": model,
+        "clips": clips if clips is not None else 1 if streams else 16,
+        "seconds": seconds,
+        "seed": seed,
+        "temperature": temperature,
+        "top_p": top_p,
+        "labels": labels or (),
+        "guidance": guidance,
+        "continued": continued,
+        "undo_gain": undo_gain,
+        "weights": weights,
+        "threads": threads,
+        "device": device,
+    }
+    if streams:
+        if reject is not None or real is not None or audio_format != "wav":
+            raise InputError(
+                "--reject, --real and --format are for whole clips: leave them out with --stream or --play"
+            )
+        stream_clips(WaveformStreamOptions(**request, output=output, play=play))
+        return
+    if output is None:
+        raise InputError("--output is missing: name a new folder for the clips, or use --stream or --play")
     generate_clips(
         WaveformGenerationOptions(
-            model=model,
-            output=output,
-            clips=clips,
-            seconds=seconds,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            labels=labels or (),
-            guidance=guidance,
-            continued=continued,
-            undo_gain=undo_gain,
-            batch=batch,
-            audio_format=audio_format,
-            reject=reject,
-            real=real,
-            threads=threads,
-            device=device,
+            **request, output=output, batch=batch, audio_format=audio_format, reject=reject, real=real
         )
     )

@@ -1,0 +1,93 @@
+"""Walks through a model sample by sample: native steps, or the model itself; and how each next class is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from audiomamba.models import WaveformModel, WaveformState
+from audiomamba.models.step_program import WaveformSteps
+from mambacore.devices import widened
+from mambacore.models.sampling import sample_tokens, token_log_likelihoods
+
+Walk = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""(clips, count) uniforms to classes and their log-likelihoods of the same shape, going on from call to call."""
+
+
+class Sampling(NamedTuple):
+    """How the next class is chosen; see `WaveformGenerator.generate`."""
+
+    temperature: float
+    top_p: float
+    guidance: float
+
+    def choose(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """One class for each clip from the logits of (clips, or twice as many with guidance, classes)."""
+        if self.guidance == 1:
+            return sample_classes(logits, uniforms, self.temperature, self.top_p)
+        labelled, unlabelled = widened(logits).chunk(2)
+        guided = unlabelled + self.guidance * (labelled - unlabelled)
+        chosen, _ = sample_classes(guided, uniforms, self.temperature, self.top_p)
+        return chosen, torch.log_softmax(labelled, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+
+
+class NativeWalk:
+    """Steps of the native program, all in one call."""
+
+    def __init__(self, steps: WaveformSteps, memory: Tensor, known: Tensor, sampling: Sampling) -> None:
+        self._steps, self._memory, self._sampling = steps, memory, sampling
+        self._tokens = known[:, -1].repeat(len(memory))
+        self._position = known.shape[1] - 1
+
+    def __call__(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """(clips, count) uniforms to classes and their log-likelihoods of the same shape."""
+        temperature, top_p, guidance = self._sampling
+        found = self._steps.run(
+            self._memory, self._tokens, self._position, uniforms, temperature=temperature, top_p=top_p,
+            guidance=None if guidance == 1 else guidance,
+        )  # fmt: skip
+        self._position += uniforms.shape[1]
+        return found
+
+
+class ComposedWalk:
+    """Steps of the model itself."""
+
+    def __init__(
+        self, model: WaveformModel, state: WaveformState | None, known: Tensor, clips: int, sampling: Sampling
+    ) -> None:
+        self._model, self._state, self._clips, self._sampling = model, state, clips, sampling
+        self._device = model.head.weight.device
+        self._token = known[:, -1:].expand(clips, 1).to(self._device)
+
+    def __call__(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """(clips, count) uniforms to classes and their log-likelihoods of the same shape."""
+        copies = 1 if self._sampling.guidance == 1 else 2
+        classes, likelihoods = [], []
+        for uniform in uniforms.unbind(1):
+            logits, self._state = self._model(self._token.repeat(copies, 1), self._state)
+            chosen, likelihood = self._sampling.choose(logits[:, 0], uniform.to(self._device))
+            self._token = chosen.unsqueeze(1)
+            classes.append(chosen.cpu())
+            likelihoods.append(likelihood.cpu())
+        return torch.stack(classes, dim=1), torch.stack(likelihoods, dim=1)
+
+
+def sample_classes(
+    logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Sample one class per row by its cumulative probabilities, as the native steps do.
+
+    Args:
+        logits: (batch, classes).
+        uniforms: (batch,), from 0 to below 1: the same number gives the same class.
+        temperature, top_p: see `WaveformGenerator.generate`.
+
+    Returns:
+        Classes (batch,) and their log-likelihoods (batch,) by the logits as they are.
+    """
+    chosen = sample_tokens(logits, temperature, top_p, uniforms=uniforms)
+    return chosen, token_log_likelihoods(logits, chosen)
