@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 11
+INTERFACE_VERSION = 12
 OK, OUT_OF_MEMORY = 0, 1  # MambacoreStatus
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 # Another build of the library, by its path: the one with sanitizers, say.
