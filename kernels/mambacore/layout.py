@@ -1,15 +1,15 @@
-"""How the tensors of the operators lie in memory: one description for the fallback, the native library and Triton.
+"""Memory layout of the operators' tensors, shared by the fallback, the native library and Triton.
 
-**Intervals.** A scan walks a sequence in intervals and keeps nothing for backward but the state before each of them,
-the boundary states, from which backward computes an interval again.
+**Intervals.** A scan processes a sequence in intervals and keeps for backward only the state before each of them, the
+boundary states, from which backward recomputes an interval.
 
-**Numbers.** Kernels read states as real numbers with neighbouring channels side by side: (..., numbers, channels),
-where the numbers of a complex state are its real and imaginary parts in turn.
+**Numbers.** Kernels read states as real numbers with contiguous channels: (..., numbers, channels), where the numbers
+of a complex state alternate between real and imaginary parts.
 
-**Segments.** To share one sequence out, a scan is cut into segments (of the native library) or chunks (of Triton). Each
-is an affine map of the state that comes in, h -> exp(A * sum of Delta) h + s, where s is the state that it makes out of
-zero. The summary of a segment is s and the sum of Delta; a record that begins inside drops the first term. Of a complex
-state the sum is kept in double precision, because it turns by thousands of whole turns, which do not count.
+**Segments.** To parallelise over one sequence, a scan is cut into segments (native library) or chunks (Triton). Each is
+an affine map of the incoming state, h -> exp(A * sum of Delta) h + s, where s is the final state from a zero initial
+state. The summary of a segment is s and the sum of Delta; a record that begins inside drops the first term. For a
+complex state the sum is kept in double precision, because its phase goes through thousands of full turns.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ DEVICE_INTERVAL = 16
 
 
 def interval_bounds(length: int) -> list[tuple[int, int]]:
-    """Begin and end, in scan order, of every interval on a CPU."""
+    """Return start and end, in scan order, of every interval on a CPU."""
     return [(begin, min(begin + INTERVAL, length)) for begin in range(0, length, INTERVAL)]
 
 
 def boundary_shape(
     batch: int, length: int, channels: int, state_size: int, is_complex: bool, interval: int = INTERVAL
 ) -> tuple[int, int, int, int]:
-    """Shape of the boundary states: (batch, intervals, numbers, channels)."""
+    """Return the shape of the boundary states: (batch, intervals, numbers, channels)."""
     intervals = (length + interval - 1) // interval
     return batch, intervals, (2 if is_complex else 1) * state_size, channels
 
 
 def as_numbers(states: Tensor) -> Tensor:
-    """(..., channels, state_size), real or complex, as (..., numbers, channels)."""
+    """Convert real or complex (..., channels, state_size) to (..., numbers, channels)."""
     states = states.resolve_conj()
     pairs = torch.view_as_real(states).flatten(-2) if states.is_complex() else states
     return pairs.transpose(-1, -2).contiguous()
 
 
 def as_states(numbers: Tensor, is_complex: bool) -> Tensor:
-    """The inverse of `as_numbers`."""
+    """Inverse of `as_numbers`."""
     pairs = numbers.transpose(-1, -2).contiguous()
     return torch.view_as_complex(pairs.unflatten(-1, (-1, 2))) if is_complex else pairs
 
 
 def channels_contiguous(sequence: Tensor) -> Tensor:
-    """The tensor itself when its last dimension is contiguous, else a copy: every kernel relies on it."""
+    """Return the tensor if its last dimension is contiguous, else a copy, as required by all kernels."""
     return sequence if sequence.stride(-1) == 1 or sequence.shape[-1] == 1 else sequence.contiguous()
 
 
@@ -63,12 +63,12 @@ def states_contiguous(matrix: Tensor) -> Tensor:
 
 
 def optional_contiguous(tensor: Tensor | None) -> Tensor | None:
-    """A contiguous tensor of plain numbers, or None."""
+    """Return a contiguous tensor of real numbers, or None."""
     return None if tensor is None else tensor.resolve_conj().contiguous()
 
 
 def sequence_strides(sequence: Tensor | None) -> tuple[int, int]:
-    """Strides (batch, row) of a (batch, length, channels) tensor, in elements; zeros when it is absent."""
+    """Return strides (batch, row) of a (batch, length, channels) tensor, in elements; zeros if absent."""
     return (0, 0) if sequence is None else (sequence.stride(0), sequence.stride(1))
 
 
@@ -82,18 +82,18 @@ def matrix_strides(matrix: Tensor) -> tuple[int, int, int]:
 
 
 def group_count(*matrices: Tensor) -> int:
-    """Groups of channels that share a row of the matrices; 1 when none depends on time."""
+    """Return the number of groups of channels that share a row of the matrices; 1 if none depends on time."""
     return max(matrix.shape[2] if matrix.dim() == 4 else 1 for matrix in matrices)
 
 
 def segments_without_reset(resets: Tensor, segments: int, segment_length: int, reverse: bool) -> Tensor:
-    """(batch, segments), uint8, 1 where no record begins: where the incoming state reaches the end.
+    """Return (batch, segments), uint8, 1 if no record begins in a segment, so the incoming state reaches its end.
 
     Args:
         resets: (batch, length), uint8, nonzero where the state that arrives counts as zero.
-        segments: how many.
+        segments: number of segments.
         segment_length: positions in each but the last.
-        reverse: segments follow each other from the last position to the first.
+        reverse: segments are ordered from the last position to the first.
     """
     ordered = resets.flip(1) if reverse else resets
     filled = F.pad(ordered, (0, segments * segment_length - resets.shape[1]))
@@ -101,5 +101,5 @@ def segments_without_reset(resets: Tensor, segments: int, segment_length: int, r
 
 
 def sum_of_parts(parts: Tensor) -> Tensor:
-    """Add up what tasks left side by side, in their order; a single part is taken as it is."""
+    """Sum the partial results of tasks in a fixed order; a single part is returned unchanged."""
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)

@@ -1,6 +1,6 @@
 """A model is a folder: `config.json`, `model.safetensors` and `README.md` (the card).
 
-The configuration says everything that is needed to rebuild the model. Reading a folder runs no code from it.
+The configuration has everything needed to rebuild the model. Reading a folder runs no code from it.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from mambacore.errors import InputError
 from mambacore.safe_text import safe_markdown
 
 FORMAT_VERSION: Final = 1
-"""Version of the model folder; a program reads only its own."""
+"""Version of the model folder format; only this version can be read."""
 
 CONFIG_NAME: Final = "config.json"
 TENSORS_NAME: Final = "model.safetensors"
@@ -49,13 +49,14 @@ _CONFIGURATION_ERRORS: Final = (
 
 
 def write_model_folder(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], card: str) -> None:
-    """Write a model folder whole or not at all.
+    """Write a model folder atomically.
 
     `config` gets "format_version" and, unless it has one, "package_version". The folder is written under a temporary
     name beside its place and then put there; where the operating system can exchange two folders in one step (Linux,
     macOS), a model that was there before is never absent. Other files in that folder (reports, checkpoints) are kept.
 
-    **Raises** `InputError` when the place holds something that is not a model folder, or cannot be written to.
+    Raises:
+        InputError: if the path is something other than a model folder, or cannot be written.
     """
     check_output_folder(folder)
     folder = Path(folder).resolve()
@@ -66,7 +67,7 @@ def write_model_folder(folder: Path, config: dict[str, Any], tensors: dict[str, 
         document = {"package_version": _package_version(), **config, "format_version": FORMAT_VERSION}
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
-        # Copies, because tied parameters share memory and the format has no notion of that.
+        # Copies, because tied parameters share memory, which the format does not support.
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(copies, temporary / TENSORS_NAME, metadata={"format": "pt"})
         shutil.copymode(temporary / CONFIG_NAME, temporary / TENSORS_NAME)  # safetensors writes for the owner only
@@ -74,16 +75,17 @@ def write_model_folder(folder: Path, config: dict[str, Any], tensors: dict[str, 
         _put_in_place(temporary, folder)
     except OSError as error:
         raise InputError(
-            f"the model folder {folder} cannot be written ({error.strerror or error}): check its place and the disk."
+            f"the model folder {folder} cannot be written ({error.strerror or error}): check its location and the disk."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_output_folder(folder: Path) -> None:
-    """Check before the work whether `write_model_folder` may write there.
+    """Check in advance whether `write_model_folder` may write to a folder.
 
-    **Raises** `InputError` when the place is a file, or a folder that is neither empty nor a model folder.
+    Raises:
+        InputError: if the path is a file, or a folder that is neither empty nor a model folder.
     """
     folder = Path(folder)
     if folder.is_dir():
@@ -91,7 +93,7 @@ def check_output_folder(folder: Path) -> None:
             is_empty = next(folder.iterdir(), None) is None
         except OSError as error:
             raise InputError(
-                f"{folder} cannot be looked into ({error.strerror or error}): choose another output folder."
+                f"{folder} cannot be listed ({error.strerror or error}): choose another output folder."
             ) from error
         if not is_empty and not is_model_folder(folder):
             raise InputError(f"{folder} holds other files and is not a model folder: choose another output folder.")
@@ -113,8 +115,8 @@ def read_model_folder(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return the configuration and the tensors (on the CPU) of a model folder.
 
-    **Raises** `InputError`, one sentence that names the folder or file, when it is missing, incomplete, damaged or of
-    another version.
+    Raises:
+        InputError: if the folder is missing, incomplete, damaged or of another version.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -136,10 +138,10 @@ def read_model_folder(
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor], source: Path | str) -> None:
-    """Refuse weights that are NaN or infinite, with which every answer would be meaningless.
+    """Check that all weights are finite.
 
     Raises:
-        InputError: names the first such tensor and its origin.
+        InputError: for the first tensor with NaN or infinity, with its origin.
     """
     for name, tensor in tensors.items():
         if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
@@ -148,10 +150,10 @@ def require_finite(tensors: Mapping[str, torch.Tensor], source: Path | str) -> N
 
 @contextlib.contextmanager
 def configuration_errors(source: Path | str) -> Iterator[None]:
-    """Turn what building a model from a configuration of wrong types or sizes raises into a sentence.
+    """Convert errors from building a model with wrong types or sizes to messages for the user.
 
     Raises:
-        InputError: names the origin and what is wrong with it.
+        InputError: with the origin and the cause.
     """
     try:
         yield
@@ -170,19 +172,19 @@ Model = TypeVar("Model", bound=nn.Module)
 def build_and_load(
     build: Callable[[], Model], config: Mapping[str, Any], tensors: dict[str, torch.Tensor], source: Path | str
 ) -> Model:
-    """Build the model of a configuration and load its tensors, comparing shapes before memory is taken.
+    """Build the model of a configuration and load its tensors, comparing shapes before allocating memory.
 
     Args:
-        build: makes the model with fresh weights.
-        config: what it is made from; no count of layers in it may exceed the number of tensors.
-        tensors: of the model folder.
-        source: what messages call the folder.
+        build: builds the model with random weights.
+        config: its configuration; no number of layers may exceed the number of tensors.
+        tensors: tensors of the model folder.
+        source: name of the folder in messages.
 
     Returns:
-        The model in evaluation mode. The caller's random numbers are left as they are.
+        The model in evaluation mode. The caller's random number generators are unchanged.
 
     Raises:
-        InputError: the configuration has wrong types or sizes, or the tensors do not fit it.
+        InputError: if the configuration has wrong types or sizes, or the tensors do not fit it.
     """
     place = Path(source) / CONFIG_NAME
     _require_few_layers(config, len(tensors), place)
@@ -196,10 +198,10 @@ def build_and_load(
 
 
 def training_details(config: Mapping[str, Any], source: Path | str) -> dict[str, Any]:
-    """Return the facts of the training that a model folder states, none where it has no such section.
+    """Return the training details of a model folder, empty if it has none.
 
     Raises:
-        InputError: the section is not a JSON object.
+        InputError: if the section is not a JSON object.
     """
     details = config.get("details", {})
     if not isinstance(details, dict):
@@ -222,7 +224,7 @@ def _built(build: Callable[[], Model], place: Path) -> Model:
 
 
 def _check_types(config: object) -> None:
-    """Refuse plain fields of a configuration that have another type than the class declares."""
+    """Check that plain fields of a configuration have their declared types."""
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         return
     hints = get_type_hints(type(config))
@@ -237,7 +239,7 @@ def _check_types(config: object) -> None:
 
 
 def _require_few_layers(config: Any, most: int, source: Path | str) -> None:
-    """Every layer has a tensor, so a larger number is damage, and making so many layers would take hours."""
+    """Check the number of layers against that of tensors: a damaged value could take hours to build."""
     waiting = [config]
     while waiting:
         value = waiting.pop()
@@ -257,8 +259,11 @@ def _require_few_layers(config: Any, most: int, source: Path | str) -> None:
 def load_tensors_into(module: nn.Module, tensors: dict[str, torch.Tensor], source: Path | str) -> None:
     """Copy tensors into a module's parameters and buffers of the same names.
 
-    **Raises** `InputError` that lists every tensor which is missing, not expected, or of another shape or kind, and
-    then leaves the module as it was. `source` is what the message calls the tensors' origin.
+    `source` names the tensors' origin in messages.
+
+    Raises:
+        InputError: if tensors are missing, unexpected, or of another shape or kind; all are listed, and the module is
+            unchanged.
     """
     _require_fit(module, tensors, source)
     module.load_state_dict(tensors)
@@ -307,7 +312,7 @@ def _read_config(folder: Path, format_version: int) -> dict[str, Any]:
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Move a finished folder to its place; what was there ends up at `temporary`, or is removed."""
+    """Move a finished folder to its final path; an existing one is moved to `temporary`, or removed."""
     if not folder.exists() or not any(folder.iterdir()):
         os.replace(temporary, folder)
         return
@@ -322,7 +327,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
 
 
 def _link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Give a file, or every file of a folder, a second place without a second copy where the file system can."""
+    """Link a file, or all files of a folder, to another path, or copy them if links are not supported."""
     if Path(source).is_dir() and not Path(source).is_symlink():
         shutil.copytree(source, target, symlinks=True, copy_function=_link_or_copy)
         return
@@ -333,7 +338,7 @@ def _link_or_copy(source: str | Path, target: str | Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two folders in one step; False where the system or the file system cannot."""
+    """Exchange two folders atomically; return False if not supported."""
     library = ctypes.CDLL(None, use_errno=True)
     first_name, second_name = os.fsencode(first), os.fsencode(second)
     with contextlib.suppress(AttributeError):

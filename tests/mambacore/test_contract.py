@@ -140,7 +140,7 @@ def with_gradients(entry, arguments):
     """Outputs and the gradient of their sum by every argument."""
     arguments = {name: tensor.clone().requires_grad_() for name, tensor in arguments.items()}
     if not entry.differentiable:
-        with pytest.raises(RuntimeError, match="computes no gradients but one of its tensors wants one"):
+        with pytest.raises(RuntimeError, match="computes no gradients but one of its tensors requires one"):
             entry.call(**arguments)
         with torch.no_grad():
             return list(entry.call(**arguments))

@@ -160,5 +160,5 @@ def test_the_operator_passes_opcheck_and_refuses_gradients():
     operator = torch.ops.mambacore.selective_step.default
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(operator, (sequence, convolution, scan, epsilon, *detached), test_utils=tests)
-    with pytest.raises(RuntimeError, match="computes no gradients but one of its tensors wants one; call the block"):
+    with pytest.raises(RuntimeError, match="computes no gradients but one of its tensors requires one; call the block"):
         selective_step(sequence, convolution, scan, epsilon, parameters)

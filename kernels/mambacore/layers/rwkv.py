@@ -122,15 +122,15 @@ def weighted_averages(
         values: (batch, length, channels).
         log_decay_rate: (channels,), whose exponential is the paper's w.
         bonus: (channels,), the paper's u.
-        average: (batch, channels), of the values before the first position.
-        log_weight: (batch, channels), the logarithm of the denominator before the first position.
+        average: (batch, channels), average of the values before the first position.
+        log_weight: (batch, channels), logarithm of the denominator before the first position.
         sequence_starts: (batch, length), boolean, True where a new record begins.
 
     Returns:
-        The averages (batch, length, channels) and the two numbers per channel for what follows, all float64.
+        The averages (batch, length, channels) and the state, two numbers per channel, all float64.
     """
     keys, values, average, log_weight = (widened(tensor) for tensor in (keys, values, average, log_weight))
-    # Of the finite keys: relative to an infinite one, all positions before it would weigh the same.
+    # Maximum of the finite keys: relative to an infinite one, all earlier positions would have equal weight.
     lowest = torch.finfo(keys.dtype).min
     finite = keys.detach().nan_to_num(nan=lowest, posinf=lowest, neginf=lowest)
     largest = torch.maximum(finite.amax(1), log_weight.detach().nan_to_num(nan=lowest, posinf=lowest, neginf=lowest))
@@ -157,7 +157,7 @@ def weighted_averages(
 
 
 def _previous(sequence: Tensor, before: Tensor, sequence_starts: Tensor | None) -> Tensor:
-    """Every position's predecessor: `before` (batch, channels) for the first, zeros where a record begins."""
+    """Return every position's predecessor: `before` (batch, channels) for the first, zeros where a record begins."""
     previous = torch.cat([before.unsqueeze(1), sequence[:, :-1]], dim=1)
     if sequence_starts is None:
         return previous

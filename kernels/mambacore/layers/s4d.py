@@ -16,7 +16,7 @@ from mambacore.non_finite import cleaned, spoiled_since, taint_of
 from mambacore.parallel import recurrence_over_ranks
 from mambacore.scan import selective_scan
 
-# From this length on a convolution is faster than a recurrence that walks in Python.
+# From this length on a convolution is faster than a recurrence in Python.
 CONVOLUTION_FROM = 32
 # Longer sequences are convolved in pieces of this many positions, so that transforms and kernels stay small.
 CONVOLUTION_PIECE = 8192
@@ -39,26 +39,25 @@ class S4DMixer(Mixer):
 
         h_t = exp(Delta A) h_{t-1} + (exp(Delta A) - 1) / A * x_t        y_t = C h_t + D x_t
 
-    where a complex state stands for itself and its conjugate and twice the real part is read. Nothing depends on time,
-    so a whole sequence is a convolution, which a Fourier transform computes; short pieces and packed records walk the
-    recurrence through `selective_scan`. Both are the same system.
+    where a complex state stands for itself and its conjugate and the output is twice the real part. The system is
+    time-invariant, so a whole sequence is a convolution, computed by FFT; short pieces and packed records use the
+    recurrence (`selective_scan`). Both are equivalent.
 
     Args:
         model_width: channels of the sequence.
         state_size: states per channel; complex ones count once (the paper counts their conjugates too: its N = 64 is 32
             here).
         complex_state: states are complex numbers.
-        state_matrix: what A starts from (`mambacore.layers.state_matrices`); S4D-Lin for a complex state, S4D-Real
-            otherwise, when None.
-        sampling_rate_factor: by how much the step size is longer than in training. A model of signals at 16 kHz runs on
-            the same signals at 8 kHz with 2. The attribute of that name may be set at any time.
-        convolution: compute whole sequences by Fourier transform, or always by the recurrence. By default whichever is
-            faster: the recurrence where the native library computes it, which takes about half of the transform's time,
-            the transform elsewhere. The transform rounds relative to the largest value of a sequence, so that a
-            later input changes an earlier output by a rounding error.
+        state_matrix: initialisation of A (`mambacore.layers.state_matrices`); by default S4D-Lin for a complex state,
+            else S4D-Real.
+        sampling_rate_factor: factor by which the step size is longer than in training. A model for signals at 16 kHz
+            can process them at 8 kHz with 2. The attribute of that name may be set at any time.
+        convolution: compute whole sequences by FFT, or always by the recurrence. By default the faster of both: the
+            recurrence in the native library, which takes about half the time, otherwise the FFT. The FFT rounds
+            relative to the largest value of a sequence, so later inputs can affect earlier outputs by rounding errors.
 
     Raises:
-        ValueError: a state_matrix that is unknown or not for this kind of state, or a factor that is not positive.
+        ValueError: if state_matrix is unknown or not for this kind of state, or the factor is not positive.
     """
 
     name = "s4d"
@@ -84,7 +83,7 @@ class S4DMixer(Mixer):
         self.step_bias = nn.Parameter(torch.empty(model_width))
         self.log_decay_rate = nn.Parameter(torch.empty(model_width, state_size))
         self.frequency = nn.Parameter(torch.empty(model_width, state_size)) if complex_state else None
-        # Real and imaginary parts are neighbours.
+        # Real and imaginary parts are adjacent.
         self.output_matrix = nn.Parameter(torch.empty(model_width, (2 if complex_state else 1) * state_size))
         self.skip_weight = nn.Parameter(torch.empty(model_width))
         self.output_projection = nn.Linear(model_width, 2 * model_width)
@@ -110,7 +109,7 @@ class S4DMixer(Mixer):
         return [parameter for parameter in dynamics if parameter is not None]
 
     def step_size(self) -> Tensor:
-        """Delta (channels,), float64: the length of a step at the present sampling rate."""
+        """Delta (channels,), float64: the step size at the current sampling rate."""
         return F.softplus(widened(self.step_bias)) * self.sampling_rate_factor
 
     @property
@@ -151,9 +150,9 @@ class S4DMixer(Mixer):
     def _pieces(
         self, sequence: Tensor, state: Tensor | None, sequence_starts: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The system's outputs piece by piece, at least one, each with the state after it."""
-        # The step is folded into A and B in float64: rounded to bfloat16 beside such a sequence, it would move every
-        # decay by 0.4 %. The scan then takes steps of one.
+        """Yield the system's outputs piece by piece, at least one, each with the state after it."""
+        # The step size is folded into A and B in float64: rounded to bfloat16 with such a sequence, it would change
+        # every decay by 0.4 %. The scan then has a step size of one.
         exponent = self.step_size().unsqueeze(-1) * self.state_matrix
         driven = self.step_size().unsqueeze(-1) * torch.expm1(exponent) / exponent  # the zero-order hold of B = 1
         output_matrix = as_complex(self.output_matrix) if self.complex_state else self.output_matrix
@@ -178,7 +177,7 @@ class S4DMixer(Mixer):
             yield mixed, state
 
     def _convolves(self, piece: Tensor) -> bool:
-        """Whether a piece of one record goes through a Fourier transform."""
+        """Whether a piece of one record is computed by FFT."""
         wanted = self.convolution
         if wanted is None:  # what the operator would compute with cannot be asked while a graph is compiled
             wanted = not torch.compiler.is_compiling() and native_library_for(piece) is None
@@ -192,17 +191,17 @@ def diagonal_convolution(
     output_matrix: Tensor,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """h_t = exp(exponent) h_{t-1} + input_matrix x_t, y_t = <output_matrix, h_t>, as a convolution by FFT.
+    """Compute h_t = exp(exponent) h_{t-1} + input_matrix x_t, y_t = <output_matrix, h_t> as a convolution by FFT.
 
     Its kernel is K_l = <output_matrix * input_matrix, exp(l exponent)> (equation 5 of the paper). Powers are taken
-    in float64, whose angles are right after thousands of turns.
+    in float64, which keeps angles accurate over thousands of turns.
 
     Args:
         inputs: (batch, length, channels), of at least one position.
         exponent: (channels, state_size), float64 or complex128; a complex state is read as twice the real part.
         input_matrix: (channels, state_size), likewise.
         output_matrix: (channels, state_size), likewise.
-        initial_state: (batch, channels, state_size); zero when absent.
+        initial_state: (batch, channels, state_size); zero by default.
 
     Returns:
         Outputs (batch, length, channels), float32 or float64, and the state after the last position.
@@ -242,9 +241,9 @@ def diagonal_convolution(
 
 
 def _powers(exponent: Tensor, count: int) -> Tensor:
-    """exp(k * exponent) for k = 0, ..., count - 1, as (channels, count, state_size).
+    """Return exp(k * exponent) for k = 0, ..., count - 1, as (channels, count, state_size).
 
-    A few exponentials, each doubling how many powers there are: products are far cheaper than exponentials.
+    Each exponential doubles the number of powers by products, which are far cheaper.
     """
     powers = torch.ones_like(exponent).unsqueeze(1)
     while powers.shape[1] < count:
@@ -270,6 +269,6 @@ def _times_powers(inputs: Tensor, within: Tensor) -> Tensor:
 
 
 def _transform_size(length: int) -> int:
-    """A size of at least `length` that is a power of two, or 3 or 5 times one: fast to transform."""
+    """Return a size of at least `length` that is a power of two, or 3 or 5 times one, for a fast FFT."""
     power = 1 << (length - 1).bit_length()
     return min(size for size in (power * 5 // 8, power * 3 // 4, power) if size >= length)

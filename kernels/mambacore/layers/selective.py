@@ -1,4 +1,4 @@
-"""The selective mixer: the inside of a Mamba block (Gu & Dao, arXiv 2312.00752, figure 3)."""
+"""The selective mixer of a Mamba block (Gu & Dao, arXiv 2312.00752, figure 3)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mambacore.layers.plain_modules import are_plain_linear, is_plain_tensor
 from mambacore.layers.state_matrices import initial_state_matrix
 from mambacore.parallel import convolution_over_ranks, scan_over_ranks
 
-# Step sizes at the start of training (section 3.6 of the paper): log-uniform between these, never below the floor.
+# Initial step sizes (section 3.6 of the paper): log-uniform between these, never below the floor.
 SMALLEST_STEP, LARGEST_STEP, STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
 
@@ -27,13 +27,13 @@ class SelectiveState(NamedTuple):
 
 
 def step_bias_for(step_size: Tensor) -> Tensor:
-    """The bias whose softplus is the given step size: the inverse of softplus."""
+    """Return the bias whose softplus is the given step size: the inverse of softplus."""
     return step_size + torch.log(-torch.expm1(-step_size))
 
 
 @torch.no_grad()
 def initial_step_bias(channels: int) -> Tensor:
-    """Biases (channels,) whose softplus are step sizes log-uniform between the smallest and the largest."""
+    """Sample biases (channels,) whose softplus is log-uniform between the smallest and the largest step size."""
     log_range = math.log(LARGEST_STEP) - math.log(SMALLEST_STEP)
     step_size = torch.exp(torch.rand(channels) * log_range + math.log(SMALLEST_STEP))
     return step_bias_for(step_size.clamp(min=STEP_FLOOR))
@@ -48,10 +48,10 @@ class SelectiveMixer(Mixer):
         state_size: states per inner channel (the paper's N); complex ones count once.
         kernel_width: taps of the causal convolution before the scan.
         expansion: inner channels per model channel.
-        step_rank: width through which the step size is computed; `ceil(model_width / 16)` when None.
+        step_rank: rank of the projection to the step size; by default `ceil(model_width / 16)`.
         complex_state: states are complex numbers.
-        state_matrix: what the state matrix starts from (`mambacore.layers.state_matrices`); S4D-Real, or S4D-Lin for
-            a complex state, when None.
+        state_matrix: initialisation of the state matrix (`mambacore.layers.state_matrices`); by default S4D-Real, or
+            S4D-Lin for a complex state.
         linear_bias: the input and output projections have biases.
         convolution_bias: the convolution has a bias.
     """
@@ -93,7 +93,7 @@ class SelectiveMixer(Mixer):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise what the paper initialises specially; linear layers keep PyTorch's default."""
+        """Initialise parameters as in the paper; linear layers keep PyTorch's default."""
         bound = self.convolution_weight.shape[1] ** -0.5
         self.convolution_weight.uniform_(-bound, bound)
         if self.convolution_bias is not None:
@@ -114,7 +114,7 @@ class SelectiveMixer(Mixer):
 
     @property
     def state_matrix(self) -> Tensor:
-        """A (inner_width, state_size): negative rates of decay, with the frequency as imaginary part if complex."""
+        """A (inner_width, state_size): negative decay rates, with the frequency as imaginary part if complex."""
         rate = self.log_decay_rate
         decay_rate = -torch.exp(rate.to(torch.promote_types(rate.dtype, torch.float32)))
         return decay_rate if self.frequency is None else torch.complex(decay_rate, self.frequency.to(decay_rate.dtype))
@@ -128,14 +128,14 @@ class SelectiveMixer(Mixer):
     ) -> tuple[Tensor, SelectiveState]:
         """Map (batch, length, model_width) and the incoming state to the same shape and the outgoing state.
 
-        `reverse` walks from the last position to the first, which the kernels do without copies.
+        `reverse` scans from the last position to the first, without copies.
         """
         inputs, gate = self.input_projection(sequence).chunk(2, dim=-1)
         outputs, state = self.mix(inputs, gate, state, sequence_starts, reverse)
         return self.output_projection(outputs), state
 
     def step(self, norm: RootMeanSquareNorm, sequence: Tensor, state: Any) -> tuple[Tensor, SelectiveState] | None:
-        """One position through the native library or the GPU's kernels (see `Mixer.step`)."""
+        """Compute one position with the native library or the GPU kernels (see `Mixer.step`)."""
         if not self._takes(state, sequence) or not are_plain_linear(
             self.input_projection, self.selection_projection, self.step_projection, self.output_projection
         ):
@@ -144,7 +144,7 @@ class SelectiveMixer(Mixer):
         return None if stepped is None else (stepped[0], SelectiveState(*stepped[1:]))
 
     def _takes(self, state: Any, sequence: Tensor) -> bool:
-        """Does a state fit a sequence and this mixer, so that a kernel may read it?"""
+        """Return whether a state fits a sequence and this mixer, so that a kernel may read it."""
         if state is None:
             return True
         history, batch = self.convolution_weight.shape[1] - 1, sequence.shape[0]
@@ -159,7 +159,7 @@ class SelectiveMixer(Mixer):
     def mix(
         self, inputs: Tensor, gate: Tensor, state: SelectiveState | None, sequence_starts: Tensor | None, reverse: bool
     ) -> tuple[Tensor, SelectiveState]:
-        """The part between the two projections: convolution, selection and scan of (batch, length, inner_width)."""
+        """Compute convolution, selection and scan between the two projections, (batch, length, inner_width)."""
         inputs, convolution_state = convolution_over_ranks(
             inputs,
             self.convolution_weight,
@@ -192,6 +192,6 @@ class SelectiveMixer(Mixer):
 
 
 def as_complex(pairs: Tensor) -> Tensor:
-    """(..., 2 * count) real numbers as (..., count) complex ones: real and imaginary parts are neighbours."""
+    """View (..., 2 * count) real numbers as (..., count) complex ones, with adjacent real and imaginary parts."""
     pairs = pairs.to(torch.promote_types(pairs.dtype, torch.float32))
     return torch.complex(*pairs.unflatten(-1, (-1, 2)).unbind(-1))

@@ -1,4 +1,4 @@
-"""Residual blocks and the stack of them, each a function `(sequence, state) -> (sequence, state)`."""
+"""Residual blocks and stacks of them, each a function `(sequence, state) -> (sequence, state)`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ SHORTEST_PIECE = 64
 
 
 class ResidualBlock(nn.Module):
-    """sequence + mixer(norm(sequence)), and then, if asked for, the same with a gated feed-forward layer.
+    """Residual block sequence + mixer(norm(sequence)), optionally followed by a gated feed-forward block.
 
     Args:
         model_width: channels of the sequence.
-        mixer: mixes along the sequence.
+        mixer: the sequence mixer.
         norm_epsilon: keeps positions of zeros finite in the norms.
-        feed_forward_width: hidden channels of the feed-forward layer; none when None.
-        dropout: share of the channels of each residual branch that is set to zero in training.
+        feed_forward_width: hidden channels of the feed-forward layer; None for no such layer.
+        dropout: dropout probability of the channels of each residual branch.
 
     Raises:
-        InputError: a feed_forward_width below 1, or a dropout outside [0, 1).
+        InputError: if feed_forward_width is below 1, or dropout outside [0, 1).
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ResidualBlock(nn.Module):
 
     @property
     def state_matrix(self) -> Tensor | None:
-        """That of the mixer."""
+        """State matrix of the mixer."""
         return self.mixer.state_matrix
 
     def forward(self, sequence: Tensor, state: Any = None, sequence_starts: Tensor | None = None) -> tuple[Tensor, Any]:
@@ -85,7 +85,7 @@ class ResidualBlock(nn.Module):
         return branch if self.dropout is None else self.dropout(branch)
 
     def _may_step(self, sequence: Tensor, sequence_starts: Tensor | None) -> bool:
-        """May the mixer take a single position its own way, past its `forward` and that of the norm?"""
+        """Return whether the mixer's `step` may be used, bypassing its `forward` and that of the norm."""
         if torch.is_grad_enabled() or sequence.dim() != 3 or sequence.shape[1] != 1 or sequence_starts is not None:
             return False
         mixer = type(self.mixer)
@@ -102,11 +102,10 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualStack(nn.Module):
-    """Residual blocks one after the other and a final norm.
+    """A sequence of residual blocks and a final norm.
 
-    The output projections are scaled down by the square root of the number of residual branches (GPT-2's rule, which
-    the Mamba paper follows), so that their sum starts at the size of one. Mixers that come as instances are taken as
-    they are.
+    The output projections are scaled down by the square root of the number of residual branches (as in GPT-2 and the
+    Mamba paper), so that their sum initially has the scale of one. Mixers given as instances are used unchanged.
 
         stack = ResidualStack(64, ["selective", {"name": "s4d", "state_size": 32}, SelectiveMixer(64, kernel_width=3)])
 
@@ -115,13 +114,13 @@ class ResidualStack(nn.Module):
         mixers: one per layer: an instance, a class, a name, or a mapping of a name and options (`build_mixer`). A
             hybrid is a list of different ones.
         norm_epsilon: keeps positions of zeros finite.
-        feed_forward_width: hidden channels of a gated feed-forward layer after every mixer; none when None.
-        dropout: share of the channels of each residual branch that is set to zero in training.
-        activation_checkpointing: keep only the sequence between the blocks for the backward pass, and compute the
-            inside of each block again there: less memory for a forward pass more.
+        feed_forward_width: hidden channels of a gated feed-forward layer after every mixer; None for no such layers.
+        dropout: dropout probability of the channels of each residual branch.
+        activation_checkpointing: keep only the sequence between blocks for the backward pass and recompute each block
+            there: less memory for one more forward pass.
 
     Raises:
-        InputError: an unknown mixer or option, mixers that are not a list, or a width or dropout out of range.
+        InputError: if a mixer or option is unknown, `mixers` is not a list, or a width or dropout is out of range.
     """
 
     def __init__(
@@ -163,13 +162,13 @@ class ResidualStack(nn.Module):
     def forward(
         self, sequence: Tensor, state: StackState | None = None, sequence_starts: Tensor | None = None
     ) -> tuple[Tensor, StackState]:
-        """(batch, length, model_width) and one incoming state per block to the same shape and the outgoing states.
+        """Map (batch, length, model_width) and one incoming state per block to the same shape and the outgoing states.
 
         `sequence_starts` (batch, length), boolean, is True where a new record begins: nothing crosses from one record
         to the next.
 
         Raises:
-            InputError: a sequence of another shape, or a state that does not have one member per block.
+            InputError: if the sequence has another shape, or the state does not have one member per block.
         """
         width = self.final_norm.weight.shape[0]
         if sequence.dim() != 3 or sequence.shape[-1] != width:
@@ -179,7 +178,7 @@ class ResidualStack(nn.Module):
         if state is not None and len(state) != len(self.blocks):
             raise InputError(
                 f"the state is of {len(state)} blocks but the stack has {len(self.blocks)}; "
-                "hand on what this stack returned"
+                "pass the state that this stack returned"
             )
         if not self._walks_in_pieces(sequence):
             return self._walk(sequence, state, sequence_starts)
@@ -193,9 +192,9 @@ class ResidualStack(nn.Module):
         return outputs, state
 
     def _walks_in_pieces(self, sequence: Tensor) -> bool:
-        """Is a sequence so long that pieces of it are faster than one sweep?"""
-        # A graph that is compiled or exported holds for any length. Ranks exchange states once per layer, however long
-        # their stretches are, so these are not cut either.
+        """Return whether a sequence is long enough that processing it in pieces is faster."""
+        # A compiled or exported graph has to hold for any length. Ranks exchange states once per layer, whatever the
+        # length of their parts, so these are not cut either.
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or active_ranks() is not None:
             return False
         batch, length = sequence.shape[:2]

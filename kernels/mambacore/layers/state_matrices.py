@@ -1,7 +1,7 @@
 """Initial state matrices of state space models.
 
 S4D-Real, S4D-Lin and S4D-Inv are those of Gu, Gupta, Goel & Ré (arXiv 2206.11893, section 4); the others are the rows
-of the Mamba paper's ablation (arXiv 2312.00752, table 8). Each number of a complex state stands for itself and its
+of the Mamba paper's ablation (arXiv 2312.00752, table 8). Each element of a complex state stands for itself and its
 conjugate, which is not stored.
 """
 
@@ -17,7 +17,7 @@ COMPLEX_STARTS = ("s4d-lin", "s4d-inv", "constant", "random")
 
 
 def initial_state_matrix(name: str, channels: int, state_size: int, complex_state: bool) -> Tensor:
-    """The state matrix (channels, state_size), float32 or complex64, that training starts from.
+    """Return an initial state matrix (channels, state_size), float32 or complex64.
 
     Args:
         name: with n = 0, 1, ... over the N states: `s4d-real` -(n + 1); `s4d-lin` -1/2 + i pi n; `s4d-inv`
@@ -28,12 +28,12 @@ def initial_state_matrix(name: str, channels: int, state_size: int, complex_stat
         complex_state: whether the state is complex.
 
     Raises:
-        ValueError: a name that is unknown or not for this kind of state.
+        ValueError: if the name is unknown or not for this kind of state.
     """
     known = COMPLEX_STARTS if complex_state else REAL_STARTS
     if name not in known:
         kind = "complex" if complex_state else "real"
-        raise ValueError(f"a {kind} state cannot start from {name!r}; choose {', '.join(known)}")
+        raise ValueError(f"a {kind} state cannot be initialised with {name!r}; choose {', '.join(known)}")
     number = torch.arange(state_size, dtype=torch.float32)
     rate, frequency = torch.full((channels, state_size), 0.5), torch.ones(channels, state_size)
     if name == "s4d-real":

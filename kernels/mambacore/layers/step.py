@@ -1,13 +1,13 @@
-"""One position through a residual selective block in one operator: what generation is made of.
+"""One position through a residual selective block in a single operator, for generation.
 
     inputs, gate = projection(norm(sequence))
     outputs = sequence + output_projection(scan(silu(convolution(inputs))) * silu(gate))
 
-Operator by operator, PyTorch takes ten times longer to call for a single position than the arithmetic does.
-`mambacore::selective_step` is all of it: on a CPU one call of the native library (kernels/native/selective.h, which
-programs of steps run, too), elsewhere the operators one after the other. On a GPU, blocks go past it: two kernels take
-what lies between the projections, which stay with PyTorch, and states may be overwritten, so that a captured CUDA graph
-holds the whole step.
+For a single position, calling PyTorch's operators takes ten times longer than the arithmetic.
+`mambacore::selective_step` does everything: on a CPU in one call of the native library (kernels/native/selective.h,
+also used by step programs), elsewhere operator by operator. On a GPU, blocks bypass it: two kernels compute everything
+between the projections, which stay in PyTorch, and states may be overwritten, so that a captured CUDA graph contains
+the whole step.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from mambacore.vmap import vmap_by_loop
 if TYPE_CHECKING:
     from mambacore.layers.norm import RootMeanSquareNorm
 
-# Up to so many sequences, which share each weight that is read, one call is faster than products of matrices.
+# Up to this many sequences, which share each weight that is read, one call is faster than matrix products.
 LARGEST_BATCH = 64
 
 
 class StepParameters(NamedTuple):
-    """The parameters of a block as its modules keep them, all of one dtype."""
+    """The parameters of a block in the layout of its modules, all of one dtype."""
 
     norm_weight: Tensor  # (model_width,)
     input_weight: Tensor  # (2 * inner_width, model_width)
@@ -61,7 +61,7 @@ class StepParameters(NamedTuple):
     output_bias: Tensor | None  # (model_width,)
 
     def fitting_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape that each must have, by the sizes of the first of them that has each size."""
+        """Return the shape that each must have, by the sizes of the first parameter that has each size."""
         model_width, inner_width = self.norm_weight.shape[0], self.skip_weight.shape[0]
         state_size = self.log_decay_rate.shape[-1]
         numbers, rank = state_size * (1 if self.frequency is None else 2), self.step_weight.shape[-1]
@@ -76,7 +76,7 @@ class StepParameters(NamedTuple):
 _OPTIONAL = ("input_bias", "convolution_bias", "frequency", "output_bias")
 _PARAMETERS_SCHEMA = ", ".join(f"Tensor{'?' if name in _OPTIONAL else ''} {name}" for name in StepParameters._fields)
 _NAME = "mambacore::selective_step"
-# Defined in the dispatcher itself: the wrapper of `torch.library.custom_op` takes longer than a step does.
+# Defined directly in the dispatcher: the wrapper of `torch.library.custom_op` takes longer than a step.
 _library = torch.library.Library("mambacore", "FRAGMENT")
 _library.define(
     "selective_step(Tensor sequence, Tensor? convolution_state, Tensor? scan_state, float epsilon, "
@@ -91,23 +91,23 @@ def selective_step(
     epsilon: float,
     parameters: StepParameters,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Take one position through a residual selective block, without gradients.
+    """Compute one position of a residual selective block, without gradients.
 
     Args:
         sequence: (batch, 1, model_width), of the parameters' dtype.
         convolution_state: (batch, kernel_width - 1, inner_width), the inputs of the convolution before this position;
             zeros if absent.
         scan_state: (batch, inner_width, state_size), float32 or float64, or complex numbers of these; zeros if absent.
-        epsilon: of the norm.
-        parameters: of the block.
+        epsilon: epsilon of the norm.
+        parameters: parameters of the block.
 
     Returns:
-        The outputs, of the shape of `sequence`, and the two states after this position.
+        The outputs, in the shape of `sequence`, and the two states after this position.
 
     Raises:
-        ValueError: shapes that do not fit each other, or tensors on different devices.
-        TypeError: an unsupported dtype, or parameters of several.
-        RuntimeError: gradients are on and one of the tensors wants one.
+        ValueError: if shapes do not match, or tensors are on different devices.
+        TypeError: if a dtype is not supported, or parameters have several dtypes.
+        RuntimeError: if gradients are enabled and one of the tensors requires one.
     """
     return torch.ops.mambacore.selective_step.default(sequence, convolution_state, scan_state, epsilon, *parameters)
 
@@ -137,7 +137,7 @@ def _refuse_gradients(*arguments):
         isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
     ):
         raise RuntimeError(
-            "mambacore::selective_step computes no gradients but one of its tensors wants one; "
+            "mambacore::selective_step computes no gradients but one of its tensors requires one; "
             "call the block itself, whose operators do, or run under torch.no_grad()"
         )
     with torch._C._AutoDispatchBelowAutograd():
@@ -153,7 +153,7 @@ vmap_by_loop(torch.ops.mambacore.selective_step.default, _library)
 def _check(
     sequence: Tensor, convolution_state: Tensor | None, scan_state: Tensor | None, parameters: StepParameters
 ) -> None:
-    """Refuse what does not fit; one comparison when everything does."""
+    """Check the arguments, with a single comparison if all are valid."""
     wanted = parameters.fitting_shapes()
     batch, (inner_width, state_size), device = sequence.shape[0], wanted[8], sequence.device
     of_convolution = (batch, wanted[3][1] - 1, inner_width)
@@ -181,7 +181,7 @@ def _check(
         {name: Expected(named[name], shape, remedy) for name, shape in zip(named, wanted, strict=True)},
         of="other parameters",
     )
-    hand_on = "hand on the state of the same batch and block"
+    hand_on = "pass the state of the same batch and block"
     check_shapes(
         {
             "convolution_state": Expected(convolution_state, of_convolution, hand_on),
@@ -197,7 +197,7 @@ def _check(
                 f"{name} must have the dtype of the sequence, {sequence.dtype}, but is {parameter.dtype}; "
                 "convert the block or the sequence"
             )
-    raise TypeError("scan_state is complex but the block has no frequency; hand on the state of the same block")
+    raise TypeError("scan_state is complex but the block has no frequency; pass the state of the same block")
 
 
 def _by_library(
@@ -208,7 +208,7 @@ def _by_library(
     epsilon: float,
     parameters: StepParameters,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The step in one call of the native library."""
+    """Compute the step in one call of the native library."""
     batch, _, model_width = sequence.shape
     inner_width, kernel_width = parameters.convolution_weight.shape
     step_rank, state_size = parameters.step_weight.shape[1], parameters.log_decay_rate.shape[1]
@@ -237,7 +237,7 @@ def by_operators(
     epsilon: float,
     parameters: StepParameters,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The step operator by operator: its definition, and what runs where there is nothing faster."""
+    """Compute the step operator by operator: the definition, and the fallback."""
     of = parameters
     normalised = root_mean_square_norm(sequence, of.norm_weight, epsilon)
     inputs, gate = F.linear(normalised, of.input_weight, of.input_bias).chunk(2, dim=-1)
@@ -263,7 +263,7 @@ def by_operators(
 
 
 class SelectiveParts(Protocol):
-    """What a step reads of a `mambacore.layers.SelectiveMixer`, whose state it also takes and returns."""
+    """The attributes of a `mambacore.layers.SelectiveMixer` that a step uses; it has the same state."""
 
     input_projection: Any
     convolution_weight: Any
@@ -283,7 +283,7 @@ class SelectiveParts(Protocol):
 
 
 def parameters_of(norm: RootMeanSquareNorm, mixer: SelectiveParts) -> StepParameters:
-    """The parameters of a block, whose modules are plain (`mambacore.layers.plain_modules`)."""
+    """Return the parameters of a block with plain modules (`mambacore.layers.plain_modules`)."""
     own, come, go = mixer._parameters, mixer.input_projection._parameters, mixer.output_projection._parameters
     found = (
         norm._parameters["weight"],
@@ -300,16 +300,16 @@ def parameters_of(norm: RootMeanSquareNorm, mixer: SelectiveParts) -> StepParame
         go["weight"],
         go["bias"],
     )
-    return StepParameters._make(found)  # which of them may be absent, the modules have seen to
+    return StepParameters._make(found)  # the modules ensure which of them may be absent
 
 
 def step_block(
     norm: RootMeanSquareNorm, mixer: SelectiveParts, sequence: Tensor, state: Any
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """`sequence + mixer(norm(sequence), state)` for a plain block and a sequence (batch, 1, model_width).
+    """Compute `sequence + mixer(norm(sequence), state)` for a plain block and a sequence (batch, 1, model_width).
 
     Returns:
-        The outputs, and the states of the convolution and of the scan; None where the operators are to be called.
+        The outputs, and the states of the convolution and of the scan; None if the operators have to be called.
     """
     if steps_on_device(sequence):
         return step_on_device(norm, mixer, sequence, state)
@@ -321,7 +321,7 @@ def step_block(
 
 
 def _steps_in_library(sequence: Tensor, parameters: StepParameters) -> bool:
-    """Whether the native library takes this sequence through a block with these parameters."""
+    """Return whether the native library supports this sequence and these parameters."""
     return (
         not torch.is_grad_enabled()
         and sequence.shape[1] == 1
@@ -338,10 +338,10 @@ _in_place: ContextVar[bool] = ContextVar("mambacore_states_in_place", default=Fa
 
 @contextlib.contextmanager
 def states_in_place() -> Iterator[None]:
-    """Inside, a step on a GPU writes its new states over those that it is given, and hands the same tensors on.
+    """Inside the block, a step on a GPU overwrites the given states and returns the same tensors.
 
-    A graph captured like this goes on from where its last replay ended. Steps that go another way hand on new tensors,
-    as always (`SelectiveState` says of which shape): compare with `is`.
+    A graph captured this way continues from where its last replay ended. Steps that take another path return new
+    tensors as usual (of the shapes in `SelectiveState`): compare with `is`.
     """
     token = _in_place.set(True)
     try:
@@ -351,10 +351,10 @@ def states_in_place() -> Iterator[None]:
 
 
 def steps_on_device(sequence: Tensor) -> bool:
-    """Whether the GPU's kernels take this (batch, 1, model_width) sequence through the block."""
+    """Return whether the GPU kernels support this (batch, 1, model_width) sequence."""
     if torch.is_grad_enabled() or sequence.shape[1] != 1 or sequence.shape[0] == 0:
         return False
-    # Only plain tensors have memory to give to a kernel; a tracer's have none.
+    # Only plain tensors have memory for a kernel; those of a tracer do not.
     if type(sequence) is not Tensor or torch.compiler.is_compiling():
         return False
     return triton_computes(sequence)
@@ -363,7 +363,7 @@ def steps_on_device(sequence: Tensor) -> bool:
 def step_on_device(
     norm: RootMeanSquareNorm, mixer: SelectiveParts, sequence: Tensor, state: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `step_block`, on a GPU."""
+    """Compute `step_block` on a GPU."""
     from mambacore.layers import triton_step as step  # noqa: PLC0415  only where there is Triton
 
     inputs, gate = mixer.input_projection(norm(sequence)).squeeze(1).chunk(2, dim=-1)
@@ -387,7 +387,7 @@ def step_on_device(
 def _states(
     state: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor | None, Tensor]:
-    """The old state as kernels read it, and where the new one goes."""
+    """Return the old state in the kernels' layout, and a buffer for the new one."""
     if state is None:
         return None, torch.empty(shape, dtype=dtype, device=device)
     if tuple(state.shape) != shape:

@@ -1,4 +1,4 @@
-"""Adapter from tensors to the kernels of a single position."""
+"""Adapter from tensors to the single-position kernels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ ADVANCE_ELEMENTS, ADVANCE_WARPS = 1024, 4
 
 
 def convolve(inputs: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, new_state: Tensor) -> Tensor:
-    """silu(convolution) of one position.
+    """Compute silu(convolution) for one position.
 
     Args:
         inputs: (batch, channels), contiguous channels.
         weight: (channels, kernel_width), contiguous.
         bias: (channels,).
-        state: (batch, kernel_width - 1, channels), contiguous; zeros if absent.
-        new_state: the same, written; may be ``state`` itself.
+        state: (batch, kernel_width - 1, channels), contiguous; zeros by default.
+        new_state: the same, written; may be `state` itself.
 
     Returns:
         (batch, channels) in the inputs' dtype.
@@ -49,7 +49,7 @@ def advance(
     state: Tensor | None,
     new_state: Tensor,
 ) -> Tensor:
-    """The scan of one position with its gate.
+    """Compute the scan of one position with its gate.
 
     Args:
         inputs: (batch, channels), contiguous.
@@ -60,8 +60,8 @@ def advance(
         frequency: the same, for complex states.
         skip_weight: (channels,).
         step_bias: (channels,).
-        state: (batch, channels, state_size), contiguous, float32 or complex64; zeros if absent.
-        new_state: the same, written; may be ``state`` itself.
+        state: (batch, channels, state_size), contiguous, float32 or complex64; zeros by default.
+        new_state: the same, written; may be `state` itself.
 
     Returns:
         (batch, channels) in the inputs' dtype.

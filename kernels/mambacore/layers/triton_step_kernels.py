@@ -1,9 +1,9 @@
 """Kernels of a single position: what lies between the projections of a selective block, for generation.
 
-`convolve` takes a batch item and a block of channels through the convolution and SiLU, `advance` through the scan and
-the gate. A program reads all that it needs of a state before it writes, so the old and the new state may be one buffer:
-a captured graph then repeats without copies. Matrices are read where the projections left them, and parameters as they
-are, in whatever dtype.
+`convolve` computes the convolution and SiLU for a batch item and a block of channels, `advance` the scan and the gate.
+A program reads all it needs of a state before it writes, so the old and the new state may be one buffer: a captured
+graph can then be replayed without copies. Matrices are read directly from the projections' outputs, and parameters in
+their own dtype.
 """
 
 # Compile-time switches and sizes are named like constants, and a kernel is one long function.
@@ -20,7 +20,7 @@ def convolve(
     inputs, weight, bias, state, new_state, outputs, channel_count, inputs_batch,
     HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr, WIDTH: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """silu(convolution) of (batch, channels) and the inputs that it hands on, (batch, width - 1, channels).
+    """Compute silu(convolution) of (batch, channels) and the new state (batch, width - 1, channels).
 
     Weight is (channels, width), as the parameter is.
     """
@@ -55,7 +55,7 @@ def advance(
     outputs, channel_count, state_count, gate_batch, matrices_batch,
     IS_COMPLEX: tl.constexpr, HAS_STATE: tl.constexpr, BLOCK_STATES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Gated outputs (batch, channels) and the new state (batch, channels, states), complex numbers as pairs.
+    """Compute gated outputs (batch, channels) and the new state (batch, channels, states), complex numbers as pairs.
 
     ``matrices`` has rows of input_matrix and output_matrix; A is -exp(log_decay_rate) + i frequency. The states lie
     along the lanes, as they do in memory.

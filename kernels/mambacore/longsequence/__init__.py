@@ -5,7 +5,7 @@
     result = backward_in_pieces(model, tokens, next_token_cross_entropy(tokens), piece_length=4096)
     optimizer.step()
 
-`.grad` then holds what the backward pass over the whole sequence would have left there. Nothing is truncated.
+`.grad` is then that of a backward pass over the whole sequence, without truncation.
 """
 
 from mambacore.longsequence.distributed import average_gradients

@@ -1,4 +1,4 @@
-"""Data parallelism: averages of gradients over ranks, once, after all pieces."""
+"""Data parallelism: averaging of gradients over ranks, once after all pieces."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def average_gradients(model: nn.Module, process_group: distributed.ProcessGroup 
 
     Args:
         model: the model or the DistributedDataParallel around it, whose group and ignored parameters are then used.
-        process_group: the ranks; the default group when None.
+        process_group: the ranks; by default the default group.
 
     Raises:
-        ValueError: sparse gradients.
+        ValueError: if gradients are sparse.
     """
     ignored: set[str] = set()
     if isinstance(model, DistributedDataParallel):
@@ -56,7 +56,7 @@ def average_gradients(model: nn.Module, process_group: distributed.ProcessGroup 
 
 
 def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one dtype and device, up to a bucket's size (a larger one by itself)."""
+    """Yield buckets of consecutive gradients with the same dtype and device (large ones alone)."""
     bucket: list[Tensor] = []
     filled = 0
     for gradient in gradients:

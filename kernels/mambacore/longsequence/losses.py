@@ -1,4 +1,4 @@
-"""Losses over a sequence that arrives in pieces: shares that add up, or one loss on what was pooled."""
+"""Losses over a sequence processed in pieces: additive shares, or one loss on a pooled result."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch.nn import functional as F
 from mambacore.errors import InputError
 from mambacore.layers.pooling import POOLINGS
 
-# The class that PyTorch's cross entropy ignores by default.
+# The class that PyTorch's cross-entropy ignores by default.
 IGNORED = -100
 
 
 class PooledLoss:
-    """A loss on what is pooled over the whole sequence.
+    """A loss on the pooled outputs of the whole sequence.
 
     Args:
-        function: the pooled outputs (batch, channels) to the loss, a scalar. It may hold parameters, such as a head's.
+        function: maps pooled outputs (batch, channels) to the loss, a scalar. It may have parameters, such as a head.
         pooling: `"mean"` or `"last"` (`mambacore.layers.POOLINGS`); any causal `(outputs, state) -> (pooled,
             state)`; or None for a model that pools by itself, whose outputs at the last piece are then the argument.
 
     Raises:
-        InputError: an unknown name of a pooling.
+        InputError: if the name of the pooling is unknown.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PooledLoss:
         self.pooling = pooling
 
     def pool(self, outputs: Any, state: Any) -> tuple[Any, Any]:
-        """What is pooled after these outputs of a piece, and the state of the pooling."""
+        """Pool the outputs of a piece; return the result so far and the state of the pooling."""
         return (outputs, None) if self.pooling is None else self.pooling(outputs, state)
 
 
@@ -52,10 +52,10 @@ Loss = Callable[[Any, slice], Tensor] | PooledLoss
 def share_of_loss(
     loss: Loss, outputs: Any, positions: slice, pooling_state: Any, is_last: bool
 ) -> tuple[Tensor | None, Any]:
-    """What a piece adds to the loss (None for nothing), and the state of the pooling after it.
+    """Return a piece's share of the loss (None for nothing), and the state of the pooling.
 
     Raises:
-        ValueError: the loss is not a scalar.
+        ValueError: if the loss is not a scalar.
     """
     if isinstance(loss, PooledLoss):
         pooled, pooling_state = loss.pool(outputs, pooling_state)
@@ -69,18 +69,17 @@ def share_of_loss(
 
 
 class TokenCrossEntropy:
-    """The mean cross entropy over all positions, in shares: those of a piece are summed and divided by the whole.
+    """The mean cross-entropy over all positions, in shares: the sum over a piece divided by the total weight.
 
     Call it with logits (batch, positions, classes), computed in float32 at least, and the slice of positions.
 
     Args:
         targets: (batch, length), integers: the class to predict at each position.
-        weights: (batch, length), the weight of each position, not negative; 0 leaves it out. The loss is the weighted
-            mean.
-        ignored: positions with this target are left out. When all of them are, the loss is 0, and so is its gradient.
+        weights: (batch, length), non-negative weight of each position; 0 ignores it. The loss is the weighted mean.
+        ignored: positions with this target are ignored. If all are, the loss and its gradient are 0.
 
     Raises:
-        ValueError: weights that do not fit the targets or are negative.
+        ValueError: if the weights do not fit the targets or are negative.
     """
 
     def __init__(self, targets: Tensor, weights: Tensor | None = None, ignored: int = IGNORED) -> None:
@@ -91,14 +90,14 @@ class TokenCrossEntropy:
                 f"weights must have the shape {tuple(targets.shape)} of the targets but has {tuple(weights.shape)}"
             )
         if weights is not None and bool((weights < 0).any()):
-            raise ValueError("weights must not be negative; leave a position out with the weight 0")
+            raise ValueError("weights must not be negative; use 0 to ignore a position")
         self.targets, self.weights, self.ignored = targets, weights, ignored
         counted = targets != ignored
         total = float(counted.sum() if weights is None else (weights.double() * counted).sum())
         self.total_weight = total if total > 0 else 1.0
 
     def __call__(self, logits: Tensor, positions: slice) -> Tensor:
-        """The part of the loss, a scalar, that the logits at `positions` contribute."""
+        """Return the contribution to the loss, a scalar, of the logits at `positions`."""
         targets = self.targets[:, positions].to(logits.device)
         if logits.shape[:-1] != targets.shape:
             raise ValueError(
@@ -110,12 +109,12 @@ class TokenCrossEntropy:
             return F.cross_entropy(logits, targets, ignore_index=self.ignored, reduction="sum") / self.total_weight
         losses = F.cross_entropy(logits, targets, ignore_index=self.ignored, reduction="none")
         weights = self.weights[:, positions].to(losses).flatten()
-        # A product with 0 would turn the infinite loss of a position that is left out into a NaN.
+        # A product with 0 would turn an infinite loss of an ignored position into NaN.
         return torch.where(weights > 0, losses * weights, 0.0).sum() / self.total_weight
 
 
 def next_token_targets(tokens: Tensor, sequence_starts: Tensor | None = None, ignored: int = IGNORED) -> Tensor:
-    """For each position the token after it: (batch, length) to the same shape.
+    """Return the next token of each position, (batch, length).
 
     Nothing follows the last position, nor the one before a record's start (`sequence_starts`, see
     `mambacore.packing`): there the target is `ignored`.
@@ -130,7 +129,7 @@ def next_token_targets(tokens: Tensor, sequence_starts: Tensor | None = None, ig
 def next_token_cross_entropy(
     tokens: Tensor, sequence_starts: Tensor | None = None, weights: Tensor | None = None, ignored: int = IGNORED
 ) -> TokenCrossEntropy:
-    """The loss of a language model: the mean cross entropy of each next token.
+    """Return the loss of a language model: the mean cross-entropy of next tokens.
 
     Args:
         tokens: (batch, length), the sequence itself.
@@ -147,11 +146,11 @@ def pooled_cross_entropy(
     pooling: str | Callable[[Any, Any], tuple[Any, Any]] | None = "mean",
     ignored: int = IGNORED,
 ) -> PooledLoss:
-    """The loss of a classifier: the mean cross entropy over the batch of logits read from the pooled outputs.
+    """Return the loss of a classifier: the mean cross-entropy over the batch of logits of the pooled outputs.
 
     Args:
-        labels: (batch,), integers; rows labelled `ignored` are left out, and the loss is 0 if all of them are.
-        head: the pooled outputs (batch, channels) to logits (batch, classes); None if the model's outputs are logits.
+        labels: (batch,), integers; rows labelled `ignored` are ignored, and the loss is 0 if all are.
+        head: maps pooled outputs (batch, channels) to logits (batch, classes); None if the model's outputs are logits.
         pooling: see `PooledLoss`.
     """
     count = max(1, int((labels != ignored).sum()))
@@ -164,5 +163,5 @@ def pooled_cross_entropy(
 
 
 def _widened(logits: Tensor) -> Tensor:
-    """In float32 at least: a sum over a piece needs more than 8 bits."""
+    """Convert to at least float32: a sum over a piece needs more than 8 bits."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,11 +1,11 @@
-"""Backpropagation through a sequence in pieces: exact, and in the memory of one piece and the states between them.
+"""Exact backpropagation through a sequence in pieces, in the memory of one piece plus the states between pieces.
 
-A causal model is a function `(sequence, state) -> (sequence, state)`, so the chain rule over pieces needs nothing but
-the gradient of the state between two of them. Walk forward without gradients and keep the states at the boundaries;
-then, from the last piece to the first, compute each again with gradients from the state at its boundary, and go
-backward from its share of the loss and from its outgoing state, whose gradient the next piece has left. This is
-checkpointing (Chen et al., arXiv 1604.06174) over the length instead of the depth: each piece but the last runs
-forward twice.
+A causal model is a function `(sequence, state) -> (sequence, state)`, so the chain rule over pieces needs only the
+gradient of the state between them. The forward pass runs without gradients and keeps the states at the boundaries;
+then, from the last piece to the first, each is recomputed with gradients from its incoming state, and backward starts
+from its share of the loss and from its outgoing state, whose gradient the next piece has computed. This is
+checkpointing (Chen et al., arXiv 1604.06174) over the length instead of the depth: each piece but the last runs forward
+twice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def backward_in_pieces(
     synchronise: bool = True,
     progress: Callable[[int, int], object] | None = None,
 ) -> LongSequenceResult:
-    """Add to `.grad` what the backward pass over the whole sequence would, in bounded memory.
+    """Add the gradients of the whole sequence to `.grad`, in bounded memory.
 
     Memory is that of one piece with its gradients, besides one state per piece, which is small where the state has a
     fixed size; the keys and values of attention grow with the sequence, and those at all boundaries are kept. The
@@ -62,16 +62,16 @@ def backward_in_pieces(
             (`TokenCrossEntropy`, `next_token_cross_entropy`). It is evaluated once per piece, from the
             last to the first. Or a `PooledLoss` of what is pooled over all positions
             (`pooled_cross_entropy`).
-        piece_length: positions per piece; the last one has what is left.
+        piece_length: positions per piece; the last one may be shorter.
         state: the model's state before the sequence. Its tensors that require a gradient get theirs.
         sequence_starts: (batch, length), boolean, True where a new record begins (`mambacore.packing`).
-        scale: what the gradients are multiplied by: 1 / steps for accumulation over several calls, a gradient scaler's
-            scale. The loss that is returned is without it.
+        scale: factor for the gradients: 1 / steps for accumulation over several calls, or a gradient scaler's scale. It
+            does not apply to the returned loss.
         synchronise: with a DistributedDataParallel: average `.grad` over the ranks at the end, as its own backward
             would. False on all but the last of several accumulated calls. Ranks may have different lengths. Where the
             model is a function around one, call `average_gradients` instead.
-        progress: called with the number of pieces that have been run and the number that will be, twice the number of
-            pieces less one.
+        progress: called with the number of pieces run so far and the total, which is twice the number of pieces less
+            one.
 
     Random numbers (dropout) drawn from PyTorch's generators of the CPU and of the devices of the sequence and the
     module's parameters are the same when a piece is run again; a loss in shares draws what follows the model's last
@@ -81,9 +81,9 @@ def backward_in_pieces(
         The loss of this rank, and the model's state after the last position, detached.
 
     Raises:
-        ValueError: arguments that do not fit each other, a loss that is not a scalar, a state that is not made of
-            tuples, or nothing that requires a gradient.
-        RuntimeError: a model that changes its incoming state in place, or hands on another state when run again.
+        ValueError: if arguments are inconsistent, the loss is not a scalar, the state is not made of tuples, or nothing
+            requires a gradient.
+        RuntimeError: if the model modifies its incoming state in place, or returns another state when run again.
     """
     _check(sequence, piece_length, sequence_starts)
     # The module within, whose backward pass does not start the exchange that DistributedDataParallel prepares.
@@ -124,7 +124,7 @@ def backward_in_pieces(
 
 
 class _Carried(NamedTuple):
-    """What goes from piece to piece: the state of the model and that of the loss's pooling."""
+    """The states carried between pieces: of the model and of the loss's pooling."""
 
     state: Any
     pooling: Any
@@ -140,7 +140,7 @@ class _RandomState(NamedTuple):
 
     @classmethod
     def now(cls, tensors: tuple[Tensor, ...]) -> _RandomState:
-        """As they are at the moment on the tensors' devices."""
+        """Capture the current generators on the tensors' devices."""
         devices, states = get_device_states(*tensors)
         types = [tensor.device.type for tensor in tensors if tensor.device.type != "cpu"]
         return cls(torch.get_rng_state(), tuple(devices), tuple(states), types[0] if types else None)
@@ -152,20 +152,20 @@ class _RandomState(NamedTuple):
             set_device_states(self.devices, self.states, device_type=self.device_type)
 
     def equals(self, other: _RandomState) -> bool:
-        """Would the same numbers follow from both?"""
+        """Return whether both would produce the same numbers."""
         pairs = zip([self.cpu, *self.states], [other.cpu, *other.states], strict=True)
         return all(torch.equal(one, two) for one, two in pairs)
 
 
 class _Boundary(NamedTuple):
-    """All that is kept of a piece between the walk forward and the one back."""
+    """All that is kept of a piece between the forward and the backward pass."""
 
     carried: _Carried
     random: _RandomState
 
 
 class _Done(NamedTuple):
-    """What the backward pass through one piece gives."""
+    """Result of the backward pass through one piece."""
 
     share: Tensor | None  # of the loss, detached
     state: Any  # the model's outgoing one, detached; of the last piece only
@@ -177,7 +177,7 @@ class _Done(NamedTuple):
 
 @dataclass(frozen=True)
 class _Pieces:
-    """The work, cut into pieces."""
+    """The computation, cut into pieces."""
 
     model: Callable[..., tuple[Any, Any]]
     sequence: Tensor
@@ -202,13 +202,13 @@ class _Pieces:
         return self.sequence.detach()[:, self.positions(index)]
 
     def run(self, index: int, inputs: Tensor, state: Any) -> tuple[Any, Any]:
-        """The model on a piece."""
+        """Run the model on a piece."""
         if self.sequence_starts is None:
             return self.model(inputs, state)
         return self.model(inputs, state, sequence_starts=self.sequence_starts[:, self.positions(index)])
 
     def advance(self, index: int, carried: _Carried) -> _Carried:
-        """What a piece hands on."""
+        """Return the states after a piece."""
         outputs, state = self.run(index, self.inputs(index), carried.state)
         pooling = self.loss.pool(outputs, carried.pooling)[1] if isinstance(self.loss, PooledLoss) else None
         return _Carried(state, pooling)
@@ -229,7 +229,7 @@ class _Progress:
 
 
 def _walk(work: _Pieces, carried: _Carried, report: _Progress) -> Iterator[_Boundary]:
-    """Forward without gradients: what comes in at every piece. The last piece is not run."""
+    """Run forward without gradients and yield the incoming states of every piece; the last one is not run."""
     with_graph = False
     for index in range(work.count):
         boundary = _Boundary(carried, work.random())
@@ -247,7 +247,7 @@ def _walk(work: _Pieces, carried: _Carried, report: _Progress) -> Iterator[_Boun
             with torch.enable_grad():
                 outgoing = work.advance(index, carried)
         if versions != [tensor._version for tensor in state_tensors(carried)]:
-            raise RuntimeError("the model changes its incoming state in place; return a new state instead")
+            raise RuntimeError("the model modifies its incoming state in place; return a new state instead")
         _check_state(outgoing)
         carried = map_state(_kept, outgoing)
         report()
@@ -294,8 +294,8 @@ def _backward_through_piece(
         for gradient, tensor in zip(gradients, outgoing, strict=True)
     ):
         raise RuntimeError(
-            "the model handed on another state when a piece was run again; "
-            "it must depend on nothing but the piece and the state"
+            "the model returned another state when a piece was run again; "
+            "it must depend only on the piece and the state"
         )
     roots = [(tensor, gradient) for tensor, gradient in zip(outgoing, gradients, strict=True) if gradient is not None]
     if share is not None:
@@ -316,7 +316,7 @@ def _backward_through_piece(
 def _backward_through_arguments(
     sequence: Tensor, input_gradient: Tensor | None, state: Any, gradients: list[Tensor | None]
 ) -> None:
-    """Hand the gradients of the sequence and of the initial state to whatever these were made from."""
+    """Backpropagate the gradients of the sequence and of the initial state to their origins."""
     roots = [] if input_gradient is None else [(sequence, input_gradient)]
     initial = list(state_tensors(state))
     # What follows the state's tensors is the pooling's state, which starts from nothing.
@@ -341,7 +341,7 @@ def _kept(tensor: Tensor) -> Tensor:
 
 
 def _check(sequence: Tensor, piece_length: int, sequence_starts: Tensor | None) -> None:
-    """Refuse arguments that do not fit, naming them."""
+    """Check the arguments."""
     if sequence.dim() < 2 or sequence.shape[1] < 1:
         raise ValueError(
             f"sequence must be (batch, length, ...) with at least one position but has shape {tuple(sequence.shape)}"
@@ -358,7 +358,7 @@ def _check(sequence: Tensor, piece_length: int, sequence_starts: Tensor | None) 
 
 
 def _check_state(state: Any) -> None:
-    """Refuse what could hide tensors from the chain rule."""
+    """Check that a state has no containers that could hide tensors from the chain rule."""
     if isinstance(state, tuple):
         for member in state:
             _check_state(member)

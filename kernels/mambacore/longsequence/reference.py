@@ -1,4 +1,4 @@
-"""What training on a long sequence means: one backward pass over all of it, in as much memory as that takes."""
+"""The reference for training on a long sequence: one backward pass over all of it, in unbounded memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mambacore.state import detached
 
 
 class LongSequenceResult(NamedTuple):
-    """What a backward pass over a long sequence gives besides the gradients."""
+    """Result of a backward pass over a long sequence, besides the gradients."""
 
     loss: Tensor  # (), float64, detached, without the scale
     state: Any  # the model's state after the last position, detached
@@ -34,8 +34,9 @@ def backward_at_once(
         model, sequence, loss, state, sequence_starts, scale: as there.
 
     Returns:
-        The loss and the final state. `.grad` of everything that the loss depends on has grown by `scale` times its
-        gradient.
+        The loss and the final state. `scale` times its gradient is added to `.grad` of everything that the loss depends
+        on.
+
     """
     starts = {} if sequence_starts is None else {"sequence_starts": sequence_starts}
     with torch.enable_grad():
