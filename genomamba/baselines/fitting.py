@@ -1,6 +1,7 @@
 """Fitting of the baselines, with all hyperparameters chosen on training data only."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ import numpy as np
 from genomamba.baselines.composition import CompositionControl
 from genomamba.baselines.kmer_classifier import KmerBaseline, kmer_spectra
 from genomamba.baselines.markov import MarkovBaseline, strand_symmetric_counts
-from genomamba.baselines.sampling import LabelledWindows, draw_windows, set_aside
+from genomamba.baselines.sampling import LabelledWindows, UnknownBasesError, draw_windows, set_aside
 from mambacore.errors import InputError
 
 Value = TypeVar("Value")
@@ -142,7 +143,14 @@ def fit_baselines(
         return draw_windows(sequences, length, per_class, _generator(seed, purpose, length))
 
     fitted = FittedBaselines()
-    choosing = {length: draw(_CHOOSING, parts.choosing, length) for length in choosing_lengths}
+    choosing: dict[int, LabelledWindows] = {}
+    for length in choosing_lengths:
+        # Stretches of unknown bases leave no long window in some assemblies: a shorter length's choice serves them.
+        with suppress(UnknownBasesError):
+            choosing[length] = draw(_CHOOSING, parts.choosing, length)
+    if not choosing:
+        shortest = min(*TRAINING_LENGTHS_BP, *choosing_lengths)
+        choosing[shortest] = draw(_CHOOSING, parts.choosing, shortest)
     if "kmer" in names:
         fitted.kmer_choices = choose_kmer_baselines(
             lambda length: draw(_FITTING, parts.fitting, length), fitting_lengths, choosing
@@ -158,8 +166,9 @@ def fit_baselines(
         fitted.markov_models = {order: MarkovBaseline(order).fit_counts(counts) for order in orders}
     if "composition" in names:
         for length in _usable_lengths(lengths, training_sequences, max(TRAINING_LENGTHS_BP)):
-            material = draw(_REFITTING, training_sequences, length)
-            fitted.composition_models[length] = CompositionControl().fit(material.windows, material.labels)
+            with suppress(UnknownBasesError):
+                material = draw(_REFITTING, training_sequences, length)
+                fitted.composition_models[length] = CompositionControl().fit(material.windows, material.labels)
     return fitted
 
 
@@ -182,7 +191,12 @@ def choose_kmer_baselines(
         for word_length in WORD_LENGTHS
     }
     for training_length in fitting_lengths:
-        fitting = draw_fitting_windows(training_length)
+        try:
+            fitting = draw_fitting_windows(training_length)
+        except UnknownBasesError:
+            if training_length == fitting_lengths[0]:
+                raise
+            continue
         for word_length in WORD_LENGTHS:
             spectra = kmer_spectra(fitting.windows, word_length)
             for regularisation in REGULARISATIONS:

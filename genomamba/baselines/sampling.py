@@ -14,6 +14,10 @@ MAXIMUM_DRAWS_PER_WINDOW = 200
 SET_ASIDE_FRACTION = 0.25
 
 
+class UnknownBasesError(InputError):
+    """A class has hardly any window of some length without many unknown bases."""
+
+
 @dataclass(frozen=True)
 class LabelledWindows:
     """Windows of one length, tokens uint8 (length,) each, and their classes, int64 (windows,)."""
@@ -36,7 +40,8 @@ def draw_windows(
         generator: Source of randomness.
 
     Raises:
-        InputError: if a class has no sequence as long as the window, or hardly any window without unknown bases.
+        InputError: a class has no sequence as long as the window.
+        UnknownBasesError: a class has hardly any window without unknown bases.
     """
     windows: list[np.ndarray] = []
     for label, sequences in enumerate(sequences_by_class):
@@ -61,7 +66,7 @@ def _draw_known_window(
         unknown = np.count_nonzero((window < FIRST_BASE_TOKEN) | (window > FIRST_BASE_TOKEN + 3))
         if unknown <= MAXIMUM_UNKNOWN_FRACTION * length:
             return window if generator.random() < 0.5 else COMPLEMENT_IDS[window[::-1]]
-    raise InputError(
+    raise UnknownBasesError(
         f"class number {label + 1} has hardly any window of {length} bp with at most "
         f"{MAXIMUM_UNKNOWN_FRACTION:.0%} unknown bases: give sequences with fewer N"
     )

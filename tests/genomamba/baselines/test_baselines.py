@@ -199,6 +199,24 @@ def test_fitted_baselines_answer_every_length_and_say_what_was_chosen(monkeypatc
         )
 
 
+@pytest.mark.parametrize("lengths", [(256, 4096), (4096,)])
+def test_gaps_that_leave_no_long_window_leave_the_short_ones(
+    lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genomamba.baselines.fitting.TRAINING_LENGTHS_BP", (256, 4096))
+    monkeypatch.setattr("genomamba.baselines.fitting.FITTING_WINDOWS", 20)
+    monkeypatch.setattr("genomamba.baselines.fitting.CHOOSING_WINDOWS", 10)
+    random = np.random.default_rng(0)
+    whole = (7 + random.integers(0, 4, 40_000)).astype(np.uint8)
+    gaps = (7 + (random.random(40_000) < 0.8)).astype(np.uint8)
+    gaps[np.arange(40_000) % 1000 < 100] = 0
+    fitted = fit_baselines([[whole], [gaps]], lengths, seed=0)
+    assert set(fitted.markov_choices) == {256}
+    assert {choice.training_length_bp for choice in fitted.kmer_choices.values()} == {256}
+    for name in fitted.names:
+        assert fitted.predict(name, [whole[:500], gaps[100:600]], 500).tolist() == [0, 1]
+
+
 def test_sequences_shorter_than_every_length_are_still_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting_module, "FITTING_WINDOWS", 50)
     classes = three_classes(600, 8)
