@@ -1,4 +1,4 @@
-"""The local page of `audiomamba app`: generate clips, continue an uploaded one, see and hear them."""
+"""The local page of `audiomamba app`: generate clips, continue an uploaded one, view and play them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ANY_LABEL = "any"
 
 @dataclass(frozen=True)
 class ClipPage:
-    """What happens on the page, apart from how it looks.
+    """Logic of the page, without its layout.
 
     Attributes:
         generator: the model.
-        longest_seconds: longer clips, and longer uploads, are refused.
+        longest_seconds: longest duration of clips and uploads.
     """
 
     generator: WaveformGenerator
@@ -47,18 +47,18 @@ class ClipPage:
         guidance: float = 1.0,
         labels: Mapping[str, str] | None = None,
     ) -> GeneratedClips:
-        """Clips from nothing, or continuing an upload of any rate.
+        """Generate clips, or continue an upload at any rate.
 
-        `guidance` is for clips with labels and without effect on others.
+        `guidance` applies to labelled clips only.
 
         Raises:
-            InputError: numbers out of range, or an upload that is not sound or too long.
+            InputError: if a number is out of range, or the upload is not audio or too long.
         """
         if not 1 <= clips <= MOST_CLIPS:
-            raise InputError(f"{clips:g} clips were asked for: this page generates 1 to {MOST_CLIPS}.")
+            raise InputError(f"{clips:g} clips were requested: this page generates 1 to {MOST_CLIPS}.")
         if not 0 < seconds <= self.longest_seconds:
             raise InputError(
-                f"{seconds:g} seconds were asked for: this page generates at most {self.longest_seconds:g}; start it "
+                f"{seconds:g} seconds were requested: this page generates at most {self.longest_seconds:g}; start it "
                 "with a larger --longest-seconds, or use `audiomamba generate`."
             )
         if not 0 <= seed < 2**53 or seed != int(seed):
@@ -86,7 +86,7 @@ class ClipPage:
 
 
 def players(found: GeneratedClips, seed: int) -> str:
-    """The clips as HTML: waveform, spectrogram and player of each."""
+    """Return the clips as HTML, with waveform, spectrogram and player."""
     rate = found.quantiser.sample_rate_hz
     items = [
         Player(
@@ -106,10 +106,10 @@ def _asked(labels: Mapping[str, str]) -> str:
 
 
 def clip_app(folder: Path | str, longest_seconds: float, threads: int | None, device: str = "auto") -> Any:
-    """The page for the model in a folder, a `gradio.Blocks`.
+    """Build the page for the model in a folder, a `gradio.Blocks`.
 
     Raises:
-        InputError: the folder holds no waveform model, or Gradio is not installed.
+        InputError: if the folder has no waveform model, or Gradio is not installed.
     """
     gradio = load_gradio()
     placement = begin_computing(device, threads=threads)
@@ -124,7 +124,7 @@ def clip_app(folder: Path | str, longest_seconds: float, threads: int | None, de
         try:
             found = page.generate(clips, seconds, seed, temperature, top_p, upload, guidance, labels)
         except InputError as error:
-            # The place where the server keeps an upload says nothing to the reader.
+            # Show the name of the upload, not its path on the server.
             sentence = str(error) if upload is None else str(error).replace(upload, Path(upload).name)
             return paragraph(sentence, mistake=True), ""
         speed = (

@@ -1,4 +1,4 @@
-"""Refusal of requests that another web site makes a browser send to a local page.
+"""Rejection of requests to a local page that are sent by a browser on behalf of another web site.
 
 A page on 127.0.0.1 can be reached by every site that the user's browser visits: with a cross-origin request, or through
 a domain name that the site points at 127.0.0.1 (DNS rebinding). Both are recognised by their headers: `Host` names

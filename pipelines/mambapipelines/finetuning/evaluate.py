@@ -1,4 +1,4 @@
-"""Figures of a fine-tuned model on the test rows of its table, beside those of a k-mer baseline."""
+"""Metrics of a fine-tuned model and of a k-mer baseline on the test rows of a table."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def evaluate_test_rows(
     """Measure the model and the baseline on the test rows; writes the metrics and the predictions to `output`.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         rows: the table; the baseline is fitted to its training rows and chosen on its validation rows.
         output: folder for `metrics.tsv` and `test_predictions.tsv`.
-        balanced: whether rare classes count as much as frequent ones in the baseline's fit.
-        progress: says what is missing, and which baseline was chosen.
+        balanced: weight classes equally in the baseline's fit.
+        progress: for messages about missing rows and the chosen baseline.
 
     Returns:
-        The metrics; empty where there are no test rows.
+        The metrics; empty if there are no test rows.
     """
     sequences, targets = rows.part("test")
     if not sequences:

@@ -30,13 +30,13 @@ NOT_AVAILABLE: Final = "NA"
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """What `genomamba predict` is asked to do.
+    """Options of `genomamba predict`.
 
     Attributes:
         model_folder: folder written by `genomamba finetune`, or `hf://...`.
-        sources: FASTA files or tables, plain or gzipped, told apart by their first character; "-" is standard input.
-        fasta, reference: where the records or the intervals of tables are.
-        output: where the table goes; `None` is standard output.
+        sources: FASTA files or tables, plain or gzipped, recognised by their first character; "-" is standard input.
+        fasta, reference: FASTA files with the records or the intervals of tables.
+        output: file for the table; `None` is standard output.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
         device, precision: see `mambapipelines.device.choose`.
     """
@@ -52,10 +52,10 @@ class PredictionOptions:
 
 
 def predict_files(options: PredictionOptions) -> int:
-    """Write one row for each record, in the order of the input; returns how many.
+    """Write one row per record, in input order, and return their number.
 
     Raises:
-        InputError: anything wrong with the options, the model folder or the files. No output file is left then.
+        InputError: if an option, the model folder or a file is invalid; no output file is left then.
     """
     if list(options.sources).count(STANDARD_INPUT) > 1:
         raise InputError("standard input ('-') is named twice: it can be read only once.")
@@ -85,7 +85,7 @@ def predict_files(options: PredictionOptions) -> int:
 def predictions_table(
     description: TargetDescription, names: Sequence[str], lengths: Sequence[int], predictions: Predictions
 ) -> str:
-    """The table of predictions: `record`, `length` (bp), and what the model says, six significant digits.
+    """Return the table of predictions: `record`, `length` (bp) and predictions with six significant digits.
 
     For classes `call`, `probability` and `p_CLASS` for each; for labels `p_COLUMN` for each; for numbers the columns. A
     record without bases has NA.

@@ -1,4 +1,4 @@
-"""Recipes of models of whole sequences: the shape that one from scratch has, and how it is built."""
+"""Recipes of sequence-level models, and building of models."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ MODEL_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class SequenceRecipe(TrainingRecipe):
-    """A recipe whose `model` is the causal stack of a model from scratch, in the words of `SpeciesClassifierConfig`."""
+    """A recipe; `model` has the settings of a model trained from scratch, as in `SpeciesClassifierConfig`."""
 
     folder: ClassVar[str] = "finetuning"
     model_defaults: ClassVar[dict[str, Any]] = MODEL_DEFAULTS
 
 
 def load_start(start_from: str | None, changes: Sequence[str]) -> LanguageModel | None:
-    """The language model to start from, if there is one.
+    """Load the language model to start from, if any.
 
     Raises:
-        InputError: a change of the recipe's model, which the language model decides; or as `load_language_model`.
+        InputError: if `model` in the recipe is changed, which the language model determines, or as
+            `load_language_model`.
     """
     if start_from is None:
         return None
     for change in changes:
         if change.strip().startswith("model."):
-            raise InputError(f"--set {change} is decided by the model given with --from: leave it out.")
+            raise InputError(f"--set {change} is determined by the model given with --from: remove it.")
     return load_language_model(start_from)
 
 
@@ -57,7 +58,7 @@ def build_sequence_model(
     seed: int,
     language_model: LanguageModel | None,
 ) -> SequenceModel:
-    """A model whose first weights are the language model's, or depend on the seed only."""
+    """Build a model with the weights of the language model, or random ones that depend only on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if language_model is not None:

@@ -1,4 +1,4 @@
-"""The table that a model is fine-tuned on: read, split and encoded."""
+"""Reading, splitting and encoding of the table that a model is fine-tuned on."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def read_encoded_table(
 
     Args:
         table: path of the table (`genomamba.io.tables`), or of a folder of classes.
-        labels: columns of labels; empty takes all that have no other meaning.
-        kind: of the targets, or `auto`.
-        seed: of the splits, where the table has none.
-        fasta, reference: where the table's records, or its intervals, are.
+        labels: label columns; empty for all without another meaning.
+        kind: kind of targets, or `auto`.
+        seed: seed of the splits, if the table has none.
+        fasta, reference: FASTA files with the table's records or intervals.
 
     Raises:
         InputError: see `genomamba.io.tables` and `genomamba.data.targets`.
     """
     if Path(table).is_dir():
         if labels or fasta or reference:
-            raise InputError(f"{table} is a folder of classes: leave out --label, --fasta and --reference.")
+            raise InputError(f"{table} is a folder of classes: remove --label, --fasta and --reference.")
         rows = read_class_folders(Path(table))
     else:
         rows = read_sequence_table(table, list(labels) or None, fasta, reference)

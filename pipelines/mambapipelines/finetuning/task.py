@@ -31,14 +31,14 @@ class LabelledSequences(NamedTuple):
 
 
 class SequenceModelTask(TrainingTask):
-    """What both tasks share; a batch is tokens (rows, length), lengths (rows,) and targets (rows, columns).
+    """Base class of both tasks; a batch is tokens (rows, length), lengths (rows,) and targets (rows, columns).
 
-    A single row that is longer than a micro-batch goes through a causal stack in pieces: exactly, in bounded memory.
+    A single row longer than a micro-batch is processed by a causal stack in pieces, exactly and in bounded memory.
 
     Args:
-        model: trained in place.
-        loss: of its outputs.
-        sizes: how much goes through the model at once.
+        model: the model, trained in place.
+        loss: loss of its outputs.
+        sizes: sizes of micro-batches.
         validation: held-out sequences and their targets; empty for none.
     """
 
@@ -55,7 +55,7 @@ class SequenceModelTask(TrainingTask):
         self.validation = validation
 
     def rows_per_micro_batch(self, length: int) -> int:
-        """Rows of `length` bases that go through the model at once."""
+        """Rows of `length` bases per micro-batch."""
         return max(1, self.sizes.bases_per_micro_batch // length)
 
     def trimmed(self, micro_batch: Batch) -> Batch:
@@ -64,7 +64,7 @@ class SequenceModelTask(TrainingTask):
         return tokens[:, : int(lengths.max())], lengths, targets
 
     def weight(self, micro_batch: Batch) -> float:
-        """What the labels that are there count."""
+        """Total weight of the labels that are not missing."""
         return float(self.sequence_loss.element_weights(micro_batch[2]).sum())
 
     def loss(self, replica: nn.Module, micro_batch: Batch) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ class SequenceModelTask(TrainingTask):
         return {"loss": self.sequence_loss.mean(outputs, targets)}
 
     def pieces(self, micro_batch: Batch) -> Pieces | None:
-        """A single long row in pieces, through a model that pools by itself."""
+        """Process a single long row in pieces; the model does the pooling."""
         tokens, _, targets = micro_batch
         piece_length = self.sizes.bases_per_micro_batch
         if len(tokens) > 1 or tokens.shape[1] <= piece_length or not self.model.is_causal:
@@ -108,13 +108,13 @@ class SequenceModelTask(TrainingTask):
 
 
 class TableTask(SequenceModelTask):
-    """Rows of a table, all of them once in an epoch, in an order that is a function of the seed and the epoch.
+    """Rows of a table, each once per epoch, in an order that is a function of the seed and the epoch.
 
     Args:
         model, loss, sizes, validation: see `SequenceModelTask`.
         training: sequences and targets.
-        rows_per_step: of one optimiser step.
-        seed: of the order and of the strands; of a model of both strands, each row comes on a random one.
+        rows_per_step: rows per optimiser step.
+        seed: seed of the order and of the strands; models of both strands get each row on a random strand.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class TableTask(SequenceModelTask):
         self.seed = seed
 
     def batch(self, step: int) -> Batch:
-        """The rows of a step, sorted by length so that little is padded."""
+        """Return the rows of a step, sorted by length to reduce padding."""
         sequences, targets = self.training
         rows: list[tuple[Tokens, int]] = []
         for index in range(step * self.rows_per_step, (step + 1) * self.rows_per_step):
@@ -154,10 +154,10 @@ class GenomeWindowTask(SequenceModelTask):
 
     Args:
         model, loss, sizes, validation: see `SequenceModelTask`; the model's classes are those of the genomes.
-        genomes: that windows are sampled from.
-        lengths: of the windows, by step.
-        windows_per_step: at every length.
-        seed: of the windows.
+        genomes: genomes that windows are sampled from.
+        lengths: window length by step.
+        windows_per_step: windows per step, at every length.
+        seed: seed of the windows.
     """
 
     def __init__(

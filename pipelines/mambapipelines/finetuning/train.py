@@ -1,4 +1,4 @@
-"""Fine-tune a model on a table of sequences: from the table to a model folder, its figures beside a baseline's.
+"""Fine-tuning on a table of sequences: from the table to a model folder, with metrics of the model and a baseline.
 
 Layout of an output folder: the model (`config.json`, `model.safetensors`, `README.md`), `metrics.tsv` and
 `test_predictions.tsv` of the test rows, and `training/`, the state of the run.
@@ -36,24 +36,24 @@ from mambapipelines.training.state import RunFolder
 
 @dataclass(frozen=True)
 class FinetuningOptions:
-    """What `genomamba finetune` is asked to do.
+    """Options of `genomamba finetune`.
 
     Attributes:
         table: a table (`genomamba.io.tables`), or a folder of classes.
         output: the folder that becomes the model folder.
-        labels: columns of labels; empty takes all that have no other meaning.
+        labels: label columns; empty for all without another meaning.
         kind: `classes`, `labels`, `numbers`, or `auto`.
-        fasta, reference: where the table's records, or its intervals, are.
+        fasta, reference: FASTA files with the table's records or intervals.
         start_from: a language model (folder or `hf://...`); `None` starts from random weights of the recipe's shape.
         pooling: `mean` or `last`.
-        both_strands: whether a sequence and its reverse complement are to get the same answer.
-        balanced: whether rare classes count as much as frequent ones.
-        epochs: times that every training row is seen, instead of `minutes` or `steps`.
-        minutes, steps, seed, resume, threads, device, precision, strategy: as of
+        both_strands: whether to average over both strands.
+        balanced: whether to weight classes equally.
+        epochs: number of passes over the training rows, instead of `minutes` or `steps`.
+        minutes, steps, seed, resume, threads, device, precision, strategy: as in
             `mambapipelines.training.options.RunOptions`.
         recipe: name of a recipe of the package, or path of a YAML file.
         changes: values that replace the recipe's, each written `section.key=value`.
-        length: not asked for; sequences have the lengths they have.
+        length: not an option, as sequences have given lengths.
     """
 
     table: str
@@ -82,7 +82,7 @@ class FinetuningOptions:
 
 @dataclass(frozen=True)
 class FinetuningResult:
-    """What a finished run left behind: its folder, the steps taken, and the figures of the test rows."""
+    """Result of a finished run: its folder, the number of steps, and the metrics of the test rows."""
 
     folder: Path
     steps: int
@@ -92,7 +92,7 @@ class FinetuningResult:
 
 @dataclass(frozen=True)
 class FinetuningPlan(RunPlan):
-    """The work of fine-tuning: a validation costs what its bases do beside those of a step."""
+    """The plan of fine-tuning; the cost of a validation is proportional to its bases."""
 
     recipe: SequenceRecipe
     bases_per_step: float
@@ -100,7 +100,7 @@ class FinetuningPlan(RunPlan):
 
     @property
     def validation_steps(self) -> float:
-        """What one validation costs, in optimiser steps."""
+        """Return the cost of one validation in optimiser steps."""
         return STRANDS * self.validation_bases / (FORWARD_PASSES_PER_STEP * self.bases_per_step)
 
 
@@ -108,8 +108,8 @@ def finetune(options: FinetuningOptions) -> FinetuningResult:
     """Fine-tune, keep the state of the best validation, measure on the test rows and write the model folder.
 
     Raises:
-        InputError: a mistake in the options, the recipe, the table or the model to start from.
-        KeyboardInterrupt, SystemExit: stopped, state saved; as of `TrainingRun.train`.
+        InputError: if an option, the recipe, the table or the model to start from is invalid.
+        KeyboardInterrupt, SystemExit: as `TrainingRun.train`; the state is saved.
     """
     recipe = _checked_recipe(options)
     with TrainingSession(options, recipe, SequenceModelTask) as session:
@@ -154,7 +154,7 @@ def finetune(options: FinetuningOptions) -> FinetuningResult:
 
 
 def keep_best_state(model: SequenceModel, folder: RunFolder) -> int | None:
-    """Give the model the weights of the best validation, if they were kept; which step that was."""
+    """Load the weights of the best validation, if they were kept, and return their step."""
     best_step = folder.load().history.best_step
     if best_step is None or not folder.keep_best:
         return None
@@ -167,12 +167,12 @@ def _checked_recipe(options: FinetuningOptions) -> SequenceRecipe:
     """The recipe.
 
     Raises:
-        InputError: it does not suit a table, or the length of the run is given twice.
+        InputError: if it is not suitable for a table, or the length of the run is given twice.
     """
     if options.epochs is not None and (options.minutes is not None or options.steps is not None):
-        raise InputError("--epochs is given beside --minutes or --steps: leave one of them out.")
+        raise InputError("--epochs is given along with --minutes or --steps: remove one of them.")
     if options.epochs is not None and not options.epochs > 0:
-        raise InputError(f"--epochs is {options.epochs}: use a number greater than 0.")
+        raise InputError(f"--epochs is {options.epochs}: use a positive number.")
     recipe = load_task_recipe(SequenceRecipe, options.recipe, options.changes)
     if recipe.length.warmup_steps_per_stage:
         raise InputError(
@@ -183,7 +183,7 @@ def _checked_recipe(options: FinetuningOptions) -> SequenceRecipe:
 
 
 def _depends_on(options: FinetuningOptions, rows: EncodedTable, pretrained: LanguageModel | None) -> dict[str, Any]:
-    """What the numbers of a run depend on; the keys are what the user would call them."""
+    """Return everything the result of a run depends on, keyed by names known to the user."""
     return {
         "--table": rows.checksum(),
         "--kind": rows.description.kind,
@@ -202,7 +202,7 @@ def _introduce(
     model: SequenceModel,
     rows_per_step: int,
 ) -> None:
-    """Say what is about to be trained, what is missing, and what is imbalanced."""
+    """Report what is to be trained, missing labels, and class imbalance."""
     description, counts = rows.description, Counter(rows.splits)
     origin = f"from {options.start_from}" if options.start_from else "from scratch"
     progress.note(
@@ -211,15 +211,17 @@ def _introduce(
     )
     missing = int(np.isnan(rows.targets).sum())
     if missing:
-        progress.note(f"{missing} labels are missing: they count neither in training nor in the figures")
+        progress.note(f"{missing} labels are missing and are ignored in training and in the metrics")
     repeated = repeated_in_training(rows.table, rows.splits)
     if repeated:
-        progress.note(f"{repeated} validation or test sequences also occur in training: their figures are too good")
+        progress.note(
+            f"{repeated} validation or test sequences also occur in training: their metrics are too optimistic"
+        )
     _introduce_balance(progress, options, rows)
 
 
 def _introduce_balance(progress: TrainingProgress, options: FinetuningOptions, rows: EncodedTable) -> None:
-    """Say how frequent classes or labels are among the training rows."""
+    """Report the frequencies of classes or labels among the training rows."""
     description, targets = rows.description, rows.part("train").targets
     if description.kind == "classes":
         counts = np.bincount(targets[~np.isnan(targets)].astype(np.int64), minlength=len(description.class_names))

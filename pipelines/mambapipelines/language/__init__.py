@@ -1,1 +1,1 @@
-"""Language models of DNA: pretraining, and what is done with one."""
+"""DNA language models: pretraining and applications."""

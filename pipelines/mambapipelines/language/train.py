@@ -36,7 +36,7 @@ TILES = "mamba"
 
 
 JOINING_BASES = 500_000
-"""Validation bases on which a model is joined with counts."""
+"""Validation bases for fitting the interpolation with an n-gram model."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class PretrainingOptions:
         intervals: interval file of a single reference; without one, the splits are whole chromosomes.
         valid_chromosomes, test_chromosomes: excluded from training; the former are used for validation.
         exclude_chromosomes: not used at all.
-        minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
+        minutes: wall time of the whole run in minutes; by default the recipe's, unless `steps` is given.
         steps: number of optimiser steps instead of a wall time.
         start_from: a language model to train further, of the recipe's objective; its shape replaces the recipe's.
             `None` starts from random weights.
         recipe: name of a recipe of the package, or path of a YAML file.
         changes: values that replace the recipe's, each written `section.key=value`.
         seed: all randomness is a function of this seed and an index.
-        resume: continue the run recorded in `output`; where there is none, one is started.
+        resume: continue the run recorded in `output`, or start one if there is none.
         threads: number of CPU threads; `None` keeps PyTorch's default.
-        device, precision: see `mambapipelines.device.choose`; a precision of `None` takes the recipe's.
-        strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
+        device, precision: see `mambapipelines.device.choose`; by default, the precision is the recipe's.
+        strategy: distribution over several processes, one of `mambapipelines.training.ranks.STRATEGIES`.
         context_ranks: how many processes share each window; causal models only.
     """
 
@@ -91,7 +91,7 @@ class PretrainingResult:
 
     Attributes:
         folder: the model folder.
-        steps: optimiser steps taken in all.
+        steps: total number of optimiser steps taken.
         perplexity: per base, on held-out windows of the training length; `None` when there are none.
         metrics_path: CSV with one row per step.
         seconds: wall time of this call.
@@ -150,7 +150,7 @@ def read_corpus(options: PretrainingOptions, rule_name: str) -> Corpus:
     """
     by_chromosome = (options.valid_chromosomes, options.test_chromosomes, options.exclude_chromosomes)
     if options.intervals is not None and any(by_chromosome):
-        raise InputError("--intervals and splits by chromosome are both given: leave one of them out.")
+        raise InputError("--intervals and splits by chromosome are both given: give only one of them.")
     if options.intervals is not None and len(options.references) > 1:
         raise InputError(
             f"--intervals are of one genome and {len(options.references)} references are given: give one, or splits by "
@@ -177,8 +177,8 @@ def pretrain(options: PretrainingOptions) -> PretrainingResult:
 
     Raises:
         InputError: an option, the recipe or a file is invalid, or the loss is no longer finite.
-        KeyboardInterrupt: stopped by Ctrl-C, state saved.
-        SystemExit: stopped by SIGTERM, state saved, status 143.
+        KeyboardInterrupt: if interrupted by Ctrl-C; the state is saved.
+        SystemExit: if terminated by SIGTERM, with status 143; the state is saved.
     """
     recipe = load_task_recipe(PretrainingRecipe, options.recipe, options.changes)
     recipe.check()
@@ -228,11 +228,11 @@ def _starting_model(options: PretrainingOptions, recipe: PretrainingRecipe) -> C
             return recipe.build_model()
     for change in options.changes:
         if change.startswith("model."):
-            raise InputError(f"--set {change} is decided by the model given with --from: leave it out.")
+            raise InputError(f"--set {change} is determined by the model given with --from: remove it.")
     start = load_language_model(options.start_from)
     if start.objective != recipe.objective:
         raise InputError(
-            f"{options.start_from} is a {start.objective} model and the run is {recipe.objective}: use --objective "
+            f"{options.start_from} is a {start.objective} model but the run is {recipe.objective}: use --objective "
             f"{start.objective}."
         )
     if start.details.get("joined_with_counts"):

@@ -227,7 +227,7 @@ def plot_class_track(
     """Stacked probabilities of the classes along a record.
 
     Args:
-        borders_bp: (windows + 1,) of the windows.
+        borders_bp: (windows + 1,) boundaries of the windows.
         probabilities: (windows, classes).
         class_names: in the order of the columns.
         record: its name.

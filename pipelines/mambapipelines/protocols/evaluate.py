@@ -1,4 +1,4 @@
-"""Accuracy by length on the test chromosomes of a published species task: the model's, and the baselines'."""
+"""Accuracy by length of the model and the baselines on the test chromosomes of a published species task."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from mambapipelines.species.evaluate import (
 from mambapipelines.training.progress import TrainingProgress
 
 EVALUATION_SEED: Final = 0
-"""Of the windows for validation and testing, whatever the seed of the training."""
+"""Seed of the validation and test windows, whatever the seed of the training."""
 BASELINE_BASES_PER_CLASS: Final = 1 << 28
-"""The baselines are fitted to so many bases of each species at most, an equal share from the middle of each chromosome:
-their counts no longer change beyond, and whole genomes of five mammals would take 15 GB of memory."""
+"""Maximum number of bases of each species for fitting the baselines, an equal share from the middle of each chromosome:
+their accuracy does not improve beyond, and whole genomes of five mammals would take 15 GB of memory."""
 
 
 def evaluate_protocol(
@@ -49,14 +49,14 @@ def evaluate_protocol(
     """Measure the model and the baselines on the test chromosomes, and write the table to the output folder.
 
     Args:
-        model: in evaluation mode.
-        genomes: the baselines are fitted to the training chromosomes, everything is measured on the test chromosomes.
-        lengths: of the test windows, bp.
-        per_class: test windows of each species at each length, as far as the genomes go.
+        model: the model, in evaluation mode.
+        genomes: training chromosomes for fitting the baselines, and test chromosomes for the evaluation.
+        lengths: lengths of the test windows, bp.
+        per_class: maximum number of test windows per species and length.
         baselines: names of the baselines.
-        seed: of the baselines' fit.
-        output: folder for the table and for what was chosen for the baselines.
-        progress: says what is being done.
+        seed: seed of the baselines' fit.
+        output: folder for the table and the settings of the baselines.
+        progress: for messages.
 
     Returns:
         The table as text.
@@ -75,7 +75,7 @@ def evaluate_protocol(
 
 
 def model_scores(model: SequenceModel) -> Scores:
-    """The model as `accuracy_by_length` takes it."""
+    """Adapt the model for `accuracy_by_length`."""
 
     def scores(windows: Sequence[Tokens], length: int) -> tuple[Labels, FloatArray | None]:
         probabilities = predictions_from(model.config.targets, model_outputs(model, windows))
@@ -86,7 +86,7 @@ def model_scores(model: SequenceModel) -> Scores:
 
 @dataclass(frozen=True)
 class _Excerpt:
-    """A store of which only what begins at `offset` is seen."""
+    """A view of a store from `offset` on."""
 
     store: SequenceStore
     offset: int
@@ -96,7 +96,7 @@ class _Excerpt:
 
 
 def excerpts(genomes: GenomeCollection, bases_per_class: int) -> GenomeCollection:
-    """The middle of every chromosome, of each class no more than `bases_per_class` in all."""
+    """Return the middle of every chromosome, at most `bases_per_class` bases per class."""
     chosen = []
     for class_name in genomes.class_names:
         sequences = genomes.sequences_of(class_name)

@@ -1,4 +1,4 @@
-"""The recipe of a published species task: its schedule, and how many steps of it are taken."""
+"""The recipe of a published species task, and its scaled schedule."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ class SpeciesProtocolRecipe(TrainingRecipe):
     protocol: ProtocolRecipe = field(default_factory=ProtocolRecipe)
 
     def positive_values(self) -> dict[str, float]:
-        """Values of the task's own sections that must be greater than 0, by key."""
+        """Return values of task-specific sections that must be positive, by key."""
         values = asdict(self.protocol)
         return {f"protocol.{key}": value for key, value in values.items() if key != "mean_pooling_up_to"}
 
     def pooling(self, length: int) -> str:
-        """What the head reads of windows of `length` bp."""
+        """Return the pooling for windows of `length` bp."""
         return "mean" if length <= self.protocol.mean_pooling_up_to else "last"
 
 
 @dataclass(frozen=True)
 class ProtocolSchedule:
-    """How many steps are taken in the end, and of how many windows.
+    """Number of steps, and of windows per step.
 
     Attributes:
         steps, published_steps: optimiser steps, with and without the scale.
-        windows_per_step: in each of them.
-        lengths: of the windows, by step.
+        windows_per_step: windows per step.
+        lengths: window length by step.
     """
 
     steps: int
@@ -62,7 +62,7 @@ class ProtocolSchedule:
     lengths: LengthWarmup
 
     def describe(self) -> str:
-        """In words, beside what was published."""
+        """Describe the schedule in comparison with the published one."""
         share = self.steps / self.published_steps
         return (
             f"{self.steps:,} steps of {self.windows_per_step} windows, {share:.2%} of the recipe's "
@@ -71,7 +71,7 @@ class ProtocolSchedule:
 
 
 def scaled_schedule(recipe: SpeciesProtocolRecipe, length: int, scale: float) -> ProtocolSchedule:
-    """The published schedule with `scale` times as many steps in every epoch, at least one."""
+    """Return the published schedule with the steps per epoch multiplied by `scale`, at least one."""
     protocol = recipe.protocol
     per_epoch = max(1, round(scale * protocol.steps_per_epoch))
     return ProtocolSchedule(

@@ -1,4 +1,4 @@
-"""The published species tasks as runs: the pinned assemblies, the published schedule, and baselines beside the model.
+"""Training and evaluation on published species tasks: pinned assemblies, published schedule, and baselines.
 
 Layout of an output folder: the model (`config.json`, `model.safetensors`, `README.md`), `accuracy.tsv`, what was chosen
 for the baselines (`baselines.json`), and `training/`, the state of the run.
@@ -44,22 +44,22 @@ TARGET_COLUMN: Final = "species"
 
 @dataclass(frozen=True)
 class SpeciesProtocolOptions:
-    """What `genomamba species-task` is asked to do.
+    """Options of `genomamba species-task`.
 
     Attributes:
         task: name of a task of `genomamba.data.assemblies`.
         data: folder with `ASSEMBLY/FILE`, as `genomamba fetch` writes it.
-        length: of a training window, bp.
+        length: length of a training window, bp.
         output: the folder that becomes the model folder.
         start_from: a language model to fine-tune; `None` starts from random weights of the recipe's shape.
-        scale: share of the published steps that are taken; epochs stay, each is shorter.
-        lengths: of the test windows; empty takes the published ones up to `length`, and `length`.
-        per_class: test windows of each species at each length, as far as the genomes go.
-        baselines: which baselines to fit.
-        recipe: name or file; `None` takes the task's.
+        scale: share of the published number of steps; the number of epochs is unchanged.
+        lengths: lengths of the test windows; by default the published ones up to `length`, and `length`.
+        per_class: maximum number of test windows per species and length.
+        baselines: names of the baselines to fit.
+        recipe: name or file; by default the task's.
         changes: values that replace the recipe's, each written `section.key=value`.
-        seed, resume, threads, device, precision: as of `mambapipelines.training.options.RunOptions`.
-        steps, minutes: not asked for; the schedule decides.
+        seed, resume, threads, device, precision: as in `mambapipelines.training.options.RunOptions`.
+        steps, minutes: not options; they follow from the schedule.
     """
 
     task: str
@@ -84,7 +84,7 @@ class SpeciesProtocolOptions:
 
 @dataclass(frozen=True)
 class ProtocolPlan(RunPlan):
-    """The work of a run: a validation costs what its bases do beside those of a step of the full length."""
+    """The plan of a run; the cost of a validation is proportional to its bases."""
 
     recipe: SpeciesProtocolRecipe
     validation_windows: int
@@ -92,16 +92,16 @@ class ProtocolPlan(RunPlan):
 
     @property
     def validation_steps(self) -> float:
-        """What one validation costs, in optimiser steps."""
+        """Return the cost of one validation in optimiser steps."""
         return STRANDS * self.validation_windows / (FORWARD_PASSES_PER_STEP * self.windows_per_step)
 
 
 def run_species_task(options: SpeciesProtocolOptions) -> str:
-    """Train, evaluate beside the baselines, write everything; returns the table of accuracies.
+    """Train, evaluate along with the baselines, write all results, and return the table of accuracies.
 
     Raises:
-        InputError: a mistake in the options, the recipe, the downloads or the model to start from.
-        KeyboardInterrupt, SystemExit: stopped, state saved; as of `TrainingRun.train`.
+        InputError: if an option, the recipe, a download or the model to start from is invalid.
+        KeyboardInterrupt, SystemExit: as `TrainingRun.train`; the state is saved.
     """
     protocol = species_protocol(options.task)
     _check(options)
@@ -170,7 +170,7 @@ def _check(options: SpeciesProtocolOptions) -> None:
 
 
 def _validation(genomes: GenomeCollection, length: int, per_class: int) -> LabelledSequences:
-    """Windows of the validation chromosomes; none where a species has no window of this length."""
+    """Return windows of the validation chromosomes; none if a species has no window of this length."""
     chosen = evaluation_windows(genomes, length, per_class, EVALUATION_SEED)
     windows = () if chosen.missing_classes else chosen.windows
     labels = np.array([[window.label] for window in windows], dtype=np.float64).reshape(-1, 1)
@@ -180,7 +180,7 @@ def _validation(genomes: GenomeCollection, length: int, per_class: int) -> Label
 def _depends_on(
     options: SpeciesProtocolOptions, genomes: ProtocolGenomes, pretrained: LanguageModel | None
 ) -> dict[str, Any]:
-    """What the numbers of a run depend on; the keys are what the user would call them."""
+    """Return everything the result of a run depends on, keyed by names known to the user."""
     return {
         "task": options.task,
         "--length": options.length,

@@ -92,7 +92,7 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What a demo found.
+    """Results of a demo.
 
     Attributes:
         rows: accuracy by length of the model and the baselines.

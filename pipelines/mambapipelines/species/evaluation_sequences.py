@@ -1,4 +1,4 @@
-"""The sequences a model may be tested on, and those its baselines are fitted to."""
+"""Selection of test sequences for a model, and of training sequences for its baselines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def in_class_order(genomes: GenomeCollection, class_names: Sequence[str]) -> Gen
     """The same genomes with the model's labels.
 
     Raises:
-        InputError: the genomes and the model do not have the same classes.
+        InputError: if the genomes and the model do not have the same classes.
     """
     unknown = [name for name in genomes.class_names if name not in class_names]
     absent = [name for name in class_names if name not in genomes.class_names]
@@ -31,7 +31,7 @@ def select_test_sequences(genomes: GenomeCollection, details: Mapping[str, Any])
     """Select the sequences that a model may be tested on: held out from its training, or new to it.
 
     Raises:
-        InputError: a class has none.
+        InputError: if a class has none.
     """
     holdout = set(details.get("holdout", ()))
     stretches = _stretches(details, "held_out")
@@ -65,7 +65,7 @@ def find_training_sequences(
     recognised by class, name and length.
 
     Raises:
-        InputError: some are missing.
+        InputError: if some are missing.
     """
     holdout = set(details.get("holdout", ()))
     wanted = [key for key in _manifest_sequences(details) if key[1] not in holdout]
@@ -106,36 +106,38 @@ def find_training_sequences(
 
 
 def genomes_of_model(details: Mapping[str, Any]) -> list[GenomeSpecification]:
-    """The genomes that a model was trained on, where they were then.
+    """Return the genomes that a model was trained on, at their original paths.
 
     Raises:
-        InputError: a file is not there any more, or nothing was held out of them.
+        InputError: if a file no longer exists, or nothing was held out.
     """
     paths: dict[str, list[str]] = {}
     for entry in details.get("manifest", ()):
         paths.setdefault(entry["class"], []).append(entry["path"])
     if not details.get("holdout") and not _stretches(details, "held_out"):
-        raise InputError("the model held nothing out to be judged on: give --genome NAME=PATH for each class.")
+        raise InputError(
+            "the model has no held-out sequence to be evaluated on: give --genome NAME=PATH for each class."
+        )
     for name, of_class in paths.items():
         for path in of_class:
             if not Path(path).is_file():
                 raise InputError(
-                    f"{path}, which class '{name}' was trained on, is not there any more: give --genome NAME=PATH for "
+                    f"{path}, which class '{name}' was trained on, no longer exists: give --genome NAME=PATH for "
                     "each class."
                 )
     return [GenomeSpecification(name, tuple(of_class)) for name, of_class in paths.items()]
 
 
 def original_name(sequence: GenomeSequence) -> str:
-    """The name of the sequence that this one is a stretch of."""
+    """Return the name of the sequence that this one is a part of."""
     return sequence.store.name if isinstance(sequence.store, OffsetStore) else sequence.name
 
 
 def check_lengths(test: GenomeCollection, lengths: Sequence[int]) -> None:
-    """Refuse lengths that exceed all test sequences of a class.
+    """Check that every class has test sequences of some length.
 
     Raises:
-        InputError: the test sequences of some class are all shorter than the shortest length.
+        InputError: if the test sequences of a class are all shorter than the shortest length.
     """
     for class_name in test.class_names:
         longest = max(sequence.length for sequence in test.sequences_of(class_name))

@@ -20,7 +20,7 @@ class CalibrationRecipe:
 
 @dataclass(frozen=True)
 class PartsRecipe:
-    """Which parts have a say beside each other; see `genomamba.classification.part_fit.PartSettings`."""
+    """The parts of the classifier; see `genomamba.classification.part_fit.PartSettings`."""
 
     stack: bool = True
     markov: bool = True
@@ -28,7 +28,7 @@ class PartsRecipe:
     markov_order: int = 10
 
     def settings(self) -> PartSettings:
-        """For the fit."""
+        """Return the settings for fitting the parts."""
         return PartSettings(markov=self.markov, kmer=self.kmer, stack=self.stack, markov_order=self.markov_order)
 
 
@@ -48,6 +48,6 @@ class SpeciesRecipe(TrainingRecipe):
     parts: PartsRecipe = field(default_factory=PartsRecipe)
 
     def positive_values(self) -> dict[str, float]:
-        """Values of the task's own sections that must be greater than 0, by key."""
+        """Return values of task-specific sections that must be positive, by key."""
         positive: dict[str, float] = {f"calibration.{key}": value for key, value in asdict(self.calibration).items()}
         return positive | {"parts.markov_order": self.parts.markov_order}

@@ -20,8 +20,8 @@ class SpeciesTask(TrainingTask):
     """Classify windows: step `s` takes the windows `s * count` to `(s + 1) * count - 1` of a sampler.
 
     Args:
-        model: trained in place.
-        recipe: how many windows, and of which lengths.
+        model: the model, trained in place.
+        recipe: number and lengths of windows.
         sampler: windows of the full length.
         training: genomes that the shorter windows of the length warm-up are sampled from.
         validation: held-out windows.
@@ -60,7 +60,7 @@ class SpeciesTask(TrainingTask):
         return torch.from_numpy(tokens), torch.from_numpy(labels).long()
 
     def rows_per_micro_batch(self, length: int) -> int:
-        """Windows of `length` bases that go through the model at once."""
+        """Windows of `length` bases per micro-batch."""
         return self.recipe.batch.windows_per_micro_batch(length)
 
     def loss(self, replica: nn.Module, micro_batch: Batch) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class SpeciesTask(TrainingTask):
         return f"held-out accuracy {figures['held_out_accuracy']:.1%}"
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Those of the classifier, whose evidence of contexts decays more."""
+        """Return the classifier's groups, with a higher decay for the evidence of contexts."""
         return self.model.parameter_groups(weight_decay)
 
     def bases_seen(self, total_steps: int) -> int:

@@ -1,4 +1,4 @@
-"""Train a species classifier: from FASTA files to a calibrated model folder, resumable to the same numbers.
+"""Training of a species classifier: from FASTA files to a calibrated model folder, with exact resuming.
 
 Layout of an output folder: the model (`config.json`, `model.safetensors`, `README.md`) and `training/`, the state and
 the metrics of the run (`mambapipelines.training.state`).
@@ -56,33 +56,33 @@ MAXIMUM_CALIBRATION_FRACTION = 0.1
 MINIMUM_CALIBRATION_BASES = 16_384
 # With more classes than this, validation and the least calibration have proportionally fewer windows of each.
 CLASSES_IN_FULL = 20
-# The user is told when a class has so many times the bases of another.
+# The user is notified if a class has this many times the bases of another.
 IMBALANCE = 3
 
 
 @dataclass(frozen=True)
 class SpeciesTrainingOptions:
-    """What `genomamba train` is asked to do.
+    """Options of `genomamba train`.
 
     Attributes:
         genomes: one specification (class name and FASTA paths) per class, at least two.
         length: length of a training window in bases.
         output: the folder that becomes the model folder; its subfolder `training` holds the state of the run.
-        holdout: names of sequences that are never trained on; held-out accuracy and calibration come from them.
+        holdout: names of sequences to hold out of training, for validation and calibration.
         holdout_fraction: share of each class to hold out instead; `None` is `holdouts.DEFAULT_FRACTION` without
             `holdout` where every class is large enough, and 0 holds nothing out.
-        groups: TSV of sequence name and homology group, instead of going by the names.
-        minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
+        groups: TSV of sequence name and homology group; by default the names identify homologues.
+        minutes: wall time of the whole run in minutes; by default the recipe's, unless `steps` is given.
         steps: number of optimiser steps instead of a wall time.
         recipe: name of a recipe of the package, or path of a YAML file.
         changes: values that replace the recipe's, each written `section.key=value`.
-        seed: everything random is a function of this seed and an index.
-        resume: continue the run recorded in `output`; where there is none, one is started.
+        seed: all randomness is a function of this seed and an index.
+        resume: continue the run recorded in `output`, or start one if there is none.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
-        device, precision: see `mambapipelines.device.choose`; a precision of `None` takes the recipe's.
+        device, precision: see `mambapipelines.device.choose`; by default, the precision is the recipe's.
         start_from: a pretrained causal language model (folder or `hf://...`) whose shape and weights the classifier
             takes; `None` starts from random weights of the recipe's shape.
-        strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
+        strategy: distribution over several processes, one of `mambapipelines.training.ranks.STRATEGIES`.
     """
 
     genomes: Sequence[GenomeSpecification]
@@ -106,17 +106,17 @@ class SpeciesTrainingOptions:
 
 @dataclass(frozen=True)
 class SpeciesTrainingResult:
-    """What a finished run left behind.
+    """Result of a finished run.
 
     Attributes:
         folder: the model folder.
-        steps: optimiser steps taken in all.
+        steps: total number of optimiser steps taken.
         held_out_accuracy: accuracy on held-out windows of the training length, both strands averaged; `None` when there
             are none.
         calibration: figures of the calibration as stored in the model folder; `None` when it was not calibrated.
         metrics_path: CSV with one row per step.
         seconds: wall time of this call.
-        already_finished: whether `resume` found nothing left to do.
+        already_finished: whether `resume` found the run complete.
     """
 
     folder: Path
@@ -130,10 +130,10 @@ class SpeciesTrainingResult:
 
 @dataclass(frozen=True)
 class SpeciesPlan(RunPlan):
-    """The work of training a species classifier.
+    """The plan of training a species classifier.
 
     Attributes:
-        recipe: what is wanted.
+        recipe: the recipe.
         length: length of a training window in bases.
         classes: number of classes.
         validation_windows: held-out windows of one validation; 0 when there is none.
@@ -158,19 +158,19 @@ class SpeciesPlan(RunPlan):
 
     @property
     def validation_steps(self) -> float:
-        """What one validation costs, in optimiser steps."""
+        """Return the cost of one validation in optimiser steps."""
         return STRANDS * self.validation_windows / (FORWARD_PASSES_PER_STEP * self.windows_per_step)
 
     @property
     def calibration_steps_per_base(self) -> float:
-        """What one base of the calibration budget costs, in optimiser steps."""
+        """Return the cost of one base of the calibration budget in optimiser steps."""
         bases = STRANDS * self.classes * self.calibration_lengths
         return bases / (FORWARD_PASSES_PER_STEP * self.windows_per_step * self.length)
 
     def calibration_bases_per_class(self, total_steps: int) -> int:
-        """Budget of each calibration length: as the recipe says, and not more than 10 % of the work.
+        """Return the budget per calibration length: that of the recipe, but at most 10 % of the work.
 
-        Very short runs take more than that, because a calibration with hardly any windows is worth nothing.
+        Very short runs exceed this limit, because a calibration needs a minimum number of windows.
         """
         wanted = self.recipe.calibration.bases_per_class
         if self.calibration_lengths == 0:
@@ -180,19 +180,19 @@ class SpeciesPlan(RunPlan):
         return min(wanted, max(least, affordable))
 
     def final_steps(self, total_steps: int) -> float:
-        """What the calibration costs, in optimiser steps."""
+        """Return the cost of the calibration in optimiser steps."""
         return self.calibration_bases_per_class(total_steps) * self.calibration_steps_per_base
 
 
 def train_species_classifier(options: SpeciesTrainingOptions) -> SpeciesTrainingResult:
     """Train, calibrate and save a species classifier; messages go to standard error.
 
-    What survives what, and when a state is written, is that of `mambapipelines.training.run.TrainingRun`.
+    Saving and resuming are those of `mambapipelines.training.run.TrainingRun`.
 
     Raises:
-        InputError: a mistake in the options, the recipe or the files, or a loss that stopped being finite.
-        KeyboardInterrupt: stopped by Ctrl-C, state saved.
-        SystemExit: stopped by SIGTERM, state saved, status 143.
+        InputError: if an option, the recipe or a file is invalid, or the loss is no longer finite.
+        KeyboardInterrupt: if interrupted by Ctrl-C; the state is saved.
+        SystemExit: if terminated by SIGTERM, with status 143; the state is saved.
     """
     recipe = load_task_recipe(SpeciesRecipe, options.recipe, options.changes)
     with TrainingSession(options, recipe, SpeciesTask) as session:
@@ -207,7 +207,7 @@ def train_species_classifier(options: SpeciesTrainingOptions) -> SpeciesTraining
         model = _build_model(genomes.class_names, recipe, options.seed, pretrained)
         run = _Run(session, options, recipe, model, sampler, holdouts)
         run.introduce()
-        # Before the first step, so that what they take is part of the time planned for.
+        # Before the first step, so that their time is included in the plan.
         for remark in (*genomes.notes, holdouts.summary):
             session.progress.note(remark)
         parts = fit_parts(holdouts.training, recipe.parts.settings(), options.seed, groups)
@@ -247,14 +247,14 @@ class _Run:
         )
 
     def introduce(self) -> None:
-        """Say what is about to be trained, and what of the input will not be used."""
+        """Report what is to be trained, and unused input."""
         note, length, short = self.session.progress.note, self.options.length, self.sampler.short_sequences
         note(
             f"{len(self.sampler.class_names)} classes, {parameter_count(self.model):,} parameters, "
             f"{self.plan.windows_per_step} windows of {length:,} bp per step"
         )
         if short:
-            note(f"{len(short)} training sequences are shorter than {length:,} bp: they are joined to windows")
+            note(f"{len(short)} training sequences are shorter than {length:,} bp: they are concatenated to windows")
         bases = [sum(s.length for s in self.training.sequences_of(name)) for name in self.training.class_names]
         if max(bases) > IMBALANCE * min(bases):
             note(
@@ -266,7 +266,7 @@ class _Run:
             note(f"no held-out accuracy: {missing} has no held-out sequence of {length:,} bp")
 
     def train(self, genomes: GenomeCollection, parts: PartFit | None) -> SpeciesTrainingResult:
-        """Take all steps that are left, calibrate, and write the model folder."""
+        """Take all remaining steps, calibrate, and write the model folder."""
         session, model = self.session, self.model
         outcome = session.train(self.task, self.plan)
         accuracy = None if outcome.validation is None else outcome.validation["held_out_accuracy"]
@@ -333,21 +333,21 @@ class _Run:
 def hold_out(
     options: SpeciesTrainingOptions, genomes: GenomeCollection, groups: Mapping[str, str] | None = None
 ) -> HoldoutPlan:
-    """What is trained on and what is held out.
+    """Split the genomes into training and held-out sequences.
 
     Raises:
-        InputError: names and a fraction are both given, or what `plan_holdouts` and `GenomeCollection.split` refuse.
+        InputError: if names and a fraction are both given, or as `plan_holdouts` and `GenomeCollection.split`.
     """
     names, fraction = list(dict.fromkeys(options.holdout)), options.holdout_fraction
     if names and fraction is not None:
-        raise InputError("--holdout and --holdout-fraction are both given: leave one of them out.")
+        raise InputError("--holdout and --holdout-fraction are both given: give only one of them.")
     if names:
         training, held_out = genomes.split(names)
         bases = sum(sequence.length for sequence in held_out.sequences)
         return HoldoutPlan(training, held_out, f"held out {bases:,} bp: the sequences of --holdout")
     if fraction is None and not is_large_enough(genomes, DEFAULT_FRACTION):
         nothing = GenomeCollection(genomes.class_names, ())
-        return HoldoutPlan(genomes, nothing, "the genomes are too small to hold a share of them out")
+        return HoldoutPlan(genomes, nothing, "the genomes are too small to hold out a share of them")
     return plan_holdouts(genomes, DEFAULT_FRACTION if fraction is None else fraction, options.seed, groups)
 
 
@@ -355,7 +355,7 @@ def read_groups(path: Path) -> dict[str, str]:
     """Homology group by sequence name, from lines of two columns with a tab between them.
 
     Raises:
-        InputError: the file cannot be read, or a line has other columns.
+        InputError: if the file cannot be read, or a line has other columns.
     """
     groups: dict[str, str] = {}
     try:
@@ -373,7 +373,7 @@ def read_groups(path: Path) -> dict[str, str]:
 
 
 def sequence_identity(sequence: GenomeSequence) -> list[Any]:
-    """What tells a sequence from another: name, length, and the checksum of both ends."""
+    """Return the identity of a sequence: name, length, and the checksum of both ends."""
     checksum = ends_checksum(lambda start, end: sequence.tokens(start, end).tobytes(), sequence.length)
     return [sequence.name, sequence.length, checksum]
 
@@ -388,7 +388,7 @@ def sequences_by_class(genomes: GenomeCollection) -> dict[str, list[list[Any]]]:
 def _depends_on(
     options: SpeciesTrainingOptions, genomes: GenomeCollection, pretrained: LanguageModel | None
 ) -> dict[str, Any]:
-    """What the numbers of a run depend on; the keys are what the user would call them."""
+    """Return everything the result of a run depends on, keyed by names known to the user."""
     content: dict[str, Any] = {
         "--length": options.length,
         "--holdout": sorted(set(options.holdout)),
@@ -403,20 +403,20 @@ def _depends_on(
 
 
 def _load_pretrained(options: SpeciesTrainingOptions) -> LanguageModel | None:
-    """The language model to start from, if there is one; refuses changes of what it decides."""
+    """Load the language model to start from, if any; settings that it determines must not be changed."""
     if options.start_from is None:
         return None
     for change in options.changes:
         section, _, name = change.partition("=")[0].strip().partition(".")
         if section == "model" and name in TAKEN_SETTINGS:
-            raise InputError(f"--set {change} is decided by the model given with --from: leave it out.")
+            raise InputError(f"--set {change} is determined by the model given with --from: remove it.")
     return load_language_model(options.start_from)
 
 
 def _build_model(
     class_names: Sequence[str], recipe: SpeciesRecipe, seed: int, pretrained: LanguageModel | None = None
 ) -> SpeciesClassifier:
-    """A new classifier whose first weights depend on the seed only, or are a language model's where it has them."""
+    """Build a classifier with weights from a language model, if given, and random ones that depend only on the seed."""
     settings = dict(recipe.model)
     if pretrained is not None:
         settings = {name: value for name, value in settings.items() if name not in TAKEN_SETTINGS}
@@ -431,7 +431,7 @@ def _build_model(
 
 
 def _finished_result(session: TrainingSession) -> SpeciesTrainingResult:
-    """The result of a run that needs nothing more, read back from its model folder."""
+    """Return the result of a run that is already finished, from its model folder."""
     folder = session.options.output
     details = load_classifier(folder)[1]
     return SpeciesTrainingResult(

@@ -1,1 +1,1 @@
-"""The training loop that all tasks share."""
+"""The training loop shared by all tasks."""

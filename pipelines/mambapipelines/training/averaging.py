@@ -16,15 +16,15 @@ class AveragedWeights:
     """The average of a model's parameters over the steps.
 
     After update t (1-based) the average is `decay_t * average + (1 - decay_t) * weights` with
-    `decay_t = min(decay, (1 + t) / (10 + t))`, so that the first weights, which are random, are soon forgotten.
+    `decay_t = min(decay, (1 + t) / (10 + t))`, so that the random initial weights are soon forgotten.
 
     Args:
-        model: its parameters are averaged; buffers are taken as they are.
-        decay: of late updates, between 0 and 1.
-        tensors: `tensors` of an average to go on with; absent, it starts from the model.
+        model: the model whose parameters are averaged; buffers are not.
+        decay: decay of late updates, between 0 and 1.
+        tensors: `tensors` of an average to continue; by default it starts from the model.
 
     Raises:
-        InputError: tensors that are not those of the model.
+        InputError: if the tensors are not those of the model.
     """
 
     def __init__(self, model: nn.Module, decay: float, tensors: dict[str, Tensor] | None = None) -> None:
@@ -41,14 +41,14 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the weights in after update number `step`, counted from 1."""
+        """Include the weights after update number `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in self.model.named_parameters():
             self.tensors[name].lerp_(parameter, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the average as its weights inside."""
+        """Use the average as the model's weights inside the block."""
         trained = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
         self._copy(self.tensors)
         try:
@@ -57,7 +57,7 @@ class AveragedWeights:
             self._copy(trained)
 
     def keep(self) -> None:
-        """Make the average the model's weights for good."""
+        """Make the average the model's weights permanently."""
         self._copy(self.tensors)
 
     @torch.no_grad()

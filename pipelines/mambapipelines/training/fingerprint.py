@@ -1,4 +1,4 @@
-"""What the numbers of a run depend on: a resumed run must depend on the same, and a difference is named in words."""
+"""Fingerprints of runs: a resumed run must have the same, and differences are reported to the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from mambacore.errors import InputError
 
-# Long sequences of the same name and length but other bases are told apart by the checksum of both ends.
+# Long sequences with the same name and length but other bases are distinguished by a checksum of both ends.
 CHECKSUM_POSITIONS = 4096
 
 
@@ -41,7 +41,7 @@ def _first_difference(recorded: dict[str, Any], given: dict[str, Any], prefix: s
 
 
 def _in_words(prefix: str, key: str, before: object, now: object) -> str | None:
-    """A difference of data, of which checksums say nothing to anybody; `None` for other differences."""
+    """Describe a difference of data, whose checksums are not informative; `None` for other differences."""
     what = None
     if prefix == "sequences.":
         what = f"{_changed_sequences(before, now)} of class '{key}', which is not what it was started with"
@@ -55,7 +55,7 @@ def _in_words(prefix: str, key: str, before: object, now: object) -> str | None:
 
 
 def _changed_sequences(before: object, now: object) -> str:
-    """The first sequence that is missing, added or changed, in words; identities are (name, length, checksum)."""
+    """Describe the first sequence that is missing, added or changed; identities are (name, length, checksum)."""
     was, is_now = ({name: rest for name, *rest in identities or ()} for identities in (before, now))  # type: ignore[attr-defined]
     for name in {**was, **is_now}:
         if name not in is_now:

@@ -1,4 +1,4 @@
-"""A run folder belongs to one process at a time."""
+"""Locking of a run folder, so that only one process at a time uses it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOCK_NAME: Final = "lock"
 class RunLock:
     """An exclusive lock on a run folder (flock), which the system releases however the process ends.
 
-    The file `lock` in the folder says which process holds it. Where the file system has no locks, there is none.
+    The file `lock` in the folder identifies the process that holds it. File systems without locks are not protected.
 
     Args:
         folder: of the run; made, with its parents, where it is missing, and removed again if nothing came into it.
@@ -32,10 +32,10 @@ class RunLock:
         self._made: list[Path] = []
 
     def refuse_if_held(self) -> None:
-        """Raise if another process holds the lock; nothing is made or taken.
+        """Raise if another process holds the lock, without creating or acquiring anything.
 
         Raises:
-            InputError: names the process.
+            InputError: if so; the message identifies the process.
         """
         try:
             descriptor = os.open(self._path, os.O_RDWR)
@@ -47,11 +47,11 @@ class RunLock:
             os.close(descriptor)
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Acquire the lock.
 
         Raises:
-            InputError: another process holds it; names the process.
-            OSError: the folder or the file cannot be made.
+            InputError: if another process holds it; the message identifies the process.
+            OSError: if the folder or the file cannot be created.
         """
         missing = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ class RunLock:
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """Give the lock back, and remove the folders that were made for it if they are empty."""
+        """Release the lock, and remove the folders created for it if they are empty."""
         if self._descriptor is None:
             return
         self._path.unlink(missing_ok=True)
@@ -98,7 +98,7 @@ class RunLock:
 
 
 def _holder(descriptor: int) -> str:
-    """The process that holds a lock, in words."""
+    """Describe the process that holds a lock."""
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {int(holder['process'])} on {holder['host']}, started {holder['started']}"

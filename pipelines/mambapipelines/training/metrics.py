@@ -1,4 +1,4 @@
-"""The figures of every step of a run: a table, and the same as events for TensorBoard."""
+"""Metrics of every step of a run: a table, and events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVENTS_NAME: Final = "events"
 
 
 class MetricsLog:
-    """Rows of figures: in a table, on disk as soon as they are known, and as events for TensorBoard.
+    """Log of metrics: a table that is flushed after every row, and events for TensorBoard.
 
     Args:
         folder: of the run; made where it is missing.
@@ -24,7 +24,7 @@ class MetricsLog:
         first_step: later rows of an earlier process are dropped, here and in TensorBoard.
 
     Raises:
-        InputError: the table of the earlier process is damaged.
+        InputError: if the table of an earlier process is damaged.
     """
 
     def __init__(self, folder: Path, columns: Sequence[str], first_step: int) -> None:
@@ -38,7 +38,7 @@ class MetricsLog:
         self._events = SummaryWriter(str(folder / EVENTS_NAME), purge_step=first_step + 1)
 
     def append(self, row: dict[str, object]) -> None:
-        """Write one row; what is missing stays empty."""
+        """Write one row; missing values are empty."""
         self._writer.writerow(row)
         self._file.flush()
         for name, value in row.items():
@@ -57,7 +57,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     """Rows of a metrics log, in order; a last row that a killed process left unfinished is passed over.
 
     Raises:
-        InputError: the file is damaged; names the line.
+        InputError: if the file is damaged; the message gives the line.
     """
     return list(_checked_rows(path)) if path.is_file() else []
 
@@ -83,7 +83,7 @@ def _checked_rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _cut_back(path: Path, columns: Sequence[str], step: int) -> None:
-    """Rewrite the table with the rows up to `step`."""
+    """Truncate the table to the rows up to `step`."""
     kept = [row for row in read_metrics(path) if int(row["step"]) <= step] if step > 0 else []
     if kept and tuple(kept[0]) != tuple(columns):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The Lightning side of every training run: the steps' data, and what a step computes."""
+"""Lightning modules of every training run: the data of steps, and the computation of a step."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class StepDataModule(pl.LightningDataModule):
 
 
 class StepBatches(IterableDataset[Batch]):
-    """The endless batches of `StepDataModule`, in memory that a device copies from by itself if there is one.
+    """The endless batches of `StepDataModule`, in pinned memory if there is a device.
 
     Args:
-        task: makes the batches.
-        first_step: of the first batch.
-        placement: where they are going.
+        task: the task that makes the batches.
+        first_step: step of the first batch.
+        placement: their destination.
     """
 
     def __init__(self, task: TrainingTask, first_step: int, placement: Placement) -> None:
@@ -59,7 +59,7 @@ class StepBatches(IterableDataset[Batch]):
         self._prepared: Batch | None = None
 
     def prepare_next(self) -> None:
-        """Make the next batch while a device is at work; what goes wrong is reported when its turn comes."""
+        """Prepare the next batch while a device is busy; errors are reported when it is requested."""
         if self._prepared is None and not self._placement.is_cpu:
             with contextlib.suppress(Exception):
                 self._prepared = self._make()
@@ -75,7 +75,7 @@ class StepBatches(IterableDataset[Batch]):
         try:
             batch = self.task.batch(self._step)
         except OSError as error:
-            # Not from the error itself, whose traceback would say no more than the sentence does.
+            # Without the original traceback, which adds nothing to the message.
             raise InputError(
                 f"the data of step {self._step + 1} cannot be read ({error}): the last good state is kept; put the "
                 "file back as it was and add --resume."
@@ -85,15 +85,15 @@ class StepBatches(IterableDataset[Batch]):
 
 
 class TrainingModule(pl.LightningModule):
-    """AdamW on a task: gradient accumulation, clipping, the learning rate of each step, the average of the weights.
+    """AdamW on a task: gradient accumulation, clipping, learning rate schedule and averaging of the weights.
 
     Args:
-        task: what is learned; its model has the weights of `state` already and lies on the device.
+        task: the task, whose model already has the weights of `state` and is on the device.
         recipe: settings.
-        placement: where and in which precision it is computed.
-        batches: asked to make the next batch while the device works.
-        state: state to go on from; absent, the model is taken as it is at step 0.
-        ranks: the processes that share the work.
+        placement: device and precision.
+        batches: source of batches, which are prepared while the device is busy.
+        state: state to continue from; by default the model starts at step 0.
+        ranks: the processes of the run.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class TrainingModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        # The task keeps its whole model for validation and for the end; what is divided is a copy.
+        # The task keeps its whole model for validation and for the end; a copy is sharded.
         self.model = copy.deepcopy(task.model) if ranks.sharded else task.model
         self.ranks = ranks
         self.placement = placement
@@ -128,7 +128,7 @@ class TrainingModule(pl.LightningModule):
         self._replicas: Replicas | None = None
 
     def configure_model(self) -> None:
-        """Divide the model among the processes, where it is to be."""
+        """Shard the model over the processes, if configured."""
         if self.ranks.sharded and self.whole is None:
             self.whole = shard(self.model, self.placement.device)
             self._start_average()
@@ -152,7 +152,7 @@ class TrainingModule(pl.LightningModule):
         return self._adamw
 
     def _own(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The task's groups with this module's parameters, which are others where they are divided."""
+        """Return the task's groups with this module's parameters, which differ if they are sharded."""
         if self.model is self.task.model:
             return groups
         names = {id(parameter): name for name, parameter in self.task.model.named_parameters()}
@@ -160,13 +160,13 @@ class TrainingModule(pl.LightningModule):
         return [group | {"params": [own[names[id(parameter)]] for parameter in group["params"]]} for group in groups]
 
     def on_train_end(self) -> None:
-        """End the threads of the replicas."""
+        """Stop the threads of the replicas."""
         if self._replicas is not None:
             self._replicas.close()
             self._replicas = None
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The batch as it is: the part of this process is moved when it has been cut out."""
+        """Return the batch unchanged: only the part of this process is moved later."""
         return batch
 
     def optimizer_state(self) -> dict[str, torch.Tensor]:
@@ -180,7 +180,7 @@ class TrainingModule(pl.LightningModule):
         return self.schedule.learning_rate(self.steps_done, self.history.reductions)
 
     def validate(self) -> dict[str, float]:
-        """The task's validation figures, of the averaged weights where there are any: the first process's, in all."""
+        """Return validation metrics, with averaged weights if any; those of the first process in all processes."""
         self.task.steps_done = self.steps_done
         with contextlib.ExitStack() as stack:
             if self.average is not None:
@@ -192,7 +192,7 @@ class TrainingModule(pl.LightningModule):
         return dict(zip(names, self.ranks.of_first([figures.get(name, math.nan) for name in names]), strict=True))
 
     def finish(self) -> None:
-        """The task's model gets its final weights, averaged if the recipe says so."""
+        """Give the task's model its final weights, averaged if configured."""
         if self.average is not None:
             self.average.keep()
         if self.ranks.sharded:
@@ -202,7 +202,7 @@ class TrainingModule(pl.LightningModule):
         """One update from all rows of the step, accumulated over micro-batches.
 
         Raises:
-            InputError: loss or gradient are not finite; no update is made then.
+            InputError: if loss or gradient are not finite; no update is made then.
         """
         optimizer = self.optimizers()
         assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
@@ -210,7 +210,7 @@ class TrainingModule(pl.LightningModule):
             group["lr"] = self.learning_rate()
         rows = self.task.rows_per_micro_batch(batch[0].shape[1])
         batch = self.ranks.stretch(self.ranks.rows(batch))
-        # Weights are counted before the device has the numbers, which would have to wait for it otherwise.
+        # Weights are computed before the tensors are moved, to avoid waiting for the device.
         whole_micro_batches = zip(*(tensor.split(rows) for tensor in batch), strict=True)
         cut: list[Batch] = [self.task.trimmed(micro_batch) for micro_batch in whole_micro_batches]
         weights = [self.task.weight(micro_batch) for micro_batch in cut]
@@ -247,7 +247,7 @@ class TrainingModule(pl.LightningModule):
         self.figures_of_step = sums
 
     def _sums(self, reports: list[Report]) -> dict[str, float]:
-        """The figures of a step from the shares of its micro-batches: the one wait for the device."""
+        """Return the metrics of a step from its micro-batches; this is the only synchronisation with the device."""
         names = list(reports[0])
         shares = torch.stack([torch.stack([report[name] for name in names]) for report in reports]).tolist()
         sums = [math.fsum(share[number] for share in shares) for number in range(len(names))]

@@ -1,6 +1,6 @@
-"""Lightning's trainer on the one device of this process, whatever kind of device that is.
+"""Support for Lightning's trainer on the single device of this process, of any kind.
 
-Gradients and states of several processes are added up by the training module, so the trainer knows of one process.
+Gradients and states of several processes are reduced by the training module, so the trainer sees one process.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 
 class OneDevice(SingleDeviceStrategy):
-    """A strategy that leaves the model on its device afterwards: what follows training runs there as well."""
+    """A strategy that leaves the model on its device after training, for subsequent work."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device, accelerator=PlacedAccelerator())
 
     def teardown(self) -> None:
-        """Release what the trainer holds, and move nothing."""
+        """Release the trainer's resources without moving the model."""
         self.precision_plugin.teardown()
         self.checkpoint_io.teardown()
 
 
 class PlacedAccelerator(Accelerator):
-    """A device that was chosen before (`mambapipelines.device`): nothing is parsed, set up or counted."""
+    """An accelerator for an already chosen device (`mambapipelines.device`)."""
 
     def setup_device(self, device: torch.device) -> None:
         """Nothing: the device is current already."""

@@ -1,4 +1,4 @@
-"""What every training command is asked, and which mistakes in that are refused before any file is read."""
+"""Options of every training command, and their validation before any file is read."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ RUN_FOLDER_NAME = "training"
 
 
 class RunOptions(Protocol):
-    """The options of every training command; a command's own frozen dataclass has them beside others.
+    """Options of every training command, which the frozen dataclass of a command has among others.
 
     Attributes:
         length: positions of a training example (bases or samples).
         output: the folder that becomes the model folder; its subfolder `training` holds the state of the run.
-        minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
+        minutes: wall time of the whole run in minutes; by default the recipe's, unless `steps` is given.
         steps: number of optimiser steps instead of a wall time.
-        seed: everything random is a function of this seed and an index.
-        resume: continue the run recorded in `output`; where there is none, one is started.
+        seed: all randomness is a function of this seed and an index.
+        resume: continue the run recorded in `output`, or start one if there is none.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
-        device, precision: see `mambapipelines.device.choose`; a precision of `None` takes the recipe's.
+        device, precision: see `mambapipelines.device.choose`; by default, the precision is the recipe's.
 
-    Two more are looked up by name, and missing ones mean one process: `strategy`, how several processes share the work
-    (one of `mambapipelines.training.ranks.STRATEGIES`), and `context_ranks`, how many share each sequence.
+    Two optional attributes default to one process: `strategy`, the distribution over processes (one of
+    `mambapipelines.training.ranks.STRATEGIES`), and `context_ranks`, the number of processes per sequence.
     """
 
     @property
@@ -53,15 +53,15 @@ class RunOptions(Protocol):
 
 
 def check_options(options: RunOptions, unit: str = "bases") -> None:
-    """Refuse numbers that make no sense; `unit` is what a length is counted in.
+    """Check the values of options; `unit` is the unit of lengths.
 
     Raises:
-        InputError: names the option.
+        InputError: if one is invalid; the message names the option.
     """
     if options.length < 1:
         raise InputError(f"--length is {options.length} {unit}: use 1 or more.")
     if options.minutes is not None and options.steps is not None:
-        raise InputError("--minutes and --steps are both given: leave one of them out.")
+        raise InputError("--minutes and --steps are both given: give only one of them.")
     if options.minutes is not None and not (options.minutes > 0 and math.isfinite(options.minutes)):
         raise InputError(f"--minutes is {options.minutes}: use a number greater than 0.")
     if options.steps is not None and options.steps < 1:
@@ -72,15 +72,15 @@ def check_options(options: RunOptions, unit: str = "bases") -> None:
 
 
 def strategy_of(options: RunOptions) -> tuple[str, int]:
-    """How processes share the run, and how many share each sequence: one process where a command does not ask."""
+    """Return the strategy and the number of processes per sequence; by default a single process."""
     return getattr(options, "strategy", "single"), getattr(options, "context_ranks", 1)
 
 
 def check_output(options: RunOptions, run: RunFolder) -> None:
-    """Refuse an output folder with something in it that is not the run to resume.
+    """Check that an output folder is empty or has the run to resume.
 
     Raises:
-        InputError: says what lies there.
+        InputError: if it has other contents, which the message describes.
     """
     output = options.output
     if output.exists() and not output.is_dir():
@@ -97,7 +97,7 @@ def check_output(options: RunOptions, run: RunFolder) -> None:
 
 
 def planned_minutes(options: RunOptions, recipe: TrainingRecipe) -> float | None:
-    """Wall time that a run is planned for; `None` when its number of steps is given."""
+    """Return the planned wall time of a run; `None` if its number of steps is given."""
     if options.steps is not None:
         return None
     return options.minutes if options.minutes is not None else recipe.minutes

@@ -1,7 +1,7 @@
-"""How a run divides its time between steps, validation and what follows, from the measured time of a step.
+"""Planning of a run: time for steps, validations and final work, from the measured time of a step.
 
-All work is counted in optimiser steps, so everything but the total number of steps is a pure function of it and a
-resumed run does the same.
+All work is measured in optimiser steps, so the plan is a pure function of the total number of steps, and a resumed run
+follows the same plan.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from mambapipelines.training.schedules import Schedule
 
 # Forward and backward cost about three forward passes.
 FORWARD_PASSES_PER_STEP = 3
-# Held-out windows go through the model on both strands.
+# Held-out windows are evaluated on both strands.
 STRANDS = 2
 MAXIMUM_VALIDATION_FRACTION = 0.05
 
 
 class RunPlan:
-    """The work of a run: its steps, its validations, and what a task does in the end.
+    """The plan of a run: its steps, its validations, and the final work of a task.
 
     Attributes:
-        recipe: what is wanted.
+        recipe: the recipe.
     """
 
     recipe: TrainingRecipe
 
     @property
     def validation_steps(self) -> float:
-        """What one validation costs, in optimiser steps."""
+        """Return the cost of one validation in optimiser steps."""
         raise TypeError(f"{type(self).__name__} does not say what a validation costs")
 
     def final_steps(self, total_steps: int) -> float:
-        """What a task does after the last of the steps, in optimiser steps."""
+        """Return the cost of a task's final work in optimiser steps."""
         return 0.0
 
     def step_positions(self, step: int) -> float:
-        """Positions that step `step` (0-based) reads, in any unit; a task with a length warm-up says how many."""
+        """Return the positions of step `step` (0-based), in any unit; needed for a length warm-up."""
         return 1.0
 
     @property
@@ -47,21 +47,21 @@ class RunPlan:
         return 63 * self.recipe.length.warmup_steps_per_stage
 
     def step_cost(self, step: int) -> float:
-        """What step `step` (0-based) costs beside one of the full length: less where short windows come first."""
+        """Return the cost of step `step` (0-based) relative to full length: less during a length warm-up."""
         return self.step_positions(step) / self.step_positions(self.longest_warmup)
 
     def steps_cost(self, steps: int) -> float:
-        """What the first `steps` steps cost, in steps of the full length."""
+        """Return the cost of the first `steps` steps in steps of the full length."""
         warming = min(steps, self.longest_warmup)
         return sum(map(self.step_cost, range(warming))) + steps - warming
 
     def validation_interval(self, total_steps: int) -> int:
-        """Steps between validations: as the recipe says, and never more than 5 % of the work."""
+        """Return the steps between validations, such that these take at most 5 % of the work."""
         wanted = math.ceil(self.recipe.validation.every_fraction * total_steps)
         return max(1, wanted, math.ceil(self.validation_steps / MAXIMUM_VALIDATION_FRACTION))
 
     def work(self, total_steps: int) -> float:
-        """What a whole run costs, in optimiser steps: steps, validations (one is the last thing), what follows."""
+        """Return the cost of a run in optimiser steps: steps, validations (one at the end), final work."""
         validations = math.ceil(total_steps / self.validation_interval(total_steps))
         return self.steps_cost(total_steps) + validations * self.validation_steps + self.final_steps(total_steps)
 

@@ -1,4 +1,4 @@
-"""What a training run tells its user on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a training run on standard error: a bar on a terminal, otherwise lines at intervals."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LOSS_SMOOTHING_STEPS = 20
 
 
 class TrainingProgress(ProgressDisplay):
-    """Step, loss, validation, speed and time left.
+    """Displays step, loss, validation, speed and remaining time.
 
     Args:
         console: the console to write to; standard error by default.
-        unit: what the speed counts.
+        unit: unit of the speed.
     """
 
     def __init__(self, console: Console | None = None, unit: str = "bases") -> None:
@@ -43,11 +43,11 @@ class TrainingProgress(ProgressDisplay):
         self._move_bar(None)
 
     def validated(self, figures: str) -> None:
-        """The newest figures of validation, in words."""
+        """Set the latest validation metrics, as text."""
         self._validation = figures
 
     def step(self, step: int, loss: float, units_per_second: float) -> None:
-        """Step `step` is done: `loss` of its batch, speed of the last step."""
+        """Report that step `step` is done, with the loss of its batch and the speed."""
         if self._smooth_loss is None:
             self._smooth_loss = loss
         self._smooth_loss += (loss - self._smooth_loss) / LOSS_SMOOTHING_STEPS
@@ -68,7 +68,7 @@ class TrainingProgress(ProgressDisplay):
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's hints, device reports and warnings off the terminal, and nobody else's."""
+    """Suppress Lightning's hints, device reports and warnings, and only these."""
     loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

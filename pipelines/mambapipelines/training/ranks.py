@@ -1,4 +1,4 @@
-"""Which process of a training run this is, what it takes of each step, and what the processes have to agree on.
+"""Processes of a training run: their ranks, their parts of each step, and communication between them.
 
 Processes are started by torchrun or by SLURM, one per device; Lightning's cluster environments say which is which. They
 are numbered with the ranks of a context (those that share every sequence) next to each other:
@@ -21,20 +21,20 @@ from mambacore.errors import InputError
 from mambacore.parallel import context_parallel, stretch_of
 
 STRATEGIES = ("single", "ddp", "fsdp")
-# The first process validates and writes while the others wait, which must not be taken for a process that hangs.
+# The first process validates and writes while the others wait, which must not look like a hanging process.
 LONGEST_WAIT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among those of a run.
+    """The rank of this process in a run.
 
     Attributes:
         rank: of this process among all.
-        count: of all processes.
-        context_count: how many of them share a sequence.
-        context_group: the processes that share this one's sequences; `None` where each has whole ones.
-        sharded: whether parameters, gradients and the optimiser's state are divided among the processes.
+        count: number of processes.
+        context_count: number of processes per sequence.
+        context_group: the processes that share the sequences of this one; `None` if sequences are not split.
+        sharded: whether parameters, gradients and the optimiser's state are sharded.
     """
 
     rank: int = 0
@@ -45,19 +45,19 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     @property
     def data_count(self) -> int:
-        """Into how many shares the rows of a step are divided."""
+        """Number of shares of the rows of a step."""
         return self.count // self.context_count
 
     def rows(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """This process's rows of a step's batch.
+        """Return this process's rows of a step's batch.
 
         Raises:
-            InputError: the rows cannot be divided equally.
+            InputError: if the rows cannot be divided equally.
         """
         if self.data_count == 1:
             return batch
@@ -71,7 +71,7 @@ class Ranks:
         return tuple(tensor[own] for tensor in batch)
 
     def stretch(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """This process's stretch of the length of (rows, length, ...) tensors."""
+        """Return this process's part of the length of (rows, length, ...) tensors."""
         if self.context_count == 1:
             return batch
         own = stretch_of(batch[0].shape[1], self.rank % self.context_count, self.context_count)
@@ -79,10 +79,10 @@ class Ranks:
 
     @contextlib.contextmanager
     def all_or_none(self) -> Iterator[None]:
-        """What fails inside in one process fails in all of them, so that none waits for one that has given up.
+        """Make a failure inside the block in one process fail in all, so that none waits for it.
 
         Raises:
-            OSError: one of the processes met one inside.
+            OSError: if one was raised inside the block in any process.
         """
         failure: OSError | None = None
         try:
@@ -97,7 +97,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def sharing_sequences(self) -> Iterator[None]:
-        """Inside, layers read a stretch of a sequence that lies on the processes of the context."""
+        """Inside the block, layers process this process's part of sequences that are split over processes."""
         if self.context_group is None:
             yield
             return
@@ -105,15 +105,15 @@ class Ranks:
             yield
 
     def sums(self, numbers: list[float]) -> list[float]:
-        """Each number summed over all processes."""
+        """Sum each number over all processes."""
         return self._reduced(numbers, distributed.ReduceOp.SUM)
 
     def largest(self, numbers: list[float]) -> list[float]:
-        """The largest of each number over all processes."""
+        """Return the maximum of each number over all processes."""
         return self._reduced(numbers, distributed.ReduceOp.MAX)
 
     def of_first(self, numbers: list[float]) -> list[float]:
-        """The numbers of the first process, in all of them."""
+        """Return the numbers of the first process, in all processes."""
         if self.count == 1:
             return numbers
         message = torch.tensor(numbers, dtype=torch.float64)
@@ -133,10 +133,10 @@ ONE_PROCESS = Ranks()
 
 @contextlib.contextmanager
 def lost_processes_named(ranks: Ranks) -> Iterator[None]:
-    """What the library says of a process that is gone or hangs becomes one sentence.
+    """Convert library errors about ended or hanging processes to a message for the user.
 
     Raises:
-        InputError: another process has ended, or has not answered for `LONGEST_WAIT`.
+        InputError: if another process has ended, or has not responded for `LONGEST_WAIT`.
     """
     try:
         yield
@@ -152,7 +152,7 @@ def lost_processes_named(ranks: Ranks) -> Iterator[None]:
 
 
 def cluster_environment() -> ClusterEnvironment | None:
-    """That of torchrun or SLURM, whichever started this process; `None` for one that stands alone."""
+    """Return the environment of torchrun or SLURM, if one started this process, else `None`."""
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
@@ -161,7 +161,7 @@ def cluster_environment() -> ClusterEnvironment | None:
 
 
 def check_strategy(strategy: str, context_ranks: int) -> None:
-    """Refuse a strategy that does not fit how the process was started."""
+    """Check that a strategy matches how the process was started."""
     count = world_size()
     if strategy not in STRATEGIES:
         raise InputError(f"--strategy is {strategy!r}: use one of {', '.join(STRATEGIES)}.")
@@ -176,9 +176,9 @@ def check_strategy(strategy: str, context_ranks: int) -> None:
 
 
 def join_ranks(strategy: str, context_ranks: int, device: torch.device) -> Ranks:
-    """Meet the other processes of the run, if there are any.
+    """Connect to the other processes of the run, if any.
 
-    Numbers that the processes agree on travel between CPUs (gloo), gradients and states between devices (nccl).
+    Scalars are exchanged between CPUs (gloo), gradients and states between devices (nccl).
 
     Raises:
         InputError: as `check_strategy`.
@@ -197,7 +197,7 @@ def join_ranks(strategy: str, context_ranks: int, device: torch.device) -> Ranks
     rank, count = distributed.get_rank(), distributed.get_world_size()
     group = None
     if context_ranks > 1:
-        # Every process has to take part in the making of every group.
+        # Every process has to participate in creating every group.
         for first in range(0, count, context_ranks):
             made = distributed.new_group(list(range(first, first + context_ranks)))
             if first <= rank < first + context_ranks:
@@ -206,12 +206,12 @@ def join_ranks(strategy: str, context_ranks: int, device: torch.device) -> Ranks
 
 
 def world_size() -> int:
-    """How many processes were started together."""
+    """Return the number of processes that were started together."""
     environment = cluster_environment()
     return environment.world_size() if environment is not None else 1
 
 
 def leave_ranks(ranks: Ranks) -> None:
-    """End what `join_ranks` began."""
+    """Close the connections of `join_ranks`."""
     if ranks.count > 1 and distributed.is_initialized():
         distributed.destroy_process_group()

@@ -1,12 +1,12 @@
-"""Recipes: everything of a training run that is not data, read from YAML and checked key by key.
+"""Recipes: all settings of a training run except its data, read from YAML and checked key by key.
 
-The package brings `tiny` (seconds; tests), `demo` (the three-minute demo) and `small` (the default). A recipe holds
+The package has `tiny` (seconds; tests), `demo` (the three-minute demo) and `small` (the default). A recipe holds
 sizes in bases rather than in windows, so that one recipe serves every `--length`.
 
 A task declares its own recipe as a subclass of `TrainingRecipe` with further values and sections (frozen dataclasses).
-What a value may be follows from its default: a number, an integer, true or false, a word, or a list (a tuple here).
-The field's metadata says the rest: `choices` of a word or of a list's entries, `entries` the kind of a list's entries
-where the default is empty.
+The kind of a value follows from its default: a number, an integer, true or false, a string, or a list (a tuple here).
+The field's metadata has the rest: `choices` for a string or a list's entries, and `entries`, the kind of a list's
+entries if the default is empty.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Section = TypeVar("Section")
 class OptimizerRecipe:
     """AdamW (Loshchilov & Hutter 2019) with a linear warm-up and one of the `SCHEDULES` after it.
 
-    `cosine` comes down to `final_fraction` of the peak; `plateau` multiplies the rate by `plateau_factor` whenever
+    `cosine` decays to `final_fraction` of the peak; `plateau` multiplies the rate by `plateau_factor` whenever
     `plateau_patience` validations in a row were no better than the best, and not below `final_fraction` of the peak.
     With an `average_decay` above 0, validation and the finished model have the moving average of the weights.
     """
@@ -54,7 +54,7 @@ class OptimizerRecipe:
 
 @dataclass(frozen=True)
 class BatchRecipe:
-    """How much one step sees, in bases.
+    """Sizes of a step and of micro-batches, in bases.
 
     A step takes `bases_per_step / length` windows, at least `minimum_windows_per_step`; gradients are accumulated over
     micro-batches of about `bases_per_micro_batch`, because activations that stay in the cache are faster on a CPU.
@@ -69,7 +69,7 @@ class BatchRecipe:
         return max(self.minimum_windows_per_step, self.bases_per_step // length)
 
     def windows_per_micro_batch(self, length: int) -> int:
-        """Windows of `length` bases that go through the model at once."""
+        """Windows of `length` bases per micro-batch."""
         return min(self.windows_per_step(length), max(1, self.bases_per_micro_batch // length))
 
 
@@ -83,7 +83,7 @@ class ValidationRecipe:
 
 @dataclass(frozen=True)
 class CheckpointRecipe:
-    """Which states of the run are kept: the last ones, and the one of the best validation (0 or 1 of it)."""
+    """Checkpoints to keep: the last ones, and optionally that of the best validation (0 or 1)."""
 
     keep_last: int = 1
     keep_best: int = 0
@@ -91,28 +91,28 @@ class CheckpointRecipe:
 
 @dataclass(frozen=True)
 class LengthRecipe:
-    """Short windows first: `warmup_first_length`, doubled after each `warmup_steps_per_stage` steps (0: no warm-up)."""
+    """Length warm-up: from `warmup_first_length`, doubled every `warmup_steps_per_stage` steps (0: no warm-up)."""
 
     warmup_first_length: int = 1024
     warmup_steps_per_stage: int = 0
 
     def warmup(self, length: int) -> LengthWarmup:
-        """The lengths of a run whose windows have `length` positions in the end."""
+        """Return the window lengths of a run with a full length of `length` positions."""
         return LengthWarmup(self.warmup_first_length, self.warmup_steps_per_stage, length)
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """What every training run has; a task's recipe adds sections to it.
+    """Settings of every training run; the recipe of a task adds sections.
 
     `minutes` is the wall time used when the command line gives neither minutes nor steps. `precision` is that of the
     linear layers in training (states, norms, heads and the optimiser stay in float32): `bfloat16`, `float32`, or
     `auto`, bfloat16 where the device multiplies in it.
     """
 
-    # Where the package's recipes for the task lie, and what may be said of its model, with defaults.
+    # Folder of the package's recipes for the task, and the settings of its model, with defaults.
     folder: ClassVar[str] = ""
-    # Earlier names of recipes: the recipe that each is now, and the sections that replace its own.
+    # Earlier names of recipes: their current recipe, and sections that replace its own.
     aliases: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
     model_defaults: ClassVar[dict[str, Any]] = {}
 
@@ -126,23 +126,24 @@ class TrainingRecipe:
     checkpoints: CheckpointRecipe = field(default_factory=CheckpointRecipe)
 
     def to_dict(self) -> dict[str, Any]:
-        """The resolved recipe, every default filled in, as it is stored with a run."""
+        """Return the recipe with all defaults, as stored with a run."""
         return asdict(self)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What of it a resumed run must have in common with the recorded one; all of it unless a task says less."""
+        """Return the part of the recipe that a resumed run must share with the recorded one; by default all."""
         return self.to_dict()
 
     def positive_values(self) -> dict[str, float]:
-        """Values of the task's own sections that must be greater than 0, by key."""
+        """Return values of task-specific sections that must be positive, by key."""
         return {}
 
     @classmethod
     def from_dict(cls, content: object, source: str = "the recipe") -> Self:
-        """Check and fill in a recipe.
+        """Check a recipe and fill in defaults.
 
         Raises:
-            InputError: unknown key (names the nearest valid one), a value of the wrong kind, or one out of range.
+            InputError: if a key is unknown (with the nearest valid one), or a value has the wrong kind or is out of
+                range.
         """
         content = _mapping(content, source)
         _refuse_unknown_keys(content, [item.name for item in fields(cls)], source)
@@ -164,13 +165,13 @@ AnyRecipe = TypeVar("AnyRecipe", bound=TrainingRecipe)
 
 
 def recipe_names(folder: str) -> list[str]:
-    """Names of the recipes the package brings for a task."""
+    """Return the names of the package's recipes for a task."""
     entries = (files("mambapipelines") / "recipes" / folder).iterdir()
     return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
 
 
 def load_task_recipe(kind: type[AnyRecipe], name_or_path: str, changes: Sequence[str] = ()) -> AnyRecipe:
-    """The recipe of that name, or the one in that YAML file.
+    """Load a recipe by name, or from a YAML file.
 
     Args:
         kind: the task's class of recipes.
@@ -194,13 +195,13 @@ def load_task_recipe(kind: type[AnyRecipe], name_or_path: str, changes: Sequence
 
 
 def recipe_text(recipe: TrainingRecipe) -> str:
-    """A recipe as YAML with every value filled in, those of the model too; `load_task_recipe` reads it back."""
+    """Return a recipe as YAML with all values, including those of the model; `load_task_recipe` is the inverse."""
     content = recipe.to_dict() | {"model": recipe.model_defaults | recipe.model}
     return yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False)
 
 
 def _apply(change: str, content: dict[str, Any]) -> None:
-    """Put one `section.key=value` into a recipe's content; whether the key exists is checked with all others."""
+    """Set one `section.key=value` in a recipe's content; the key is checked later."""
     path, equals, text = change.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -220,7 +221,7 @@ def _apply(change: str, content: dict[str, Any]) -> None:
 
 
 def _recipe_content(name_or_path: str, folder: str) -> tuple[object, str]:
-    """What a recipe's YAML says, unchecked, and how to call it in messages."""
+    """Return the unchecked content of a recipe's YAML, and its name in messages."""
     if name_or_path in recipe_names(folder):
         text = (files("mambapipelines") / "recipes" / folder / f"{name_or_path}.yaml").read_text(encoding="utf-8")
         return yaml.safe_load(text), f"recipe {name_or_path}"
@@ -259,7 +260,7 @@ def _refuse_unknown_keys(content: Mapping[str, Any], valid_keys: list[str] | tup
 
 
 def _number(value: object, kind: type, source: str) -> Any:
-    """`value` as `kind`; YAML 1.1 reads `3e-3`, without a dot, as text, which is a number to everybody else."""
+    """Convert `value` to `kind`; YAML 1.1 reads numbers such as `3e-3`, without a dot, as text."""
     try:
         number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
     except ValueError:
@@ -271,7 +272,7 @@ def _number(value: object, kind: type, source: str) -> Any:
 
 
 def _section(section: type[Section], content: object, source: str) -> Section:
-    """One nested part of a recipe, every value of the kind of its default."""
+    """Parse a section of a recipe, with values of the kind of their defaults."""
     values = _mapping(content, source)
     items = {item.name: item for item in fields(section)}  # type: ignore[arg-type]
     _refuse_unknown_keys(values, list(items), source)
@@ -279,7 +280,7 @@ def _section(section: type[Section], content: object, source: str) -> Section:
 
 
 def _value(item: Field[Any], value: object, source: str) -> Any:
-    """A value of the kind of its field's default; see the module."""
+    """Parse a value of the kind of its field's default; see the module docstring."""
     default, choices = item.default, tuple(item.metadata.get("choices", ()))
     if not isinstance(default, tuple):
         return _entry(value, type(default), choices, source)
@@ -290,7 +291,7 @@ def _value(item: Field[Any], value: object, source: str) -> Any:
 
 
 def _entry(value: object, kind: type, choices: tuple[str, ...], source: str) -> Any:
-    """A number, a word, or true or false."""
+    """Parse a number, a string, or true or false."""
     if kind is bool:
         if not isinstance(value, bool):
             raise InputError(f"{source} must be true or false, not {value!r}: correct the recipe")
@@ -305,7 +306,7 @@ def _entry(value: object, kind: type, choices: tuple[str, ...], source: str) -> 
 
 
 def _check_ranges(recipe: TrainingRecipe, source: str) -> None:
-    """Refuse values that no run can work with, naming the key and what it may be."""
+    """Check the ranges of values; messages name the key and the valid range."""
     optimizer = recipe.optimizer
     positive: dict[str, float] = {
         "minutes": recipe.minutes,

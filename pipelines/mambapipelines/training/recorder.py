@@ -1,4 +1,4 @@
-"""The record keeping of every training run: how long it is, its validations, its metrics, its states, and its end."""
+"""Control of every training run: its length, validations, metrics, checkpoints and end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECONDS_BETWEEN_SAVES = 30.0
 # The first steps are slower (threads start, caches fill), so they are not timed.
 UNTIMED_STEPS = 2
 TIMED_STEPS = 10
-# Measuring never takes more than this part of the run, which matters when one step takes minutes.
+# Timing never takes more than this share of the run, which matters if a step takes minutes.
 MEASURING_FRACTION = 0.05
 # A run in minutes is planned again each time that this part of it has passed,
 REPLANNING_FRACTION = 0.05
@@ -33,12 +33,12 @@ REPLANNING_FRACTION = 0.05
 REPLANNING_TOLERANCE = 0.02
 # SIGHUP, which a closed terminal sends, stops a run as SIGTERM does, unless it is ignored (nohup).
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# A scheduler may signal torchrun and the processes it started, and torchrun then signals these again.
+# A scheduler may signal both torchrun and its processes, and torchrun then signals these again.
 SECONDS_OF_ONE_SIGTERM = 5.0
 
 
 def metrics_columns(task: type[TrainingTask]) -> tuple[str, ...]:
-    """Columns of the metrics of a task."""
+    """Return the columns of the metrics of a task."""
     return (
         "step",
         "loss",
@@ -51,20 +51,20 @@ def metrics_columns(task: type[TrainingTask]) -> tuple[str, ...]:
 
 
 class TrainingRecorder(pl.Callback):
-    """After every step: decide the length of the run, validate, log, save, and stop when it is time.
+    """Callback after every step: plan the length of the run, validate, log, save, and stop in time.
 
     Args:
-        folder: where states and metrics go.
-        metrics: log of this run, already cut back to the first step; `None` in processes that write none.
-        progress: what the user sees.
-        fingerprint: what the run depends on, stored with every state.
+        folder: folder for states and metrics.
+        metrics: log of this run, already truncated to the first step; `None` in processes that do not write.
+        progress: the progress display.
+        fingerprint: everything the run depends on, stored with every state.
         plan_schedule: called once, with the number of steps done and the mean seconds of a step, when enough steps have
             been timed; gives the schedule. Not called when the module already has one.
         plan_again: called now and then with the steps taken since the last plan, the validations among them and the
             seconds all this took; gives the total number of steps. `None` for a run of a fixed number of steps.
         validation_interval: steps between validations, of the total number of steps.
         planned_seconds: length of the whole run, of which only a small part may be spent on timing steps.
-        placed: where the run is computed, in words.
+        placed: description of device, precision and processes.
         elapsed_seconds: wall time of the whole run so far; `None` where earlier processes did not record it.
     """
 
@@ -106,7 +106,7 @@ class TrainingRecorder(pl.Callback):
         self._validations_since = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clocks and take the signals over from Lightning, whose own handling exits without saving."""
+        """Start timing, and replace Lightning's signal handlers, which exit without saving."""
         module = _training_module(pl_module)
         total_steps = module.schedule.total_steps if module.schedule is not None else None
         self.progress.start(module.steps_done, total_steps)
@@ -120,7 +120,7 @@ class TrainingRecorder(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Everything that happens between two steps."""
+        """Do everything required between two steps."""
         module = _training_module(pl_module)
         task = module.task
         seconds = time.monotonic() - self._step_end_seconds
@@ -166,7 +166,7 @@ class TrainingRecorder(pl.Callback):
         self._step_end_seconds = time.monotonic()
 
     def _validate(self, module: TrainingModule) -> bool:
-        """Take a validation down; whether it was the best so far."""
+        """Validate and record the result; return whether it is the best so far."""
         task = module.task
         self.validation = module.validate()
         self._validations_since += 1
@@ -186,14 +186,14 @@ class TrainingRecorder(pl.Callback):
         except OSError as error:
             raise InputError(
                 f"the metrics cannot be written to {self.folder.metrics_path} ({error.strerror or error}): "
-                "make room and add --resume."
+                "free some space and add --resume."
             ) from error
 
     def save(self, module: TrainingModule) -> None:
-        """Write the state of the run; nothing before the length of the run is known.
+        """Save the state of the run, unless the length of the run is not known yet.
 
         Raises:
-            InputError: the disk is full or the folder is not writable; the state before this one is kept.
+            InputError: if the disk is full or the folder is not writable; the previous state is kept.
         """
         if module.schedule is None:
             return
@@ -214,7 +214,7 @@ class TrainingRecorder(pl.Callback):
         except OSError as error:
             raise InputError(
                 f"the state of the run cannot be written to {self.folder.path} ({error.strerror or error}): "
-                "make room and add --resume."
+                "free some space and add --resume."
             ) from error
         self._saved_step, self._saved_seconds = module.steps_done, time.monotonic()
 
@@ -222,7 +222,7 @@ class TrainingRecorder(pl.Callback):
         self._planned_time, self._planned_step, self._validations_since = time.monotonic(), module.steps_done, 0
 
     def _plan_again(self, module: TrainingModule) -> None:
-        """Change the number of steps that are left where the machine has become faster or slower."""
+        """Adjust the number of remaining steps if the speed of the machine has changed."""
         schedule = module.schedule
         assert schedule is not None
         if self.plan_again is None or module.steps_done >= schedule.total_steps:
@@ -231,7 +231,7 @@ class TrainingRecorder(pl.Callback):
         total = 0
         if module.ranks.is_first and seconds >= REPLANNING_FRACTION * self.planned_seconds:
             total = self.plan_again(module, module.steps_done - self._planned_step, self._validations_since, seconds)
-        # The clocks of several processes differ; that of the first one counts.
+        # The clocks of several processes differ; that of the first is used.
         total = int(module.ranks.of_first([float(total)])[0])
         if total == 0:
             return
@@ -266,7 +266,7 @@ def _training_module(module: pl.LightningModule) -> TrainingModule:
 
 @contextmanager
 def signal_handlers_restored() -> Iterator[None]:
-    """Put the handlers of the signals that stop a run back afterwards."""
+    """Restore the signal handlers after the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Gradients of several micro-batches at once: one thread per micro-batch instead of many threads per operation.
+"""Gradients of several micro-batches in parallel: one thread per micro-batch instead of many per operation.
 
 The operations of a small model are short, and threads that meet at the end of each of them mostly wait. Replicas that
 share the parameters' memory, each with gradients of its own, meet once per step.
@@ -22,8 +22,8 @@ class Replicas:
 
     Args:
         model: the model; its parameters get the summed gradients.
-        count: how many micro-batches are in work at once, the model itself included.
-        threads: CPU threads for all of them together.
+        count: number of micro-batches in parallel, including the model itself.
+        threads: total number of CPU threads.
     """
 
     def __init__(self, model: nn.Module, count: int, threads: int) -> None:
@@ -35,7 +35,7 @@ class Replicas:
         self._pool = ThreadPoolExecutor(count)
 
     def accumulate(self, micro_batches: Sequence[tuple[Tensor, ...]], backward: Callable[..., Report]) -> list[Report]:
-        """Call ``backward(replica, *micro_batch)`` on every micro-batch and add all gradients up in the model's.
+        """Call `backward(replica, *micro_batch)` on every micro-batch and sum all gradients in the model's.
 
         Replica r takes the micro-batches r, r + count, ... and sums are in the order of the replicas, so the result is
         a function of the micro-batches and the number of replicas.
@@ -58,7 +58,7 @@ class Replicas:
         return [report for part in reports for report in part]
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._pool.shutdown()
 
 

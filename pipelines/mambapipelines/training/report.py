@@ -1,4 +1,4 @@
-"""The page of a training run: curves, recipe, data, hardware, and what was evaluated or generated with the model."""
+"""The HTML report of a training run: curves, recipe, data, hardware, evaluations and generated clips."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from mambapipelines.training.state import RUN_DESCRIPTION_NAME, RunFolder
 
 REPORT_NAME: Final = "report.html"
 SPEED_SUFFIX: Final = "_per_second"
-# Columns of the metrics that are no curves of what is learned.
+# Columns of the metrics that are not plotted as learning curves.
 BOOKKEEPING: Final = frozenset({"step", "learning_rate", "seconds"})
 SOUND_TYPES: Final = {".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
-# A page with more or larger things in it is slow to open.
+# Limits beyond which a page is slow to open.
 MOST_TABLE_ROWS: Final = 200
 MOST_PLAYERS: Final = 24
 MOST_MATERIAL_BYTES: Final = 16 << 20
 
 
 def write_run_report(folder: Path, material: Sequence[Path] = (), output: Path | None = None) -> Path:
-    """Write the page of a run; an earlier one is replaced.
+    """Write the report of a run, replacing an earlier one.
 
     Args:
         folder: output folder of a training command, finished or not.
         material: further folders or files with evaluation tables (.tsv), plots (.png) and sounds to show; those in
             `folder` itself are always shown.
-        output: where the page goes; `None` is `report.html` in the folder.
+        output: file for the report; by default `report.html` in the folder.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: the folder holds no run, something of the material does not exist, or the page cannot be written.
+        InputError: if the folder has no run, material does not exist, or the report cannot be written.
     """
     output = output if output is not None else folder / REPORT_NAME
     for path in material:
         if not path.exists():
-            raise InputError(f"there is nothing at {path}: give folders or files of evaluations to show.")
+            raise InputError(f"{path} does not exist: give folders or files of evaluations.")
     write_whole(output, run_page(folder, material))
     return output
 
@@ -77,7 +77,7 @@ def run_page(folder: Path, material: Sequence[Path] = ()) -> str:
     recipe = _mapping(fingerprint.get("recipe"))
     asked = {key: value for key, value in fingerprint.items() if key != "recipe" and not isinstance(value, dict)}
     for heading, values in (
-        ("What the run was asked", asked),
+        ("Options of the run", asked),
         ("Recipe", recipe),
         ("Software and hardware", _mapping(described.get("provenance"))),
     ):
@@ -97,7 +97,7 @@ def _overview(rows: Sequence[Mapping[str, str]], finished: bool) -> str:
     if speed is not None:
         median = float(np.median([float(row[speed]) for row in rows]))
         text += f", {median:,.0f} {speed.removesuffix(SPEED_SUFFIX)} per second in the median"
-    return text + (". The model is finished." if finished else ". The run is not finished: --resume goes on with it.")
+    return text + (". The model is finished." if finished else ". The run is not finished: continue it with --resume.")
 
 
 def _curves(rows: Sequence[Mapping[str, str]]) -> Iterator[Picture]:

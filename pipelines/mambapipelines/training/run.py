@@ -1,4 +1,4 @@
-"""One training run, from its folder to its last step, whatever it learns."""
+"""A training run, from its folder to its last step, for any task."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from mambapipelines.training.schedules import Schedule
 from mambapipelines.training.state import RunFolder, RunState
 from mambapipelines.training.task import TrainingTask
 
-# Part of the wall time that is planned with; the rest is for a machine that slows down and for writing the model.
+# Share of the wall time used for planning; the rest is a reserve for slowdowns and for writing the model.
 PLANNED_FRACTION = 0.95
 
 
 def run_folder(options: RunOptions, task: type[TrainingTask], recipe: TrainingRecipe) -> RunFolder:
-    """Where the state of the run lies.
+    """Return the folder of the run's state.
 
     Raises:
         InputError: the task needs whole sequences and is not to have them.
     """
     if strategy_of(options)[1] > 1 and not task.splits_over_context:
         raise InputError(
-            "--context-ranks divides sequences, and this model reads them whole: leave it out, or train a causal "
+            "--context-ranks splits sequences, but this model needs whole ones: remove it, or train a causal "
             "language model."
         )
     return RunFolder(
@@ -56,11 +56,11 @@ def run_folder(options: RunOptions, task: type[TrainingTask], recipe: TrainingRe
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What training came to.
+    """Result of training.
 
     Attributes:
-        steps: optimiser steps taken in all.
-        validation: the figures of the last validation of this call; `None` when there was none.
+        steps: total number of optimiser steps taken.
+        validation: metrics of the last validation of this call; `None` if there was none.
     """
 
     steps: int
@@ -85,7 +85,7 @@ class TrainingRun:
     _seconds_before: float | None = field(default=0.0, init=False)
 
     def train(self, state: RunState | None) -> TrainingOutcome:
-        """Take all steps that are left; the task's model then has its final weights, averaged if the recipe says so.
+        """Take all remaining steps; the task's model then has its final weights, averaged if configured.
 
         With `minutes`, the first steps are timed and the number of steps follows from them, leaving 5 % of the time in
         reserve; it is planned again whenever 5 % of the time has passed. Minutes are those of all calls that worked on
@@ -95,7 +95,7 @@ class TrainingRun:
 
         Raises:
             InputError: a loss that stopped being finite, data that cannot be read, or a state that cannot be written.
-            KeyboardInterrupt: stopped by Ctrl-C, state saved.
+            KeyboardInterrupt: if interrupted by Ctrl-C; the state is saved.
             SystemExit: stopped by SIGTERM (status 143) or SIGHUP (129), state saved.
         """
         placement = self.placement or choose("cpu", self.recipe.precision)
@@ -109,7 +109,7 @@ class TrainingRun:
         if module.steps_done < module.schedule.total_steps:
             raise InputError(f"the run ended after step {module.steps_done} of {module.schedule.total_steps}: --resume")
         if not ranks.is_first:
-            # What is left, such as writing the model, is for the first process alone.
+            # The rest, such as writing the model, is done by the first process alone.
             raise SystemExit(0)
         return TrainingOutcome(module.schedule.total_steps, self._validation)
 
@@ -174,7 +174,7 @@ class TrainingRun:
         return recorder.validation
 
     def _plan_schedule(self, steps_done: int, seconds_per_step: float) -> Schedule:
-        """The schedule of a run in minutes, from the time that a step takes."""
+        """Return the schedule of a run with a time limit, from the time of a step."""
         schedule = self.plan.schedule_for_time(steps_done, seconds_per_step, self._seconds_left())
         # The clocks of several processes differ; that of the first one counts.
         return self.plan.schedule(int(self._ranks.of_first([schedule.total_steps])[0]), steps_done)
@@ -184,7 +184,7 @@ class TrainingRun:
         return planned_minutes(self.options, self.recipe)
 
     def _elapsed_seconds(self) -> float | None:
-        """Wall time of the whole run, over all its processes."""
+        """Return the wall time of the whole run, over all its calls."""
         if self._seconds_before is None:
             return None
         return self._seconds_before + time.monotonic() - self.start_seconds
@@ -202,7 +202,7 @@ class TrainingRun:
 
     def _stop(self, recorder: TrainingRecorder, module: TrainingModule) -> None:
         if self.folder.holds_a_run():
-            self.progress.note(f"stopped after step {module.steps_done}: go on with the same command and --resume")
+            self.progress.note(f"stopped after step {module.steps_done}: continue with the same command and --resume")
         else:
             self.progress.note("stopped before there was anything to save: start again")
         if recorder.stop_signal == signal.SIGINT:
@@ -211,7 +211,7 @@ class TrainingRun:
 
 
 def placed(placement: Placement) -> dict[str, str]:
-    """Device, precision and number of processes of a run, as its states record them."""
+    """Return device, precision and number of processes of a run, as recorded in its states."""
     return {"device": placement.device.type, "precision": placement.precision, "processes": str(world_size())}
 
 

@@ -1,4 +1,4 @@
-"""What every training command does before and after its own work.
+"""The common part of all training commands, before and after their own work.
 
 A driver reads its data, builds its model and measures it; the session does the rest, in this order:
 
@@ -6,8 +6,8 @@ A driver reads its data, builds its model and measures it; the session does the 
         data = ...
         if session.resume({"--length": ..., "sequences": ...}):       # the recorded state, if it is of the same run
             return ...                                                # finished: nothing left to do
-        outcome = session.train(task, plan)                           # all steps that are left
-        session.publish(save, {...})                                  # the model folder appears when whole
+        outcome = session.train(task, plan)                           # all remaining steps
+        session.publish(save, {...})                                  # writes the model folder atomically
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ class TrainingSession:
     """One call of a training command; a context manager.
 
     Attributes:
-        placement: where and in which precision it is computed.
+        placement: device and precision.
         recipe: the settings, with the precision that was chosen.
         folder: the folder of the run's state.
-        progress: what the user sees on standard error.
+        progress: progress display on standard error.
         state: the state that the run continues from, after `resume`; `None` for a new run.
 
     Args:
-        options: what the command was asked.
+        options: options of the command.
         recipe: settings, as loaded.
-        task: the class of task that is trained.
+        task: class of the task.
 
     Raises:
         InputError: options that make no sense; on entering, an output folder that another process is working in, or
@@ -102,7 +102,7 @@ class TrainingSession:
         self._opened.__exit__(kind, error, traceback)
 
     def _take_folder(self, opened: ExitStack) -> None:
-        """Make the output folder this run's alone: the first process's, for all of its processes."""
+        """Lock the output folder for this run; the first process does it for all."""
         lock = RunLock(self.folder.path)
         environment = cluster_environment()
         if environment is not None and environment.global_rank() > 0:
@@ -117,7 +117,7 @@ class TrainingSession:
                 f"the output folder {self.options.output} cannot be made ({error.strerror}): choose another --output."
             ) from error
         opened.callback(lock.release)
-        # Once more: a run of the same moment may have ended in between.
+        # Check again: a concurrent run may have ended in between.
         check_output(self.options, self.folder)
         remove_leftovers(self.folder.path)
         remove_leftovers(self.options.output)
@@ -128,14 +128,14 @@ class TrainingSession:
         return time.monotonic() - self.start_seconds
 
     def resume(self, depends_on: Mapping[str, Any]) -> bool:
-        """Read the recorded state, if there is one; whether the run is finished and nothing is left to do.
+        """Read the recorded state, if any, and return whether the run is already finished.
 
         Args:
             depends_on: what the numbers of the run depend on beside seed, length of the run and recipe; JSON-able, by
                 the names that the user knows.
 
         Raises:
-            InputError: the state is damaged, or of a run that depends on something else.
+            InputError: if the state is damaged, or belongs to a different run.
         """
         options = self.options
         content = {
@@ -166,7 +166,7 @@ class TrainingSession:
         return finished
 
     def train(self, task: TrainingTask, plan: RunPlan) -> TrainingOutcome:
-        """Take all steps that are left; see `TrainingRun.train`."""
+        """Take all remaining steps; see `TrainingRun.train`."""
         if self.state is not None and self._extended_to is not None:
             self.state = replace(self.state, schedule=plan.schedule(self._extended_to))
             self.progress.note(f"extending the run of {self.state.step} steps to {self._extended_to}")
@@ -190,10 +190,10 @@ class TrainingSession:
     def publish(
         self, save: Callable[[Path, dict[str, Any]], object], details: Mapping[str, Any], remark: str = ""
     ) -> None:
-        """Write the model folder with `save(folder, details)`, and say so.
+        """Write the model folder with `save(folder, details)`, and report it.
 
         Args:
-            save: writes the files of the model.
+            save: function that writes the files of the model.
             details: of the run, for the configuration; those of every run are added.
             remark: what the last line says beside the place and the time.
         """
@@ -209,11 +209,11 @@ class TrainingSession:
         self.progress.note(f"wrote {self.options.output} after {format_duration(self.seconds)}{remark}")
 
     def _placed(self) -> dict[str, str]:
-        """What a state records of the place of the computation."""
+        """Return the device and processes, as recorded in a state."""
         return placed(self.placement)
 
     def _introduce_state(self) -> None:
-        """Say where a resumed run stands, and where the work is done."""
+        """Report the step of a resumed run, and the device."""
         state, now = self.state, torch.get_num_threads()
         self.progress.note(self.placement.sentence())
         if state is not None:
@@ -239,7 +239,7 @@ def _without_precision(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _published_steps(output: Path) -> int | None:
-    """Optimiser steps of the model that lies in the output folder; `None` where there is none."""
+    """Return the optimiser steps of the model in the output folder; `None` if there is none."""
     try:
         return int(json.loads((output / CONFIG_NAME).read_text(encoding="utf-8"))["details"]["steps"])
     except FileNotFoundError:
@@ -250,7 +250,7 @@ def _published_steps(output: Path) -> int | None:
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block by `SystemExit`, so that temporary folders and locks are removed."""
+    """Raise `SystemExit` on SIGTERM and SIGHUP inside the block, so that temporary folders and locks are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -269,5 +269,5 @@ def signals_raise() -> Iterator[None]:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Numbers that are trained; tied ones count once."""
+    """Return the number of trainable parameters, counting tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Parameters divided among processes (FSDP2), and gradients that all processes add up."""
+"""Sharding of parameters over processes (FSDP2), and reduction of gradients."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class WholeStep(nn.Module):
         self.model = model
 
     def forward(self, function: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What `function` gives."""
+        """Return the result of `function`."""
         return function()
 
 
 def shard(model: nn.Module, device: torch.device) -> WholeStep:
-    """Divide the parameters of a model among all processes along their first dimension, block by block.
+    """Shard the parameters of a model over all processes along their first dimension, block by block.
 
-    Parameters without a dimension stay whole everywhere; `add_gradients` adds theirs.
+    Scalar parameters are replicated; `add_gradients` sums their gradients.
     """
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
@@ -49,7 +49,7 @@ def shard(model: nn.Module, device: torch.device) -> WholeStep:
 
 @torch.no_grad()
 def copy_whole(divided: nn.Module, whole: nn.Module) -> None:
-    """Give a whole model the parameters and buffers of the divided one; every process takes part."""
+    """Copy the parameters and buffers of a sharded model to a whole one; a collective operation."""
     tensors = divided.state_dict()
     for name, tensor in whole.state_dict().items():
         source = tensors[name]
@@ -58,7 +58,7 @@ def copy_whole(divided: nn.Module, whole: nn.Module) -> None:
 
 @torch.no_grad()
 def add_gradients(model: nn.Module, ranks: Ranks) -> None:
-    """Make every gradient the sum over the processes, of which each has the part of its rows and its stretch."""
+    """Sum every gradient over the processes."""
     sum_gradients((parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)), _everyone())
     for parameter in model.parameters():
         # FSDP takes the mean.
@@ -68,7 +68,7 @@ def add_gradients(model: nn.Module, ranks: Ranks) -> None:
 
 @torch.no_grad()
 def clip_gradients(model: nn.Module, largest_norm: float, ranks: Ranks) -> Tensor:
-    """Scale the gradients down to a norm over all parameters; returns the norm before, the same in every process."""
+    """Clip the gradients by their norm over all parameters; return the previous norm, equal in all processes."""
     if not ranks.sharded:
         return torch.nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -83,7 +83,7 @@ def clip_gradients(model: nn.Module, largest_norm: float, ranks: Ranks) -> Tenso
 
 
 def _sum_of_squares(gradients: list[Tensor]) -> float:
-    """The sum of the squares of all numbers."""
+    """Return the sum of squares of all elements."""
     norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
     return math.fsum(norm**2 for norm in torch.stack(norms).tolist()) if norms else 0.0
 

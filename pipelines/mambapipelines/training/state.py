@@ -1,4 +1,4 @@
-"""The state of a training run on disk: either the last whole one or the one before, never a mixture.
+"""The state of a training run on disk, written atomically.
 
 Layout of the folder:
 
@@ -42,7 +42,7 @@ from mambapipelines.training.ranks import ONE_PROCESS, Ranks
 from mambapipelines.training.schedules import Schedule, ValidationHistory
 
 STATE_VERSION = 3
-# Version 2 is read as well: it has neither checksums nor the time that the run has taken.
+# Version 2 can be read as well; it has neither checksums nor the elapsed time.
 OLDEST_STATE_VERSION = 2
 POINTER_NAME = "current.json"
 STATE_NAME = "state.json"
@@ -52,16 +52,16 @@ RUN_DESCRIPTION_NAME = "run.json"
 
 @dataclass(frozen=True)
 class RunState:
-    """Everything a run needs to go on as if it had never stopped.
+    """Everything a run needs to continue as if uninterrupted.
 
     Attributes:
         step: optimiser steps taken.
         schedule: learning rate and total number of steps.
         fingerprint: what the run depends on (options, recipe, sequences); a resumed run must have the same.
-        threads: CPU threads of the process that wrote the state; another number changes the last bits.
+        threads: CPU threads of the process that wrote the state; another number may change the last bits.
         weights: parameters and buffers of the model by name.
         optimizer: tensors of AdamW, named `PARAMETER/TENSOR`.
-        average: moving average of the parameters by name; empty where there is none.
+        average: moving average of the parameters by name; empty if there is none.
         history: the validations so far.
         seconds: wall time of the run so far, over all its processes; `None` where that was not recorded.
         placed: device, precision and number of processes, in words; empty where that was not recorded.
@@ -85,8 +85,8 @@ class RunFolder:
     Args:
         path: the folder.
         metrics_columns: columns of the metrics log.
-        keep_last: how many of the last states are kept, the one that counts included.
-        keep_best: whether the state of the best validation is kept besides.
+        keep_last: number of the last states to keep, including the current one.
+        keep_best: whether to keep the state of the best validation as well.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class RunFolder:
         self.metrics_path = path / METRICS_NAME
 
     def holds_a_run(self) -> bool:
-        """Whether a state has been written here."""
+        """Return whether a state has been written here."""
         return (self.path / POINTER_NAME).is_file()
 
     def save(self, state: RunState, ranks: Ranks = ONE_PROCESS) -> None:
-        """Write `state` and make it the one that counts, then remove older ones and leftovers of killed writers.
+        """Write `state` and make it the current one, then remove older ones and leftovers of killed writers.
 
         Every process calls it; the first one writes, and with sharded parameters each writes what it holds.
 
@@ -135,7 +135,7 @@ class RunFolder:
                 self._remove_others(state)
 
     def _make_current(self, state: RunState, name: str, temporary: Path, parts: int) -> None:
-        """Complete the folder `temporary` of a state, give it its name, and let it count."""
+        """Complete the folder `temporary` of a state, rename it, and make it the current one."""
         description = {
             "state_version": STATE_VERSION,
             "step": state.step,
@@ -164,21 +164,21 @@ class RunFolder:
         _write_durably(self.path / POINTER_NAME, json.dumps({"folder": name}) + "\n")
 
     def _remove_others(self, state: RunState) -> None:
-        """Remove states that are not to be kept beside `state`, and leftovers of killed writers."""
+        """Remove states that are not kept along with `state`, and leftovers of killed writers."""
         kept = self._kept_names(state)
         for entry in self.path.iterdir():
             if entry.is_dir() and entry.name not in kept and entry.name.lstrip(".").startswith("step-"):
                 shutil.rmtree(entry, ignore_errors=True)
 
     def load(self, step: int | None = None) -> RunState:
-        """The last state written, or that of an earlier step that was kept.
+        """Load the current state, or that of an earlier step that was kept.
 
         Raises:
-            InputError: the folder was written by another version, or its files were damaged or removed.
+            InputError: if the folder was written by another version, or its files are damaged or missing.
         """
         name = self._current_name()
         if name is None:
-            raise InputError(f"{self.path} holds no training run: leave out --resume to start one")
+            raise InputError(f"{self.path} holds no training run: remove --resume to start one")
         if step is not None:
             name = _folder_name(step)
         folder = self.path / name
@@ -192,17 +192,17 @@ class RunFolder:
             ) from error
 
     def open_metrics(self, step: int) -> MetricsLog:
-        """The metrics log, cut back to the rows up to `step`."""
+        """Open the metrics log, truncated to the rows up to `step`."""
         return MetricsLog(self.path, self.metrics_columns, step)
 
     def describe(self, fingerprint: dict[str, Any], provenance: dict[str, Any]) -> None:
-        """Write down what the run depends on and what it runs with, for people and reports."""
+        """Record what the run depends on and its environment, for people and reports."""
         description = {"depends_on": fingerprint, "provenance": provenance}
         self.path.mkdir(parents=True, exist_ok=True)
         _write_durably(self.path / RUN_DESCRIPTION_NAME, json.dumps(description, indent=1) + "\n")
 
     def _kept_names(self, state: RunState) -> set[str]:
-        """Folders that stay when `state` has become the one that counts."""
+        """Return the folders to keep once `state` is the current one."""
         # A later step than the one that counts was left by a process that was killed before it could say so.
         steps = sorted(_step_of(entry.name) for entry in self.path.glob("step-*") if _step_of(entry.name) <= state.step)
         kept = {_folder_name(step) for step in steps[-self.keep_last :]}
@@ -225,7 +225,7 @@ class RunFolder:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Every tensor of the optimiser's state, named `PARAMETER/TENSOR`."""
+    """Return all tensors of the optimiser's state, named `PARAMETER/TENSOR`."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": tensor.detach().contiguous()
@@ -237,10 +237,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, model: torch.nn.Module, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Put the tensors of `optimizer_tensors` back, replacing the optimiser's state.
+    """Restore the tensors of `optimizer_tensors`, replacing the optimiser's state.
 
     Raises:
-        InputError: a tensor belongs to no parameter of the model.
+        InputError: if a tensor does not belong to a parameter of the model.
     """
     parameters = dict(model.named_parameters())
     for full_name, tensor in tensors.items():
@@ -314,10 +314,10 @@ def _sha256(path: Path) -> str:
 
 
 def _write_tensors(state: RunState, folder: Path, suffix: str) -> None:
-    """What this process holds of a state's tensors.
+    """Write this process's part of a state's tensors.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: if a file cannot be written.
     """
     for kind, tensors in (("weights", state.weights), ("optimizer", state.optimizer), ("average", state.average)):
         if kind == "average" and not tensors:
@@ -354,10 +354,10 @@ def _part_suffix(part: int, parts: int) -> str:
 
 
 def _write_durably(path: Path, text: str) -> None:
-    """Replace the file `path` by `text` in one step.
+    """Replace the file `path` by `text` atomically.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: if it cannot be written.
     """
     with replaced_when_whole(path, durable=True) as stream:
         stream.write(text.encode())

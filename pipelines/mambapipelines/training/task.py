@@ -13,24 +13,24 @@ Batch = tuple[Tensor, ...]
 
 
 class Pieces(NamedTuple):
-    """A micro-batch that goes through a causal model piece by piece (`mambacore.longsequence`)."""
+    """A micro-batch that is processed by a causal model piece by piece (`mambacore.longsequence`)."""
 
     sequence: Tensor
     loss: Loss
     piece_length: int
-    state: Any = None  # of the model before the sequence
+    state: Any = None  # state of the model before the sequence
 
 
 class TrainingTask:
-    """What is learned. A subclass gives everything that has no default here.
+    """Base class of tasks; subclasses define everything that has no default here.
 
     Attributes:
-        model: trained in place.
-        training_figures: means beside the loss that `loss` gives, with the format of each in the metrics.
-        validation_figures: what `validate` gives, with the format of each; none when there is nothing to validate on.
-        deciding_figure: the validation figure that chooses the best state and that a plateau is seen in.
-        higher_is_better: of the deciding figure.
-        unit: what a position of a batch is called in the figures of speed.
+        model: the model, trained in place.
+        training_figures: means returned by `loss` in addition to the loss, with their formats in the metrics.
+        validation_figures: metrics returned by `validate`, with their formats; empty without validation data.
+        deciding_figure: the validation metric that selects the best state and detects a plateau.
+        higher_is_better: whether higher values of the deciding metric are better.
+        unit: name of a position of a batch, for the speed.
         splits_over_context: whether the tensors of a batch are all (rows, length, ...), `loss` is a mean over positions
             that `weight` counts, and the model reads stretches (`mambacore.parallel`): then `--context-ranks` works.
         steps_done: optimiser steps taken when `validate` is called.
@@ -48,55 +48,55 @@ class TrainingTask:
     def batch(self, step: int) -> Batch:
         """Tensors with one row per example, the first of them (rows, length, ...): all that step `step` learns from.
 
-        A function of the task's seed and the step alone, so that a resumed run sees the same.
+        It is a function of the task's seed and the step alone, so that a resumed run is identical.
         """
         raise TypeError(f"{type(self).__name__} gives no batches")
 
     def loss(self, replica: nn.Module, micro_batch: Batch) -> dict[str, Tensor]:
-        """Means over the micro-batch: the key `loss` with its graph, and the training figures.
+        """Return means over the micro-batch: `loss` with its graph, and the training metrics.
 
         `replica` is the model or a copy of it with the same weights.
         """
         raise TypeError(f"{type(self).__name__} has no loss")
 
     def rows_per_micro_batch(self, length: int) -> int:
-        """Rows of `length` positions that go through the model at once."""
-        raise TypeError(f"{type(self).__name__} does not say how many rows go through the model at once")
+        """Rows of `length` positions per micro-batch."""
+        raise TypeError(f"{type(self).__name__} does not define the rows per micro-batch")
 
     def trimmed(self, micro_batch: Batch) -> Batch:
-        """The micro-batch without padding that all of its rows share; it lies on the CPU still."""
+        """Remove padding shared by all rows of the micro-batch, which is still on the CPU."""
         return micro_batch
 
     def weight(self, micro_batch: Batch) -> float:
-        """What a mean over the micro-batch counts in the mean over the batch: its rows, unless a task says otherwise.
+        """Return the weight of the micro-batch in the mean over the batch; by default its number of rows.
 
-        A batch whose weights are all 0 gives the loss 0 and no gradient.
+        A batch with a total weight of 0 has a loss of 0 and no gradient.
         """
         return len(micro_batch[0])
 
     def pieces(self, micro_batch: Batch) -> Pieces | None:
-        """How a long micro-batch goes through the model in bounded memory; `None` for all at once."""
+        """Return how a long micro-batch is processed in pieces; `None` for all at once."""
         return None
 
     def can_validate(self) -> bool:
-        """Whether there is anything to validate on."""
+        """Return whether there is validation data."""
         return False
 
     def validate(self) -> dict[str, float]:
-        """The validation figures of the model as it is."""
+        """Return the validation metrics of the current model."""
         return {}
 
     def describe_validation(self, figures: dict[str, float]) -> str:
-        """The figures in words, for the progress display."""
+        """Describe the metrics for the progress display."""
         return ", ".join(f"{name} {figures[name]:{form}}" for name, form in self.validation_figures.items())
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for the optimiser; see `parameter_groups`."""
+        """Return parameter groups for the optimiser; see `parameter_groups`."""
         return parameter_groups(self.model, weight_decay)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for the optimiser: matrices decay; norms, biases and the dynamics of mixers (A, D, ...) do not.
+    """Return two groups for the optimiser: weight decay for matrices, none for norms, biases and dynamics (A, D, ...).
 
     These are the groups of the Mamba paper's code (Gu & Dao, arXiv 2312.00752, appendix E.2).
     """

@@ -38,7 +38,7 @@ from mambapipelines.waveforms.evaluation_sets import FEWEST_CLIPS, ROW_NAMES, TE
 
 @dataclass(frozen=True)
 class AudioEvaluationOptions:
-    """What `audiomamba evaluate` is asked to do; its help says what each means."""
+    """Options of `audiomamba evaluate`; its `--help` describes each."""
 
     data: Path
     models: Sequence[str] = ()
@@ -63,10 +63,10 @@ class AudioEvaluationOptions:
 
 
 def evaluate_audio(options: AudioEvaluationOptions) -> list[ScoredSet]:
-    """Write the tables and the plot; the table of scores goes to standard output too.
+    """Write the tables and the plot; the table of scores is also printed on standard output.
 
     Raises:
-        InputError: options or files that make no sense together.
+        InputError: if the options or files contradict each other.
     """
     _check(options)
     models = _named_folders(options.models, "MODEL")
@@ -149,7 +149,7 @@ def _check(options: AudioEvaluationOptions) -> None:
 
 
 def _named_folders(texts: Sequence[str], option: str) -> dict[str, str]:
-    """What `NAME=DIR` and `DIR` say; a folder without a name has its own."""
+    """Parse `NAME=DIR` and `DIR`; without a name, that of the folder is used."""
     found: dict[str, str] = {}
     for text in texts:
         name, equals, folder = text.partition("=")
@@ -159,9 +159,11 @@ def _named_folders(texts: Sequence[str], option: str) -> dict[str, str]:
         if not name or not folder:
             raise InputError(f"{option} {text!r} lacks a name or a folder: write NAME=DIR.")
         if "\t" in name or "\n" in name:
-            raise InputError(f"the name {name!r} cannot stand in a table: choose one without tabs and line breaks.")
+            raise InputError(f"the name {name!r} is not valid in a table: choose one without tabs and line breaks.")
         if name in found:
-            raise InputError(f"two of {option} are called {name!r}: give them names, {name}-2={folder}.")
+            raise InputError(
+                f"two values of {option} are named {name!r}: give them different names, such as {name}-2={folder}."
+            )
         found[name] = folder
     return found
 
@@ -170,7 +172,7 @@ def _check_splits(
     splits: dict[str, LabelledFiles], classifier: ClipClassifier | None, options: AudioEvaluationOptions
 ) -> None:
     if not splits["test"].paths:
-        raise InputError(f"{options.data} has no test clips: say which they are with --test '*_[5-9].wav'.")
+        raise InputError(f"{options.data} has no test clips: specify them with --test '*_[5-9].wav'.")
     if classifier is None:
         return
     known = classifier.config.class_names
@@ -179,14 +181,14 @@ def _check_splits(
             if label not in known:
                 raise InputError(
                     f"{path} is labelled {label!r}, which the classifier does not have ({', '.join(known)}): name the "
-                    "--words it knows, or correct --label-pattern."
+                    "--words it has, or correct --label-pattern."
                 )
 
 
 def _likelihoods(
     name: str, model: WaveformModel, details: dict[str, Any], test: LabelledFiles, folder: Path, bad: BadFiles
 ) -> dict[Path, ClipLikelihood]:
-    """Of the test clips that can be read, given the labels that the model's training found in their names."""
+    """Compute likelihoods of the readable test clips, given labels by the rules of the model's training."""
     quantiser = model.config.quantiser
     total = 0
     for length in read_in_parallel(lambda number: clip_samples(test.paths[number], quantiser), len(test.paths)):
@@ -211,7 +213,7 @@ def _likelihoods(
 def _test_labels(
     model: WaveformModel, details: dict[str, Any], test: LabelledFiles, folder: Path
 ) -> torch.Tensor | None:
-    """(clips, label sets), numbers; None for a model without labels or whose rules are not known."""
+    """Return label numbers (clips, label sets); None for a model without labels or without known rules."""
     sets, rules = model.config.label_sets, details.get("label_rules")
     if not sets or not rules:
         return None
@@ -242,7 +244,7 @@ def _facts(
 
 
 def _training_minutes(folder: Path) -> float | None:
-    """What the optimiser steps of a model took, where its run lies beside it."""
+    """Return the duration of a model's optimiser steps, if its run is in its folder."""
     try:
         with (folder / RUN_FOLDER_NAME / METRICS_NAME).open(encoding="utf-8", newline="") as stream:
             return sum(float(row["seconds"]) for row in csv.DictReader(stream)) / 60

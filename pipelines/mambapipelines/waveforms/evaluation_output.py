@@ -1,4 +1,4 @@
-"""What `audiomamba evaluate` writes: one table with a row per set of clips, one with a row per clip, and a plot."""
+"""Outputs of `audiomamba evaluate`: a table with a row per set of clips, one with a row per clip, and a plot."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NOT_APPLICABLE: Final = "NA"
 
 
 class ModelFacts(NamedTuple):
-    """What makes models comparable: who trained longer, or is larger."""
+    """Properties of a model for fair comparisons, such as size and training time."""
 
     parameters: int
-    seed: int | None  # of its training
+    seed: int | None  # training seed
     steps: int | None
-    minutes: float | None  # that its optimiser steps took
+    minutes: float | None  # duration of its optimiser steps
     nats_per_sample: Interval
 
 
@@ -37,13 +37,13 @@ class ScoredSet:
     """A row of the table.
 
     Attributes:
-        name: of the set or the model.
-        clips: how many were scored; None without a classifier.
-        scores: those of `SCORES`, or none without a classifier.
-        accuracy: how often the classifier hears the label that a clip has or that was asked for.
-        second_accuracy: the same of a second, independent classifier.
+        name: name of the set or the model.
+        clips: number of scored clips; None without a classifier.
+        scores: scores in `SCORES`; empty without a classifier.
+        accuracy: share of clips for which the classifier predicts their actual or requested label.
+        second_accuracy: the same for a second, independent classifier.
         speech: voiced share, flatness and fundamental frequency.
-        model: where there is one.
+        model: properties of the model, if any.
     """
 
     name: str
@@ -56,7 +56,7 @@ class ScoredSet:
 
 
 def scores_table(rows: Sequence[ScoredSet]) -> str:
-    """TSV; what does not apply to a row is NA."""
+    """Return TSV, with NA for values that do not apply to a row."""
     ranged = ("bits_per_sample", "nats_per_sample", *SCORES)
     columns = ["set", "clips", "parameters", "seed", "steps", "training_minutes"]
     columns += [part for name in ranged for part in (name, f"{name}_low", f"{name}_high")]
@@ -91,7 +91,7 @@ def scores_table(rows: Sequence[ScoredSet]) -> str:
 
 
 def likelihoods_table(likelihoods: Mapping[str, Mapping[Path, ClipLikelihood]], folder: Path) -> str:
-    """TSV with a row per model and test clip."""
+    """Return TSV with a row per model and test clip."""
     lines = ["model\tclip\tsamples\tbits_per_sample\tnats_per_sample"]
     for model, found in likelihoods.items():
         for path, one in found.items():
@@ -102,7 +102,7 @@ def likelihoods_table(likelihoods: Mapping[str, Mapping[Path, ClipLikelihood]], 
 
 
 def scores_picture(rows: Sequence[ScoredSet]) -> bytes:
-    """A panel per figure that any row has, a bar per row with its interval, as PNG."""
+    """Plot a panel per score and a bar with interval per row, as PNG."""
     names = [name for name in ("bits_per_sample", *SCORES) if any(_ranged(row, name) for row in rows)]
     figure = Figure(figsize=(3 * len(names) + 2, 1.2 + 0.35 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
@@ -115,7 +115,7 @@ def scores_picture(rows: Sequence[ScoredSet]) -> bytes:
 
 
 def _draw(axes: Axes, rows: Sequence[ScoredSet], name: str) -> None:
-    # Noise is thousands of times farther away than what is worth comparing.
+    # Noise is off the scale of the other sets by orders of magnitude.
     if name == "FID":
         axes.set_xscale("symlog", linthresh=1.0)
     elif name == "mIS":
@@ -132,7 +132,7 @@ def _draw(axes: Axes, rows: Sequence[ScoredSet], name: str) -> None:
 
 
 def _ranged(row: ScoredSet, name: str) -> Interval | None:
-    """A figure of a row with its interval."""
+    """Return a score of a row with its interval."""
     if name in SCORES:
         return row.scores.get(name)
     if row.model is None:

@@ -1,4 +1,4 @@
-"""What a classifier says of sets of clips: real ones, generated ones, and controls that must come out badly."""
+"""Scoring of sets of clips with a classifier: real ones, generated ones, and negative controls."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TRAIN, TEST, NOISE, SILENCE = ROW_NAMES = ("train data", "test data", "shuffled 
 
 
 class Asking(NamedTuple):
-    """How clips are generated; see `audiomamba.generation.WaveformGenerator.generate`."""
+    """Settings of generation; see `audiomamba.generation.WaveformGenerator.generate`."""
 
     guidance: float = 1.0
     temperature: float = 1.0
@@ -49,10 +49,10 @@ class Asking(NamedTuple):
 
 
 class BadFiles:
-    """Files that cannot be read: the first ends the run, or each is left out and named once.
+    """Handling of unreadable files: either the first is an error, or each is skipped and reported once.
 
     Args:
-        skip_bad: leave them out.
+        skip_bad: whether to skip them.
     """
 
     def __init__(self, skip_bad: bool) -> None:
@@ -60,10 +60,10 @@ class BadFiles:
         self._named: set[str] = set()
 
     def leave_out(self, error: InputError) -> None:
-        """Name a bad file.
+        """Report an unreadable file.
 
         Raises:
-            InputError: bad files are not to be left out.
+            InputError: if such files are not to be skipped.
         """
         if not self._skip_bad:
             raise error
@@ -73,21 +73,21 @@ class BadFiles:
 
 
 class SetScorer:
-    """Scores sets of clips beside those that the models learned from.
+    """Scores sets of clips relative to the training clips of the models.
 
     Args:
-        classifier: in evaluation mode.
-        train: the clips that Fréchet distances and AM scores are taken to.
-        bad: what becomes of files that cannot be read.
-        seed: of the halves, of what is generated and of the noise.
-        resamples: halves of each interval.
+        classifier: the classifier, in evaluation mode.
+        train: training clips, the reference of Fréchet distances and AM scores.
+        bad: handling of unreadable files.
+        seed: seed of the halves, the generated clips and the noise.
+        resamples: number of halves for each interval.
         inception_over_all: see `audiomamba.metrics.scores.inception_score`.
         second: clips that the first classifier did not learn from, for the second classifier; it is left out where
             there are too few.
-        asking: how labels are asked for of models that have them.
+        asking: settings of generation.
 
     Raises:
-        InputError: a file that cannot be read, or too few clips.
+        InputError: if a file cannot be read, or there are too few clips.
     """
 
     def __init__(
@@ -116,18 +116,18 @@ class SetScorer:
         self._summary = feature_summary(self._training.features)
 
     def real_rows(self, test: LabelledFiles) -> list[ScoredSet]:
-        """Those of the train and the test data."""
+        """Score the training and the test data."""
         found, accuracy = self._read(TEST, test)
         row = self._measured(ScoredSet(TEST, accuracy=accuracy), self._kept_labels)
         return [self._scored(self._training_row, self._training), self._scored(row, found)]
 
     def folder_row(self, row: ScoredSet, paths: Sequence[Path]) -> ScoredSet:
-        """A row with the scores of files."""
+        """Return a row with the scores of files."""
         found, _ = self._read(row.name, LabelledFiles(tuple(paths), ("",) * len(paths)))
         return self._scored(self._measured(row, ()), found)
 
     def generated_row(self, row: ScoredSet, model: WaveformModel, count: int) -> ScoredSet:
-        """A row with the scores of clips that a model generates: the first ones of the seed."""
+        """Return a row with the scores of the first clips that a model generates with the seed."""
         generator = WaveformGenerator(model)
         rate = generator.quantiser.sample_rate_hz
         known = set(self.classifier.config.class_names)
@@ -162,7 +162,7 @@ class SetScorer:
         return self._scored(self._measured(row, asked), found)
 
     def control_rows(self, test: LabelledFiles) -> list[ScoredSet]:
-        """What must come out far worse than the test data: their samples in random order, and silence."""
+        """Score negative controls, which must be far worse than the test data: shuffled samples, and silence."""
         random = np.random.default_rng(self.seed)
         self._kept, labels = [], []
 
@@ -179,7 +179,7 @@ class SetScorer:
         return [self._scored(noise_row, noise), self._scored(ScoredSet(SILENCE), silence)]
 
     def _fitted(self, name: str, files: LabelledFiles) -> Iterator[tuple[Tensor, str]]:
-        """The clips that can be read, as the classifier wants them, and their labels."""
+        """Yield the readable clips, fitted for the classifier, and their labels."""
         found = read_in_parallel(lambda number: fitted_clip(files.paths[number], self.log_mel), len(files.paths))
         with WorkProgress(f"classifying {name}", len(files.paths), lines_elsewhere=True, unit="clips") as progress:
             for clip, label in zip(found, files.labels, strict=True):
@@ -190,7 +190,7 @@ class SetScorer:
                     yield clip, label
 
     def _read(self, name: str, files: LabelledFiles) -> tuple[Opinions, float | None]:
-        """What the classifier says of files, and how often it is right where they have labels."""
+        """Return the classifier's outputs for files, and its accuracy if they have labels."""
         labels: list[str] = []
 
         def clips() -> Iterator[Tensor]:
@@ -198,24 +198,24 @@ class SetScorer:
                 labels.append(label)
                 yield clip
 
-        self._kept, self._kept_labels = [], labels  # of the files that can be read
+        self._kept, self._kept_labels = [], labels  # for the readable files
         found = opinions(self.classifier, self._keeping(clips()))
         return found, self._accuracy(found, labels) if any(labels) else None
 
     def _accuracy(self, found: Opinions, labels: Sequence[str]) -> float:
-        """How often the classifier hears the labels."""
+        """Return the share of clips for which the classifier predicts their label."""
         called = [self.classifier.config.class_names[number] for number in found.probabilities.argmax(axis=1)]
         return float(np.mean([one == label for one, label in zip(called, labels, strict=True)]))
 
     def _keeping(self, clips: Iterator[Tensor]) -> Iterator[Tensor]:
-        """The clips, of which the first `MOST_MEASURED` are kept for `_measured`."""
+        """Yield the clips, keeping the first `MOST_MEASURED` for `_measured`."""
         for clip in clips:
             if len(self._kept) < MOST_MEASURED:
                 self._kept.append(clip)
             yield clip
 
     def _measured(self, row: ScoredSet, labels: Sequence[str]) -> ScoredSet:
-        """The row with what the second classifier hears and the figures of speech, of the clips that were kept."""
+        """Return the row with the second classifier's accuracy and speech statistics for the kept clips."""
         row = replace(row, speech=speech_figures(self._kept, self.log_mel.sample_rate_hz))
         if self.second is None or not any(labels):
             return row
@@ -224,7 +224,7 @@ class SetScorer:
         return replace(row, second_accuracy=float(np.mean(right)))
 
     def _second_opinion(self, files: LabelledFiles) -> SecondOpinion | None:
-        """A classifier of the same labels that learned from these clips; None where they are too few."""
+        """Train a second classifier for the same labels on these clips; None if they are too few."""
         names = self.classifier.config.class_names
         if min((files.labels.count(name) for name in names), default=0) < FEWEST_PER_CLASS:
             note("too few validation clips for a second, independent classifier")
@@ -234,7 +234,7 @@ class SetScorer:
         return SecondOpinion(clips, labels, self.log_mel.sample_rate_hz)
 
     def _scored(self, row: ScoredSet, found: Opinions) -> ScoredSet:
-        """The row with its scores and their intervals."""
+        """Return the row with its scores and their intervals."""
         count = len(found.features)
         if count < FEWEST_CLIPS:
             raise InputError(f"{row.name} has {count} clips that can be read: give at least {FEWEST_CLIPS}.")
@@ -261,5 +261,5 @@ class SetScorer:
 
 
 def shuffled(clip: Tensor, random: np.random.Generator) -> Tensor:
-    """The samples of a clip in random order: noise of the same amplitudes."""
+    """Return the samples of a clip in random order: noise with the same amplitudes."""
     return clip[torch.from_numpy(random.permutation(clip.shape[0]))]

@@ -1,4 +1,4 @@
-"""Generate clips: sound files, a table of their likelihoods and flaws, and a page to hear and see them."""
+"""Generation of clips: sound files, a table of likelihoods and defects, and a page of players."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ COLUMNS: Final = ("clip", "seed", "number", "seconds", "bits_per_sample", "flags
 # More players make a page slow to open.
 MOST_PLAYERS: Final = 48
 REJECTIONS: Final = ("paper", "search")
-# Sound on the page, which holds it as text; longer clips lie beside it as files.
+# Limit of sound embedded in the page as text; longer clips are separate files.
 MOST_PLAYED_SECONDS: Final = 600.0
-# Held in memory, for clips side by side; each takes 16 bytes until its file is written.
+# Limit of samples in memory for clips generated at once; each takes 16 bytes until its file is written.
 MOST_SAMPLES_AT_ONCE: Final = 1 << 26
 
 
@@ -45,9 +45,9 @@ class ClipRequest:
     Attributes:
         model: the model folder.
         clips, seconds, seed, temperature, top_p: see `audiomamba.generation.WaveformGenerator.generate`.
-        labels: values that are asked for, each `NAME=VALUE`.
+        labels: labels to condition on, each `NAME=VALUE`.
         guidance: see `audiomamba.generation.WaveformGenerator.generate`.
-        continued: a clip that every clip begins with.
+        continued: a clip to continue.
         undo_gain: clips as loud as recordings were before training, or as the clip that is continued.
         weights: see `audiomamba.generation.WaveformGenerator`.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
@@ -71,12 +71,12 @@ class ClipRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class WaveformGenerationOptions(ClipRequest):
-    """What `audiomamba generate` is asked to do.
+    """Options of `audiomamba generate`.
 
     Attributes:
         output: the folder for everything; it must be new or empty.
-        batch: clips that are generated side by side; no clip depends on it.
-        audio_format: of the sound files.
+        batch: number of clips generated at once; clips do not depend on it.
+        audio_format: format of the sound files.
         reject: `paper` leaves out the least likely 40 % and the most likely 5 %, `search` what is less or more likely
             than the middle 90 % of the clips in `real`; `None` keeps all.
         real: a folder of real clips that the model was not trained on.
@@ -103,10 +103,10 @@ class ClipRow:
 
 
 def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
-    """Write the clips, `clips.tsv` and `clips.html`; print speed and flaws to standard error.
+    """Write the clips, `clips.tsv` and `clips.html`; report speed and defects on standard error.
 
     Raises:
-        InputError: a mistake in the options, a model or prompt that cannot be read, or a disk that is full.
+        InputError: if an option is invalid, a model or prompt cannot be read, or the disk is full.
     """
     _check(options)
     placement = begin_computing(options.device, threads=options.threads)
@@ -118,7 +118,7 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     for flag in () if prompt is None else flags_of(generator.quantiser.decode(prompt.classes)):
         note(f"{options.continued} is {flag}: its continuation may be too")
     if not generator.is_native:
-        note("layers of this model have no native steps: they run through PyTorch, many times slower")
+        note("layers of this model have no native steps: they run in PyTorch, many times slower")
     rows: list[ClipRow] = []
     generated, seconds_taken = 0, 0.0
     shown: list[Tensor] = []
@@ -134,7 +134,7 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     speed = generated / max(seconds_taken, 1e-9)
     note(
         f"{speed:,.0f} samples/s, real-time factor {speed / generator.quantiser.sample_rate_hz:.2f} "
-        f"({min(batch, options.clips)} clips side by side)"
+        f"({min(batch, options.clips)} clips at once)"
     )
     rows = _rejected(rows, options, real)
     for row in rows:
@@ -152,7 +152,7 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
 
 @torch.inference_mode()
 def real_bits_per_sample(model: WaveformModel, folder: Path) -> Tensor:
-    """(clips,): how surprising every real clip of a folder is to the model."""
+    """Return bits per sample (clips,) of every real clip of a folder under the model."""
     config = model.config
     clips = read_clips(
         find_audio_files(folder), config.quantiser, folder=folder, preparation=config.preparation.without_trimming()
@@ -162,22 +162,20 @@ def real_bits_per_sample(model: WaveformModel, folder: Path) -> Tensor:
 
 
 def _check(options: WaveformGenerationOptions) -> None:
-    """Refuse what cannot work before the model is read."""
+    """Check the options before the model is read."""
     check_format(options.audio_format)
     if options.batch < 1:
         raise InputError(f"--batch is {options.batch}: use a number of 1 or more")
     if options.clips < 1:
         raise InputError(f"--clips is {options.clips}: use a number of 1 or more")
     if not 0 < options.seconds <= LONGEST_SECONDS:
-        raise InputError(
-            f"--seconds is {options.seconds:g}: ask for more than 0 and at most an hour ({LONGEST_SECONDS})"
-        )
+        raise InputError(f"--seconds is {options.seconds:g}: use more than 0 and at most an hour ({LONGEST_SECONDS})")
     if options.reject is not None and options.reject not in REJECTIONS:
         raise InputError(f"--reject is {options.reject!r}: use {' or '.join(REJECTIONS)}")
     if (options.reject == "search") != (options.real is not None):
         raise InputError("--reject search and --real DIR belong together: give both or neither")
     if options.output.is_file() or (options.output.is_dir() and any(options.output.iterdir())):
-        raise InputError(f"the output {options.output} is there already: choose a new or empty folder")
+        raise InputError(f"the output {options.output} already exists: choose a new or empty folder")
     parent = options.output.resolve().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -186,11 +184,11 @@ def _check(options: WaveformGenerationOptions) -> None:
 
 
 def _clips_at_once(options: WaveformGenerationOptions, rate: int, prompt: Prompt | None) -> int:
-    """As many clips side by side as asked for, or as fit into the memory of `MOST_SAMPLES_AT_ONCE`."""
+    """Return the number of clips to generate at once, limited by `MOST_SAMPLES_AT_ONCE`."""
     samples = max(1, round(options.seconds * rate)) + (0 if prompt is None else prompt.classes.shape[0])
     fitting = max(1, MOST_SAMPLES_AT_ONCE // samples)
     if fitting < min(options.batch, options.clips):
-        note(f"clips of this length are generated {fitting} side by side, not {options.batch}, to spare memory")
+        note(f"to save memory, {fitting} clips of this length are generated at once, not {options.batch}")
     return min(options.batch, fitting)
 
 
@@ -231,18 +229,18 @@ def _write(found: GeneratedClips, options: WaveformGenerationOptions, prompt: Pr
 
 
 def _sounds(found: GeneratedClips, options: WaveformGenerationOptions) -> Tensor:
-    """(clips, samples) at the level that is asked for."""
+    """Return (clips, samples) at the requested loudness."""
     return found.samples_as_recorded if options.undo_gain else found.samples
 
 
 def _rejected(rows: Sequence[ClipRow], options: WaveformGenerationOptions, real: Tensor | None) -> list[ClipRow]:
-    """The rows with what is not to be kept marked."""
+    """Return the rows, with rejected clips marked."""
     if options.reject == "paper":
         kept = set(likelihood_rejection([-row.bits_per_sample for row in rows]).kept.tolist())
         return [replace(row, kept=number in kept) for number, row in enumerate(rows)]
     if real is not None:
         low, high = likelihoods_of_real_clips(real)
-        note(f"the middle of the real clips lies between {low:.4f} and {high:.4f} bits per sample")
+        note(f"the central real clips have {low:.4f} to {high:.4f} bits per sample")
         return [replace(row, kept=low <= row.bits_per_sample <= high) for row in rows]
     return list(rows)
 
@@ -273,9 +271,9 @@ def _page(
     introduction = [f"{len(rows)} clips of {options.model.name}, {settings}; {sum(row.kept for row in rows)} kept."]
     if options.labels:
         guided = "" if options.guidance == 1 else f", guidance {options.guidance:g}"
-        introduction.append(f"Asked for: {', '.join(options.labels)}{guided}.")
+        introduction.append(f"Labels: {', '.join(options.labels)}{guided}.")
     if len(pairs) < sum(row.kept for row in rows):
-        introduction.append(f"{len(pairs) or 'None'} can be heard here; the others are in files beside this page.")
+        introduction.append(f"{len(pairs) or 'None'} can be played here; the others are in separate files.")
     if options.continued is not None:
         introduction.append(f"Each continues {options.continued.name}.")
     captions = [

@@ -13,7 +13,7 @@ from audiomamba.models.architectures import ABLATION
 from mambacore.errors import InputError
 from mambapipelines.training.recipe import TrainingRecipe
 
-# What a recipe says of the model beside `architecture`: all of the configuration but what other sections say.
+# Keys of `model` besides `architecture`: the configuration, except for what other sections define.
 _MODEL_KEYS = tuple(
     item.name for item in fields(WaveformModelConfig) if item.name not in ("quantiser", "label_sets", "preparation")
 )
@@ -25,11 +25,12 @@ LONGEST_END_SECONDS: Final = 10.0
 
 @dataclass(frozen=True)
 class ClipBatchRecipe:
-    """How much one step sees, in samples.
+    """Sizes of a step and of micro-batches, in samples.
 
     A step takes `samples_per_step / clip_length` clips, at least `minimum_clips_per_step`; shorter clips are padded,
-    longer ones cut at a random place. Gradients are accumulated over micro-batches of about `samples_per_micro_batch`.
-    Clips longer than `piece_length` go through the model in pieces of this length, with exact gradients.
+    longer ones cropped at a random position. Gradients are accumulated over micro-batches of about
+    `samples_per_micro_batch`. Clips longer than `piece_length` are processed in pieces of this length, with exact
+    gradients.
     """
 
     clip_length: int = 16_000
@@ -43,13 +44,13 @@ class ClipBatchRecipe:
         return max(self.minimum_clips_per_step, self.samples_per_step // length)
 
     def clips_per_micro_batch(self, length: int) -> int:
-        """Clips of `length` samples that go through the model at once."""
+        """Clips of `length` samples per micro-batch."""
         return min(self.clips_per_step(length), max(1, self.samples_per_micro_batch // length))
 
 
 @dataclass(frozen=True)
 class QuantiserRecipe:
-    """How samples become classes: see `audiomamba.data.quantisers.Quantiser`."""
+    """Quantisation of samples: see `audiomamba.data.quantisers.Quantiser`."""
 
     scheme: str = field(default="mu-law", metadata={"choices": SCHEMES})
     bits: int = 8
@@ -67,7 +68,7 @@ class ClipValidationRecipe:
 
 @dataclass(frozen=True)
 class SamplesRecipe:
-    """Clips that are generated at every validation, to be listened to and looked at; none when `clips` is 0."""
+    """Clips generated at every validation, for inspection; none if `clips` is 0."""
 
     clips: int = 4
     seconds: float = 1.0
@@ -75,9 +76,9 @@ class SamplesRecipe:
 
 @dataclass(frozen=True)
 class PreparationRecipe:
-    """What is done to clips: see `audiomamba.data.preparation.ClipPreparation`.
+    """Preparation of clips: see `audiomamba.data.preparation.ClipPreparation`.
 
-    `end_seconds` of silence follow each clip in training, so that the model learns where clips end and falls silent.
+    `end_seconds` of silence follow each clip in training, so that the model learns to end clips with silence.
     """
 
     target_rms: float = 0.0
@@ -88,7 +89,7 @@ class PreparationRecipe:
 
 @dataclass(frozen=True)
 class LabelsRecipe:
-    """How often examples come without their labels: `drop_labels` of `audiomamba.data.clips.ClipSampler`."""
+    """Probability of dropping labels: `drop_labels` of `audiomamba.data.clips.ClipSampler`."""
 
     drop_probability: float = 0.1
 
@@ -109,7 +110,7 @@ class WaveformTrainingRecipe(TrainingRecipe):
         "centre": None,
         **dict.fromkeys(_MODEL_KEYS),
     }
-    # Names that recipes had before; as their own architectures, so that older runs resume.
+    # Earlier names of recipes, with their own architectures, so that older runs can be resumed.
     aliases: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
         name: (ABLATION, {"model": {"architecture": name}})
         for name in ("mamba-sc09-6m", *(one for one in ARCHITECTURES if one.startswith(f"{ABLATION}-")))
@@ -124,10 +125,10 @@ class WaveformTrainingRecipe(TrainingRecipe):
 
     @classmethod
     def from_dict(cls, content: object, source: str = "the recipe") -> Self:
-        """As `TrainingRecipe.from_dict`; `drawn`, the earlier name of the section `samples`, is understood.
+        """As `TrainingRecipe.from_dict`; `drawn`, the earlier name of the section `samples`, is accepted.
 
         Raises:
-            InputError: an unknown key, a value of the wrong kind, or one out of range.
+            InputError: if a key is unknown, or a value has the wrong kind or is out of range.
         """
         if isinstance(content, Mapping) and isinstance(content.get(_EARLIER_SAMPLES_KEY), Mapping):
             earlier, rest = content[_EARLIER_SAMPLES_KEY], {**content}
@@ -147,7 +148,7 @@ class WaveformTrainingRecipe(TrainingRecipe):
         return recipe
 
     def fingerprint(self) -> dict[str, Any]:
-        """The recipe as runs record it: new sections only where they say something, so that older runs can resume."""
+        """Return the recipe as recorded by runs: new sections only if not default, so that older runs can resume."""
         values = self.to_dict()
         values[_EARLIER_SAMPLES_KEY] = values.pop("samples")
         for name, default in (("preparation", PreparationRecipe()), ("labels", LabelsRecipe())):
@@ -156,32 +157,33 @@ class WaveformTrainingRecipe(TrainingRecipe):
         return values
 
     def positive_values(self) -> dict[str, float]:
-        """Values of the task's own sections that must be greater than 0, by key."""
+        """Return values of task-specific sections that must be positive, by key."""
         return {"samples.seconds": self.samples.seconds}
 
     def build_preparation(self) -> ClipPreparation:
-        """What is done to clips before they are quantised.
+        """Build the preparation of clips before quantisation.
 
         Raises:
-            InputError: values out of range.
+            InputError: if a value is out of range.
         """
         values = asdict(self.preparation)
         del values["end_seconds"]
         return ClipPreparation(**values)
 
     def build_quantiser(self) -> Quantiser:
-        """The quantiser.
+        """Build the quantiser.
 
         Raises:
-            InputError: values outside of what it takes.
+            InputError: if a value is invalid.
         """
         return Quantiser(**asdict(self.quantiser))
 
     def model_config(self) -> WaveformModelConfig:
-        """The model that the recipe describes.
+        """Build the configuration of the model.
 
         Raises:
-            InputError: no architecture and no stages, an unknown name or key, or values that do not fit together.
+            InputError: if there is neither an architecture nor stages, a name or key is unknown, or values are
+                inconsistent.
         """
         given = {name: value for name, value in self.model.items() if value is not None}
         name = given.pop("architecture", None)
@@ -193,7 +195,9 @@ class WaveformTrainingRecipe(TrainingRecipe):
         given |= {"quantiser": self.build_quantiser(), "preparation": self.build_preparation()}
         if name is None:
             if any(blocks.values()):
-                raise InputError(f"model.outer and model.centre are for model.architecture={ABLATION}; leave them out")
+                raise InputError(
+                    f"model.outer and model.centre apply only to model.architecture={ABLATION}; remove them"
+                )
             return WaveformModelConfig(**given)
         base = architecture(str(name), **blocks)
         return WaveformModelConfig(**{key: getattr(base, key) for key in _MODEL_KEYS} | given)
@@ -207,8 +211,8 @@ def _stages(stages: object) -> tuple[StageConfig, ...]:
         for key in stage:
             if key not in known:
                 raise InputError(
-                    f"a stage of the recipe's model has the unknown key {key!r}; known are {', '.join(known)}"
+                    f"a stage of the recipe's model has the unknown key {key!r}; known keys are {', '.join(known)}"
                 )
         if "layers" not in stage:
-            raise InputError("a stage of the recipe's model states no layers; say how many it has")
+            raise InputError("a stage of the recipe's model has no layers; give their number")
     return tuple(StageConfig(**stage) for stage in stages)

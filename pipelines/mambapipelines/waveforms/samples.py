@@ -1,4 +1,4 @@
-"""Clips that a model generates while it is trained: sounds and pictures, step by step, to be listened to."""
+"""Clips generated during training: sounds and spectrograms at each validation, for inspection."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mambacore.errors import InputError
 from mambapipelines.files import write_whole
 from mambapipelines.pages.clips import clip_picture
 
-# Between clips on one strip of sound.
+# Silence between concatenated clips.
 PAUSE_SECONDS = 0.1
 
 
 def write_samples(model: WaveformModel, folder: Path, step: int, clips: int, seconds: float, seed: int) -> None:
-    """Write `step-000120.wav` and `.png`: clips one after the other, whose labels take all values in turn.
+    """Write `step-000120.wav` and `.png`: concatenated clips, whose labels cycle through all values.
 
     The same seed at every step shows what changed.
 
     Raises:
-        InputError: the folder cannot be written to.
+        InputError: if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

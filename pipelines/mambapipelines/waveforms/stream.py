@@ -144,7 +144,7 @@ def _pcm(output: Path | None) -> Iterator[Write]:
         yield write
         return
     if output.exists() and not stat.S_ISFIFO(output.stat().st_mode):
-        raise InputError(f"the output {output} is there already: choose a new file, or a named pipe")
+        raise InputError(f"the output {output} already exists: choose a new file, or a named pipe")
     try:
         with output.open("wb", buffering=0) as file:
             yield file.write

@@ -19,7 +19,7 @@ NATS_PER_BIT = math.log(2)
 
 
 class BitsCrossEntropy(TokenCrossEntropy):
-    """The mean cross entropy over all positions in bits, in shares."""
+    """The mean cross-entropy over all positions in bits, in shares."""
 
     def __call__(self, logits: Tensor, positions: slice) -> Tensor:
         return super().__call__(logits, positions) / NATS_PER_BIT
@@ -31,13 +31,13 @@ class WaveformTask(TrainingTask):
     The loss is the negative log-likelihood in bits per sample, over all samples that are not padding.
 
     Args:
-        model: trained in place.
-        recipe: how many clips, and how long.
-        training: the clips to train on.
-        validation: held-out clips, or none.
-        seed: of the order of the clips and of the places at which long ones are cut.
+        model: the model, trained in place.
+        recipe: number and length of clips.
+        training: training clips.
+        validation: held-out clips, if any.
+        seed: seed of the order of the clips and of the crops of long ones.
         by_duration: see `audiomamba.data.clips.ClipSampler`.
-        write_samples: called at each validation with the model as it is and the steps taken: generates clips.
+        write_samples: called at each validation with the current model and step to generate clips.
     """
 
     validation_figures: ClassVar[dict[str, str]] = {"valid_bits_per_sample": ".4f"}
@@ -83,7 +83,7 @@ class WaveformTask(TrainingTask):
         return tuple(tensor[order] for tensor in found)
 
     def rows_per_micro_batch(self, length: int) -> int:
-        """Clips of `length` samples that go through the model at once."""
+        """Clips of `length` samples per micro-batch."""
         return self.recipe.batch.clips_per_micro_batch(length)
 
     def trimmed(self, micro_batch: Batch) -> Batch:
@@ -91,11 +91,11 @@ class WaveformTask(TrainingTask):
         return tuple(Example(*micro_batch).without_common_padding())
 
     def weight(self, micro_batch: Batch) -> float:
-        """Its samples that are not padding."""
+        """Return the number of samples that are not padding."""
         return float((micro_batch[1] != PADDING_TARGET).sum())
 
     def pieces(self, micro_batch: Batch) -> Pieces | None:
-        """Pieces for clips that are longer than the recipe's."""
+        """Process clips longer than `piece_length` in pieces."""
         inputs, targets, labels = Example(*micro_batch)
         if inputs.shape[1] <= self.recipe.batch.piece_length:
             return None
@@ -114,7 +114,7 @@ class WaveformTask(TrainingTask):
         return self.validation is not None
 
     def validate(self) -> dict[str, float]:
-        """Bits per sample of the held-out clips; generates clips besides."""
+        """Return the bits per sample of the held-out clips; also generates clips."""
         assert self.validation is not None
         self.model.eval()
         figure = bits_per_sample(
@@ -132,7 +132,7 @@ class WaveformTask(TrainingTask):
         return f"held out {figures['valid_bits_per_sample']:.3f} bits/sample"
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Those of the model, whose embedding does not decay."""
+        """Return the model's groups, without weight decay of the embedding."""
         return self.model.parameter_groups(weight_decay)
 
     def samples_seen(self, total_steps: int) -> int:

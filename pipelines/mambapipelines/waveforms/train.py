@@ -1,7 +1,7 @@
-"""Train a waveform model: from a folder of clips or a recording to a model folder, resumable to the same numbers.
+"""Training of a waveform model: from a folder of clips or a recording to a model folder, with exact resuming.
 
 Layout of an output folder: the model (`config.json`, `model.safetensors`, `README.md`) and `training/`, the state and
-the metrics of the run (`mambapipelines.training.state`), with clips generated on the way in `training/samples`.
+the metrics of the run (`mambapipelines.training.state`), with clips generated during training in `training/samples`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mambapipelines.waveforms.recipe import WaveformTrainingRecipe
 from mambapipelines.waveforms.samples import write_samples
 from mambapipelines.waveforms.task import WaveformTask
 
-# A generated sample costs about as much as this many that are read at once.
+# Cost of generating a sample, in samples processed in parallel.
 FORWARD_PASSES_PER_GENERATED_SAMPLE = 4
 SAMPLES_FOLDER_NAME = "samples"
 CLIPPED_SHARE = 0.01
@@ -39,24 +39,24 @@ CLIPPED_SHARE = 0.01
 
 @dataclass(frozen=True)
 class WaveformTrainingOptions:
-    """What `audiomamba train` is asked to do.
+    """Options of `audiomamba train`.
 
     Attributes:
         data: a folder of clips, or a recording.
         output: the folder that becomes the model folder; its subfolder `training` holds the state of the run.
         recipe: name of a recipe of the package, or path of a YAML file.
         changes: values that replace the recipe's, each written `section.key=value`.
-        valid, test: shell patterns of the files for validation and for the test, which are left out.
-        words: only clips in folders of these names.
+        valid, test: shell patterns of the validation files, and of the test files, which are not used.
+        words: use only clips in folders with these names.
         labels: rules of `audiomamba.data.labels.read_clip_labels`, for a model that is conditioned on labels.
-        skip_bad: leave out files that cannot be read, and name them.
-        minutes: wall time of the whole run in minutes; `None` takes the recipe's unless `steps` is given.
+        skip_bad: skip files that cannot be read, and report them.
+        minutes: wall time of the whole run in minutes; by default the recipe's, unless `steps` is given.
         steps: number of optimiser steps instead of a wall time.
-        seed: everything random is a function of this seed and an index.
-        resume: continue the run recorded in `output`; where there is none, one is started.
+        seed: all randomness is a function of this seed and an index.
+        resume: continue the run recorded in `output`, or start one if there is none.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
-        device, precision: see `mambapipelines.device.choose`; a precision of `None` takes the recipe's.
-        strategy: how several processes share the work, one of `mambapipelines.training.ranks.STRATEGIES`.
+        device, precision: see `mambapipelines.device.choose`; by default, the precision is the recipe's.
+        strategy: distribution over several processes, one of `mambapipelines.training.ranks.STRATEGIES`.
     """
 
     data: Path
@@ -79,21 +79,21 @@ class WaveformTrainingOptions:
 
     @property
     def length(self) -> int:
-        """Samples in an example."""
+        """Samples per example."""
         return load_task_recipe(WaveformTrainingRecipe, self.recipe, self.changes).batch.clip_length
 
 
 @dataclass(frozen=True)
 class WaveformTrainingResult:
-    """What a finished run left behind.
+    """Result of a finished run.
 
     Attributes:
         folder: the model folder.
-        steps: optimiser steps taken in all.
-        valid_bits_per_sample: of the held-out clips; `None` when there are none.
+        steps: total number of optimiser steps taken.
+        valid_bits_per_sample: bits per sample of the held-out clips; `None` if there are none.
         metrics_path: CSV with one row per step.
         seconds: wall time of this call.
-        already_finished: true when `resume` found nothing left to do.
+        already_finished: true if `resume` found the run complete.
     """
 
     folder: Path
@@ -106,12 +106,12 @@ class WaveformTrainingResult:
 
 @dataclass(frozen=True)
 class WaveformPlan(RunPlan):
-    """The work of training a waveform model.
+    """The plan of training a waveform model.
 
     Attributes:
-        recipe: what is wanted.
-        validation_samples: of one validation; 0 when there is none.
-        generated_samples: of one validation.
+        recipe: the recipe.
+        validation_samples: samples scored per validation; 0 if there is none.
+        generated_samples: samples generated per validation.
     """
 
     recipe: WaveformTrainingRecipe
@@ -119,27 +119,27 @@ class WaveformPlan(RunPlan):
     generated_samples: int
 
     def step_positions(self, step: int) -> float:
-        """Its samples."""
+        """Return the number of samples of a step."""
         length = self.recipe.length.warmup(self.recipe.batch.clip_length).length_at(step)
         return self.recipe.batch.clips_per_step(length) * length
 
     @property
     def validation_steps(self) -> float:
-        """What one validation costs, in optimiser steps."""
+        """Return the cost of one validation in optimiser steps."""
         batch = self.recipe.batch
         forward = self.validation_samples + FORWARD_PASSES_PER_GENERATED_SAMPLE * self.generated_samples
         return forward / (FORWARD_PASSES_PER_STEP * batch.clips_per_step(batch.clip_length) * batch.clip_length)
 
 
 def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingResult:
-    """Train and save a waveform model; everything it has to say goes to standard error.
+    """Train and save a waveform model; messages are printed on standard error.
 
-    What survives what, and when a state is written, is that of `mambapipelines.training.run.TrainingRun`.
+    Saving and resuming are those of `mambapipelines.training.run.TrainingRun`.
 
     Raises:
-        InputError: a mistake in the options, the recipe or the files, or a loss that stopped being finite.
-        KeyboardInterrupt: stopped by Ctrl-C, state saved.
-        SystemExit: stopped by SIGTERM, state saved, status 143.
+        InputError: if an option, the recipe or a file is invalid, or the loss is no longer finite.
+        KeyboardInterrupt: if interrupted by Ctrl-C; the state is saved.
+        SystemExit: if terminated by SIGTERM, with status 143; the state is saved.
     """
     recipe = load_task_recipe(WaveformTrainingRecipe, options.recipe, options.changes)
     config = recipe.model_config()
@@ -188,7 +188,7 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
 
 
 def with_clips(config: WaveformModelConfig, clips: SplitClips) -> WaveformModelConfig:
-    """The configuration with what the clips to train on decide: the label sets and the typical gain."""
+    """Return the configuration with the label sets and the typical gain of the training clips."""
     preparation = replace(config.preparation, typical_gain=clips.typical_gain)
     return replace(config, label_sets=clips.label_sets, preparation=preparation)
 
@@ -220,10 +220,10 @@ def _finish(
 
 
 def _split_details(options: WaveformTrainingOptions, clips: SplitClips) -> dict[str, Any]:
-    """How the clips were split, and which they were: what an evaluation on the same test clips has to know.
+    """Return how the clips were split, for an evaluation on the same test clips.
 
-    Names stand as a number and a checksum (SHA-256 of the sorted names, each with a line break), not as lists of tens
-    of thousands. Of recordings that were cut by time, the parts have the names.
+    Names are given as a number and a checksum (SHA-256 of the sorted names, each with a newline), not as long lists.
+    For recordings that were cut by time, the names are those of the parts.
     """
     details: dict[str, Any] = {
         "rule": clips.rule,
@@ -238,7 +238,7 @@ def _split_details(options: WaveformTrainingOptions, clips: SplitClips) -> dict[
 
 
 def _depends_on(clips: SplitClips) -> dict[str, Any]:
-    """What the numbers of a run depend on; the keys are what the user would call them."""
+    """Return everything the result of a run depends on, keyed by names known to the user."""
     content: dict[str, Any] = {
         "training clips": _identity(clips.train),
         "validation clips": None if clips.valid is None else _identity(clips.valid),
@@ -249,7 +249,7 @@ def _depends_on(clips: SplitClips) -> dict[str, Any]:
 
 
 def _identity(collection: ClipCollection) -> list[int]:
-    """What tells clips from others: how many, how many samples, and a checksum of names and samples."""
+    """Return the identity of clips: their number, total samples, and a checksum of names and samples."""
     checksum, samples = 0, 0
     for clip in collection.clips:
         labels = "".join(f" {number}" for number in clip.labels)
@@ -259,7 +259,7 @@ def _identity(collection: ClipCollection) -> list[int]:
 
 
 def _finished_result(session: TrainingSession) -> WaveformTrainingResult:
-    """The result of a run that needs nothing more, read back from its model folder."""
+    """Return the result of a run that is already finished, from its model folder."""
     folder = session.options.output
     details = load_waveform_model(folder)[1]
     return WaveformTrainingResult(
@@ -273,7 +273,7 @@ def _finished_result(session: TrainingSession) -> WaveformTrainingResult:
 
 
 def alias_note(name: str) -> str:
-    """What an earlier name of the recipe `sc09` is now."""
+    """Return the current equivalent of an earlier name of the recipe `sc09`."""
     outer, centre = ("mamba", "mamba") if name == "mamba-sc09-6m" else name.split("-")[1:]
     return f"the recipe {name} is now --recipe sc09 --set model.outer={outer} --set model.centre={centre}"
 
@@ -284,14 +284,14 @@ def _introduce(
     model: WaveformModel,
     clips: SplitClips,
 ) -> None:
-    """Say what is about to be trained, and what of the input is odd or left out."""
+    """Report what is to be trained, and unusual or skipped input."""
     config = model.config
     length = recipe.batch.clip_length
     held_out = "no clips held out"
     if clips.valid is not None:
         held_out = f"{len(clips.valid.clips)} clips ({format_duration(clips.valid.seconds)}) held out"
     progress.note(
-        f"{len(clips.train.clips)} clips ({format_duration(clips.train.seconds)}) to train on, {held_out}: {clips.rule}"
+        f"{len(clips.train.clips)} training clips ({format_duration(clips.train.seconds)}), {held_out}: {clips.rule}"
     )
     progress.note(
         f"{parameter_count(model):,} parameters, {recipe.batch.clips_per_step(length)} clips of up to {length:,} "
@@ -314,7 +314,7 @@ def _introduce(
     for what, is_so in (
         ("silent", _is_silent),
         ("clipped", _is_clipped),
-        ("shifted (have a constant part)", _is_shifted),
+        ("shifted (have a DC offset)", _is_shifted),
     ):
         odd = [clip.name for clip in clips.train.clips if is_so(clip, clips.train.quantiser)]
         if odd:
@@ -322,16 +322,16 @@ def _introduce(
 
 
 def _is_silent(clip: Clip, quantiser: Quantiser) -> bool:
-    """Whether it never leaves the classes around the middle."""
+    """Return whether a clip never leaves the classes around the middle."""
     return bool(((clip.classes.int() - quantiser.middle_class).abs() <= 1).all())
 
 
 def _is_clipped(clip: Clip, quantiser: Quantiser) -> bool:
-    """Whether more than a hundredth of it lies in the outermost classes."""
+    """Return whether more than 1 % of a clip is in the outermost classes."""
     outermost = (clip.classes == 0) | (clip.classes == quantiser.classes - 1)
     return float(outermost.float().mean()) > CLIPPED_SHARE
 
 
 def _is_shifted(clip: Clip, quantiser: Quantiser) -> bool:
-    """Whether its mean is far from zero."""
+    """Return whether the mean of a clip is far from zero."""
     return abs(float(quantiser.decode(clip.classes).double().mean())) > LARGEST_MEAN

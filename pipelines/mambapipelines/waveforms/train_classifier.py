@@ -1,4 +1,4 @@
-"""Train a classifier of clips on the shared road: from a folder of labelled clips to a model folder."""
+"""Training of a clip classifier with the shared training loop: from a folder of labelled clips to a model folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SIZES = ("stem_width", "stage_width", "blocks_per_stage", "cardinality", "base_
 
 @dataclass(frozen=True)
 class ClassifierBatchRecipe:
-    """Clips of one step; they go through the model at once, because its norms average over them."""
+    """Clips per step; they are processed in one batch, because the batch norms average over them."""
 
     clips_per_step: int = 32
 
@@ -70,7 +70,7 @@ class ClassifierRecipe(TrainingRecipe):
         """The noise.
 
         Raises:
-            InputError: a share outside of 0 to 1, or ratios in the wrong order.
+            InputError: if the share is not in 0 to 1, or the ratios are in the wrong order.
         """
         change = NoiseChange(**asdict(self.noise))
         if not 0 <= change.share <= 1 or change.lowest_ratio_db > change.highest_ratio_db:
@@ -83,7 +83,7 @@ class ClassifierRecipe(TrainingRecipe):
 
 @dataclass(frozen=True)
 class ClassifierTrainingOptions:
-    """What `audiomamba train-classifier` is asked to do; its help says what each means."""
+    """Options of `audiomamba train-classifier`; its `--help` describes each."""
 
     data: Path
     output: Path
@@ -111,15 +111,15 @@ class ClassifierTrainingOptions:
 
 
 class ClassifierTask(TrainingTask):
-    """Tell the labels of clips apart; an epoch takes every training clip once, in an order of its own.
+    """Classification of clips; each epoch uses every training clip once, in a different order.
 
     Args:
-        model: trained in place.
+        model: the model, trained in place.
         training: (clips, clip_length) int16 samples, and (clips,) labels.
-        validation: the same, or none.
+        validation: the same for validation, if any.
         clips_per_step: see `ClassifierBatchRecipe`.
-        noise: mixed with the training clips.
-        seed: of the order and the changes of the clips.
+        noise: noise mixed with the training clips.
+        seed: seed of the order and the augmentation of the clips.
     """
 
     training_figures: ClassVar[dict[str, str]] = {"accuracy": ".4f"}
@@ -143,10 +143,10 @@ class ClassifierTask(TrainingTask):
         self.clips_per_step = clips_per_step
         self.noise = noise
         self._seed = seed
-        self._order: tuple[int, np.ndarray] | None = None  # the last epoch's, a function of (seed, epoch)
+        self._order: tuple[int, np.ndarray] | None = None  # order of the last epoch used, a function of (seed, epoch)
 
     def batch(self, step: int) -> Batch:
-        """(clips, clip_length) float32 samples, moved and made louder or softer, and (clips,) labels."""
+        """Return (clips, clip_length) augmented float32 samples, and (clips,) labels."""
         samples, labels = self.training
         numbers, rows = [], []
         for index in range(step * self.clips_per_step, (step + 1) * self.clips_per_step):
@@ -164,22 +164,22 @@ class ClassifierTask(TrainingTask):
         return self._order[1]
 
     def rows_per_micro_batch(self, length: int) -> int:
-        """All of them."""
+        """Return the number of clips per step, as they are processed at once."""
         return self.clips_per_step
 
     def loss(self, replica: nn.Module, micro_batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy and accuracy."""
+        """Return cross-entropy and accuracy."""
         samples, labels = micro_batch
         logits = cast(ClipClassifier, replica)(samples)
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
         return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy}
 
     def can_validate(self) -> bool:
-        """Whether there are clips for it."""
+        """Return whether there are validation clips."""
         return self.validation is not None
 
     def validate(self) -> dict[str, float]:
-        """Accuracy on the validation clips, unchanged."""
+        """Return the accuracy on the validation clips, without augmentation."""
         assert self.validation is not None
         return {"held_out_accuracy": accuracy_of(self.model, *self.validation)}
 
@@ -190,20 +190,20 @@ class ClassifierTask(TrainingTask):
 
 @dataclass(frozen=True)
 class ClassifierPlan(RunPlan):
-    """The work of training a clip classifier."""
+    """The plan of training a clip classifier."""
 
     recipe: ClassifierRecipe
     validation_clips: int
 
     @property
     def validation_steps(self) -> float:
-        """What one validation costs, in optimiser steps."""
+        """Return the cost of one validation in optimiser steps."""
         return self.validation_clips / (FORWARD_PASSES_PER_STEP * self.recipe.batch.clips_per_step)
 
 
 @torch.no_grad()
 def accuracy_of(model: ClipClassifier, samples: Tensor, labels: Tensor) -> float:
-    """The share of (clips, clip_length) int16 clips that get their label, in evaluation mode."""
+    """Return the accuracy on (clips, clip_length) int16 clips, in evaluation mode."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -214,15 +214,15 @@ def accuracy_of(model: ClipClassifier, samples: Tensor, labels: Tensor) -> float
 
 
 def train_clip_classifier(options: ClassifierTrainingOptions) -> float | None:
-    """Train, test and save a clip classifier; everything it has to say goes to standard error.
+    """Train, test and save a clip classifier; messages are printed on standard error.
 
     Returns:
-        Accuracy on the test clips; None when there are none.
+        Accuracy on the test clips; None if there are none.
 
     Raises:
-        InputError: a mistake in the options, the recipe or the files.
-        KeyboardInterrupt: stopped by Ctrl-C, state saved.
-        SystemExit: stopped by SIGTERM, state saved, status 143.
+        InputError: if an option, the recipe or a file is invalid.
+        KeyboardInterrupt: if interrupted by Ctrl-C; the state is saved.
+        SystemExit: if terminated by SIGTERM, with status 143; the state is saved.
     """
     recipe = load_task_recipe(ClassifierRecipe, options.recipe, options.changes)
     noise = recipe.noise_change()
@@ -266,17 +266,15 @@ def _percent(accuracy: float, clips: tuple[Tensor, Tensor]) -> str:
 
 
 def _class_names(splits: dict[str, LabelledFiles], data: Path) -> tuple[str, ...]:
-    """Of the training clips; nothing else can be learned."""
+    """Return the class names, which are those of the training clips."""
     names = sorted(set(splits["train"].labels))
     if len(names) < 2:
-        raise InputError(
-            f"the clips of {data} to train on are all labelled {names[0]!r}; a classifier needs two labels"
-        )
+        raise InputError(f"the training clips of {data} are all labelled {names[0]!r}; a classifier needs two labels")
     for split, files in splits.items():
         for path, label in zip(files.paths, files.labels, strict=True):
             if label not in names:
                 raise InputError(
-                    f"{path} ({split}) is labelled {label!r}, of which there is no clip to train on; choose other "
+                    f"{path} ({split}) is labelled {label!r}, which no training clip has; choose other "
                     "patterns, or name the --words"
                 )
     return tuple(names)
@@ -288,7 +286,7 @@ def _read_splits(
     options: ClassifierTrainingOptions,
     progress: TrainingProgress,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """The samples and label numbers of every split that has clips."""
+    """Return the samples and label numbers of every split that has clips."""
     tensors, left_out = {}, 0
     for split, files in splits.items():
         if files.paths:
@@ -304,7 +302,7 @@ def _read_splits(
 
 
 def _depends_on(config: ClipClassifierConfig, tensors: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """What the numbers of a run depend on; the keys are what the user would call them."""
+    """Return everything the result of a run depends on, keyed by names known to the user."""
     return {
         "classifier": config.to_dict(),
         "clips": {

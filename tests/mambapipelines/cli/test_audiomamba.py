@@ -124,7 +124,7 @@ def test_continuing_keeps_the_clip_and_any_batch_gives_the_same(trained, clips, 
 def test_search_keeps_what_is_as_likely_as_real_clips(trained, clips, tmp_path, capsys):
     command = ["generate", str(trained), "--clips", "4", "--seconds", "0.05", "--reject", "search"]
     assert main([*command, "--real", str(clips), "--output", str(tmp_path / "one")]) == 0
-    assert "the middle of the real clips lies between" in capsys.readouterr().err
+    assert "the central real clips have" in capsys.readouterr().err
     assert main([*command, "--output", str(tmp_path / "two")]) == 2
     assert "belong together" in capsys.readouterr().err
 
@@ -182,7 +182,7 @@ MISTAKES = {
         "the audio format 'm4a' cannot be written",
     ),
     "no such rejection": (["generate", "MODEL", "--output", "OUT", "--reject", "all"], "use paper or search"),
-    "no seconds": (["generate", "MODEL", "--output", "OUT", "--seconds", "0"], "ask for more than 0"),
+    "no seconds": (["generate", "MODEL", "--output", "OUT", "--seconds", "0"], "use more than 0"),
     "no clips": (["generate", "MODEL", "--output", "OUT", "--clips", "0"], "use a number of 1 or more"),
     "no prompt": (["generate", "MODEL", "--output", "OUT", "--continue", "NOWHERE"], "there is no file"),
 }

@@ -117,7 +117,7 @@ def test_a_pretrained_model_is_where_training_starts(
     model, details = load_sequence_model(options.output)
     assert details["start_from"] == str(tmp_path / "pretrained")
     assert relative_error(model.core.embedding.weight, core.embedding.weight) < 1e-3
-    with pytest.raises(InputError, match=r"--set model.layers=3 is decided by the model given with --from"):
+    with pytest.raises(InputError, match=r"--set model.layers=3 is determined by the model given with --from"):
         finetune(replace(options, start_from="x", output=tmp_path / "other", changes=["model.layers=3"]))
 
 
@@ -180,7 +180,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing(
         (["--table", options.table, "--label", "colour"], "has no column 'colour'"),
         (["--table", options.table, "--label", "class", "--kind", "things"], "no target kind 'things'"),
         (["--table", options.table, "--label", "class", "--pooling", "max"], "the pooling is 'max'"),
-        (["--table", options.table, "--label", "class", "--epochs", "1"], "--epochs is given beside"),
+        (["--table", options.table, "--label", "class", "--epochs", "1"], "--epochs is given along with"),
         (["--table", options.table, "--label", "class", "--set", "model.width=3"], "unknown key 'width'"),
     ):
         assert main([*command, *arguments]) == 2

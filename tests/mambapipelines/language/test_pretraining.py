@@ -408,7 +408,7 @@ def test_a_run_that_starts_from_a_model_begins_with_its_weights(tmp_path: Path) 
 
 def test_a_run_starts_only_from_a_model_that_can_be_trained_further(tmp_path: Path) -> None:
     first = str(pretrain(options_of(tmp_path, "first", steps=2)).folder)
-    with pytest.raises(InputError, match=r"--set model.layers=3 is decided by the model given with --from"):
+    with pytest.raises(InputError, match=r"--set model.layers=3 is determined by the model given with --from"):
         pretrain(options_of(tmp_path, "other", start_from=first, changes=["model.layers=3"]))
     masked = str(pretrain(options_of(tmp_path, "masked", steps=2, changes=MASKED)).folder)
     with pytest.raises(InputError, match="is a masked model and the run is causal: use --objective masked"):

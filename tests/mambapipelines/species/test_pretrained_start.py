@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_named(
         classifier = SpeciesClassifier(SpeciesClassifierConfig(("one", "other"), **{**settings, **changed}))
         with pytest.raises(InputError, match=sentence):
             start_from_language_model(classifier, language_model)
-    with pytest.raises(InputError, match=r"--set model.layers=8 is decided by the model given with --from"):
+    with pytest.raises(InputError, match=r"--set model.layers=8 is determined by the model given with --from"):
         train_species_classifier(SpeciesTrainingOptions(**{**vars(options), "changes": ("model.layers=8",)}))
     masked = build_language_model("masked", {"model_width": 8, "layers": 1})
     save_language_model(tmp_path / "masked", masked, {})

@@ -108,7 +108,7 @@ def test_models_that_read_both_sides_refuse_context_ranks_before_any_file_is_rea
     options = replace(pretraining_options(tmp_path, "none", STEPS), strategy="ddp", context_ranks=2)
     recipe = load_task_recipe(PretrainingRecipe, "tiny")
     assert run_folder(options, CausalTask, recipe).path == options.output / "training"
-    with pytest.raises(InputError, match="--context-ranks divides sequences, and this model reads them whole"):
+    with pytest.raises(InputError, match="--context-ranks splits sequences, but this model needs whole ones"):
         run_folder(options, MaskedTask, recipe)
 
 

@@ -100,7 +100,7 @@ def test_the_command_writes_the_page_into_the_folder(tmp_path, capsys):
     ("arguments", "words"),
     [
         (["nothing"], "holds no training run"),
-        (["run", "no-such-evaluation"], "nothing at"),
+        (["run", "no-such-evaluation"], "does not exist"),
         (["run", "--output", "no-such-folder/page.html"], "no-such-folder"),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_long_table_and_many_sounds_are_cut_and_say_so(tmp_path):
     text = run_page(folder, [material])
     assert "The first 200 of 500 rows" in text
     assert "The first 24 of 30 sounds" in text
-    with pytest.raises(InputError, match="nothing at"):
+    with pytest.raises(InputError, match="does not exist"):
         write_run_report(folder, [tmp_path / "missing"])
 
 

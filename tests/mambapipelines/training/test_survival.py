@@ -174,7 +174,7 @@ def test_a_full_disk_is_one_sentence_and_the_state_before_it_is_whole(
     assert finish(start(processes, full, optimizer - 1)) == 2
     text = full.output.with_suffix(".err").read_text()
     errors = [line for line in text.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and "make room and add --resume" in errors[0], text
+    assert len(errors) == 1 and "free some space and add --resume" in errors[0], text
     assert "Traceback" not in text
     assert RunFolder(full.output / "training").load().step >= before
     assert finish(start(processes, full)) == 0

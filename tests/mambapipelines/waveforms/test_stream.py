@@ -129,7 +129,7 @@ MISTAKES = {
     "choice among whole clips": (["--stream", "--reject", "paper"], "are for whole clips"),
     "compressed": (["--stream", "--format", "ogg"], "are for whole clips"),
     "two places": (["--play", "--output", "OUT"], "leave out --output"),
-    "file in use": (["--stream", "--output", "USED"], "is there already: choose a new file"),
+    "file in use": (["--stream", "--output", "USED"], "already exists: choose a new file"),
     "no folder": (["--stream", "--output", "OUT/sound.pcm"], "No such file or directory"),
     "no such label": (["--stream", "--label", "digit=8"], "8"),
     "no seconds": (["--stream", "--seconds", "0"], "more than 0"),
