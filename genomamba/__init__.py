@@ -8,6 +8,8 @@ print(table)
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from genomamba.huggingface import register_when_imported
+
 if TYPE_CHECKING:
     from genomamba.loaded import LoadedLanguageModel, LoadedModel, LoadedSequenceModel, LoadedSpeciesClassifier, load
     from genomamba.results import Embeddings, ResultTable
@@ -26,6 +28,8 @@ _MODULES = dict.fromkeys(__all__, "genomamba.loaded") | {
     "Embeddings": "genomamba.results",
     "ResultTable": "genomamba.results",
 }
+
+register_when_imported()
 
 
 def __getattr__(name: str) -> Any:

@@ -150,6 +150,23 @@ def _write_recordings(place: Path) -> None:
     soundfile.write(place / "beginning.wav", 0.3 * np.sin(np.arange(800.0) / 9), 8000)
 
 
+def with_options(words: list[str], added: list[str]) -> list[str]:
+    """A command with options of a test; they replace those that the page gives, and steps replace minutes.
+
+    A folder of the tests that stands where a training writes its model is removed.
+    """
+    replaced = {word for word in added if word.startswith("--")}
+    replaced |= {"--minutes", "--epochs"} if "--steps" in replaced else set()
+    kept = [
+        word
+        for before, word in zip(["", *words[:-1]], words, strict=True)
+        if word not in replaced and before not in replaced
+    ]
+    if {"train", "pretrain", "finetune"} & set(kept[1:2]) and "--resume" not in kept and "--output" in kept:
+        shutil.rmtree(kept[kept.index("--output") + 1], ignore_errors=True)
+    return kept + added
+
+
 def run_command(command: str, added: str) -> str:
     """Run one command line, in this process where it is a plain call of a program; returns standard output."""
     words = shlex.split(command, comments=True)
@@ -164,8 +181,9 @@ def run_command(command: str, added: str) -> str:
     if ">" in words:
         target, words = words[words.index(">") + 1], words[: words.index(">")]
     printed = io.StringIO()
+    words = with_options(words, shlex.split(added))
     with contextlib.redirect_stdout(printed):
-        status = MAINS[words[0]].main([*words[1:], *shlex.split(added)])
+        status = MAINS[words[0]].main(words[1:])
     assert status == 0, f"{command} ended with {status}"
     if target is not None:
         Path(target).write_text(printed.getvalue(), encoding="utf-8")

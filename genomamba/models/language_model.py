@@ -183,6 +183,9 @@ def save_language_model(
     objective = objective_of(model)
     config = {
         "kind": MODEL_KIND,
+        # By which `transformers` finds the classes of `genomamba.huggingface`.
+        "model_type": "genomamba",
+        "architectures": ["GenomambaForCausalLM" if objective == "causal" else "GenomambaForMaskedLM"],
         "objective": objective,
         "model": dataclasses.asdict(model.config),
         "tokenizer": CharacterTokenizer().to_config(),

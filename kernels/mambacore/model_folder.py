@@ -69,7 +69,7 @@ def write_model_folder(folder: Path, config: dict[str, Any], tensors: dict[str, 
         (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
         # Copies, because tied parameters share memory, which the format does not support.
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(copies, temporary / TENSORS_NAME, metadata={"format": "pt"})
+        save_file(copies, temporary / TENSORS_NAME, metadata=_tensor_metadata(document))
         shutil.copymode(temporary / CONFIG_NAME, temporary / TENSORS_NAME)  # safetensors writes for the owner only
         (temporary / CARD_NAME).write_text(safe_markdown(card), encoding="utf-8")
         _put_in_place(temporary, folder)
@@ -79,6 +79,12 @@ def write_model_folder(folder: Path, config: dict[str, Any], tensors: dict[str, 
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _tensor_metadata(document: Mapping[str, Any]) -> dict[str, str]:
+    """What `model.safetensors` says of itself, so that a file without its folder can still be told."""
+    stated = ("kind", "objective", "model_type", "format_version", "package_version")
+    return {"format": "pt"} | {key: str(document[key]) for key in stated if key in document}
 
 
 def check_output_folder(folder: Path) -> None:

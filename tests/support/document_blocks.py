@@ -15,7 +15,19 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = ("genomamba", "audiomamba")
-SHELL_WORDS = {*PROGRAMS, "make", "pip", "python", "torchrun", "source", "tensorboard", "zcat", "snakemake", "srun"}
+SHELL_WORDS = {
+    *PROGRAMS,
+    "make",
+    "pip",
+    "python",
+    "torchrun",
+    "source",
+    "tensorboard",
+    "zcat",
+    "snakemake",
+    "srun",
+    "bcftools",
+}
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")])
 _FENCE = re.compile(r"^```(\w*)")
 _COMMENT = re.compile(r"^<!-- (needs data|test adds|output)(?:: (.*?))? -->$")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def run_embedding(options: EmbeddingOptions) -> None:
     embedder = Embedder(language_model, options.pooling, options.layer, options.both_strands)
     count = bases = empty = 0
     with (
-        _WRITERS[ending](options.output, embedder.width) as writer,
+        _WRITERS[ending](options.output, embedder.width, _details(options, language_model)) as writer,
         WorkProgress("embedding", None, lines_elsewhere=True) as progress,
         placement.autocast(),
     ):
@@ -84,6 +85,22 @@ def run_embedding(options: EmbeddingOptions) -> None:
             progress.advance(sum(len(piece.tokens) for piece in pieces), f"{count} vectors")
     without = f", {empty} of them NaN because their record has no bases" if empty else ""
     note(f"{counted(count, 'vector')} of {embedder.width} channels from {counted(bases, 'base')}{without}")
+
+
+def _details(options: EmbeddingOptions, language_model: LanguageModel) -> dict[str, Any]:
+    """What the file says about its vectors; what does not apply is left out."""
+    stated = {
+        "model": options.model,
+        "objective": language_model.objective,
+        "layer": options.layer or "last",
+        "pooling": options.pooling,
+        "strands": "both" if options.both_strands else "given",
+        "window_bp": options.window,
+        "stride_bp": options.stride,
+        "sequences": ", ".join(options.fasta) or options.bed,
+        "reference": options.reference,
+    }
+    return {"program": "genomamba embed"} | {key: value for key, value in stated.items() if value is not None}
 
 
 def _pieces(options: EmbeddingOptions, language_model: LanguageModel) -> Iterator[Piece]:
@@ -150,7 +167,7 @@ class _Held:
 
 
 @contextmanager
-def _parquet(path: Path, width: int) -> Iterator[_Writer]:
+def _parquet(path: Path, width: int, details: Mapping[str, Any]) -> Iterator[_Writer]:
     import pyarrow  # noqa: PLC0415 - an extra
     import pyarrow.parquet  # noqa: PLC0415
 
@@ -160,14 +177,15 @@ def _parquet(path: Path, width: int) -> Iterator[_Writer]:
             ("start", pyarrow.int64()),
             ("end", pyarrow.int64()),
             ("embedding", pyarrow.list_(pyarrow.float32(), width)),
-        ]
+        ],
+        metadata={"genomamba": json.dumps(details)},
     )
     with written_whole(path) as stream, pyarrow.parquet.ParquetWriter(stream, schema) as opened:
         yield _Parquet(opened, schema)
 
 
 @contextmanager
-def _npz(path: Path, width: int) -> Iterator[_Writer]:
+def _npz(path: Path, width: int, details: Mapping[str, Any]) -> Iterator[_Writer]:
     held = _Held()
     yield held
     names, starts, ends, vectors = held.columns(width)
@@ -178,11 +196,12 @@ def _npz(path: Path, width: int) -> Iterator[_Writer]:
             start=np.array(starts, dtype=np.int64),
             end=np.array(ends, dtype=np.int64),
             embedding=vectors,
+            details=np.array(json.dumps(details)),
         )
 
 
 @contextmanager
-def _anndata(path: Path, width: int) -> Iterator[_Writer]:
+def _anndata(path: Path, width: int, details: Mapping[str, Any]) -> Iterator[_Writer]:
     import anndata  # noqa: PLC0415 - an extra
     import pandas  # noqa: PLC0415 - comes with anndata
 
@@ -193,7 +212,7 @@ def _anndata(path: Path, width: int) -> Iterator[_Writer]:
         {"name": names, "start": starts, "end": ends}, index=[str(row) for row in range(len(names))]
     )
     with written_whole(path) as stream:
-        anndata.AnnData(vectors, obs=rows).write_h5ad(stream.name)
+        anndata.AnnData(vectors, obs=rows, uns={"genomamba": dict(details)}).write_h5ad(stream.name)
 
 
 _WRITERS = {".parquet": _parquet, ".npz": _npz, ".h5ad": _anndata}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -41,6 +43,7 @@ class TrackOptions:
     threads: int | None
     device: str = "auto"
     precision: str = "float32"
+    igv_session: Path | None = None
 
 
 def run_track(options: TrackOptions) -> None:
@@ -49,6 +52,12 @@ def run_track(options: TrackOptions) -> None:
     Raises:
         InputError: the files or options contradict each other.
     """
+    if options.igv_session is not None:
+        if options.output is None:
+            raise InputError("--igv-session opens the file of --output: give both.")
+        if options.igv_session.suffix != ".xml":
+            raise InputError(f"--igv-session {options.igv_session}: IGV opens sessions whose names end in .xml.")
+        check_writable_place(options.igv_session, "--igv-session")
     if options.output is not None:
         check_writable_place(options.output, "--output")
         if _is_bigwig(options.output) and importlib.util.find_spec("pyBigWig") is None:
@@ -81,7 +90,30 @@ def run_track(options: TrackOptions) -> None:
                         bases + len(scored),
                         positions + len(piece.values),
                     )
+    if options.igv_session is not None and options.output is not None:
+        with written_whole(options.igv_session) as stream:
+            stream.write(igv_session(options.igv_session, options.output, options.reference, regions))
     _summarise(sums)
+
+
+def igv_session(session: Path, track: Path, reference: str, regions: Sequence[Region]) -> bytes:
+    """A session of IGV (igv.org) that shows a track of the reference, at the first region.
+
+    Paths are relative to the session's folder, so that all three can be moved together.
+    """
+    place = session.resolve().parent
+    path = os.path.relpath(track.resolve(), place)
+    root = ElementTree.Element("Session", genome=os.path.relpath(Path(reference).resolve(), place), version="8")
+    if regions:
+        root.set("locus", f"{regions[0].contig}:{regions[0].start + 1}-{regions[0].end}")
+    resources = ElementTree.SubElement(root, "Resources")
+    ElementTree.SubElement(resources, "Resource", path=path, type="bigwig" if _is_bigwig(track) else "bedgraph")
+    panel = ElementTree.SubElement(root, "Panel", name="DataPanel")
+    ElementTree.SubElement(
+        panel, "Track", id=path, name="log-likelihood (nats)", renderer="LINE_PLOT", windowFunction="mean", height="80"
+    )
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
 def _regions(options: TrackOptions, genome: Reference) -> list[Region]:

@@ -21,7 +21,7 @@ from mambapipelines.console import WorkProgress, counted, note
 from mambapipelines.device import Placement, begin_computing
 from mambapipelines.files import check_writable_place, written_whole
 from mambapipelines.species.mates import answer_pair, interleaved, pairs
-from mambapipelines.species.outputs import CallSinks, group_rule, kraken_report, multiqc_text
+from mambapipelines.species.outputs import CallSinks, biom_text, group_rule, kraken_report, multiqc_text
 from mambapipelines.species.processes import (
     evidence_by_processes,
     evidence_by_torchrun,
@@ -79,6 +79,7 @@ class ClassificationOptions:
         unclassified_output: file for the sequences of `unknown` and `unclassified` records.
         processes: number of processes, each with `threads` threads.
         kraken_report: file for the calls in the format of Kraken's report.
+        biom: file for the records of each source by call, as a BIOM table.
         paired: mates, which follow each other in one source or are in two sources, are one call.
         device, precision: see `mambapipelines.device.choose`.
     """
@@ -100,6 +101,7 @@ class ClassificationOptions:
     processes: int = 1
     paired: bool = False
     kraken_report: Path | None = None
+    biom: Path | None = None
     device: str = "auto"
     precision: str = "float32"
 
@@ -234,6 +236,8 @@ def _write_answers(
         if options.kraken_report is not None:
             text = kraken_report(summary.records, classifier.class_names)
             _write_beside(written, options.kraken_report, text.encode())
+        if options.biom is not None:
+            _write_beside(written, options.biom, biom_text(counts_by_source, classifier.class_names).encode())
         if options.report is not None:
             from mambapipelines.species.report import classification_page  # noqa: PLC0415 - matplotlib, only when asked for
 
@@ -278,6 +282,7 @@ def _check_places(options: ClassificationOptions) -> None:
         "--groups-output": options.groups_output,
         "--multiqc": options.multiqc,
         "--kraken-report": options.kraken_report,
+        "--biom": options.biom,
         "--unclassified-out": options.unclassified_output,
     }
     if (options.group_by is None) != (options.groups_output is None):

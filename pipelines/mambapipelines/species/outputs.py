@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final, cast
 
@@ -211,6 +213,37 @@ def kraken_report(records: Mapping[str, int], class_names: Sequence[str]) -> str
             if count:
                 lines.append(line(count, count, "S", number, f"  {name}"))
     return "".join(f"{each}\n" for each in lines)
+
+
+def biom_text(counts_by_source: Mapping[str, Mapping[str, int]], class_names: Sequence[str]) -> str:
+    """Records of each source by call, as a sparse table in BIOM 1.0 (biom-format.org/documentation/format_versions).
+
+    Observations are calls, samples are sources. Calls without any record have a row too, so that tables of several runs
+    have the same rows.
+    """
+    calls = list(dict.fromkeys([*class_names, UNKNOWN, UNCLASSIFIED]))
+    samples = _sample_names(counts_by_source)
+    data = [
+        [row, column, counts[call]]
+        for row, call in enumerate(calls)
+        for column, counts in enumerate(counts_by_source.values())
+        if counts.get(call)
+    ]
+    document = {
+        "id": None,
+        "format": "Biological Observation Matrix 1.0.0",
+        "format_url": "http://biom-format.org",
+        "type": "Taxon table",
+        "generated_by": "genomamba classify",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "matrix_type": "sparse",
+        "matrix_element_type": "int",
+        "shape": [len(calls), len(samples)],
+        "rows": [{"id": call, "metadata": None} for call in calls],
+        "columns": [{"id": sample, "metadata": None} for sample in samples],
+        "data": data,
+    }
+    return json.dumps(document, indent=1) + "\n"
 
 
 def _sample_names(sources: Iterable[str]) -> list[str]:

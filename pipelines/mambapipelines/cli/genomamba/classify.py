@@ -70,6 +70,9 @@ def classify(
         Path | None,
         typer.Option(metavar="FILE", help="Write the calls as a Kraken report (Krona, Pavian, Bracken)."),
     ] = None,
+    biom: Annotated[
+        Path | None, typer.Option(metavar="FILE.biom", help="Write the records of each input by call as a BIOM table.")
+    ] = None,
     paired: Annotated[
         bool,
         typer.Option(
@@ -123,5 +126,6 @@ def classify(
             processes=processes,
             paired=paired,
             kraken_report=kraken_report,
+            biom=biom,
         )
     )

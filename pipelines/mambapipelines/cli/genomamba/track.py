@@ -35,6 +35,9 @@ def track(
     both_strands: Annotated[
         bool, typer.Option("--both-strands/--one-strand", help="Average both strands, or read the forward strand only.")
     ] = True,
+    igv_session: Annotated[
+        Path | None, typer.Option(metavar="FILE.xml", help="Write a session that opens --output in IGV.")
+    ] = None,
     context: Annotated[
         int, typer.Option(min=0, metavar="BP", help="Causal models: bases read before a region but not scored.")
     ] = 4096,
@@ -67,6 +70,7 @@ def track(
             bed=bed,
             both_strands=both_strands,
             context=context,
+            igv_session=igv_session,
             window=window,
             threads=threads,
             device=device,
