@@ -213,8 +213,8 @@ def test_the_blocks_of_a_page_run(
     page: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     demo = REPOSITORY / "demo"
-    if page.name == "first-contig.md" and not (demo / "contigs.fa").is_file():
-        pytest.skip("there is no demo/contigs.fa")
+    if page.name == "first-contig.md" and not (demo / "contigs.fa.gz").is_file():
+        pytest.skip("there is no demo/contigs.fa.gz")
     place = tmp_path / "place"
     shutil.copytree(models, place)
     if demo.is_dir():
@@ -247,7 +247,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert built.returncode == 0, built.stderr[-4000:]
     index = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
-    assert "genomamba classify yeasts demo/contigs.fa" in index
+    assert "genomamba classify yeasts demo/contigs.fa.gz" in index
     for page, needle in (
         ("reference/commands/genomamba-classify.html", "--unknown-rate"),
         ("reference/python/mambacore.scan.html", "selective_scan"),

@@ -7,7 +7,7 @@ TOPICS = {
         A model is a folder with config.json, model.safetensors and README.md (its card); every training command
         writes one. A MODEL argument may be
 
-          yeasts                      a folder
+          yeasts                      a folder, or a model that comes with the package (`genomamba models`)
           hf://owner/name@revision    a model on the Hugging Face Hub, downloaded once
 
         Language models may also be checkpoints of transformers (Mamba), mamba_ssm or Caduceus. Pickles are loaded in

@@ -38,6 +38,7 @@ from mambapipelines.species.rows import (
     table_header,
     table_row,
 )
+from mambapipelines.species.shards import merged_shards, parse_shard, shard_settings, write_shard
 
 # Re-exported for modules that use a classification.
 __all__ = [
@@ -80,6 +81,8 @@ class ClassificationOptions:
         processes: number of processes, each with `threads` threads.
         kraken_report: file for the calls in the format of Kraken's report.
         biom: file for the records of each source by call, as a BIOM table.
+        parts: folder of what independent jobs found (see `shards`); merged into the outputs unless `shard` is given.
+        shard: "K/N", compute the K-th of N shards into `parts` and nothing else.
         paired: mates, which follow each other in one source or are in two sources, are one call.
         device, precision: see `mambapipelines.device.choose`.
     """
@@ -102,6 +105,8 @@ class ClassificationOptions:
     paired: bool = False
     kraken_report: Path | None = None
     biom: Path | None = None
+    parts: Path | None = None
+    shard: str | None = None
     device: str = "auto"
     precision: str = "float32"
 
@@ -117,6 +122,7 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
         InputError: anything wrong with the options, the model folder or the files. No output file is left behind.
     """
     _check_places(options)
+    _check_shards(options)
     launched = torchrun_share()
     if options.processes < 1:
         raise InputError(f"--processes is {options.processes}: give 1 or more.")
@@ -143,7 +149,17 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
         progress = WorkProgress("classify", _estimate_bases(sources), lines_elsewhere=False, bar=bar)
         opened.enter_context(progress)
         records: Iterator[RecordEvidence] | None
-        if launched is not None:
+        shards = None
+        if options.parts is not None:
+            shards = shard_settings(options.model_folder, options.sources, options.piece_length, options.paired)
+        if options.shard is not None and options.parts is not None and shards is not None:
+            share = parse_shard(options.shard)
+            write_shard(lambda own: classifier.evidence(sources, own, progress.advance), share, options.parts, shards)
+            note(f"shard {options.shard} is in {options.parts}")
+            return ClassificationSummary(classifier.class_names)
+        if options.parts is not None and shards is not None:
+            records = merged_shards(options.parts, shards)
+        elif launched is not None:
             records = opened.enter_context(
                 evidence_by_torchrun(lambda share: classifier.evidence(sources, share), launched)
             )
@@ -307,6 +323,22 @@ def _refuse_inputs(paths: Sequence[Path], sources: Sequence[str], option: str) -
         for source in sources:
             if source != STANDARD_INPUT and path.is_file() and os.path.samefile(path, source):
                 raise InputError(f"{option} {path} is also an input: choose another name.")
+
+
+def _check_shards(options: ClassificationOptions) -> None:
+    """Refuse what makes no sense with `--shard` and `--parts`."""
+    if options.shard is not None:
+        parse_shard(options.shard)
+        if options.parts is None:
+            raise InputError("--shard needs a folder for what it finds: add --parts DIR.")
+        written = (
+            options.output, options.report, options.groups_output, options.multiqc, options.kraken_report, options.biom,
+            options.classified_output, options.unclassified_output,
+        )  # fmt: skip
+        if any(place is not None for place in written):
+            raise InputError("--shard writes into --parts only: give the other outputs to the call that merges.")
+    if options.parts is not None and (options.processes > 1 or torchrun_share() is not None):
+        raise InputError("--parts is for independent jobs: leave out --processes and torchrun.")
 
 
 def _refuse_under_torchrun(options: ClassificationOptions) -> None:

@@ -73,6 +73,15 @@ def classify(
     biom: Annotated[
         Path | None, typer.Option(metavar="FILE.biom", help="Write the records of each input by call as a BIOM table.")
     ] = None,
+    parts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of this input's shards: --shard writes one; otherwise all are merged."
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Classify the K-th of N shards into --parts, as one of N jobs.")
+    ] = None,
     paired: Annotated[
         bool,
         typer.Option(
@@ -127,5 +136,7 @@ def classify(
             paired=paired,
             kraken_report=kraken_report,
             biom=biom,
+            parts=parts,
+            shard=shard,
         )
     )
