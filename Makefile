@@ -8,14 +8,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard kernels/native/*) kernels/CMakeLists.txt
 
-.PHONY: install demo results test test-slow test-gpu test-torch lint bench bench-waveform bench-gpu bench-gpu-peer wheels docs clean
+.PHONY: install demo results test test-slow test-gpu test-torch lint bench bench-waveform bench-gpu bench-gpu-peer wheels check-packages docs clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml $(NATIVE)
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
-		|| { echo 'genomamba needs Python 3.11 or 3.12; run: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+		|| { echo 'genomamba needs Python 3.11, 3.12 or 3.13; run: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
@@ -87,6 +87,11 @@ bench-gpu-peer: install
 wheels: install
 	$(BIN)/python -m pip install --quiet cibuildwheel
 	$(BIN)/python -m cibuildwheel --output-dir wheelhouse
+
+# Wheel and sdist: build, repair, install each into an empty environment (5 GB, removed afterwards) and run it. LIGHT=1 takes
+# the dependencies from .venv instead.
+check-packages: install
+	PYTHON=$(BIN)/python pipelines/packaging/check_packages.sh
 
 # The site, in build/site: any warning (a dead link, a docstring that does not fit its function) is an error.
 docs: install
