@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audiomamba.models import WaveformModel, WaveformState
 from audiomamba.models.step_program import WaveformSteps
-from mambacore.devices import widened
+from mambacore.devices import wide_dtype, widened
 from mambacore.models.sampling import sample_tokens, token_log_likelihoods
 
 Walk = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -69,7 +69,7 @@ class ComposedWalk:
         classes, likelihoods = [], []
         for uniform in uniforms.unbind(1):
             logits, self._state = self._model(self._token.repeat(copies, 1), self._state)
-            chosen, likelihood = self._sampling.choose(logits[:, 0], uniform.to(self._device))
+            chosen, likelihood = self._sampling.choose(logits[:, 0], uniform.to(self._device, wide_dtype(self._device)))
             self._token = chosen.unsqueeze(1)
             classes.append(chosen.cpu())
             likelihoods.append(likelihood.cpu())

@@ -14,7 +14,7 @@ from mambacore.layout import DEVICE_INTERVAL
 from mambacore.scan import triton as scan
 from mambacore.scan import triton_backward as scan_backward
 from mambacore.scan import triton_forward as scan_forward
-from triton_compilation import TOOLS, compiled
+from mambacore.triton.compilation import TOOLS, compiled
 
 pytestmark = pytest.mark.skipif(
     not (TOOLS / "ptxas").exists(), reason="this platform's Triton has no ptxas to compile with"
@@ -32,7 +32,7 @@ KERNELS = {
     "outputs": (scan_forward.walk, SCAN | WALK | {"SUMMARY": False, "HAS_STATE": True, "KEEP_BOUNDARIES": True}, 1),
     "carry": (scan_forward.carry, CARRY, 1),
     "backward's summary": (scan_backward.summary, SCAN, 1),
-    "retreat": (scan_backward.retreat, SCAN | WALK | {"HAS_CARRY": True, "KEPT": scan.KEPT}, 1),
+    "retreat": (scan_backward.retreat, SCAN | WALK | {"HAS_CARRY": True}, 1),
     "convolution": (convolution_kernels.convolve, CONVOLVE, 4),
     "convolution's gradient": (convolution_kernels.grad_before_activation, CONVOLVE, 4),
     "gradient of its inputs": (convolution_kernels.grad_of_inputs, CONVOLUTION, 4),
@@ -69,7 +69,7 @@ def test_kernel_compiles(name, is_complex, capability, dtype, packed):
         plan = scan.plan_of(1, 1 << 20, 1024, 1, (1 + is_complex) * STATES, "summary" != name != "outputs", 132)
         switches = {"BLOCK_CHANNELS": plan.block_channels} | switches
         warps = warps if name == "carry" else plan.warps
-    used = compiled(kernel, switches, capability, dtype, warps)
+    used = compiled(kernel, switches, capability, dtype, warps).used
     assert 0 < used["REG"] <= 255, used
     if not packed and capability == 90 and dtype == "fp32":
         assert used["STACK"] == 0, used  # nothing leaves the registers

@@ -15,6 +15,7 @@ import torch
 
 import pretend_device
 from genomamba.data.assemblies import GREAT_APES
+from mambapipelines.training import sizes
 from mambapipelines.training.metrics import read_metrics
 from mambapipelines.training.progress import TrainingProgress
 from tiny_assemblies import write_assemblies
@@ -140,6 +141,7 @@ def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     command = COMMANDS[name](folder)
     torch.set_num_threads(1)
+    sizes.POSITIONS_ON_A_DEVICE = 128  # so that there are micro-batches, and pieces of them
     found: dict[str, Any] = {"cpu": run(command, folder / "cpu", "--device", "cpu", "--precision", "float32")}
     for precision in ("float32", "bfloat16"):
         options = ("--device", "pretend", "--precision", precision)

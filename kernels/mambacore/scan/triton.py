@@ -27,12 +27,9 @@ from mambacore.scan.triton_backward import retreat, summary
 from mambacore.scan.triton_forward import carry, walk
 from mambacore.triton.launch import multiprocessors, or_first
 
-# Positions whose states backward holds in registers; with 4 of them ptxas moves some to memory (Hopper, 16 states).
-KEPT = 2
 # For so many states per channel (complex numbers counted twice), channels of a program forward, and channels and warps
-# backward: at least half a warp's lanes lie along the channels, and a lane holds what its registers can hold beside an
-# interval's states. (32 numbers of 8 channels in one warp are the same share, but ptxas moves 8 bytes to memory.)
-BLOCKS = {8: (32, 32, 1), 16: (32, 16, 1), 32: (32, 16, 2), 64: (16, 4, 1), 128: (8, 2, 1)}
+# backward: the fewest instructions per state that keep everything in registers (`benchmarks/gpu_static.py`).
+BLOCKS = {8: (32, 32, 1), 16: (64, 32, 1), 32: (32, 16, 2), 64: (16, 4, 1), 128: (8, 2, 1)}
 # A device is full with so many warps per multiprocessor, four schedulers with four warps each...
 WARPS_TO_FILL = 16
 # ...and a single pass is faster than two when it has this many: each scheduler has one, whose states are independent.
@@ -218,7 +215,8 @@ def backward(
     shared = (run.plan.blocks_per_group, run.batch, run.length, run.groups, run.numbers)
     grad_into, grad_out_of = (run.buffer(*(parts if matrix.fixed else shared)) for matrix in (run.into, run.out_of))
     grad_rates = run.buffer(*parts)
-    scratch = run.buffer(run.batch * chunks, DEVICE_INTERVAL // KEPT, run.numbers, run.channels)
+    scratch = run.buffer(run.batch * chunks, DEVICE_INTERVAL, run.numbers, run.channels)
+    steps = run.buffer(run.batch * chunks, DEVICE_INTERVAL, 2, run.channels)
     grad_skip, grad_bias = (run.buffer(run.batch * chunks, run.channels) for _ in range(2))
     grad_first_state = run.buffer(run.batch, run.numbers, run.channels)
     first = None if grad_final_state is None else as_numbers(grad_final_state)
@@ -243,13 +241,13 @@ def backward(
         run.grid(chunks if run.length > 0 else 0),
         grad_outputs, run.inputs, run.step_size, or_first(run.gate, run.inputs), run.into.values, run.out_of.values,
         run.rates, or_first(run.skip_weight, run.rates), or_first(run.step_bias, run.rates),
-        or_first(run.resets, run.rates), boundary_states, scratch, or_first(carries, run.rates), grad_inputs,
+        or_first(run.resets, run.rates), boundary_states, scratch, steps, or_first(carries, run.rates), grad_inputs,
         grad_step_size, or_first(None if run.gate is None else grad_gate, inputs), grad_into, grad_out_of, grad_rates,
         grad_skip, grad_bias, grad_first_state, run.batch, run.groups, *run.cut, boundary_states.shape[1],
         *sequence_strides(grad_outputs), *sequence_strides(run.inputs), *strides, *run.into.strides,
         *run.out_of.strides, **run.switches,
         HAS_SKIP=run.skip_weight is not None, HAS_CARRY=carries is not None, INTO_FIXED=run.into.fixed,
-        INTERVAL=DEVICE_INTERVAL, KEPT=KEPT,
+        INTERVAL=DEVICE_INTERVAL,
     )  # fmt: skip
     return ScanGradients(
         grad_inputs,

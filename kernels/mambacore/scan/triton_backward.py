@@ -2,9 +2,9 @@
 
 The gradient of the state comes from later positions, so chunks are walked from their end, `summary` and
 `scan_forward.carry` hand the gradient from the last chunk to the first, and `retreat` computes everything else. It
-takes the chunk interval by interval. From the boundary that forward kept, states are computed again, some of them noted
-in a small buffer that stays in the cache; and from these once more, stretch by stretch from the last, to stay in
-registers until the walk back has used them. The gradients of input_matrix and output_matrix, which all channels
+takes the chunk interval by interval. From the boundary that forward kept, states are computed again and noted, with the
+steps, in a small buffer that stays in the cache; the walk back reads them there, so that nothing but one position's
+states is held in registers. The gradients of input_matrix and output_matrix, which all channels
 share, go to a buffer with one place per block of channels and are added up in its order: no atomics, and the same bits
 every time. The formulas are those of `mambacore.scan.fallback.backward`.
 """
@@ -93,15 +93,15 @@ def summary(
 @kernel
 def retreat(
     grad_outputs, inputs, step_size, gate, input_matrix, output_matrix, rates, skip_weight, step_bias, resets,
-    boundaries, scratch_states, chunk_carries, grad_inputs, grad_step_size, grad_gate, grad_into, grad_out_of,
-    grad_rates, grad_skip, grad_bias, grad_first_state,
+    boundaries, scratch_states, scratch_steps, chunk_carries, grad_inputs, grad_step_size, grad_gate,
+    grad_into, grad_out_of, grad_rates, grad_skip, grad_bias, grad_first_state,
     batch_count, group_count, length, channel_count, group_channels, blocks_per_group, block_count, state_count,
     chunk_length, chunk_count, interval_count,
     grad_batch, grad_row, inputs_batch, inputs_row, step_batch, step_row, gate_batch, gate_row,
     into_batch, into_row, into_group, out_of_batch, out_of_row, out_of_group,
     IS_COMPLEX: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, HAS_GATE: tl.constexpr,
     HAS_SKIP: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESETS: tl.constexpr, HAS_CARRY: tl.constexpr,
-    INTO_FIXED: tl.constexpr, OUT_OF_FIXED: tl.constexpr, INTERVAL: tl.constexpr, KEPT: tl.constexpr,
+    INTO_FIXED: tl.constexpr, OUT_OF_FIXED: tl.constexpr, INTERVAL: tl.constexpr,
     BLOCK_STATES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one chunk. `rates` hold log2(e) A, so the gradients by A are scaled back by the caller."""
@@ -138,31 +138,36 @@ def retreat(
         carried, carried_imaginary = load_states(of_chunk, states, channels, tile, channel_count, IS_COMPLEX)
     begin = chunk * chunk_length
     end = tl.minimum(begin + chunk_length, length)
-    scratch = (
-        scratch_states + (batch * chunk_count + chunk) * (INTERVAL // KEPT) * numbers * state_count * channel_count
-    )
+    program = batch * chunk_count + chunk
+    scratch = scratch_states + program * INTERVAL * numbers * state_count * channel_count
+    noted = scratch_steps + program * INTERVAL * 2 * channel_count
     intervals = (end - begin + INTERVAL - 1) // INTERVAL
     for backwards in range(intervals):
         first = begin + (intervals - 1 - backwards) * INTERVAL
         boundary = boundaries + (batch * interval_count + first // INTERVAL) * numbers * state_count * channel_count
         held, held_imaginary = load_states(boundary, states, channels, tile, channel_count, IS_COMPLEX)
-        # Forward through the interval, leaving the state before each stretch of KEPT positions; backward through the
-        # stretches, whose states stay in registers.
-        for passed in range(INTERVAL - KEPT):
-            if passed % KEPT == 0:
-                store_states(
-                    scratch + passed // KEPT * numbers * state_count * channel_count, states, channels, tile,
-                    channel_count, held, held_imaginary, IS_COMPLEX,
-                )  # fmt: skip
+        # Forward through the interval, noting the state before every position, its step and the slope of the step; then
+        # back through it, one position after the other. Past the end of the chunk a step is 0: nothing decays there,
+        # and nothing is added.
+        for passed in range(INTERVAL):
+            store_states(
+                scratch + passed * numbers * state_count * channel_count, states, channels, tile, channel_count, held,
+                held_imaginary, IS_COMPLEX,
+            )  # fmt: skip
             there = first + passed < end
             here = length - 1 - first - passed if REVERSE else first + passed
             use = present & there
+            raw, step = load_step(step_size + batch * step_batch + here * step_row, channels, use, bias, SOFTPLUS)
+            step = tl.where(there, step, 0.0)
+            tl.store(noted + 2 * passed * channel_count + channels, step, mask=present)
+            if SOFTPLUS:
+                slope = tl.where(there, sigmoid(raw), 0.0)
+                tl.store(noted + (2 * passed + 1) * channel_count + channels, slope, mask=present)
             if HAS_RESETS:
                 begins = tl.load(resets + batch * length + here, mask=there, other=0) != 0
                 held = tl.where(begins, 0.0, held)
                 held_imaginary = tl.where(begins, 0.0, held_imaginary)
             given = tl.load(inputs + batch * inputs_batch + here * inputs_row + channels, mask=use, other=0.0)
-            _, step = load_step(step_size + batch * step_batch + here * step_row, channels, use, bias, SOFTPLUS)
             if not INTO_FIXED:
                 row = input_matrix + batch * into_batch + here * into_row + group * into_group
                 into, into_imaginary = load_numbers(
@@ -176,144 +181,120 @@ def retreat(
                 held = real
             else:
                 held = left * held + drive * into
-        store_states(
-            scratch + (INTERVAL // KEPT - 1) * numbers * state_count * channel_count, states, channels, tile,
-            channel_count, held, held_imaginary, IS_COMPLEX,
-        )  # fmt: skip
         tl.debug_barrier()
-        for stretch_back in range(INTERVAL // KEPT):
-            stretch = INTERVAL // KEPT - 1 - stretch_back
-            start = first + stretch * KEPT
-            held, held_imaginary = load_states(
-                scratch + stretch * numbers * state_count * channel_count, states, channels, tile, channel_count,
+        for offset_back in range(INTERVAL):
+            offset = INTERVAL - 1 - offset_back
+            there = first + offset < end
+            here = length - 1 - first - offset if REVERSE else first + offset
+            use = present & there
+            before, before_imaginary = load_states(
+                scratch + offset * numbers * state_count * channel_count, states, channels, tile, channel_count,
                 IS_COMPLEX,
             )  # fmt: skip
-            after, after_imaginary = (held,), (held_imaginary,)
-            for offset in tl.static_range(KEPT):
-                there = start + offset < end  # what lies past the end is computed and never used
-                here = length - 1 - start - offset if REVERSE else start + offset
-                use = present & there
-                if HAS_RESETS:
-                    begins = tl.load(resets + batch * length + here, mask=there, other=0) != 0
-                    held = tl.where(begins, 0.0, held)
-                    held_imaginary = tl.where(begins, 0.0, held_imaginary)
-                given = tl.load(inputs + batch * inputs_batch + here * inputs_row + channels, mask=use, other=0.0)
-                _, step = load_step(step_size + batch * step_batch + here * step_row, channels, use, bias, SOFTPLUS)
-                if not INTO_FIXED:
-                    row = input_matrix + batch * into_batch + here * into_row + group * into_group
-                    into, into_imaginary = load_numbers(
-                        row, numbers * states[:, None], some_states[:, None] & there, IS_COMPLEX
-                    )
-                left, left_imaginary = decay(step, rate, frequency, IS_COMPLEX)
-                drive = (step * given.to(tl.float32))[None, :]
+            if HAS_RESETS:
+                begins = tl.load(resets + batch * length + here, mask=there, other=0) != 0
+                before = tl.where(begins, 0.0, before)
+                before_imaginary = tl.where(begins, 0.0, before_imaginary)
+            step = tl.load(noted + 2 * offset * channel_count + channels, mask=present, other=0.0)
+            given = tl.load(inputs + batch * inputs_batch + here * inputs_row + channels, mask=use, other=0.0)
+            given = given.to(tl.float32)
+            grad = tl.load(grad_outputs + batch * grad_batch + here * grad_row + channels, mask=use, other=0.0)
+            grad = grad.to(tl.float32)
+            if not INTO_FIXED:
+                row = input_matrix + batch * into_batch + here * into_row + group * into_group
+                into, into_imaginary = load_numbers(
+                    row, numbers * states[:, None], some_states[:, None] & there, IS_COMPLEX
+                )
+            if not OUT_OF_FIXED:
+                row = output_matrix + batch * out_of_batch + here * out_of_row + group * out_of_group
+                out_of, out_of_imaginary = load_numbers(
+                    row, numbers * states[:, None], some_states[:, None] & there, IS_COMPLEX
+                )
+            at = (batch * length + here) * channel_count + channels
+            left, left_imaginary = decay(step, rate, frequency, IS_COMPLEX)
+            drive = (step * given)[None, :]
+            if IS_COMPLEX:
+                held = left * before - left_imaginary * before_imaginary + drive * into
+                held_imaginary = left * before_imaginary + left_imaginary * before + drive * into_imaginary
+            else:
+                held = left * before + drive * into
+            if HAS_GATE:
+                opening = tl.load(gate + batch * gate_batch + here * gate_row + channels, mask=use, other=0.0)
+                opening = opening.to(tl.float32)
+                open_share = sigmoid(opening)
+                product = held * out_of
                 if IS_COMPLEX:
-                    real = left * held - left_imaginary * held_imaginary + drive * into
-                    held_imaginary = left * held_imaginary + left_imaginary * held + drive * into_imaginary
-                    held = real
-                else:
-                    held = left * held + drive * into
-                after += (held,)  # type: ignore[assignment]
-                after_imaginary += (held_imaginary,)  # type: ignore[assignment]
-            for offset in tl.static_range(KEPT - 1, -1, -1):
-                there = start + offset < end
-                here = length - 1 - start - offset if REVERSE else start + offset
-                use = present & there
-                before, before_imaginary = after[offset], after_imaginary[offset]
-                if HAS_RESETS:
-                    begins = tl.load(resets + batch * length + here, mask=there, other=0) != 0
-                    before = tl.where(begins, 0.0, before)
-                    before_imaginary = tl.where(begins, 0.0, before_imaginary)
-                given = tl.load(inputs + batch * inputs_batch + here * inputs_row + channels, mask=use, other=0.0)
-                given = given.to(tl.float32)
-                raw, step = load_step(step_size + batch * step_batch + here * step_row, channels, use, bias, SOFTPLUS)
-                grad = tl.load(grad_outputs + batch * grad_batch + here * grad_row + channels, mask=use, other=0.0)
-                grad = grad.to(tl.float32)
-                if not INTO_FIXED:
-                    row = input_matrix + batch * into_batch + here * into_row + group * into_group
-                    into, into_imaginary = load_numbers(
-                        row, numbers * states[:, None], some_states[:, None] & there, IS_COMPLEX
-                    )
-                if not OUT_OF_FIXED:
-                    row = output_matrix + batch * out_of_batch + here * out_of_row + group * out_of_group
-                    out_of, out_of_imaginary = load_numbers(
-                        row, numbers * states[:, None], some_states[:, None] & there, IS_COMPLEX
-                    )
-                at = (batch * length + here) * channel_count + channels
-                held, held_imaginary = after[offset + 1], after_imaginary[offset + 1]
-                if HAS_GATE:
-                    opening = tl.load(gate + batch * gate_batch + here * gate_row + channels, mask=use, other=0.0)
-                    opening = opening.to(tl.float32)
-                    open_share = sigmoid(opening)
-                    product = held * out_of
-                    if IS_COMPLEX:
-                        product -= held_imaginary * out_of_imaginary
-                    ungated = read_factor * total(product, 0) + skip * given
-                    slope = open_share * (1.0 + opening * (1.0 - open_share))
-                    tl.store(grad_gate + at, (grad * ungated * slope).to(grad_gate.dtype.element_ty), mask=use)
-                    grad *= opening * open_share
-                grad_read = (read_factor * grad)[None, :]
-                drive = (step * given)[None, :]
-                left, left_imaginary = decay(step, rate, frequency, IS_COMPLEX)
-                carried_here, carried_imaginary_here = carried, carried_imaginary
-                carried += grad_read * out_of
+                    product -= held_imaginary * out_of_imaginary
+                ungated = read_factor * total(product, 0) + skip * given
+                slope_of_gate = open_share * (1.0 + opening * (1.0 - open_share))
+                tl.store(grad_gate + at, (grad * ungated * slope_of_gate).to(grad_gate.dtype.element_ty), mask=use)
+                grad *= opening * open_share
+            grad_read = (read_factor * grad)[None, :]
+            carried += grad_read * out_of
+            if IS_COMPLEX:
+                carried_imaginary -= grad_read * out_of_imaginary
+            # carried is now the gradient of the state; those of the two matrices come from it and the state.
+            of_into, of_out_of = carried * drive, grad_read * held
+            of_drive = carried * into
+            if IS_COMPLEX:
+                of_into_imaginary, of_out_of_imaginary = carried_imaginary * drive, -grad_read * held_imaginary
+                of_drive += carried_imaginary * into_imaginary
+                real = left * carried + left_imaginary * carried_imaginary
+                carried_imaginary = left * carried_imaginary - left_imaginary * carried
+                carried = real
+                of_exponent = carried * before + carried_imaginary * before_imaginary
+                of_exponent_imaginary = carried_imaginary * before - carried * before_imaginary
+                of_step = per_rate * rate * of_exponent + per_frequency * frequency * of_exponent_imaginary
+                sum_rate_imaginary += of_exponent_imaginary * step[None, :]
+            else:
+                carried *= left
+                of_exponent = carried * before
+                of_step = per_rate * rate * of_exponent
+            sum_rate += of_exponent * step[None, :]
+            if HAS_RESETS:
+                carried = tl.where(begins, 0.0, carried)
+                carried_imaginary = tl.where(begins, 0.0, carried_imaginary)
+            if INTO_FIXED:
+                sum_into += of_into
                 if IS_COMPLEX:
-                    carried_imaginary -= grad_read * out_of_imaginary
-                # carried is now the gradient of the state; those of the two matrices come from it and the state.
-                of_into, of_out_of = carried * drive, grad_read * held
-                of_drive = carried * into
+                    sum_into_imaginary += of_into_imaginary
+            else:
+                row = ((block_in_group * batch_count + batch) * length + here) * group_count + group
+                row = grad_into + row * numbers * state_count + numbers * states
+                tl.store(row, total(of_into, 1), mask=some_states & there)
                 if IS_COMPLEX:
-                    of_into_imaginary, of_out_of_imaginary = carried_imaginary * drive, -grad_read * held_imaginary
-                    of_drive += carried_imaginary * into_imaginary
-                    real = left * carried + left_imaginary * carried_imaginary
-                    carried_imaginary = left * carried_imaginary - left_imaginary * carried
-                    carried = real
-                    of_exponent = carried * before + carried_imaginary * before_imaginary
-                    of_exponent_imaginary = carried_imaginary * before - carried * before_imaginary
-                    of_step = per_rate * rate * of_exponent + per_frequency * frequency * of_exponent_imaginary
-                    sum_rate_imaginary += tl.where(there, of_exponent_imaginary * step[None, :], 0.0)
-                else:
-                    carried *= left
-                    of_exponent = carried * before
-                    of_step = per_rate * rate * of_exponent
-                sum_rate += tl.where(there, of_exponent * step[None, :], 0.0)
-                if HAS_RESETS:
-                    carried = tl.where(begins, 0.0, carried)
-                    carried_imaginary = tl.where(begins, 0.0, carried_imaginary)
-                carried = tl.where(there, carried, carried_here)
-                carried_imaginary = tl.where(there, carried_imaginary, carried_imaginary_here)
-                if INTO_FIXED:
-                    sum_into += of_into
-                    if IS_COMPLEX:
-                        sum_into_imaginary += of_into_imaginary
-                else:
-                    row = ((block_in_group * batch_count + batch) * length + here) * group_count + group
-                    row = grad_into + row * numbers * state_count + numbers * states
-                    tl.store(row, total(of_into, 1), mask=some_states & there)
-                    if IS_COMPLEX:
-                        tl.store(row + 1, total(of_into_imaginary, 1), mask=some_states & there)
-                if OUT_OF_FIXED:
-                    sum_out_of += of_out_of
-                    if IS_COMPLEX:
-                        sum_out_of_imaginary += of_out_of_imaginary
-                else:
-                    row = ((block_in_group * batch_count + batch) * length + here) * group_count + group
-                    row = grad_out_of + row * numbers * state_count + numbers * states
-                    tl.store(row, total(of_out_of, 1), mask=some_states & there)
-                    if IS_COMPLEX:
-                        tl.store(row + 1, total(of_out_of_imaginary, 1), mask=some_states & there)
-                grad_drive = total(of_drive, 0)
-                grad_step = total(of_step, 0) + grad_drive * given
-                if SOFTPLUS:
-                    grad_step *= sigmoid(raw)
+                    tl.store(
+                        row + 1,
+                        total(of_into_imaginary, 1),
+                        mask=some_states & there,
+                    )
+            if OUT_OF_FIXED:
+                sum_out_of += of_out_of
+                if IS_COMPLEX:
+                    sum_out_of_imaginary += of_out_of_imaginary
+            else:
+                row = ((block_in_group * batch_count + batch) * length + here) * group_count + group
+                row = grad_out_of + row * numbers * state_count + numbers * states
+                tl.store(row, total(of_out_of, 1), mask=some_states & there)
+                if IS_COMPLEX:
+                    tl.store(
+                        row + 1,
+                        total(of_out_of_imaginary, 1),
+                        mask=some_states & there,
+                    )
+            grad_drive = total(of_drive, 0)
+            grad_step = total(of_step, 0) + grad_drive * given
+            if SOFTPLUS:
+                grad_step *= tl.load(noted + (2 * offset + 1) * channel_count + channels, mask=present, other=0.0)
+            else:
                 grad_step = tl.where(there, grad_step, 0.0)
-                tl.store(grad_step_size + at, grad_step.to(grad_step_size.dtype.element_ty), mask=use)
-                grad_given = grad_drive * step + skip * grad
-                tl.store(grad_inputs + at, grad_given.to(grad_inputs.dtype.element_ty), mask=use)
-                sum_skip += grad * given
-                sum_bias += grad_step
+            tl.store(grad_step_size + at, grad_step.to(grad_step_size.dtype.element_ty), mask=use)
+            grad_given = grad_drive * step + skip * grad
+            tl.store(grad_inputs + at, grad_given.to(grad_inputs.dtype.element_ty), mask=use)
+            sum_skip += grad * given
+            sum_bias += grad_step
         tl.debug_barrier()
-    part = batch * chunk_count + chunk
-    of_part = part * numbers * state_count * channel_count
+    of_part = program * numbers * state_count * channel_count
     store_states(grad_rates + of_part, states, channels, tile, channel_count, sum_rate, sum_rate_imaginary, IS_COMPLEX)
     if INTO_FIXED:
         place = grad_into + of_part
@@ -322,9 +303,9 @@ def retreat(
         place = grad_out_of + of_part
         store_states(place, states, channels, tile, channel_count, sum_out_of, sum_out_of_imaginary, IS_COMPLEX)
     if HAS_SKIP:
-        tl.store(grad_skip + part * channel_count + channels, sum_skip, mask=present)
+        tl.store(grad_skip + program * channel_count + channels, sum_skip, mask=present)
     if HAS_BIAS:
-        tl.store(grad_bias + part * channel_count + channels, sum_bias, mask=present)
+        tl.store(grad_bias + program * channel_count + channels, sum_bias, mask=present)
     if chunk == 0:
         place = grad_first_state + batch * numbers * state_count * channel_count
         store_states(place, states, channels, tile, channel_count, carried, carried_imaginary, IS_COMPLEX)

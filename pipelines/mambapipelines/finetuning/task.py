@@ -148,6 +148,13 @@ class TableTask(SequenceModelTask):
         tokens_of_step, lengths = padded_batch([tokens for tokens, _ in rows])
         return tokens_of_step, lengths, torch.from_numpy(targets[[row for _, row in rows]])
 
+    def longest_batch(self) -> Batch:
+        """The longest sequences."""
+        sequences, targets = self.training
+        longest = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))[-self.rows_per_step :]
+        tokens, lengths = padded_batch([sequences[row] for row in longest])
+        return tokens, lengths, torch.from_numpy(targets[longest])
+
 
 class GenomeWindowTask(SequenceModelTask):
     """Windows of genomes to classify: uniform class, uniform chromosome, uniform start, either strand.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,6 +23,7 @@ from mambapipelines.training.recipe import TrainingRecipe
 from mambapipelines.training.replicas import Replicas, Report
 from mambapipelines.training.schedules import ValidationHistory, measuring_learning_rate
 from mambapipelines.training.sharding import WholeStep, add_gradients, clip_gradients, copy_whole, shard
+from mambapipelines.training.sizes import Sizes, first_sizes, fitted
 from mambapipelines.training.state import RunState, optimizer_tensors, restore_optimizer
 from mambapipelines.training.task import Batch, TrainingTask
 
@@ -126,6 +127,43 @@ class TrainingModule(pl.LightningModule):
         self._restored_tensors = state.optimizer if state is not None else None
         self._adamw: torch.optim.AdamW | None = None
         self._replicas: Replicas | None = None
+        self.sizes = first_sizes(placement, task.divisible)
+        self._sizes_fit = self.sizes.positions is None
+        if state is not None and state.positions is not None and not self._sizes_fit:
+            # Those of the run so far, so that sums are in the same order.
+            self.sizes, self._sizes_fit = Sizes(state.positions), True
+
+    def fit_sizes(self, say: Callable[[str], None]) -> None:
+        """Find out how much fits the device by a micro-batch of the full length, before anything is learned.
+
+        Where parameters or sequences are divided among processes, all of them would have to run out of memory at once
+        to try again, so nothing is tried there.
+
+        Args:
+            say: called with a sentence when something does not fit.
+
+        Raises:
+            InputError: nothing fits.
+        """
+        if self._sizes_fit:
+            return
+        self._sizes_fit = True
+        if self.ranks.sharded or self.ranks.context_count > 1:
+            return
+        batch = self.ranks.rows(self.task.longest_batch())
+
+        self.model.train()
+
+        def attempt(sizes: Sizes) -> None:
+            rows = sizes.rows(self.task.rows_per_micro_batch(batch[0].shape[1]), batch[0].shape[1])
+            # Rows may be sorted by length, either way.
+            parts = list(zip(*(tensor.split(rows) for tensor in batch), strict=True))
+            largest = max((self.task.trimmed(part) for part in parts), key=lambda part: part[0].shape[1])
+            self._backward(self.model, self.placement.put(largest), 1.0, sizes)
+
+        found = fitted(self.sizes, attempt, self.model, self.placement, say)
+        # The processes of a run have equal shares of the work.
+        self.sizes = Sizes(-int(self.ranks.largest([-float(found.positions or 0)])[0]))
 
     def configure_model(self) -> None:
         """Shard the model over the processes, if configured."""
@@ -208,7 +246,8 @@ class TrainingModule(pl.LightningModule):
         assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        rows = self.task.rows_per_micro_batch(batch[0].shape[1])
+        length = batch[0].shape[1]
+        rows = self.sizes.rows(self.task.rows_per_micro_batch(length), length)
         batch = self.ranks.stretch(self.ranks.rows(batch))
         # Weights are computed before the tensors are moved, to avoid waiting for the device.
         whole_micro_batches = zip(*(tensor.split(rows) for tensor in batch), strict=True)
@@ -226,7 +265,7 @@ class TrainingModule(pl.LightningModule):
             self._replicas = Replicas(self.model, count, torch.get_num_threads())
 
         def backward(replica: nn.Module, weight: torch.Tensor, *micro_batch: torch.Tensor) -> Report:
-            return self._backward(replica, self.placement.put(micro_batch), float(weight) / total_weight)
+            return self._backward(replica, self.placement.put(micro_batch), float(weight) / total_weight, self.sizes)
 
         reports = self._replicas.accumulate(micro_batches, backward)
         if self.ranks.count > 1:
@@ -253,13 +292,14 @@ class TrainingModule(pl.LightningModule):
         sums = [math.fsum(share[number] for share in shares) for number in range(len(names))]
         return dict(zip(names, self.ranks.sums(sums), strict=True))
 
-    def _backward(self, replica: nn.Module, micro_batch: Batch, share: float) -> Report:
+    def _backward(self, replica: nn.Module, micro_batch: Batch, share: float, sizes: Sizes) -> Report:
         """Add the gradients of a micro-batch that counts `share` to the replica's; its part of the step's figures."""
         names = ("loss", *self.task.training_figures)
         low_precision = self.placement.autocast()
         # Parameters that are divided come together for one whole forward pass, and a stretch is read at once.
         pieces = self.task.pieces(micro_batch) if not self.ranks.sharded and self.ranks.context_count == 1 else None
         if pieces is not None:
+            pieces = sizes.pieces(pieces)
             with low_precision:
                 result = backward_in_pieces(
                     replica,

@@ -208,6 +208,7 @@ class TrainingRecorder(pl.Callback):
             history=module.history,
             seconds=self.elapsed_seconds(),
             placed=self.placed,
+            positions=module.sizes.positions,
         )
         try:
             self.folder.save(state, module.ranks)

@@ -28,6 +28,7 @@ from mambapipelines.training.recipe import TrainingRecipe
 from mambapipelines.training.recorder import TrainingRecorder, metrics_columns, signal_handlers_restored
 from mambapipelines.training.report import write_run_report
 from mambapipelines.training.schedules import Schedule
+from mambapipelines.training.sizes import memory_shortage_named
 from mambapipelines.training.state import RunFolder, RunState
 from mambapipelines.training.task import TrainingTask
 
@@ -101,7 +102,7 @@ class TrainingRun:
         placement = self.placement or choose("cpu", self.recipe.precision)
         ranks = join_ranks(*strategy_of(self.options), placement.device)
         try:
-            with lost_processes_named(ranks):
+            with lost_processes_named(ranks), memory_shortage_named(placement):
                 module = self._train(state, ranks, placement)
         finally:
             leave_ranks(ranks)
@@ -165,6 +166,8 @@ class TrainingRun:
                     enable_model_summary=False,
                     callbacks=[recorder],
                 )
+                module.configure_model()
+                module.fit_sizes(self.progress.note)
                 trainer.fit(module, StepDataModule(module.batches))
         finally:
             if metrics is not None:

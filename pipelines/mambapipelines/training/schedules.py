@@ -124,6 +124,14 @@ class LengthWarmup:
     steps_per_stage: int
     length: int
 
+    @property
+    def longest_step(self) -> int:
+        """The first step whose windows have the full length."""
+        stages = 0
+        while self.steps_per_stage and self.first_length << stages < self.length:
+            stages += 1
+        return stages * self.steps_per_stage
+
     def length_at(self, step: int) -> int:
         """Length of the windows of step `step` (0-based)."""
         if self.steps_per_stage == 0:

@@ -65,6 +65,7 @@ class RunState:
         history: the validations so far.
         seconds: wall time of the run so far, over all its processes; `None` where that was not recorded.
         placed: device, precision and number of processes, in words; empty where that was not recorded.
+        positions: that go through the model at once on a device; `None` where the recipe decides.
     """
 
     step: int
@@ -77,6 +78,7 @@ class RunState:
     history: ValidationHistory = field(default_factory=ValidationHistory)
     seconds: float | None = None
     placed: dict[str, str] = field(default_factory=dict)
+    positions: int | None = None
 
 
 class RunFolder:
@@ -144,6 +146,7 @@ class RunFolder:
             "history": asdict(state.history),
             "seconds": state.seconds,
             "placed": state.placed,
+            "positions": state.positions,
             "fingerprint": state.fingerprint,
         }
         if parts > 1:
@@ -293,6 +296,7 @@ def _read_state(folder: Path) -> RunState:
         history=ValidationHistory(**description["history"]),
         seconds=description.get("seconds"),
         placed=description.get("placed", {}),
+        positions=description.get("positions"),
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mambacore.layers import parameters_without_decay
 from mambacore.longsequence.losses import Loss
+from mambapipelines.training.schedules import LengthWarmup
 
 Batch = tuple[Tensor, ...]
 
@@ -31,6 +32,8 @@ class TrainingTask:
         deciding_figure: the validation metric that selects the best state and detects a plateau.
         higher_is_better: whether higher values of the deciding metric are better.
         unit: name of a position of a batch, for the speed.
+        divisible: whether a batch may go through the model in parts that add up to the same gradient.
+        lengths: lengths of the windows by step, where they change.
         splits_over_context: whether the tensors of a batch are all (rows, length, ...), `loss` is a mean over positions
             that `weight` counts, and the model reads stretches (`mambacore.parallel`): then `--context-ranks` works.
         steps_done: optimiser steps taken when `validate` is called.
@@ -42,6 +45,8 @@ class TrainingTask:
     deciding_figure: ClassVar[str]
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "positions"
+    divisible: ClassVar[bool] = True
+    lengths: LengthWarmup | None = None
     splits_over_context: ClassVar[bool] = False
     steps_done: int = 0
 
@@ -51,6 +56,10 @@ class TrainingTask:
         It is a function of the task's seed and the step alone, so that a resumed run is identical.
         """
         raise TypeError(f"{type(self).__name__} gives no batches")
+
+    def longest_batch(self) -> Batch:
+        """A batch as long as any of the run, which has to fit the memory of a device."""
+        return self.batch(0 if self.lengths is None else self.lengths.longest_step)
 
     def loss(self, replica: nn.Module, micro_batch: Batch) -> dict[str, Tensor]:
         """Return means over the micro-batch: `loss` with its graph, and the training metrics.

@@ -145,6 +145,9 @@ class ClassifierTask(TrainingTask):
         self._seed = seed
         self._order: tuple[int, np.ndarray] | None = None  # order of the last epoch used, a function of (seed, epoch)
 
+    # Batch normalisation takes its means over all clips of a step.
+    divisible = False
+
     def batch(self, step: int) -> Batch:
         """Return (clips, clip_length) augmented float32 samples, and (clips,) labels."""
         samples, labels = self.training

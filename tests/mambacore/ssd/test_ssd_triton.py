@@ -77,12 +77,12 @@ BLOCKS = {"REVERSE": False, "RANK": 1, "CHUNK": 64, "BLOCK_ROWS": 64, "BLOCK_WID
 @pytest.mark.parametrize("states", [64, 128])
 def test_kernels_compile_for_hopper_without_leaving_the_registers(name, dtype, states):
     from mambacore.ssd import triton, triton_kernels  # noqa: PLC0415
-    from triton_compilation import TOOLS, compiled  # noqa: PLC0415  skipped where there is no Triton
+    from mambacore.triton.compilation import TOOLS, compiled  # noqa: PLC0415  skipped where there is no Triton
 
     if not (TOOLS / "ptxas").exists():
         pytest.skip("this platform's Triton has no ptxas to compile with")
     kernel = getattr(triton_kernels, name)
     warps = 1 if name == "pass_states" else triton.WARPS[torch.float32 if dtype == "fp32" else torch.bfloat16]
-    used = compiled(kernel, BLOCKS | {"BLOCK_STATES": states}, 90, dtype, warps)
+    used = compiled(kernel, BLOCKS | {"BLOCK_STATES": states}, 90, dtype, warps).used
     assert 0 < used["REG"] <= 255, used
     assert used["STACK"] == 0 or dtype == "fp32", used
