@@ -6,7 +6,8 @@ Each process uses one device. Processes started by torchrun or SLURM use the dev
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -90,6 +91,30 @@ def choose(device: str = "auto", precision: str = "auto") -> Placement:
 
         torch.cuda.set_device(chosen)
     return Placement(chosen, _precision(precision, chosen), reason)
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Inside, PyTorch takes operators that give the same bits every time, and warns of those that have none.
+
+    The kernels of this project and everything on a CPU do so anyway.
+
+    Args:
+        wanted: else nothing is changed.
+    """
+    import torch  # noqa: PLC0415
+
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    # cuBLAS reads it when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def begin_computing(

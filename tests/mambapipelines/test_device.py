@@ -10,7 +10,7 @@ from torch import distributed
 
 from mambacore.devices import wide_dtype
 from mambacore.errors import InputError
-from mambapipelines.device import Placement, choose, local_rank
+from mambapipelines.device import Placement, choose, deterministic_algorithms, local_rank
 from mambapipelines.training import sharding
 from mambapipelines.training.ranks import join_ranks
 
@@ -153,3 +153,14 @@ def test_parameters_are_divided_on_a_mesh_of_the_kind_of_device(monkeypatch: pyt
     monkeypatch.setattr(sharding, "fully_shard", lambda module, **_: module)
     sharding.shard(torch.nn.Linear(2, 2), torch.device("cuda", 1))
     assert meshes == [("cuda", (2,))]
+
+
+def test_deterministic_algorithms_are_for_the_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with deterministic_algorithms(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic_algorithms(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()

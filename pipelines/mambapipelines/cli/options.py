@@ -60,6 +60,13 @@ StrategyOption = Annotated[
         "parameters and the optimiser state.",
     ),
 ]
+DeterministicOption = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="On a GPU: use operators that give the same bits every time, and warn of those that do not.",
+    ),
+]
 ContextRanksOption = Annotated[
     int, typer.Option(min=1, help="Processes that share each sequence (context parallelism), with ddp or fsdp.")
 ]

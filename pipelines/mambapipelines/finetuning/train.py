@@ -49,7 +49,7 @@ class FinetuningOptions:
         both_strands: whether to average over both strands.
         balanced: whether to weight classes equally.
         epochs: number of passes over the training rows, instead of `minutes` or `steps`.
-        minutes, steps, seed, resume, threads, device, precision, strategy: as in
+        minutes, steps, seed, resume, threads, device, precision, strategy, deterministic: as in
             `mambapipelines.training.options.RunOptions`.
         recipe: name of a recipe of the package, or path of a YAML file.
         changes: values that replace the recipe's, each written `section.key=value`.
@@ -77,6 +77,7 @@ class FinetuningOptions:
     device: str = "auto"
     precision: str | None = None
     strategy: str = "single"
+    deterministic: bool = False
     length: int = 1
 
 

@@ -61,6 +61,7 @@ class PretrainingOptions:
         threads: number of CPU threads; `None` keeps PyTorch's default.
         device, precision: see `mambapipelines.device.choose`; by default, the precision is the recipe's.
         strategy: distribution over several processes, one of `mambapipelines.training.ranks.STRATEGIES`.
+        deterministic: whether to use deterministic operators on a GPU.
         context_ranks: how many processes share each window; causal models only.
     """
 
@@ -82,6 +83,7 @@ class PretrainingOptions:
     device: str = "auto"
     precision: str | None = None
     strategy: str = "single"
+    deterministic: bool = False
     context_ranks: int = 1
 
 

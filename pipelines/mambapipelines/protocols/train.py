@@ -58,7 +58,8 @@ class SpeciesProtocolOptions:
         baselines: names of the baselines to fit.
         recipe: name or file; by default the task's.
         changes: values that replace the recipe's, each written `section.key=value`.
-        seed, resume, threads, device, precision: as in `mambapipelines.training.options.RunOptions`.
+        seed, resume, threads, device, precision, strategy, deterministic: as in
+            `mambapipelines.training.options.RunOptions`.
         steps, minutes: not options; they follow from the schedule.
     """
 
@@ -78,6 +79,8 @@ class SpeciesProtocolOptions:
     threads: int | None = None
     device: str = "auto"
     precision: str | None = None
+    strategy: str = "single"
+    deterministic: bool = False
     steps: int | None = None
     minutes: float | None = None
 

@@ -83,6 +83,7 @@ class SpeciesTrainingOptions:
         start_from: a pretrained causal language model (folder or `hf://...`) whose shape and weights the classifier
             takes; `None` starts from random weights of the recipe's shape.
         strategy: distribution over several processes, one of `mambapipelines.training.ranks.STRATEGIES`.
+        deterministic: whether to use deterministic operators on a GPU.
     """
 
     genomes: Sequence[GenomeSpecification]
@@ -102,6 +103,7 @@ class SpeciesTrainingOptions:
     precision: str | None = None
     start_from: str | None = None
     strategy: str = "single"
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ class RunOptions(Protocol):
         threads: number of CPU threads; `None` keeps PyTorch's choice.
         device, precision: see `mambapipelines.device.choose`; by default, the precision is the recipe's.
 
-    Two optional attributes default to one process: `strategy`, the distribution over processes (one of
-    `mambapipelines.training.ranks.STRATEGIES`), and `context_ranks`, the number of processes per sequence.
+    Three attributes are optional: `strategy`, the distribution over processes (one of
+    `mambapipelines.training.ranks.STRATEGIES`; by default one process), `context_ranks`, the number of processes per
+    sequence, and `deterministic`, whether to use deterministic operators on a GPU.
     """
 
     @property

@@ -28,6 +28,7 @@ from mambapipelines.training.recipe import TrainingRecipe
 from mambapipelines.training.recorder import TrainingRecorder, metrics_columns, signal_handlers_restored
 from mambapipelines.training.report import write_run_report
 from mambapipelines.training.schedules import Schedule
+from mambapipelines.training.shared_norm import share_batch_norms
 from mambapipelines.training.sizes import memory_shortage_named
 from mambapipelines.training.state import RunFolder, RunState
 from mambapipelines.training.task import TrainingTask
@@ -119,6 +120,8 @@ class TrainingRun:
         if state is not None:
             self.task.model.load_state_dict(state.weights)
         self.task.model.to(placement.device)
+        if ranks.count > 1:
+            share_batch_norms(self.task.model)
         if not ranks.is_first:
             self.progress.be_quiet()
         module = TrainingModule(self.task, self.recipe, placement, state, ranks)

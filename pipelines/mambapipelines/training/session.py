@@ -30,7 +30,7 @@ from mambacore.errors import InputError
 from mambacore.files import remove_leftovers
 from mambacore.model_folder import CONFIG_NAME
 from mambapipelines.console import format_duration, use_threads
-from mambapipelines.device import choose
+from mambapipelines.device import choose, deterministic_algorithms
 from mambapipelines.training.fingerprint import refuse_other_run
 from mambapipelines.training.lock import RunLock
 from mambapipelines.training.options import RunOptions, check_options, check_output, planned_minutes
@@ -90,6 +90,7 @@ class TrainingSession:
         with ExitStack() as opened:
             opened.callback(torch.set_num_threads, torch.get_num_threads())
             use_threads(self.options.threads)
+            opened.enter_context(deterministic_algorithms(getattr(self.options, "deterministic", False)))
             opened.enter_context(signals_raise())
             self._take_folder(opened)
             opened.enter_context(self.progress)

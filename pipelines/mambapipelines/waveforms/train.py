@@ -57,6 +57,7 @@ class WaveformTrainingOptions:
         threads: number of CPU threads; `None` keeps PyTorch's choice.
         device, precision: see `mambapipelines.device.choose`; by default, the precision is the recipe's.
         strategy: distribution over several processes, one of `mambapipelines.training.ranks.STRATEGIES`.
+        deterministic: whether to use deterministic operators on a GPU.
     """
 
     data: Path
@@ -76,6 +77,7 @@ class WaveformTrainingOptions:
     device: str = "auto"
     precision: str | None = None
     strategy: str = "single"
+    deterministic: bool = False
 
     @property
     def length(self) -> int:

@@ -103,6 +103,8 @@ class ClassifierTrainingOptions:
     threads: int | None = None
     device: str = "auto"
     precision: str | None = None
+    strategy: str = "single"
+    deterministic: bool = False
 
     @property
     def length(self) -> int:

@@ -19,14 +19,18 @@ import torch
 from safetensors.torch import load_file
 
 from audiomamba.data.writing import write_waveform
+from genomamba.data.assemblies import GREAT_APES
 from genomamba.models.sequence_model import load_sequence_model
 from mambacore.errors import InputError
 from mambapipelines.finetuning.train import FinetuningOptions, finetune
+from mambapipelines.protocols.train import SpeciesProtocolOptions, run_species_task
 from mambapipelines.species.train import SpeciesTrainingOptions
 from mambapipelines.training.metrics import read_metrics
 from mambapipelines.training.ranks import Ranks, check_strategy
 from mambapipelines.training.state import RunFolder
 from mambapipelines.waveforms.train import WaveformTrainingOptions, train_waveform_model
+from mambapipelines.waveforms.train_classifier import ClassifierTrainingOptions, train_clip_classifier
+from tiny_assemblies import write_assemblies
 from tolerances import TRAINING_FLOAT32, TRAINING_FLOAT32_LOSS, relative_error
 from training_runs import (
     CHANGES,
@@ -51,6 +55,8 @@ def processes() -> ForkServerContext:
             "mambapipelines.species.train",
             "mambapipelines.finetuning.train",
             "mambapipelines.waveforms.train",
+            "mambapipelines.waveforms.train_classifier",
+            "mambapipelines.protocols.train",
             "torch.utils.tensorboard",
         ]
     )
@@ -290,3 +296,42 @@ def test_two_processes_train_a_waveform_model_as_one_does(
         changes=["batch.clip_length=512", "drawn.clips=1"],
     )  # fmt: skip
     assert_same_model(processes, train_waveforms_in_process, options, strategy)
+
+
+def train_classifier_in_process(options: ClassifierTrainingOptions) -> None:
+    save_every_step_and_report_to(options.output.with_suffix(".err"))
+    train_clip_classifier(options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_a_clip_classifier_as_one_does(
+    processes: ForkServerContext, tmp_path: Path, strategy: str
+) -> None:
+    """Its batch normalisation takes its means over the clips of both."""
+    (tmp_path / "clips").mkdir()
+    for number in range(24):
+        tone = 0.4 * torch.sin(torch.arange(800 + 10 * number) * (0.1 + 0.5 * (number % 2) + 0.004 * number))
+        write_waveform(tmp_path / "clips" / f"{number % 2}_{number:02d}.wav", tone, 8000)
+    options = ClassifierTrainingOptions(
+        data=tmp_path / "clips", output=tmp_path / "alone", recipe="tiny", sample_rate_hz=8000, clip_seconds=0.1,
+        label_pattern="^([01])_", valid="*_2[0-3].wav", test="*_1[89].wav", steps=STEPS, threads=1,
+    )  # fmt: skip
+    assert_same_model(processes, train_classifier_in_process, options, strategy)
+
+
+def run_species_task_in_process(options: SpeciesProtocolOptions) -> None:
+    save_every_step_and_report_to(options.output.with_suffix(".err"))
+    run_species_task(options)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_a_species_task_as_one_does(processes: ForkServerContext, tmp_path: Path) -> None:
+    write_assemblies(tmp_path, GREAT_APES, chromosome_bp=600)
+    options = SpeciesProtocolOptions(
+        task="great-apes", data=tmp_path, length=64, output=tmp_path / "alone", scale=0.001, lengths=[32, 64],
+        per_class=4, baselines=["composition"], threads=1,
+        changes=["protocol.windows_per_step=4", "protocol.epochs=5", "model.layers=1", "model.model_width=8"],
+    )  # fmt: skip
+    output = assert_same_model(processes, run_species_task_in_process, options, "ddp")
+    assert (output / "accuracy.tsv").read_text() == (options.output / "accuracy.tsv").read_text()

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
+    DeterministicOption,
     DeviceOption,
     MinutesOption,
     PrecisionOption,
@@ -66,6 +67,7 @@ def train(
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
     strategy: StrategyOption = "single",
+    deterministic: DeterministicOption = False,
 ) -> None:
     """Train a waveform model, which predicts each sample from the preceding ones.
 
@@ -116,5 +118,6 @@ def train(
             device=device,
             precision=precision,
             strategy=strategy,
+            deterministic=deterministic,
         )
     )

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
+    DeterministicOption,
     DeviceOption,
     LabelPatternOption,
     MinutesOption,
@@ -16,6 +17,7 @@ from mambapipelines.cli.options import (
     SetOption,
     SkipBadOption,
     StepsOption,
+    StrategyOption,
     TestPatternOption,
     ThreadsOption,
     ValidPatternOption,
@@ -48,6 +50,8 @@ def train_classifier(
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
+    strategy: StrategyOption = "single",
+    deterministic: DeterministicOption = False,
 ) -> None:
     """Train a clip classifier, with which `audiomamba evaluate` scores generated clips.
 
@@ -84,5 +88,7 @@ def train_classifier(
             threads=threads,
             device=device,
             precision=precision,
+            strategy=strategy,
+            deterministic=deterministic,
         )
     )

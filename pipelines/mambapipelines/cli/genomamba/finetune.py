@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
+    DeterministicOption,
     DeviceOption,
     IntervalReferenceOption,
     MinutesOption,
@@ -71,6 +72,7 @@ def finetune(
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
     strategy: StrategyOption = "single",
+    deterministic: DeterministicOption = False,
 ) -> None:
     """Fine-tune a language model to predict labels of sequences, or train one from scratch.
 
@@ -120,6 +122,7 @@ def finetune(
             device=device,
             precision=precision,
             strategy=strategy,
+            deterministic=deterministic,
         )
     )
     metrics = output / METRICS_TABLE_NAME

@@ -6,6 +6,7 @@ import typer
 
 from mambapipelines.cli.options import (
     ContextRanksOption,
+    DeterministicOption,
     DeviceOption,
     GenomesOption,
     IntervalsOption,
@@ -79,6 +80,7 @@ def pretrain(
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
     strategy: StrategyOption = "single",
+    deterministic: DeterministicOption = False,
     context_ranks: ContextRanksOption = 1,
 ) -> None:
     """Pretrain a language model on one or several genomes.
@@ -134,6 +136,7 @@ def pretrain(
             device=device,
             precision=precision,
             strategy=strategy,
+            deterministic=deterministic,
             context_ranks=context_ranks,
         )
     )

@@ -7,6 +7,7 @@ import typer
 
 from mambapipelines.cli.options import (
     BaselineOption,
+    DeterministicOption,
     DeviceOption,
     PrecisionOption,
     PretrainedOption,
@@ -15,6 +16,7 @@ from mambapipelines.cli.options import (
     RunFolderOption,
     SeedOption,
     SetOption,
+    StrategyOption,
     ThreadsOption,
     baseline_names,
     entries,
@@ -51,6 +53,8 @@ def species_task(
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
+    strategy: StrategyOption = "single",
+    deterministic: DeterministicOption = False,
 ) -> None:
     """Train and test on a published species task, compared with baselines.
 
@@ -94,6 +98,8 @@ def species_task(
             threads=threads,
             device=device,
             precision=precision,
+            strategy=strategy,
+            deterministic=deterministic,
         )
     )
     print(text, end="")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
+    DeterministicOption,
     DeviceOption,
     GenomeListOption,
     GenomeOption,
@@ -71,6 +72,7 @@ def train(
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
     strategy: StrategyOption = "single",
+    deterministic: DeterministicOption = False,
 ) -> None:
     """Train a species classifier on genomes.
 
@@ -123,5 +125,6 @@ def train(
             precision=precision,
             start_from=start_from,
             strategy=strategy,
+            deterministic=deterministic,
         )
     )
