@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard kernels/native/*) kernels/CMakeLists.txt
 
-.PHONY: install demo results test test-slow test-gpu test-torch lint bench bench-waveform bench-gpu bench-gpu-peer wheels check-packages docs clean
+.PHONY: install demo results test test-slow test-gpu gpu-check bench-gpu-static test-torch lint bench bench-waveform bench-gpu bench-gpu-peer wheels check-packages docs clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -77,6 +77,17 @@ bench-gpu: install
 	$(BIN)/python kernels/benchmarks/gpu_scan.py --output $(or $(OUTPUT),bench-gpu) --budget-seconds 240
 	$(BIN)/python kernels/benchmarks/gpu_block.py --output $(or $(OUTPUT),bench-gpu) --budget-seconds 120
 	$(BIN)/python kernels/benchmarks/gpu_generation.py --output $(or $(OUTPUT),bench-gpu) --budget-seconds 120
+
+# Instructions of the scan's kernels on Hopper, counted without a device; MAMBA_SOURCE=FOLDER, a checkout of mamba_ssm,
+# and nvcc add its kernels.
+bench-gpu-static: install
+	$(BIN)/python kernels/benchmarks/gpu_static.py $(if $(MAMBA_SOURCE),--mamba-source $(MAMBA_SOURCE))
+
+# All of a quarter of an hour on a machine with a GPU, into the folder OUTPUT: WHEELS=FOLDER installs from there without a
+# network, DATA=FOLDER has genomes to train on, and REHEARSE=1 tries it all on a CPU.
+gpu-check:
+	$(PYTHON) pipelines/benchmarks/gpu_check.py --output $(or $(OUTPUT),gpu-check) $(if $(WHEELS),--wheels $(WHEELS)) \
+		$(if $(DATA),--data $(DATA)) $(if $(REHEARSE),--rehearse)
 
 # Compiles the kernel of mamba_ssm, which its wheels leave out: needs nvcc of torch's CUDA version. Untried: there was no
 # such machine.
