@@ -4,6 +4,9 @@ import os
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
 WITHOUT_AUDIO = "TESTS_WITHOUT_AUDIO"
 """Environment variable of `make test-torch`: leave out test files that import packages of the extra `audio`."""
 
@@ -22,3 +25,15 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_report_header() -> str | None:
     """Say so when tests are left out."""
     return f"{WITHOUT_AUDIO}: tests of audio are left out" if WITHOUT_AUDIO in os.environ else None
+
+
+@pytest.fixture(params=["cpu", "pretend", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device to compute on: the CPU, one that refuses what CUDA refuses (`pretend_device`), and a GPU if there is."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    if request.param == "pretend":
+        import pretend_device  # noqa: PLC0415 - teaches PyTorch the device
+
+        monkeypatch.setattr(torch, "tensor", pretend_device.tensor_from_values)
+    return torch.device(request.param)

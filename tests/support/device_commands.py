@@ -18,6 +18,7 @@ import torch
 import audiomamba
 import genomamba
 import pretend_device
+import pretend_process  # noqa: F401 - before modules that are patched
 from genomamba.data.targets import TargetDescription
 from genomamba.models.sequence_model import save_sequence_model, sequence_model_on
 from mambapipelines.apps.clips import ClipPage

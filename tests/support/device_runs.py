@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import pretend_device
+import pretend_process  # noqa: F401 - before modules that are patched
 from genomamba.data.assemblies import GREAT_APES
 from mambapipelines.training import sizes
 from mambapipelines.training.metrics import read_metrics

@@ -197,7 +197,7 @@ def _lowered(operator: Any) -> torch.library.Library:
     return library
 
 
-def _tensor_from_values(*arguments: Any, device: Any = None, **options: Any) -> torch.Tensor:
+def tensor_from_values(*arguments: Any, device: Any = None, **options: Any) -> torch.Tensor:
     """`torch.tensor`, which writes to memory that the device does not have."""
     made = _torch_tensor(*arguments, **options)
     if device is None:
@@ -205,13 +205,17 @@ def _tensor_from_values(*arguments: Any, device: Any = None, **options: Any) -> 
     return made.to(device)
 
 
-if WITHOUT_FLOAT64 in os.environ:
-    devices.WITHOUT_FLOAT64.add(NAME)
 _torch_tensor = torch.tensor
 _LIBRARIES = _install()
-torch.tensor = _tensor_from_values
-# Views of tensors of a Python device have no place in inference mode; without gradients it computes the same.
-torch.inference_mode = torch.no_grad  # type: ignore[misc,assignment]
+
+
+def patch() -> None:
+    """What a process needs in which whole commands run on the device (`pretend_process`)."""
+    if WITHOUT_FLOAT64 in os.environ:
+        devices.WITHOUT_FLOAT64.add(NAME)
+    torch.tensor = tensor_from_values
+    # Views of tensors of a Python device have no place in inference mode; without gradients it computes the same.
+    torch.inference_mode = torch.no_grad  # type: ignore[misc,assignment]
 
 
 def main() -> int:
@@ -225,4 +229,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    patch()
     sys.exit(main())

@@ -13,6 +13,8 @@ COMPLEX_FLOAT32 = 5e-5
 LONG_PHASE_FLOAT32 = 1e-2
 # bfloat16 keeps 8 bits: outputs and their gradients are rounded by up to 2^-8; sums over the sequence average that out.
 BFLOAT16 = 2e-2
+# A few layers in float32 on another device: other kernels, which sum in another order, and their gradients.
+DEVICE_FLOAT32 = 2e-4
 # A sequence in pieces repeats the arithmetic of the whole, but products are cut into pieces of other shapes.
 PIECES_FLOAT32 = 1e-5
 PIECES_FLOAT64 = 1e-9

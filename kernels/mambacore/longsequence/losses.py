@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mambacore.devices import widened
 from mambacore.errors import InputError
 from mambacore.layers.pooling import POOLINGS
 
@@ -93,7 +94,7 @@ class TokenCrossEntropy:
             raise ValueError("weights must not be negative; use 0 to ignore a position")
         self.targets, self.weights, self.ignored = targets, weights, ignored
         counted = targets != ignored
-        total = float(counted.sum() if weights is None else (weights.double() * counted).sum())
+        total = float(counted.sum() if weights is None else (widened(weights) * counted).sum())
         self.total_weight = total if total > 0 else 1.0
 
     def __call__(self, logits: Tensor, positions: slice) -> Tensor:
