@@ -10,6 +10,7 @@ from torch import distributed
 
 from mambacore.devices import wide_dtype
 from mambacore.errors import InputError
+from mambapipelines.cli.program import run_program
 from mambapipelines.device import Placement, choose, deterministic_algorithms, local_rank
 from mambapipelines.training import sharding
 from mambapipelines.training.ranks import join_ranks
@@ -164,3 +165,13 @@ def test_deterministic_algorithms_are_for_the_run_alone(monkeypatch: pytest.Monk
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_device_that_is_full_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def application(**_: Any) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    assert run_program(application, "genomamba", []) == 2
+    assert capsys.readouterr().err == (
+        "genomamba: error: the memory of the device is too small for this: use --device cpu.\n"
+    )
