@@ -169,7 +169,6 @@ class TrainingRun:
                     enable_model_summary=False,
                     callbacks=[recorder],
                 )
-                module.configure_model()
                 module.fit_sizes(self.progress.note)
                 trainer.fit(module, StepDataModule(module.batches))
         finally:
