@@ -102,7 +102,7 @@ def own_rows(states: int, is_complex: bool, dtype: str) -> Iterator[list[str]]:
     numbers = states * (2 if is_complex else 1)
     for name, (kernel, switches) in KERNELS.items():
         backward = name.startswith("backward")
-        plan = scan.plan_of(BATCH, LENGTH, CHANNELS, 1, numbers, backward, PROCESSORS)
+        plan = scan.plan_of(BATCH, LENGTH, CHANNELS, 1, numbers, backward, PROCESSORS, is_complex)
         sizes = {"IS_COMPLEX": is_complex, "BLOCK_STATES": states, "BLOCK_CHANNELS": plan.block_channels}
         code = compiled(kernel, switches | sizes, CAPABILITY, dtype, plan.warps)
         elements = plan.block_channels * states / LANES / plan.warps

@@ -66,7 +66,9 @@ def test_kernel_compiles(name, is_complex, capability, dtype, packed):
     kernel, switches, warps = KERNELS[name]
     switches = switches | {"HAS_RESETS": packed, "IS_COMPLEX": is_complex}
     if name in OF_SCAN:
-        plan = scan.plan_of(1, 1 << 20, 1024, 1, (1 + is_complex) * STATES, "summary" != name != "outputs", 132)
+        plan = scan.plan_of(
+            1, 1 << 20, 1024, 1, (1 + is_complex) * STATES, "summary" != name != "outputs", 132, is_complex
+        )
         switches = {"BLOCK_CHANNELS": plan.block_channels} | switches
         warps = warps if name == "carry" else plan.warps
     used = compiled(kernel, switches, capability, dtype, warps).used

@@ -30,6 +30,8 @@ from mambacore.triton.launch import multiprocessors, or_first
 # For so many states per channel (complex numbers counted twice), channels of a program forward, and channels and warps
 # backward: the fewest instructions per state that keep everything in registers (`benchmarks/gpu_static.py`).
 BLOCKS = {8: (32, 64, 1), 16: (64, 32, 1), 32: (32, 32, 2), 64: (16, 4, 1), 128: (8, 2, 1)}
+# Of complex states, which take more registers each.
+COMPLEX_BLOCKS = BLOCKS | {32: (32, 16, 2)}
 # A device is full with so many warps per multiprocessor, four schedulers with four warps each...
 WARPS_TO_FILL = 16
 # ...and a single pass is faster than two when it has this many: each scheduler has one, whose states are independent.
@@ -48,7 +50,16 @@ class Plan(NamedTuple):
     warps: int
 
 
-def plan_of(batch: int, length: int, channels: int, groups: int, numbers: int, backward: bool, processors: int) -> Plan:
+def plan_of(
+    batch: int,
+    length: int,
+    channels: int,
+    groups: int,
+    numbers: int,
+    backward: bool,
+    processors: int,
+    is_complex: bool = False,
+) -> Plan:
     """Channels and warps per program and chunks of the length, from the sizes alone: the same sizes give the same bits.
 
     Args:
@@ -59,8 +70,10 @@ def plan_of(batch: int, length: int, channels: int, groups: int, numbers: int, b
         numbers: states per channel, complex ones counted twice.
         backward: of the backward pass.
         processors: multiprocessors of the device.
+        is_complex: whether the states are complex.
     """
-    fitting = next((row for padded, row in BLOCKS.items() if numbers <= padded), (1, 1, 1))
+    blocks_of = COMPLEX_BLOCKS if is_complex else BLOCKS
+    fitting = next((row for padded, row in blocks_of.items() if numbers <= padded), (1, 1, 1))
     block, warps = fitting[1:] if backward else (fitting[0], 1)
     block = min(block, _power_of_two(channels // groups))
     blocks = -(-channels // groups // block)
@@ -118,7 +131,7 @@ class _Call:
         self.state_size, self.numbers = arguments.state_size, self.rates.shape[0]
         self.groups = group_count(arguments.input_matrix, arguments.output_matrix)
         sizes = (self.batch, self.length, self.channels, self.groups, self.numbers)
-        self.plan = plan_of(*sizes, backward, multiprocessors(inputs))
+        self.plan = plan_of(*sizes, backward, multiprocessors(inputs), self.is_complex)
         self.blocks = self.groups * self.plan.blocks_per_group
         self.switches: dict[str, Any] = {
             "IS_COMPLEX": self.is_complex, "SOFTPLUS": arguments.step_softplus, "REVERSE": self.reverse,
