@@ -27,13 +27,28 @@ def pytest_report_header() -> str | None:
     return f"{WITHOUT_AUDIO}: tests of audio are left out" if WITHOUT_AUDIO in os.environ else None
 
 
+ON_PRETEND = "TESTS_ON_PRETEND"
+"""Environment variable of processes whose tests run on the pretended device.
+
+PyTorch has to know a device before the first backward pass of a process, and other tests are not to know it.
+"""
+
+if ON_PRETEND in os.environ:
+    import pretend_device
+
+
 @pytest.fixture(params=["cpu", "pretend", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """A device to compute on: the CPU, one that refuses what CUDA refuses (`pretend_device`), and a GPU if there is."""
+    """A device to compute on: the CPU, one that refuses what CUDA refuses (`pretend_device`), and a GPU if there is.
+
+    A file of tests that takes it runs itself once more, with `TESTS_ON_PRETEND`, in a process of its own.
+    """
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
+    if request.param == "cpu":
+        return torch.device("cpu")
     if request.param == "pretend":
-        import pretend_device  # noqa: PLC0415 - teaches PyTorch the device
-
+        if ON_PRETEND not in os.environ:
+            pytest.skip("the pretended device has a process of its own")
         monkeypatch.setattr(torch, "tensor", pretend_device.tensor_from_values)
-    return torch.device(request.param)
+    return torch.device(request.param, 0)

@@ -1,6 +1,9 @@
 """The laws on every device: it computes what the CPU does, pieces equal the whole, nothing lies where it should not."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -104,3 +107,13 @@ def test_numbers_leave_a_device_and_come_back(device: torch.device) -> None:
     frozen.flags.writeable = False
     from_numpy(frozen).add_(1)
     assert frozen[0, 0] == 2
+
+
+@pytest.mark.skipif("TESTS_ON_PRETEND" in os.environ, reason="this is the process of its own")
+def test_all_of_this_holds_on_the_pretended_device() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "pretend"]
+    done = subprocess.run(
+        command, env=os.environ | {"TESTS_ON_PRETEND": "1"}, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert f"{len(MIXERS) + 3} passed" in done.stdout

@@ -63,7 +63,7 @@ def test_auto_leaves_a_gpu_that_is_too_old(machine: Machine) -> None:
 def test_one_of_several_gpus_is_taken_by_number(machine: Machine) -> None:
     machine(2)
     assert choose("cuda:1").device == torch.device("cuda:1")
-    with pytest.raises(InputError, match=r"--device is cuda:2, and this machine has cuda:0 to cuda:1"):
+    with pytest.raises(InputError, match=r"--device is cuda:2, but this machine has cuda:0 to cuda:1"):
         choose("cuda:2")
 
 
