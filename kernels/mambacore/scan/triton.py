@@ -29,7 +29,7 @@ from mambacore.triton.launch import multiprocessors, or_first
 
 # For so many states per channel (complex numbers counted twice), channels of a program forward, and channels and warps
 # backward: the fewest instructions per state that keep everything in registers (`benchmarks/gpu_static.py`).
-BLOCKS = {8: (32, 64, 1), 16: (64, 32, 1), 32: (32, 32, 2), 64: (16, 4, 1), 128: (8, 2, 1)}
+BLOCKS = {8: (64, 64, 1), 16: (64, 32, 1), 32: (32, 32, 2), 64: (16, 4, 1), 128: (8, 2, 1)}
 # Of complex states, which take more registers each.
 COMPLEX_BLOCKS = BLOCKS | {32: (32, 16, 2)}
 # A device is full with so many warps per multiprocessor, four schedulers with four warps each...
