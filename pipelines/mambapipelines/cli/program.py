@@ -220,10 +220,7 @@ def run_program(application: Callable[..., Any], program_name: str, arguments: S
         # PyTorch's, which is not imported for its name.
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        sentence = (
-            "the memory of the device is too small for this: use --device cpu, or shorter pieces or fewer at once."
-        )
-        _print_error(program_name, ValueError(sentence))
+        _print_error(program_name, RuntimeError("the memory of the device is too small for this: use --device cpu."))
         return EXIT_INPUT_ERROR
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
