@@ -548,7 +548,7 @@ def test_an_unknown_option_is_refused_with_the_names_of_those_there_are(name):
     [
         ({"name": "attention", "heads": 3}, "3 heads do not divide a model_width of 8; choose a divisor"),
         ({"name": "retention", "heads": 8}, "heads of width 1 cannot be rotated in pairs"),
-        ({"name": "s4d", "state_matrix": "hippo"}, "a complex state cannot start from 'hippo'; choose"),
+        ({"name": "s4d", "state_matrix": "hippo"}, "a complex state cannot be initialised with 'hippo'; choose"),
         ({"name": "s4d", "sampling_rate_factor": 0}, "sampling_rate_factor must be positive but is 0"),
         ({"name": "mamba2", "head_width": 3}, "heads of width 3 do not divide 16 inner channels; choose a divisor"),
         ({"name": "mamba2", "head_width": 4, "groups": 3}, "3 groups do not divide 4 heads; choose a divisor"),

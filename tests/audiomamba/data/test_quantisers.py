@@ -113,11 +113,11 @@ def test_settings_that_mean_nothing_are_refused(options, message):
 def test_damaged_configurations_are_refused():
     config = Quantiser().to_config()
     for name in config:
-        with pytest.raises(InputError, match=f"states no {name}"):
+        with pytest.raises(InputError, match=f"lacks {name}"):
             Quantiser.from_config({key: value for key, value in config.items() if key != name})
     with pytest.raises(InputError, match="unknown key 'gain'"):
         Quantiser.from_config(config | {"gain": 1})
-    with pytest.raises(InputError, match="of version 2"):
+    with pytest.raises(InputError, match="has version 2"):
         Quantiser.from_config(config | {"version": 2})
     with pytest.raises(InputError, match="not a table"):
         Quantiser.from_config(8)

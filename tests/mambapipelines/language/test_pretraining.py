@@ -411,7 +411,7 @@ def test_a_run_starts_only_from_a_model_that_can_be_trained_further(tmp_path: Pa
     with pytest.raises(InputError, match=r"--set model.layers=3 is determined by the model given with --from"):
         pretrain(options_of(tmp_path, "other", start_from=first, changes=["model.layers=3"]))
     masked = str(pretrain(options_of(tmp_path, "masked", steps=2, changes=MASKED)).folder)
-    with pytest.raises(InputError, match="is a masked model and the run is causal: use --objective masked"):
+    with pytest.raises(InputError, match="is a masked model but the run is causal: use --objective masked"):
         pretrain(options_of(tmp_path, "other", start_from=masked))
     counted = ["model.tied_head=false", "pretraining.counted_order=3"]
     joined = str(pretrain(options_of(tmp_path, "joined", steps=2, changes=counted)).folder)
