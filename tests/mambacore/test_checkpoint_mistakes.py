@@ -73,7 +73,7 @@ def test_configurations_of_transformers_that_cannot_be_used(tmp_path, changes, p
         ({"ssm_cfg": {"layer": "Mamba9"}}, "ssm_cfg.layer as 'Mamba9', but only"),
         ({"ssm_cfg": {"layer": "Mamba2", "d_ssm": 4}}, "ssm_cfg.d_ssm as 4, but a perceptron"),
         ({"ssm_cfg": {"layer": "Mamba2", "D_has_hdim": True}}, "ssm_cfg.D_has_hdim as True"),
-        ({"ssm_cfg": {"layer": "Mamba2", "dt_limit": [1, 0]}}, "ssm_cfg.dt_limit as [1, 0], which is not two increasing"),
+        ({"ssm_cfg": {"layer": "Mamba2", "dt_limit": [1, 0]}}, "ssm_cfg.dt_limit as [1, 0], which is not two"),
         ({"ssm_cfg": {"layer": "Mamba3", "is_mimo": True, "mimo_rank": 1}}, "mimo_rank of 1"),
         ({"ssm_cfg": {"layer": "Mamba3", "rope_fraction": 0.25}}, "rope_fraction of 0.25, which is not 0.5 or 1.0"),
         ({"ssm_cfg": {"d_state": 3, "headdim": 64}}, "ssm_cfg.headdim, which are not supported"),
