@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 12
+INTERFACE_VERSION = 13
 OK, OUT_OF_MEMORY = 0, 1  # MambacoreStatus
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 # Another build of the library, by its path: the one with sanitizers, say.
@@ -122,9 +122,10 @@ class StepOperation(ctypes.Structure):
         *_fields(ctypes.c_int32, "kind is_complex"),
         *_fields(
             ctypes.c_int64,
-            "source target state width outputs inner_width state_size kernel_width step_rank period factor skip",
+            "source target state width outputs inner_width state_size kernel_width step_rank period factor skip heads "
+            "groups rank angles is_trapezoidal",
         ),
-        ("epsilon", ctypes.c_double),
+        *_fields(ctypes.c_double, "epsilon inner_epsilon output_epsilon"),
         ("weights", ctypes.c_void_p * 13),
     )
 

@@ -10,8 +10,8 @@
 #include <numeric>
 #include <vector>
 
+#include "dual.h"
 #include "kernels.h"
-#include "selective.h"
 
 namespace mambacore {
 namespace MAMBACORE_INSTRUCTION_SET {
@@ -133,6 +133,48 @@ template <typename Real, typename Weight> struct Steps {
     for (int64_t item = 0; item < items; ++item) add(memory[item] + operation.target, normalised.of[item], operation.width);
   }
 
+  // What Mamba-2 and Mamba-3 share: `inner_width` numbers of the projection, `between(item, projected, outputs)`, and the
+  // projection back of `outputs` channels.
+  template <typename Between>
+  void dual(const Operation& operation, int back, Real* const* memory, int64_t items, Rooms& rooms, const Between& between) const {
+    const auto& weights = operation.weights;
+    const Pointers<Real> normalised(rooms.normalised, items), projected(rooms.inner, items), outputs(rooms.gate, items);
+    for (int64_t item = 0; item < items; ++item)
+      normalise(memory[item] + operation.target, numbers(weights[0]), operation.width, operation.epsilon, normalised.of[item]);
+    const void* bias = operation.kind == MAMBACORE_MAMBA2 ? weights[2] : nullptr;
+    linear(weights[1], bias, operation.width, operation.inner_width).all(normalised.of, projected.of, items);
+    for (int64_t item = 0; item < items; ++item)
+      between(projected.of[item], memory[item] + operation.state, outputs.of[item]);
+    bias = operation.kind == MAMBACORE_MAMBA2 ? weights[back + 1] : nullptr;
+    linear(weights[back], bias, operation.outputs, operation.width).all(outputs.of, normalised.of, items);
+    for (int64_t item = 0; item < items; ++item) add(memory[item] + operation.target, normalised.of[item], operation.width);
+  }
+  static Dual<Real> heads_of(const Operation& operation, int64_t rank) {
+    return {operation.heads, operation.outputs / operation.heads, operation.state_size, operation.groups, rank};
+  }
+
+  // weights: 0 norm, 1 and 2 projection, 3 taps (kernel_width, channels), 4 convolution bias, 5 step bias, 6 decay rates,
+  // 7 skip, 8 norm after the gate, 9 step limits, 10 and 11 projection back.
+  void mamba2(const Operation& operation, Real* const* memory, int64_t items, Rooms& rooms) const {
+    const auto of = [&](int number) { return numbers(operation.weights[number]); };
+    const Mamba2<Real> mixer{heads_of(operation, 1), operation.kernel_width, of(3), of(4), of(5), of(6), of(7), of(8), of(9),
+                             operation.inner_epsilon};
+    dual(operation, 10, memory, items, rooms,
+         [&](Real* projected, Real* state, Real* outputs) { mixer.run(projected, state, outputs); });
+  }
+
+  // weights: 0 norm, 1 projection, 2 step bias, 3 and 4 norms and 5 and 6 biases of the input and output matrices, 7 to 9
+  // inputs, gates and outputs of a rank above 1, 10 skip, 11 projection back, 12 norm of a head's outputs.
+  void mamba3(const Operation& operation, Real* const* memory, int64_t items, Rooms& rooms) const {
+    const auto of = [&](int number) { return numbers(operation.weights[number]); };
+    const Mamba3<Real> mixer{heads_of(operation, operation.rank), operation.angles, operation.is_trapezoidal != 0, of(2),
+                             of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(12),
+                             operation.inner_epsilon, operation.output_epsilon};
+    Scratch<Real> room(mixer.room_numbers());
+    dual(operation, 11, memory, items, rooms,
+         [&](Real* projected, Real* state, Real* outputs) { mixer.run(projected, state, outputs, room.data()); });
+  }
+
   // ---- the program ----
 
   void run(int64_t position, const int64_t* tokens, Real* const* memory, int64_t items, Rooms& rooms) const {
@@ -148,6 +190,8 @@ template <typename Real, typename Weight> struct Steps {
           break;
         case MAMBACORE_SELECTIVE: selective(operation, memory, items, rooms.selective[blocks++]); break;
         case MAMBACORE_S4D: s4d(operation, memory, items, rooms); break;
+        case MAMBACORE_MAMBA2: mamba2(operation, memory, items, rooms); break;
+        case MAMBACORE_MAMBA3: mamba3(operation, memory, items, rooms); break;
         case MAMBACORE_FEED_FORWARD: feed_forward(operation, memory, items, rooms); break;
         case MAMBACORE_LINEAR: {
           const Real* from[items_at_once];

@@ -89,7 +89,7 @@ template <typename Kernel> int32_t status_of(const Kernel& kernel) noexcept {
 }  // namespace
 
 // The layout of the structures in interface.h; Python refuses a library whose number differs from its own.
-MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 12; }
+MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 13; }
 
 MAMBACORE_EXPORT const char* mambacore_instruction_set() { return current().name; }
 

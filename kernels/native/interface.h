@@ -115,6 +115,8 @@ enum MambacoreOperationKind : int32_t {
   MAMBACORE_FOLD = 8,          // a group's member: (target + phase * width) = source
   MAMBACORE_UNFOLD = 9,        // target = (source + phase * width)
   MAMBACORE_GROUP = 10,        // leave the next `skip` operations out unless this position completes a group
+  MAMBACORE_MAMBA2 = 11,       // target += the Mamba-2 mixer of its norm
+  MAMBACORE_MAMBA3 = 12,       // target += the Mamba-3 mixer of its norm
 };
 
 // phase = (position / period) modulo factor; a group is complete when position + 1 is a multiple of period * factor.
@@ -126,7 +128,8 @@ struct MambacoreStepOperation {
   int64_t source, target, state;  // offsets into the sequence's memory
   int64_t width, outputs, inner_width, state_size, kernel_width, step_rank;
   int64_t period, factor, skip;
-  double epsilon;
+  int64_t heads, groups, rank, angles, is_trapezoidal;  // of Mamba-2 and Mamba-3, with outputs inner channels
+  double epsilon, inner_epsilon, output_epsilon;        // of the norm before the mixer and of those within it
   const void* weights[13];  // those that a kind does not need, and biases that are not there, are null
 };
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "lanes.h"
 
@@ -232,6 +233,23 @@ inline void transpose(const Unit* from, int64_t from_row, int64_t rows, int64_t 
           to[place * to_row + line] = from[line * from_row + place];
     }
   }
+}
+
+// Calls function(an element of the type that the number stands for, a unit of its products).
+template <typename Function> inline void with_units(int32_t element_type, const Function& function) {
+  with_element(element_type, [&](auto element) {
+    using Element = decltype(element);
+    using Real = typename ComputeType<Element>::type;
+#if defined(MAMBACORE_BFLOAT16_PRODUCTS)
+    if constexpr (std::is_same_v<Element, BFloat16>) {
+      if (multiplies_bfloat16()) {
+        function(element, BFloat16Pair{});
+        return;
+      }
+    }
+#endif
+    function(element, Real{});
+  });
 }
 
 }  // namespace MAMBACORE_INSTRUCTION_SET

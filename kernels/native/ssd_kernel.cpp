@@ -424,33 +424,17 @@ template <typename Element, typename Unit> class Walk {
   int64_t begin_ = 0, positions_ = 0, here_ = 0;
 };
 
-template <typename Function> void with_units(const MambacoreSsd& scan, const Function& function) {
-  with_element(scan.element, [&](auto element) {
-    using Element = decltype(element);
-    using Real = typename ComputeType<Element>::type;
-#if defined(MAMBACORE_BFLOAT16_PRODUCTS)
-    if constexpr (std::is_same_v<Element, BFloat16>) {
-      if (multiplies_bfloat16()) {
-        function(element, BFloat16Pair{});
-        return;
-      }
-    }
-#endif
-    function(element, Real{});
-  });
-}
-
 }  // namespace
 
 void ssd_forward(const MambacoreSsd& scan) {
-  with_units(scan, [&](auto element, auto unit) {
+  with_units(scan.element, [&](auto element, auto unit) {
     parallel_for(scan.batch * scan.groups * scan.ranges, scan.threads,
                  [&](int64_t task) { Walk<decltype(element), decltype(unit)>(scan, task).forward(); });
   });
 }
 
 void ssd_backward(const MambacoreSsd& scan) {
-  with_units(scan, [&](auto element, auto unit) {
+  with_units(scan.element, [&](auto element, auto unit) {
     parallel_for(scan.batch * scan.groups * scan.ranges, scan.threads,
                  [&](int64_t task) { Walk<decltype(element), decltype(unit)>(scan, task).backward(); });
   });

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mambacore.layers import ResidualBlock, RootMeanSquareNorm, S4DMixer, SelectiveMixer
+from mambacore.layers import Mamba2Mixer, Mamba3Mixer, ResidualBlock, RootMeanSquareNorm, S4DMixer, SelectiveMixer
 from mambacore.layers.step_program import COPY, EMBED, StepProgram
 from mambacore.models.sampling import sample_tokens
 from mambacore.native_library import native_library
@@ -18,6 +18,22 @@ MIXERS = {
     "selective, odd sizes": lambda width: SelectiveMixer(width, state_size=5, kernel_width=3, expansion=3, step_rank=3),
     "selective, no history": lambda width: SelectiveMixer(width, state_size=18, kernel_width=1, linear_bias=True),
     "selective, complex": lambda width: SelectiveMixer(width, state_size=7, complex_state=True, convolution_bias=False),
+    "mamba2": lambda width: Mamba2Mixer(width, state_size=20),
+    "mamba2, groups and limits": lambda width: Mamba2Mixer(
+        width,
+        state_size=5,
+        head_width=1,
+        expansion=2,
+        groups=2,
+        kernel_width=3,
+        linear_bias=True,
+        step_limits=(0.01, 0.05),
+    ),
+    "mamba3": lambda width: Mamba3Mixer(width, state_size=20),
+    "mamba3 of rank 3": lambda width: Mamba3Mixer(
+        width, state_size=12, head_width=width, groups=2, rank=3, output_norm=True, rotated_share=1.0
+    ),
+    "mamba3, real": lambda width: Mamba3Mixer(width, state_size=5, rotated_share=0, trapezoidal=False),
     "s4d": lambda width: S4DMixer(width, state_size=6),
     "s4d, real": lambda width: S4DMixer(width, state_size=5, complex_state=False, sampling_rate_factor=2.0),
 }
@@ -31,6 +47,11 @@ def layers_of(mixer, width, dtype):
     with torch.no_grad():
         block.norm.weight.uniform_(0.5, 1.5)
         head.weight.mul_(5)
+        if isinstance(
+            block.mixer, Mamba2Mixer | Mamba3Mixer
+        ):  # whose own norms and weights of ranks start as constants
+            for parameter in block.mixer.parameters():
+                parameter.add_(0.1 * torch.rand_like(parameter))
     return tuple(layer.to(dtype) for layer in (embedding, block, head))
 
 

@@ -16,17 +16,29 @@ from torch import Tensor, nn
 
 from mambacore.backends import ELEMENT_TYPES, compute_dtype
 from mambacore.contracts import Expected, check_devices, check_shapes
+from mambacore.layers.dual_steps import (
+    DualState,
+    has_operation,
+    mamba2_operation,
+    mamba3_operation,
+    state_from,
+    state_numbers,
+)
+from mambacore.layers.mamba2 import Mamba2Mixer, Mamba2State
+from mambacore.layers.mamba3 import Mamba3Mixer, Mamba3State
 from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.s4d import S4DMixer, S4DState
 from mambacore.layers.selective import SelectiveMixer, SelectiveState, as_complex
 from mambacore.layers.stack import ResidualBlock
+from mambacore.layers.step_layout import channels_last, padded
 from mambacore.native_library import Generation, Library, StepOperation
 
-EMBED, NORM, LINEAR, COPY, ADD, SELECTIVE, S4D, FEED_FORWARD, FOLD, UNFOLD, GROUP = range(11)
+EMBED, NORM, LINEAR, COPY, ADD, SELECTIVE, S4D, FEED_FORWARD, FOLD, UNFOLD, GROUP, MAMBA2, MAMBA3 = range(13)
 # Which weights of an operation are those of linear layers, by their number; the others are numbers per channel.
-MATRICES: Final = {LINEAR: (0,), SELECTIVE: (1, 5, 6, 11), S4D: (8,), FEED_FORWARD: (1, 3)}
-# Numbers that rows are padded to, as in the kernel.
-PADDING: Final = 16
+MATRICES: Final = {
+    LINEAR: (0,), SELECTIVE: (1, 5, 6, 11), S4D: (8,), FEED_FORWARD: (1, 3), MAMBA2: (1, 10), MAMBA3: (1, 11),
+}  # fmt: skip
+BlockState = SelectiveState | S4DState | DualState
 STEP_DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16)
 WEIGHT_FORMATS: Final = ("float32", "bfloat16", "int8")
 """What a program may keep the weights of linear layers in, instead of the model's dtype."""
@@ -34,18 +46,6 @@ WEIGHT_FORMATS: Final = ("float32", "bfloat16", "int8")
 _INT8_ELEMENT: Final = 3  # MAMBACORE_INT8
 _LARGEST_INT8: Final = 127
 _SCALE_BYTES: Final = 4
-
-
-def padded(width: int) -> int:
-    """The width with its padding."""
-    return -(-width // PADDING) * PADDING
-
-
-def channels_last(numbers: Tensor) -> Tensor:
-    """(channels, ...) with padded channels as the last dimension."""
-    filled = numbers.new_zeros(padded(numbers.shape[0]), *numbers.shape[1:])
-    filled[: numbers.shape[0]] = numbers
-    return filled.movedim(0, -1).contiguous()
 
 
 def int8_rows(weight: Tensor) -> Tensor:
@@ -76,11 +76,12 @@ def rounded_weight(weight: Tensor, weight_format: str) -> Tensor:
 
 def can_step(block: nn.Module) -> bool:
     """Whether a residual block has an operation."""
-    return (
-        isinstance(block, ResidualBlock)
-        and type(block.mixer) in (SelectiveMixer, S4DMixer)
-        and block.feed_forward is None
-    )
+    if not isinstance(block, ResidualBlock) or block.feed_forward is not None:
+        return False
+    mixer = block.mixer
+    if type(mixer) in (Mamba2Mixer, Mamba3Mixer):
+        return has_operation(mixer)
+    return type(mixer) in (SelectiveMixer, S4DMixer)
 
 
 class StepProgram:
@@ -168,6 +169,8 @@ class StepProgram:
         mixer = block.mixer
         if isinstance(mixer, SelectiveMixer):
             return self._selective(block, mixer, target)
+        if isinstance(mixer, Mamba2Mixer | Mamba3Mixer):
+            return self._dual(block, mixer, target)
         assert isinstance(mixer, S4DMixer)  # see `can_step`
         return self._s4d(block, mixer, target)
 
@@ -212,6 +215,16 @@ class StepProgram:
         return state
 
     @torch.no_grad()
+    def _dual(self, block: ResidualBlock, mixer: Mamba2Mixer | Mamba3Mixer, target: int) -> int:
+        if isinstance(mixer, Mamba2Mixer):
+            kind, operation = MAMBA2, mamba2_operation(block.norm, mixer)
+        else:
+            kind, operation = MAMBA3, mamba3_operation(block.norm, mixer)
+        state = self.place(operation.state_size)
+        self.add(kind, operation.weights, target=target, state=state, **operation.sizes)
+        return state
+
+    @torch.no_grad()
     def _s4d(self, block: ResidualBlock, mixer: S4DMixer, target: int) -> int:
         width = mixer.skip_weight.shape[0]
         per_channel = mixer.state_size * (2 if mixer.complex_state else 1)
@@ -233,16 +246,21 @@ class StepProgram:
         )  # fmt: skip
         return state
 
-    def write_state(self, memory: Tensor, place: int, state: SelectiveState | S4DState) -> None:
+    def write_state(self, memory: Tensor, place: int, state: BlockState) -> None:
         """Put a block's state into the memories (batch, memory_size)."""
-        numbers = [_states_first(state.scan)]
-        if isinstance(state, SelectiveState):
-            numbers.insert(0, channels_last(state.convolution.movedim(-1, 0)))
-        row = torch.cat([part.flatten(1) for part in numbers], dim=1)
+        if isinstance(state, Mamba2State | Mamba3State):
+            row = state_numbers(state)
+        else:
+            numbers = [_states_first(state.scan)]
+            if isinstance(state, SelectiveState):
+                numbers.insert(0, channels_last(state.convolution.movedim(-1, 0)))
+            row = torch.cat([part.flatten(1) for part in numbers], dim=1)
         memory[:, place : place + row.shape[1]] = row
 
-    def read_state(self, memory: Tensor, place: int, mixer: nn.Module) -> SelectiveState | S4DState:
+    def read_state(self, memory: Tensor, place: int, mixer: nn.Module) -> BlockState:
         """A block's state out of the memories (batch, memory_size): what `write_state` has put there."""
+        if isinstance(mixer, Mamba2Mixer | Mamba3Mixer):
+            return state_from(memory[:, place:], mixer)
         assert isinstance(mixer, SelectiveMixer | S4DMixer)  # see `can_step`
         channels, states = mixer.log_decay_rate.shape
         numbers = states * (2 if mixer.complex_state else 1)
