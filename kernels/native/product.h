@@ -174,8 +174,13 @@ template <typename Real, typename Weight> struct Linear {
     for (int64_t here = row; here < std::min(row + lanes, end); here += lanes / Items) tile<Items>(here, end, from, to);
   }
 
-  // to[item] = weight from[item] + bias, for outputs from `begin` to `end`: weights pass once through the cache.
+  // to[item] = weight from[item] + bias, for outputs from `begin` to `end`. Sequences are taken so many at a time that what
+  // they read stays in the fastest cache; weights come from the next one again for each such few.
   void range(int64_t begin, int64_t end, const Real* const* from, Real* const* to, int64_t items) const {
+    constexpr int64_t in_cache = 16;
+    for (int64_t first = 0; first < items; first += in_cache) few(begin, end, from + first, to + first, std::min(in_cache, items - first));
+  }
+  void few(int64_t begin, int64_t end, const Real* const* from, Real* const* to, int64_t items) const {
     for (int64_t row = begin; row < end; row += lanes) {
       int64_t item = 0;
       if constexpr (lanes >= 4) {

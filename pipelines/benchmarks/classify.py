@@ -8,6 +8,11 @@ second, reading and table rows included, and the ratio of the two. The short rec
 measured in turns with the long one, so that other programs slow down both alike; what is printed is the median of the
 three. Megabases per second of processor time are beside them, which other programs disturb less. With `--profile` it
 also prints where the time of the short records goes.
+
+    python pipelines/benchmarks/classify.py --threads 1 --model yeasts --only chrVII,chrXI --sequences a.fa.gz b.fa.gz
+
+Prints instead, for records that are cut from these sequences, by how much bfloat16 is faster than float32 in the same
+turns, and the share of records that both precisions call alike.
 """
 
 from __future__ import annotations
@@ -23,7 +28,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig
+from genomamba.io.sources import read_sequences
+from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig, load_classifier
+from genomamba.tokenizer import CharacterTokenizer
 from mambapipelines.species.classify import RecordClassifier, table_row
 from mambapipelines.species.recipe import SpeciesRecipe
 from mambapipelines.training.recipe import load_task_recipe
@@ -62,6 +69,40 @@ def median_of(speeds: Sequence[Speed]) -> Speed:
     return statistics.median(clock for clock, _ in speeds), statistics.median(processor for _, processor in speeds)
 
 
+def records_of(paths: Sequence[str], only: Sequence[str], record_bp: int, every: int) -> list[bytes]:
+    """Every so-manieth stretch of so many bases of the named sequences, as FASTA text in `ROUNDS` parts."""
+    letters = CharacterTokenizer().decode
+    records = []
+    for number, path in enumerate(paths):
+        for sequence in read_sequences(path):
+            if only and sequence.name not in only:
+                continue
+            for begin in range(0, len(sequence.tokens) - record_bp + 1, record_bp * every):
+                bases = letters(sequence.tokens[begin : begin + record_bp])
+                records.append(f">{number}.{sequence.name}.{begin}\n{bases}\n".encode())
+    return [b"".join(records[part::ROUNDS]) for part in range(ROUNDS)]
+
+
+def compare_precisions(classifier: RecordClassifier, parts: Sequence[bytes]) -> None:
+    """Print the speed of bfloat16 by that of float32, and the share of equal calls."""
+    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    calls: dict[str, list[str]] = {"float32": [], "bfloat16": []}
+    for part in parts:
+        for precision, spent in seconds.items():
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                began = time.process_time()
+                calls[precision] += [row.call for row in classifier.classify(io.BytesIO(part))]
+                spent.append(time.process_time() - began)
+    ratio = statistics.median(slow / fast for slow, fast in zip(*seconds.values(), strict=True))
+    equal = sum(one == other for one, other in zip(*calls.values(), strict=True))
+    megabases = sum(map(len, parts)) / 1e6
+    print(
+        f"bfloat16 by float32: {ratio:.2f} x as fast ({megabases / sum(seconds['float32']):.3f} Mbp per second of "
+        f"processor time in float32), equal calls {100 * equal / len(calls['float32']):.2f} % of "
+        f"{len(calls['float32']):,} records"
+    )
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,7 +111,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--recipe", default="small", help="whose model is measured")
     parser.add_argument("--profile", action="store_true", help="print where the time of the short records goes")
+    parser.add_argument("--model", help="folder of a trained classifier: compare its precisions on --sequences")
+    parser.add_argument("--sequences", nargs="+", default=[], metavar="FASTA", help="what records are cut from")
+    parser.add_argument("--only", default="", metavar="NAME[,NAME...]", help="names of the sequences that are used")
+    parser.add_argument("--record-bases", type=int, default=1024, help="length of the records that are cut")
+    parser.add_argument("--every", type=int, default=1, help="use every so-manieth record only")
     arguments = parser.parse_args()
+    if arguments.model is not None:
+        torch.set_num_threads(arguments.threads)
+        only = [name for name in arguments.only.split(",") if name]
+        parts = records_of(arguments.sequences, only, arguments.record_bases, arguments.every)
+        compare_precisions(RecordClassifier(load_classifier(arguments.model)[0]), parts)
+        return
     if arguments.records < ROUNDS or arguments.long_bases < 1:
         parser.error(f"give at least {ROUNDS} records and 1 base")
     torch.set_num_threads(arguments.threads)

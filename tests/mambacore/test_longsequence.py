@@ -30,6 +30,7 @@ from tolerances import BFLOAT16, PIECES_FLOAT64, relative_error
 VOCABULARY, WIDTH, CLASSES, BATCH, LENGTH = 7, 16, 5, 2, 45
 MIXER_LISTS = {name: [name] * 2 for name in sorted(MIXERS)}
 MIXER_LISTS["complex selective"] = [{"name": "selective", "complex_state": True, "state_size": 3}] * 2
+MIXER_LISTS["mamba3 of rank 2"] = [{"name": "mamba3", "rank": 2, "state_size": 4, "head_width": 4, "groups": 2}] * 2
 MIXER_LISTS["hybrid"] = sorted(MIXERS)
 
 

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from mambacore.layers import Mamba2Mixer, Mamba3Mixer, ResidualBlock, RootMeanSquareNorm, S4DMixer, SelectiveMixer
+from mambacore.layers.step import parameters_of, selective_step
 from mambacore.layers.step_program import COPY, EMBED, StepProgram
 from mambacore.models.sampling import sample_tokens
 from mambacore.native_library import native_library
@@ -88,6 +89,24 @@ def test_steps_equal_the_layers(mixer, dtype, tolerance, width, before):
     )
     assert torch.equal(drawn, given)
     assert relative_error(found, expected.squeeze(2)) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("mixer", ["selective, odd sizes", "selective, no history", "selective, complex"])
+def test_a_program_steps_as_the_registered_operator_does(mixer, dtype, tolerance):
+    width, known, given = 21, tokens(5, 1), tokens(5, 6, seed=4)
+    embedding, block, head = layers_of(mixer, width, dtype)
+    program, logits, place = program_of(embedding, block, head, dtype)
+    memory = torch.zeros(5, program.memory_size, dtype=dtype)
+    program.run(native_library(), memory, known[:, 0].clone(), position=0, logits=logits, classes=CLASSES, given=given)
+    states = (None, None)
+    with torch.no_grad():
+        for column in torch.cat([known, given[:, :-1]], dim=1).split(1, dim=1):
+            parameters = parameters_of(block.norm, block.mixer)
+            outputs, *states = selective_step(embedding(column), *states, block.norm.epsilon, parameters)
+    assert relative_error(memory[:, :width], outputs.squeeze(1)) < tolerance
+    for found, expected in zip(program.read_state(memory, place, block.mixer), states, strict=True):
+        assert relative_error(found, expected) < tolerance
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.values(), ids=DTYPES.keys())

@@ -1,6 +1,6 @@
 """The arguments of a scan, listed once for all of its implementations."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
@@ -56,11 +56,17 @@ class ScanGradients(NamedTuple):
     initial_state: Tensor  # (batch, channels, state_size), also when the initial state was absent
 
 
-# The arguments in the language of PyTorch's operator schemas.
 _SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool"}
-ARGUMENTS_SCHEMA = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in ScanArguments.__annotations__.items())
-FORWARD_SCHEMA = f"({ARGUMENTS_SCHEMA}, bool keep_boundaries) -> (Tensor, Tensor, Tensor)"
-BACKWARD_SCHEMA = (
-    f"(Tensor grad_outputs, Tensor? grad_final_state, {ARGUMENTS_SCHEMA}, Tensor boundary_states) -> "
-    f"({', '.join(['Tensor'] * len(ScanGradients._fields))})"
-)
+
+
+def operator_schema(arguments: type, gradients: type) -> tuple[str, str]:
+    """Forward and backward of lists of arguments and gradients, in the language of PyTorch's operator schemas."""
+    listed = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in get_type_hints(arguments).items())
+    results = ", ".join(["Tensor"] * len(get_type_hints(gradients)))
+    return (
+        f"({listed}, bool keep_boundaries) -> (Tensor, Tensor, Tensor)",
+        f"(Tensor grad_outputs, Tensor? grad_final_state, {listed}, Tensor boundary_states) -> ({results})",
+    )
+
+
+FORWARD_SCHEMA, BACKWARD_SCHEMA = operator_schema(ScanArguments, ScanGradients)

@@ -8,34 +8,24 @@ from collections.abc import Callable
 from torch import Tensor
 
 from mambacore.non_finite import cleaned, spoiled_since, taint_of
+from mambacore.ssd.arguments import SsdArguments
 
-Forward = Callable[..., tuple[Tensor, Tensor, Tensor]]
+Forward = Callable[[SsdArguments, bool], tuple[Tensor, Tensor, Tensor]]
 
 
-def forward(
-    compute: Forward,
-    inputs: Tensor,
-    log_decay: Tensor,
-    input_matrix: Tensor,
-    output_matrix: Tensor,
-    input_weight: Tensor,
-    own_weight: Tensor | None,
-    skip_weight: Tensor | None,
-    initial_state: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-    keep_boundaries: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(compute: Forward, arguments: SsdArguments, keep_boundaries: bool) -> tuple[Tensor, Tensor, Tensor]:
     """As `mambacore.ssd.chunked.forward`, by way of `compute`, which multiplies whole chunks.
 
     Where what a head writes into its state is not finite, its outputs are NaN from that position on, and its final
     state, to the end of the record. An output matrix or `own_weight` concerns its own position alone.
     """
-    written = (inputs, log_decay, input_matrix, input_weight)
-    others = (own_weight, skip_weight, initial_state, resets, reverse, keep_boundaries)
+    names = ("inputs", "log_decay", "input_matrix", "input_weight")
+    written = {name: getattr(arguments, name) for name in names}
     # A sum is not finite where one of its terms is not, and takes a small part of the time of the scan.
-    if log_decay.shape[1] == 1 or all(math.isfinite(float(tensor.sum())) for tensor in written):
-        return compute(inputs, log_decay, input_matrix, output_matrix, input_weight, *others)
+    if arguments.length == 1 or all(math.isfinite(float(tensor.sum())) for tensor in written.values()):
+        return compute(arguments, keep_boundaries)
+    inputs, log_decay, input_matrix, input_weight = written.values()
+    reverse, resets = arguments.reverse, arguments.resets
     batch, length, heads = log_decay.shape
     of_groups = taint_of(input_matrix.unflatten(1, (length, -1)), (2, 4)).reshape(batch, length, -1)
     taint = taint_of(inputs.unflatten(1, (length, -1)), (2, 4)).reshape(batch, length, heads).to(log_decay.dtype)
@@ -47,14 +37,14 @@ def forward(
     if resets is not None:
         record = (resets.flip(1) if reverse else resets).cumsum(1).unsqueeze(2).expand_as(taint)
     spoiled = after = spoiled_since(taint + of_weight, record, 1)
-    if own_weight is not None:  # the other weight only shows in the outputs from the next position on
+    if arguments.own_weight is not None:  # the other weight only shows in the outputs from the next position on
         late = spoiled_since(of_weight, record, 1).roll(1, 1)
         late[:, :1] = 0
         if record is not None:
             late[:, 1:].masked_fill_(record[:, 1:] != record[:, :-1], 0.0)
         spoiled = spoiled_since(taint, record, 1) + late
-    inputs, log_decay, input_matrix, input_weight = (cleaned(tensor) for tensor in written)
-    outputs, final_state, boundaries = compute(inputs, log_decay, input_matrix, output_matrix, input_weight, *others)
+    finite = arguments._replace(**{name: cleaned(tensor) for name, tensor in written.items()})
+    outputs, final_state, boundaries = compute(finite, keep_boundaries)
     final_state = final_state + after[:, -1, :, None, None]
-    spoiled = (spoiled.flip(1) if reverse else spoiled).repeat_interleave(inputs.shape[1] // length, dim=1)
+    spoiled = (spoiled.flip(1) if reverse else spoiled).repeat_interleave(arguments.rank, dim=1)
     return outputs + spoiled.unsqueeze(-1).to(outputs.dtype), final_state, boundaries

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mambacore.devices import widened
+from mambacore.ssd.arguments import SsdArguments, SsdGradients
 
 # Rows of a chunk. A longer one means fewer states to hand on and to keep for backward, and larger masks.
 CHUNK_ROWS = 64
@@ -75,12 +76,11 @@ class _Walk(NamedTuple):
         sequence[:, begin:end] = (values.flip(1) if self.reverse else values).to(sequence.dtype)
 
 
-def _walk(inputs: Tensor, log_decay: Tensor, input_matrix: Tensor, reverse: bool) -> _Walk:
-    batch, rows, heads, _ = inputs.shape
-    length = log_decay.shape[1]
-    rank = rows // length if length else 1
+def _walk(arguments: SsdArguments) -> _Walk:
+    rank = arguments.rank
+    batch, heads, groups, *_ = arguments.sizes
     at_once = max(1, _MASK_ELEMENTS // max(1, batch * heads * (chunk_positions(rank) * rank) ** 2))
-    return _Walk(length, rank, input_matrix.shape[2], reverse, at_once)
+    return _Walk(arguments.length, rank, groups, arguments.reverse, at_once)
 
 
 def running_sum(values: Tensor, starts: Tensor | None) -> Tensor:
@@ -103,33 +103,23 @@ class _Block:
     Dimensions, in short: b batch, c chunks, g groups, k heads of a group, i and j rows, p head_width, n state_size.
     """
 
-    def __init__(
-        self,
-        walk: _Walk,
-        bounds: tuple[int, int, int],
-        inputs: Tensor,
-        log_decay: Tensor,
-        input_matrix: Tensor,
-        output_matrix: Tensor,
-        input_weight: Tensor,
-        own_weight: Tensor | None,
-        resets: Tensor | None,
-    ) -> None:
+    def __init__(self, walk: _Walk, bounds: tuple[int, int, int], arguments: SsdArguments) -> None:
         *span, chunk = bounds
         self.walk, self.span, self.chunk = walk, (span[0], span[1]), chunk
-        self.dtype = log_decay.dtype
-        self.inputs = self.of_heads(inputs)
+        self.dtype = arguments.log_decay.dtype
+        self.inputs = self.of_heads(arguments.inputs)
         self.input_matrix, self.output_matrix = (
             self._take(matrix, walk.rank).permute(0, 1, 3, 2, 4).unsqueeze(3)
-            for matrix in (input_matrix, output_matrix)
+            for matrix in (arguments.input_matrix, arguments.output_matrix)
         )
-        weight = self._of_positions(input_weight)
-        own = weight if own_weight is None else self._of_positions(own_weight)
+        weight, own = self._of_positions(arguments.input_weight), arguments.own_weight
+        own = weight if own is None else self._of_positions(own)
+        resets = arguments.resets
         starts = None if resets is None else walk.take(resets, self.span, chunk, 1, torch.bool)[:, :, None, None]
         # c: (b, c, g, k, positions). In float64: differences of it may be small where it is large itself.
-        total = running_sum(widened(self._of_positions(log_decay)), starts)
+        total = running_sum(widened(self._of_positions(arguments.log_decay)), starts)
         distance = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(self.dtype)
-        position = torch.arange(chunk, device=inputs.device)
+        position = torch.arange(chunk, device=self.inputs.device)
         before = position.unsqueeze(-1) > position
         self.from_state = total.to(self.dtype).exp()  # what a position sees of the state that arrives
         self.to_state = (
@@ -207,38 +197,16 @@ class _Block:
         return torch.stack(before, dim=1), state
 
 
-def forward(
-    inputs: Tensor,
-    log_decay: Tensor,
-    input_matrix: Tensor,
-    output_matrix: Tensor,
-    input_weight: Tensor,
-    own_weight: Tensor | None,
-    skip_weight: Tensor | None,
-    initial_state: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-    keep_boundaries: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(arguments: SsdArguments, keep_boundaries: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, final state, and the states before each chunk (`boundary_shape`).
 
     Args:
-        inputs: (batch, rows, heads, head_width).
-        log_decay: (batch, length, heads), in the compute dtype, as are all weights and states.
-        input_matrix: (batch, rows, groups, state_size), in the inputs' dtype.
-        output_matrix: as `input_matrix`.
-        input_weight: (batch, length, heads).
-        own_weight: (batch, length, heads); None for `input_weight`.
-        skip_weight: (heads,) or None.
-        initial_state: (batch, heads, head_width, state_size) or None for zeros.
-        resets: (batch, length), boolean: where the state that arrives counts as zero (`packing.resets_before`).
-        reverse: walk from the last position to the first.
+        arguments: of the scan.
         keep_boundaries: whether the states before the chunks are wanted; none are returned otherwise.
     """
-    batch, _, heads, head_width = inputs.shape
-    state_size = input_matrix.shape[-1]
-    walk = _walk(inputs, log_decay, input_matrix, reverse)
-    state = initial_state
+    inputs, log_decay, state = arguments.inputs, arguments.log_decay, arguments.initial_state
+    batch, heads, _, state_size, head_width = arguments.sizes
+    walk = _walk(arguments)
     if state is None:
         state = log_decay.new_zeros(batch, heads, head_width, state_size)
     state = state.unflatten(1, (walk.groups, -1))
@@ -248,12 +216,12 @@ def forward(
     )
     first = 0
     for bounds in walk.blocks():
-        block = _Block(walk, bounds, inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, resets)
+        block = _Block(walk, bounds, arguments)
         before, state = block.states(state)
         result = (block.scores * block.mask) @ block.inputs
         result = result + block.from_rows * (block.output_matrix @ before.mT)
-        if skip_weight is not None:
-            result = result + skip_weight.view(walk.groups, -1, 1, 1) * block.inputs
+        if arguments.skip_weight is not None:
+            result = result + arguments.skip_weight.view(walk.groups, -1, 1, 1) * block.inputs
         block.put_heads(outputs, result)
         if keep_boundaries:
             boundaries[:, first : first + before.shape[1]] = before.flatten(2, 3)
@@ -262,39 +230,25 @@ def forward(
 
 
 def backward(
-    grad_outputs: Tensor,
-    grad_final_state: Tensor | None,
-    inputs: Tensor,
-    log_decay: Tensor,
-    input_matrix: Tensor,
-    output_matrix: Tensor,
-    input_weight: Tensor,
-    own_weight: Tensor | None,
-    skip_weight: Tensor | None,
-    resets: Tensor | None,
-    boundary_states: Tensor,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight and state.
-
-    Those of absent arguments are empty tensors.
-    """
-    batch, _, heads, head_width = inputs.shape
-    walk = _walk(inputs, log_decay, input_matrix, reverse)
+    grad_outputs: Tensor, grad_final_state: Tensor | None, arguments: SsdArguments, boundary_states: Tensor
+) -> SsdGradients:
+    """The gradients, from those of the outputs and of the final state."""
+    log_decay, own_weight, skip_weight = arguments.log_decay, arguments.own_weight, arguments.skip_weight
+    batch, heads, _, state_size, head_width = arguments.sizes
+    walk = _walk(arguments)
     grad_inputs, grad_input_matrix, grad_output_matrix = (
         torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        for tensor in (inputs, input_matrix, output_matrix)
+        for tensor in (arguments.inputs, arguments.input_matrix, arguments.output_matrix)
     )
     grad_log_decay, grad_input_weight = (log_decay.new_empty(log_decay.shape) for _ in range(2))
     grad_own_weight = log_decay.new_empty(0 if own_weight is None else log_decay.shape)
     grad_skip_weight = log_decay.new_zeros(walk.groups, heads // walk.groups)
-    carry = log_decay.new_zeros(batch, heads, head_width, input_matrix.shape[-1])
-    if grad_final_state is not None:
-        carry = carry + grad_final_state
-    carry = carry.unflatten(1, (walk.groups, -1))
+    if grad_final_state is None:
+        grad_final_state = log_decay.new_zeros(batch, heads, head_width, state_size)
+    carry = grad_final_state.unflatten(1, (walk.groups, -1))
     last = boundary_states.shape[1]
     for bounds in reversed(walk.blocks()):
-        block = _Block(walk, bounds, inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, resets)
+        block = _Block(walk, bounds, arguments)
         grad = block.of_heads(grad_outputs)
         first = last - block.inputs.shape[1]
         before = boundary_states[:, first:last].unflatten(2, (walk.groups, -1))
@@ -340,7 +294,7 @@ def backward(
         grad_decay = grad_decay + F.pad((in_state * block.weight).cumsum(-1)[..., :-1], (1, 0))
         grad_decay = grad_decay + (block.kept * (before * grad_after).sum((-1, -2))).unsqueeze(-1)
         block.put_positions(grad_log_decay, grad_decay)
-    return (
+    return SsdGradients(
         grad_inputs,
         grad_log_decay,
         grad_input_matrix,

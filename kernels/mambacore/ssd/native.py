@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from mambacore.backends import ELEMENT_TYPES
+from mambacore.layout import channels_contiguous, optional_contiguous
 from mambacore.native_library import Heads, Library, Ssd
-from mambacore.scan.native import as_pointer, channels_contiguous
+from mambacore.scan.native import as_pointer
+from mambacore.ssd.arguments import SsdArguments, SsdGradients
 from mambacore.ssd.chunked import boundary_shape, chunk_positions
 
 # Below so many products of numbers a second thread takes longer to start than it saves.
@@ -25,36 +27,29 @@ def head_ranges(tasks: int, heads_of_group: int, threads: int) -> int:
     return next((count for count in fitting if tasks * count >= threads), heads_of_group)
 
 
-class _Arguments:
+class _Call:
     """The C structure together with the tensors it points to, which must live as long as it does."""
 
-    def __init__(
-        self,
-        inputs: Tensor,
-        log_decay: Tensor,
-        input_matrix: Tensor,
-        output_matrix: Tensor,
-        input_weight: Tensor,
-        own_weight: Tensor | None,
-        skip_weight: Tensor | None,
-        resets: Tensor | None,
-        reverse: bool,
-    ) -> None:
-        self.sequences = [channels_contiguous(tensor) for tensor in (inputs, input_matrix, output_matrix)]
-        self.numbers = [
-            None if tensor is None else tensor.contiguous()
-            for tensor in (log_decay, input_weight, own_weight, skip_weight, resets)
+    def __init__(self, arguments: SsdArguments) -> None:
+        inputs, rank, length = arguments.inputs, arguments.rank, arguments.length
+        self.sequences = [
+            channels_contiguous(tensor) for tensor in (inputs, arguments.input_matrix, arguments.output_matrix)
         ]
-        batch, rows, heads, head_width = inputs.shape
-        length, groups, state_size = log_decay.shape[1], *input_matrix.shape[2:]
+        self.numbers = [
+            optional_contiguous(tensor)
+            for tensor in (
+                arguments.log_decay, arguments.input_weight, arguments.own_weight, arguments.skip_weight,
+                arguments.resets,
+            )
+        ]  # fmt: skip
+        batch, heads, groups, state_size, head_width = arguments.sizes
         products = inputs.numel() * (state_size + 1)
         threads = max(1, min(torch.get_num_threads(), products // _PRODUCTS_PER_THREAD))
-        rank = rows // length
         self.scan = Ssd(
             batch=batch, length=length, heads=heads, groups=groups, head_width=head_width, state_size=state_size,
             rank=rank, chunk=min(chunk_positions(rank), length),
             ranges=head_ranges(batch * groups, heads // groups, threads),
-            element=ELEMENT_TYPES[inputs.dtype], reverse=reverse, threads=threads,
+            element=ELEMENT_TYPES[inputs.dtype], reverse=arguments.reverse, threads=threads,
             **dict(zip(("inputs", "input_matrix", "output_matrix"), map(as_heads, self.sequences), strict=True)),
             **dict(
                 zip(
@@ -66,25 +61,10 @@ class _Arguments:
         )  # fmt: skip
 
 
-def forward(
-    native: Library,
-    inputs: Tensor,
-    log_decay: Tensor,
-    input_matrix: Tensor,
-    output_matrix: Tensor,
-    input_weight: Tensor,
-    own_weight: Tensor | None,
-    skip_weight: Tensor | None,
-    initial_state: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-    keep_boundaries: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(native: Library, arguments: SsdArguments, keep_boundaries: bool) -> tuple[Tensor, Tensor, Tensor]:
     """As `mambacore.ssd.chunked.forward`, of a sequence that is not empty."""
-    arguments = _Arguments(
-        inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, resets, reverse
-    )
-    scan = arguments.scan
+    call, inputs, log_decay = _Call(arguments), arguments.inputs, arguments.log_decay
+    scan = call.scan
     outputs = inputs.new_empty(inputs.shape)
     final_state = log_decay.new_empty(scan.batch, scan.heads, scan.head_width, scan.state_size)
     boundaries = log_decay.new_empty(
@@ -92,7 +72,7 @@ def forward(
             scan.batch, scan.length if keep_boundaries else 0, scan.heads, scan.head_width, scan.state_size, scan.rank
         )
     )
-    initial_state = None if initial_state is None else initial_state.contiguous()
+    initial_state = optional_contiguous(arguments.initial_state)
     scan.initial_state, scan.outputs = as_pointer(initial_state), as_heads(outputs)
     scan.final_state = as_pointer(final_state)
     scan.boundary_states = as_pointer(boundaries) if keep_boundaries else None
@@ -104,28 +84,18 @@ def backward(
     native: Library,
     grad_outputs: Tensor,
     grad_final_state: Tensor | None,
-    inputs: Tensor,
-    log_decay: Tensor,
-    input_matrix: Tensor,
-    output_matrix: Tensor,
-    input_weight: Tensor,
-    own_weight: Tensor | None,
-    skip_weight: Tensor | None,
-    resets: Tensor | None,
+    arguments: SsdArguments,
     boundary_states: Tensor,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> SsdGradients:
     """As `mambacore.ssd.chunked.backward`, of a sequence that is not empty."""
-    arguments = _Arguments(
-        inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, resets, reverse
-    )
-    scan = arguments.scan
+    call, inputs, log_decay = _Call(arguments), arguments.inputs, arguments.log_decay
+    scan, own_weight = call.scan, arguments.own_weight
     grad_outputs, boundary_states = channels_contiguous(grad_outputs), boundary_states.contiguous()
-    grad_final_state = None if grad_final_state is None else grad_final_state.contiguous()
+    grad_final_state = optional_contiguous(grad_final_state)
     grad_inputs = inputs.new_empty(inputs.shape)
     grad_log_decay, grad_input_weight = log_decay.new_empty(log_decay.shape), log_decay.new_empty(log_decay.shape)
     grad_own_weight = log_decay.new_empty(0 if own_weight is None else log_decay.shape)
-    partial = (scan.ranges, *input_matrix.shape)
+    partial = (scan.ranges, *arguments.input_matrix.shape)
     grad_input_matrix, grad_output_matrix = log_decay.new_empty(partial), log_decay.new_empty(partial)
     grad_skip_weight = log_decay.new_empty(scan.batch, scan.heads)
     grad_initial_state = log_decay.new_empty(scan.batch, scan.heads, scan.head_width, scan.state_size)
@@ -136,13 +106,13 @@ def backward(
     scan.grad_input_matrix, scan.grad_output_matrix = as_pointer(grad_input_matrix), as_pointer(grad_output_matrix)
     scan.grad_skip_weight, scan.grad_initial_state = as_pointer(grad_skip_weight), as_pointer(grad_initial_state)
     native.ssd_backward(scan)
-    return (
+    return SsdGradients(
         grad_inputs,
         grad_log_decay,
         grad_input_matrix.sum(0).to(inputs.dtype),
         grad_output_matrix.sum(0).to(inputs.dtype),
         grad_input_weight,
         grad_own_weight,
-        log_decay.new_empty(0) if skip_weight is None else grad_skip_weight.sum(0),
+        log_decay.new_empty(0) if arguments.skip_weight is None else grad_skip_weight.sum(0),
         grad_initial_state,
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from mambacore.backends import INPUT_DTYPES, compute_dtype, native_library_for, triton_computes
 from mambacore.packing import resets_before
 from mambacore.ssd import causal, chunked, native
+from mambacore.ssd.arguments import BACKWARD_SCHEMA, FORWARD_SCHEMA, SsdArguments, SsdGradients
 from mambacore.ssd.chunked import boundary_shape
 
 
@@ -74,7 +75,7 @@ def ssd_scan(
     if inputs.dim() == 5:
         inputs, input_matrix, output_matrix = (tensor.flatten(1, 2) for tensor in (inputs, input_matrix, output_matrix))
     log_decay = log_decay.to(dtype)
-    arguments = (
+    arguments = SsdArguments(
         inputs,
         log_decay,
         input_matrix.to(inputs.dtype),
@@ -82,11 +83,12 @@ def ssd_scan(
         torch.ones_like(log_decay) if input_weight is None else input_weight.to(dtype),
         *(None if tensor is None else tensor.to(dtype) for tensor in (own_weight, skip_weight, initial_state)),
         None if sequence_starts is None else resets_before(sequence_starts, reverse),
+        reverse,
     )
     needs_gradient = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in arguments
+        isinstance(tensor, Tensor) and tensor.requires_grad for tensor in arguments
     )
-    outputs, final_state, _ = _forward(*arguments, reverse, needs_gradient)
+    outputs, final_state, _ = _forward(*arguments, needs_gradient)
     return (outputs.view(shape), final_state) if return_final_state else outputs.view(shape)
 
 
@@ -140,97 +142,68 @@ def _check(
         raise TypeError(f"sequence_starts must be boolean but is {sequence_starts.dtype}")
 
 
-@torch.library.custom_op("mambacore::ssd_scan_forward", mutates_args=())
-def _forward(
-    inputs: Tensor,
-    log_decay: Tensor,
-    input_matrix: Tensor,
-    output_matrix: Tensor,
-    input_weight: Tensor,
-    own_weight: Tensor | None,
-    skip_weight: Tensor | None,
-    initial_state: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-    keep_boundaries: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    arguments = (
-        inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, initial_state, resets,
-        reverse, keep_boundaries,
-    )  # fmt: skip
-    filled = inputs.numel() > 0 and input_matrix.numel() > 0
-    if filled and triton_computes(inputs):
+@torch.library.custom_op("mambacore::ssd_scan_forward", mutates_args=(), schema=FORWARD_SCHEMA)
+def _forward(*given):
+    arguments, keep_boundaries = SsdArguments(*given[:-1]), given[-1]
+    filled = arguments.inputs.numel() > 0 and arguments.input_matrix.numel() > 0
+    if filled and triton_computes(arguments.inputs):
         from mambacore.ssd import triton  # noqa: PLC0415  only where there is Triton
 
-        return triton.forward(*arguments)
-    library = native_library_for(inputs) if filled else None
-    return causal.forward(chunked.forward if library is None else partial(native.forward, library), *arguments)
+        return triton.forward(arguments, keep_boundaries)
+    library = native_library_for(arguments.inputs) if filled else None
+    compute = chunked.forward if library is None else partial(native.forward, library)
+    return causal.forward(compute, arguments, keep_boundaries)
 
 
 @_forward.register_fake
-def _(inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight, skip_weight, initial_state, resets,
-      reverse, keep_boundaries):  # fmt: skip
-    batch, rows, heads, head_width = inputs.shape
-    length, state_size = log_decay.shape[1], input_matrix.shape[-1]
-    rank = rows // length if length else 1
-    boundaries = boundary_shape(batch, length if keep_boundaries else 0, heads, head_width, state_size, rank)
+def _(*given):
+    arguments, keep_boundaries = SsdArguments(*given[:-1]), given[-1]
+    batch, heads, _, state_size, head_width = arguments.sizes
+    kept = arguments.length if keep_boundaries else 0
     return (
-        inputs.new_empty(inputs.shape),
-        log_decay.new_empty(batch, heads, head_width, state_size),
-        log_decay.new_empty(boundaries),
+        arguments.inputs.new_empty(arguments.inputs.shape),
+        arguments.log_decay.new_empty(batch, heads, head_width, state_size),
+        arguments.log_decay.new_empty(boundary_shape(batch, kept, heads, head_width, state_size, arguments.rank)),
     )
 
 
-@torch.library.custom_op("mambacore::ssd_scan_backward", mutates_args=())
-def _backward(
-    grad_outputs: Tensor,
-    grad_final_state: Tensor | None,
-    inputs: Tensor,
-    log_decay: Tensor,
-    input_matrix: Tensor,
-    output_matrix: Tensor,
-    input_weight: Tensor,
-    own_weight: Tensor | None,
-    skip_weight: Tensor | None,
-    resets: Tensor | None,
-    boundary_states: Tensor,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    arguments = (
-        grad_outputs, grad_final_state, inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight,
-        skip_weight, resets, boundary_states, reverse,
-    )  # fmt: skip
-    filled = inputs.numel() > 0 and input_matrix.numel() > 0
-    library = native_library_for(inputs) if filled and not triton_computes(inputs) else None
-    return chunked.backward(*arguments) if library is None else native.backward(library, *arguments)
+@torch.library.custom_op("mambacore::ssd_scan_backward", mutates_args=(), schema=BACKWARD_SCHEMA)
+def _backward(grad_outputs, grad_final_state, *given):
+    arguments, boundary_states = SsdArguments(*given[:-1]), given[-1]
+    filled = arguments.inputs.numel() > 0 and arguments.input_matrix.numel() > 0
+    library = native_library_for(arguments.inputs) if filled and not triton_computes(arguments.inputs) else None
+    if library is None:
+        return chunked.backward(grad_outputs, grad_final_state, arguments, boundary_states)
+    return native.backward(library, grad_outputs, grad_final_state, arguments, boundary_states)
 
 
 @_backward.register_fake
-def _(grad_outputs, grad_final_state, inputs, log_decay, input_matrix, output_matrix, input_weight, own_weight,
-      skip_weight, resets, boundary_states, reverse):  # fmt: skip
-    def like(tensor: Tensor | None) -> Tensor:
-        return log_decay.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
+def _(grad_outputs, grad_final_state, *given):
+    arguments = SsdArguments(*given[:-1])
 
-    batch, _, heads, head_width = inputs.shape
+    def like(tensor: Tensor | None) -> Tensor:
+        return arguments.log_decay.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
+
+    batch, heads, _, state_size, head_width = arguments.sizes
     return (
-        like(inputs), like(log_decay), like(input_matrix), like(output_matrix), like(input_weight), like(own_weight),
-        like(skip_weight), log_decay.new_empty(batch, heads, head_width, input_matrix.shape[-1]),
-    )  # fmt: skip
+        *(like(getattr(arguments, name)) for name in SsdGradients._fields[:-1]),
+        arguments.log_decay.new_empty(batch, heads, head_width, state_size),
+    )
 
 
 def _keep_for_backward(ctx, inputs, output) -> None:
-    *tensors, initial_state, resets, reverse, keep_boundaries = inputs
-    if not keep_boundaries:
-        raise RuntimeError("the scan was run without keep_boundaries, so it has no gradient; call ssd_scan instead")
-    ctx.save_for_backward(*tensors, resets, output[2])
-    ctx.has_initial_state, ctx.reverse = initial_state is not None, reverse
+    arguments, keep_boundaries = SsdArguments(*inputs[:-1]), inputs[-1]
+    ctx.save_for_backward(*arguments[:-1], output[2] if keep_boundaries else None)
+    ctx.reverse = arguments.reverse
 
 
 def _gradient(ctx, grad_outputs, grad_final_state, _grad_boundaries):
-    *tensors, resets, boundary_states = ctx.saved_tensors
-    grads = _backward(grad_outputs, grad_final_state, *tensors, resets, boundary_states, ctx.reverse)
-    present = [tensor is not None for tensor in tensors] + [ctx.has_initial_state]
-    wanted = (grad if there else None for grad, there in zip(grads, present, strict=True))
+    *tensors, boundary_states = ctx.saved_tensors
+    arguments = SsdArguments(*tensors, ctx.reverse)
+    if boundary_states is None:  # a graph that was exported or traced without gradients
+        boundary_states = _forward(*arguments, True)[2]
+    grads = _backward(grad_outputs, grad_final_state, *arguments, boundary_states)
+    wanted = (None if tensor is None else grad for grad, tensor in zip(grads, arguments, strict=False))
     return (*wanted, None, None, None)
 
 

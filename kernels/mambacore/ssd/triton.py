@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mambacore.scan.native import channels_contiguous
+from mambacore.layout import channels_contiguous
+from mambacore.ssd.arguments import SsdArguments
 from mambacore.ssd.chunked import boundary_shape, chunk_positions, running_sum
 from mambacore.ssd.triton_kernels import add_states, pass_states, read_out
 from mambacore.triton.launch import or_first
@@ -34,30 +35,18 @@ def _by_head(values: Tensor, reverse: bool) -> Tensor:
     return (values.flip(2) if reverse else values).contiguous()
 
 
-def forward(
-    inputs: Tensor,
-    log_decay: Tensor,
-    input_matrix: Tensor,
-    output_matrix: Tensor,
-    input_weight: Tensor,
-    own_weight: Tensor | None,
-    skip_weight: Tensor | None,
-    initial_state: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-    keep_boundaries: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(arguments: SsdArguments, keep_boundaries: bool) -> tuple[Tensor, Tensor, Tensor]:
     """As `mambacore.ssd.chunked.forward`, of a sequence that is not empty."""
-    batch, rows, heads, head_width = inputs.shape
-    length, groups, state_size = log_decay.shape[1], *input_matrix.shape[2:]
-    rank = rows // length
+    log_decay, skip_weight, initial_state = arguments.log_decay, arguments.skip_weight, arguments.initial_state
+    resets, reverse, rank, length = arguments.resets, arguments.reverse, arguments.rank, arguments.length
+    batch, heads, groups, state_size, head_width = arguments.sizes
     chunk = chunk_positions(rank)
     chunks = -(-length // chunk)
     inputs, input_matrix, output_matrix = (
-        channels_contiguous(tensor) for tensor in (inputs, input_matrix, output_matrix)
+        channels_contiguous(tensor) for tensor in (arguments.inputs, arguments.input_matrix, arguments.output_matrix)
     )
-    weight = _by_head(input_weight, reverse)
-    own = weight if own_weight is None else _by_head(own_weight, reverse)
+    weight = _by_head(arguments.input_weight, reverse)
+    own = weight if arguments.own_weight is None else _by_head(arguments.own_weight, reverse)
 
     # In chunks, the last one filled up with positions where nothing fades.
     decays = F.pad(_by_head(log_decay, reverse).double(), (0, chunks * chunk - length)).unflatten(2, (chunks, chunk))

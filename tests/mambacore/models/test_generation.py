@@ -10,7 +10,7 @@ from mambacore.models.language_steps import steps_library
 from mambacore.models.sampling import sample_tokens, sampling_probabilities, token_log_likelihoods
 from mambacore.native_library import native_library
 from mambacore.state import state_tensors
-from tolerances import FLOAT64, PIECES_FLOAT64, relative_error
+from tolerances import COMPLEX_FLOAT32, FLOAT64, PIECES_FLOAT64, relative_error
 
 SELECTIVE = {"name": "selective", "state_size": 4}
 COMPLEX = {"name": "selective", "complex_state": True, "state_size": 3}
@@ -21,11 +21,16 @@ STACKS = {
         {"name": "s4d", "state_size": 3},
         {"name": "selective", "complex_state": True, "state_size": 3},
     ),
+    "mamba2 and mamba3": (
+        {"name": "mamba2", "state_size": 4, "head_width": 4, "groups": 2},
+        {"name": "mamba3", "state_size": 6, "head_width": 8},
+    ),
+    "mamba3 of rank 2": ({"name": "mamba3", "state_size": 4, "head_width": 4, "rank": 2, "output_norm": True},),
     "attention": (SELECTIVE, "attention"),
     "retention": ("retention",),
     "gru and rwkv": ("gru", "rwkv"),
 }
-NATIVE = ("selective", "s4d and complex")
+NATIVE = ("selective", "s4d and complex", "mamba2 and mamba3", "mamba3 of rank 2")
 
 
 def causal(mixers=(SELECTIVE,) * 2, **options):
@@ -82,6 +87,19 @@ def test_the_step_program_generates_what_the_modules_do(stack, tied_head, monkey
         assert torch.equal(found.tokens, expected.tokens)
         assert relative_error(found.log_likelihoods, expected.log_likelihoods) < PIECES_FLOAT64
         assert_states_equal(found.state, expected.state)
+
+
+@pytest.mark.skipif(native_library() is None, reason="installed without the native library")
+@pytest.mark.parametrize("stack", NATIVE)
+def test_the_step_program_generates_what_the_modules_do_in_float32(stack, monkeypatch):
+    model, prompt = causal(STACKS[stack]).float(), tokens(5)
+    for options in ({}, {"temperature": 0.0}):
+        found = model.generate(prompt, 60, generator=seeded(), **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(generation, "steps_library", lambda _: None)
+            expected = model.generate(prompt, 60, generator=seeded(), **options)
+        assert torch.equal(found.tokens, expected.tokens)
+        assert relative_error(found.log_likelihoods, expected.log_likelihoods) < COMPLEX_FLOAT32
 
 
 @pytest.mark.skipif(native_library() is None, reason="installed without the native library")

@@ -222,9 +222,9 @@ def test_opcheck(backend):
         torch.library.opcheck(_forward, (*list(arguments.values())[:4], arguments["input_weight"], None, None, None,
                                          resets, True, True))  # fmt: skip
         outputs, state, boundaries = _forward(*given)
-        plain = [tensor.detach() for tensor in list(arguments.values())[:-1]]
+        plain = [tensor.detach() for tensor in arguments.values()]
         torch.library.opcheck(
-            _backward, (torch.ones_like(outputs), torch.ones_like(state), *plain, resets, boundaries.detach(), False)
+            _backward, (torch.ones_like(outputs), torch.ones_like(state), *plain, resets, False, boundaries.detach())
         )
 
 
