@@ -59,6 +59,7 @@ bench: install
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
 	$(BIN)/python kernels/benchmarks/scan.py
 	$(BIN)/python kernels/benchmarks/step.py
+	$(BIN)/python kernels/benchmarks/pieces.py
 	$(BIN)/python kernels/benchmarks/block.py
 	$(BIN)/python kernels/benchmarks/ssd.py
 	$(BIN)/python kernels/benchmarks/longsequence.py
