@@ -72,6 +72,16 @@ def test_embed_in_three_lines() -> None:
     assert model.embed("reads.fq")["name"] == ["r1"]
 
 
+def test_a_precision_is_that_of_the_same_methods_under_autocast() -> None:
+    exact, rounded = (genomamba.load("pretrained", precision=name) for name in ("float32", "bfloat16"))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = exact.embed("contigs.fa").vectors
+    found = rounded.embed("contigs.fa").vectors
+    assert np.array_equal(found, expected) and not np.array_equal(found, exact.embed("contigs.fa").vectors)
+    with pytest.raises(InputError, match="precision is 'float16': use float32 or bfloat16"):
+        genomamba.load("pretrained", precision="float16")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("folder", ["pretrained", "masked"])
 def test_log_likelihood_in_three_lines(folder: str) -> None:
     model = genomamba.load(folder)
