@@ -66,7 +66,9 @@ def _in_precision(method: Callable[Concatenate[Own, Given], Result]) -> Callable
 
     @functools.wraps(method)
     def run(self: Own, *arguments: Given.args, **options: Given.kwargs) -> Result:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        if self.precision == "float32":  # or what the caller's autocast says
+            return method(self, *arguments, **options)
+        with torch.autocast(self.device.type, torch.bfloat16):
             return method(self, *arguments, **options)
 
     return run
