@@ -91,7 +91,7 @@ def state_from(rows: Tensor, mixer: DualMixer) -> DualState:
 
 def _sizes(norm: RootMeanSquareNorm, mixer: DualMixer) -> dict[str, float]:
     return {
-        "width": mixer.model_width,
+        "width": mixer.output_projection.out_features,
         "inner_width": mixer.input_projection.out_features,
         "outputs": mixer.inner_width,
         "state_size": mixer.state_size,

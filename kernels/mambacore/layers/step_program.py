@@ -79,9 +79,9 @@ def can_step(block: nn.Module) -> bool:
     if not isinstance(block, ResidualBlock) or block.feed_forward is not None:
         return False
     mixer = block.mixer
-    if type(mixer) in (Mamba2Mixer, Mamba3Mixer):
-        return has_operation(mixer)
-    return type(mixer) in (SelectiveMixer, S4DMixer)
+    if type(mixer) not in (SelectiveMixer, S4DMixer, Mamba2Mixer, Mamba3Mixer):
+        return False
+    return not isinstance(mixer, Mamba2Mixer | Mamba3Mixer) or has_operation(mixer)
 
 
 class StepProgram:

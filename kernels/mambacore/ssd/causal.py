@@ -19,12 +19,12 @@ def forward(compute: Forward, arguments: SsdArguments, keep_boundaries: bool) ->
     Where what a head writes into its state is not finite, its outputs are NaN from that position on, and its final
     state, to the end of the record. An output matrix or `own_weight` concerns its own position alone.
     """
-    names = ("inputs", "log_decay", "input_matrix", "input_weight")
-    written = {name: getattr(arguments, name) for name in names}
+    inputs, log_decay, input_matrix = arguments[:3]
+    input_weight = arguments.input_weight
     # A sum is not finite where one of its terms is not, and takes a small part of the time of the scan.
-    if arguments.length == 1 or all(math.isfinite(float(tensor.sum())) for tensor in written.values()):
+    written = (inputs, log_decay, input_matrix, input_weight)
+    if arguments.length == 1 or all(math.isfinite(float(tensor.sum())) for tensor in written):
         return compute(arguments, keep_boundaries)
-    inputs, log_decay, input_matrix, input_weight = written.values()
     reverse, resets = arguments.reverse, arguments.resets
     batch, length, heads = log_decay.shape
     of_groups = taint_of(input_matrix.unflatten(1, (length, -1)), (2, 4)).reshape(batch, length, -1)
@@ -43,7 +43,10 @@ def forward(compute: Forward, arguments: SsdArguments, keep_boundaries: bool) ->
         if record is not None:
             late[:, 1:].masked_fill_(record[:, 1:] != record[:, :-1], 0.0)
         spoiled = spoiled_since(taint, record, 1) + late
-    finite = arguments._replace(**{name: cleaned(tensor) for name, tensor in written.items()})
+    finite = arguments._replace(
+        inputs=cleaned(inputs), log_decay=cleaned(log_decay), input_matrix=cleaned(input_matrix),
+        input_weight=cleaned(input_weight),
+    )  # fmt: skip
     outputs, final_state, boundaries = compute(finite, keep_boundaries)
     final_state = final_state + after[:, -1, :, None, None]
     spoiled = (spoiled.flip(1) if reverse else spoiled).repeat_interleave(arguments.rank, dim=1)

@@ -81,7 +81,9 @@ def ssd_scan(
         input_matrix.to(inputs.dtype),
         output_matrix.to(inputs.dtype),
         torch.ones_like(log_decay) if input_weight is None else input_weight.to(dtype),
-        *(None if tensor is None else tensor.to(dtype) for tensor in (own_weight, skip_weight, initial_state)),
+        None if own_weight is None else own_weight.to(dtype),
+        None if skip_weight is None else skip_weight.to(dtype),
+        None if initial_state is None else initial_state.to(dtype),
         None if sequence_starts is None else resets_before(sequence_starts, reverse),
         reverse,
     )
@@ -199,7 +201,7 @@ def _keep_for_backward(ctx, inputs, output) -> None:
 
 def _gradient(ctx, grad_outputs, grad_final_state, _grad_boundaries):
     *tensors, boundary_states = ctx.saved_tensors
-    arguments = SsdArguments(*tensors, ctx.reverse)
+    arguments = SsdArguments._make((*tensors, ctx.reverse))
     if boundary_states is None:  # a graph that was exported or traced without gradients
         boundary_states = _forward(*arguments, True)[2]
     grads = _backward(grad_outputs, grad_final_state, *arguments, boundary_states)
