@@ -7,6 +7,7 @@ on simulated genomes. A job whose model does not ship with this version is left 
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,14 +54,27 @@ def main() -> None:
                 Section(name, [f"The model {name} does not ship with this version, so its job is left out."])
             )
             continue
-        started = time.monotonic()
+        started, used = time.monotonic(), processor_seconds()
         sections += job()
-        note(f"{name}: {format_duration(time.monotonic() - started)}")
+        work = processor_seconds() - used
+        note(f"{name}: {format_duration(time.monotonic() - started)}, {work:.0f} s of processor time")
     sections.append(
-        Section("This machine", [f"{machine()}. Everything took {format_duration(time.monotonic() - begin)}."])
+        Section(
+            "This machine",
+            [
+                f"{machine()}. Everything took {format_duration(time.monotonic() - begin)}, and "
+                f"{format_duration(processor_seconds())} of processor time."
+            ],
+        )
     )
     write_whole(options.output, page("genomamba and audiomamba: four jobs on this machine", sections))
     print(options.output)
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of its children that have ended."""
+    taken = os.times()
+    return taken.user + taken.system + taken.children_user + taken.children_system
 
 
 def _simulation(options: argparse.Namespace) -> list[Section]:
