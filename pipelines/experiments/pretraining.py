@@ -107,13 +107,13 @@ def test_bases(path: str) -> Tokens:
 
 
 @torch.inference_mode()
-def losses_by_length(model: str, paths: Sequence[str]) -> dict[str, Any]:
+def losses_by_length(model: str, paths: Sequence[str], lengths: Sequence[int]) -> dict[str, Any]:
     """Mean loss of each block at each length, nats per base."""
     loaded = load_language_model(model)
-    found: dict[str, list[float]] = {str(length): [] for length in LENGTHS}
+    found: dict[str, list[float]] = {str(length): [] for length in lengths}
     for path in paths:
         tokens = torch.from_numpy(test_bases(path).astype(np.int64))
-        for length in LENGTHS:
+        for length in lengths:
             rows = tokens.view(-1, length)
             losses = torch.zeros(rows.shape)
             for first in range(0, len(rows), max(1, BASES_AT_ONCE // length)):
@@ -153,23 +153,26 @@ def main() -> None:
     parser.add_argument("--short-steps", type=int, default=600)
     parser.add_argument("--long-steps", type=int, default=40)
     parser.add_argument("--tested", nargs="+", default=["cerevisiae.S288C", "paradoxus.CBS432"], metavar="ASSEMBLY")
+    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="contexts, powers of two from 1,024 on")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     use_threads(options.threads)
-    names = ("model", "tested") if options.model else ("short_steps", "long_steps", "tested")
-    experiment = Experiment("pretraining", options.output, {name: getattr(options, name) for name in names})
+    names = ("model",) if options.model else ("short_steps", "long_steps")
+    experiment = Experiment(
+        "pretraining", options.output, {name: getattr(options, name) for name in (*names, "tested", "lengths")}
+    )
     paths = join_chromosomes(options.yeasts, options.output / "genomes")
     tested = [path for path in paths if Path(path).name.removesuffix(".fa") in options.tested]
     model = options.model or str(train(paths, options.output, options))
-    found = experiment.part("model", lambda: losses_by_length(model, tested))
+    found = experiment.part("model", lambda: losses_by_length(model, tested, options.lengths))
     markov = experiment.part("markov", lambda: markov_losses(paths, tested))
     rows, curve = [], []
-    shortest = np.array(found["losses"][str(LENGTHS[0])])
-    for length in LENGTHS:
+    shortest = np.array(found["losses"][str(options.lengths[0])])
+    for length in options.lengths:
         losses = np.array(found["losses"][str(length)])
         perplexity = [math.exp(value) for value in interval(losses)]
         curve.append(perplexity[0])
-        gain = interval(shortest - losses) if length > LENGTHS[0] else (0.0, 0.0, 0.0)
+        gain = interval(shortest - losses) if length > options.lengths[0] else (0.0, 0.0, 0.0)
         ratio = interval(np.array(markov["losses"]) - losses)
         rows.append(
             [
@@ -180,7 +183,10 @@ def main() -> None:
             ]
         )
     best = math.exp(interval(markov["losses"])[0])
-    curves = {"yeast-lm": (LENGTHS, curve), f"Markov, order {markov['order']}": (LENGTHS, [best] * len(LENGTHS))}
+    curves = {
+        "yeast-lm": (options.lengths, curve),
+        f"Markov, order {markov['order']}": (options.lengths, [best] * len(curve)),
+    }
     picture = line_plot(curves, "context (bases)", "perplexity per base")
     header = ["context", "perplexity", "gain over 1,024, millinats", "Markov's perplexity by the model's"]
     notes = [
