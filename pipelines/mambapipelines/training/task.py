@@ -33,7 +33,7 @@ class TrainingTask:
         higher_is_better: whether higher values of the deciding metric are better.
         unit: name of a position of a batch, for the speed.
         divisible: whether a batch may go through the model in parts that add up to the same gradient.
-        lengths: lengths of the windows by step, where they change.
+        lengths: a task whose windows grow has their lengths by step (`LengthWarmup`) under this name.
         splits_over_context: whether the tensors of a batch are all (rows, length, ...), `loss` is a mean over positions
             that `weight` counts, and the model reads stretches (`mambacore.parallel`): then `--context-ranks` works.
         steps_done: optimiser steps taken when `validate` is called.
@@ -46,7 +46,6 @@ class TrainingTask:
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "positions"
     divisible: ClassVar[bool] = True
-    lengths: LengthWarmup | None = None
     splits_over_context: ClassVar[bool] = False
     steps_done: int = 0
 
@@ -59,7 +58,8 @@ class TrainingTask:
 
     def longest_batch(self) -> Batch:
         """A batch as long as any of the run, which has to fit the memory of a device."""
-        return self.batch(0 if self.lengths is None else self.lengths.longest_step)
+        lengths: LengthWarmup | None = getattr(self, "lengths", None)
+        return self.batch(0 if lengths is None else lengths.longest_step)
 
     def loss(self, replica: nn.Module, micro_batch: Batch) -> dict[str, Tensor]:
         """Return means over the micro-batch: `loss` with its graph, and the training metrics.
