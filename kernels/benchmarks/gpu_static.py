@@ -82,17 +82,17 @@ def counted(code: Compiled, elements: float) -> Counts:
     """
     loops = code.loops()
     outer = loops[0]
-    last = outer.first + outer.count
-    inner = [loop for loop in loops[1:] if outer.first <= loop.first and loop.first + loop.count <= last]
+    last = outer.first + outer.size
+    inner = [loop for loop in loops[1:] if outer.first <= loop.first and loop.first + loop.size <= last]
     if not inner:
         positions = positions_of(outer, elements)
-        return Counts(outer.count / positions / elements, outer.special / positions / elements)
+        return Counts(outer.size / positions / elements, outer.special / positions / elements)
     # The walk through an interval and the walk back; what is left of the outer loop is once for the interval.
-    instructions = (outer.count - sum(loop.count for loop in inner)) / DEVICE_INTERVAL
+    instructions = (outer.size - sum(loop.size for loop in inner)) / DEVICE_INTERVAL
     special = (outer.special - sum(loop.special for loop in inner)) / DEVICE_INTERVAL
     for loop in inner:
         positions = positions_of(loop, elements)
-        instructions += loop.count / positions
+        instructions += loop.size / positions
         special += loop.special / positions
     return Counts(instructions / elements, special / elements)
 
@@ -130,9 +130,9 @@ def peer_rows(source: Path, nvcc: str) -> Iterator[list[str]]:
             cubin = Path(place, "out").read_bytes()
         loops = loops_of(disassembled(cubin))
         outer = loops[0]
-        inside = [loop for loop in loops[1:] if outer.first <= loop.first < outer.first + outer.count]
+        inside = [loop for loop in loops[1:] if outer.first <= loop.first < outer.first + outer.size]
         of_states = inside[0]  # the longest loop inside the one over stretches of the sequence
-        instructions = of_states.count / PEER_ITEMS + (outer.count - of_states.count) / PEER_ITEMS / PEER_STATES
+        instructions = of_states.size / PEER_ITEMS + (outer.size - of_states.size) / PEER_ITEMS / PEER_STATES
         special = of_states.special / PEER_ITEMS + (outer.special - of_states.special) / PEER_ITEMS / PEER_STATES
         yield row(name, str(PEER_STATES), "1", "4", resource_usage(cubin), Counts(instructions, special))
 

@@ -54,7 +54,7 @@ class Loop(NamedTuple):
     instructions: tuple[str, ...]
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """How many there are."""
         return len(self.instructions)
 
@@ -130,7 +130,7 @@ def _tool(name: str, option: str, cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [TOOLS / name, option, file.name]
+        command = [str(TOOLS / name), option, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -155,7 +155,7 @@ def loops_of(text: str) -> list[Loop]:
             found[labels[branch.group(1)]] = len(instructions)
         instructions.append(instruction.group(1).strip())
     loops = [Loop(first, tuple(instructions[first : last + 1])) for first, last in found.items()]
-    return sorted((loop for loop in loops if loop.count > SHORTEST_LOOP), key=lambda loop: -loop.count)
+    return sorted((loop for loop in loops if loop.size > SHORTEST_LOOP), key=lambda loop: -loop.size)
 
 
 def without_predicate(instruction: str) -> str:
