@@ -185,7 +185,9 @@ class LikelihoodQuantiles:
                 f"a rate of {rate:g} (--unknown-rate) is too small for the {most:.0f} held-out windows of a length "
                 f"that the model was calibrated on: give more than {1 / (most + 1):.4f}."
             )
-        return quantiles
+        # Among fewer windows no p-value is as small as the rate: such long records are held against shorter windows.
+        enough = rate * (quantiles.windows + 1) > 1
+        return cls(lengths_bp[enough], windows[enough], levels[enough], quantiles.basis)
 
     def p_value(self, score: float, length_bp: int) -> float:
         """Return the share of held-out windows of this length with a score as low as a record's, counting the record.

@@ -252,6 +252,18 @@ def test_the_p_value_is_the_share_of_windows_that_are_as_unlikely() -> None:
         assert quantiles.p_value(-2.0, length) < 0.002
 
 
+def test_lengths_with_too_few_windows_for_the_rate_do_not_make_everything_likely() -> None:
+    levels = np.linspace(-0.1, 0.1, 101)
+    every = LikelihoodQuantiles(np.array([1024.0, 65_536.0]), np.array([400.0, 12.0]), np.stack([levels, levels / 8]))
+    details = {"calibration": {"p_value_quantiles": every.to_dict()}}
+    assert every.p_value(-9.0, 65_536) > 0.05
+    for rate, lengths in ((0.05, [1024]), (0.1, [1024, 65_536])):
+        quantiles = LikelihoodQuantiles.from_details(details, rate)
+        assert quantiles.lengths_bp.tolist() == lengths
+        assert quantiles.p_value(-9.0, 65_536) < rate and quantiles.p_value(-9.0, 10**7) < rate
+        assert quantiles.p_value(0.0, 65_536) > 0.3
+
+
 @pytest.mark.parametrize("key", ["p_value_quantiles", "typicality_quantiles"])
 def test_unknown_rate_needs_a_calibrated_model_and_adds_a_column(
     key: str, model_folder: Path, source: Path, tmp_path: Path
