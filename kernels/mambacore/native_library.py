@@ -17,7 +17,7 @@ from typing import Any
 INTERFACE_VERSION = 13
 OK, OUT_OF_MEMORY = 0, 1  # MambacoreStatus
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
-# Another build of the library, by its path: the one with sanitizers, say.
+# Path of another build of the library, such as one with sanitizers.
 LIBRARY_VARIABLE = "MAMBACORE_NATIVE_LIBRARY"
 
 _FILE_NAME = "libmambacore_native.dylib" if sys.platform == "darwin" else "libmambacore_native.so"
@@ -199,7 +199,7 @@ class Library:
             self.use_instruction_set(wanted)
 
     def use_team(self, entry: ctypes.c_void_p | None) -> None:
-        """Run tasks on this OpenMP team from now on; None: on threads started per call."""
+        """Run tasks on this OpenMP team from now on; None starts threads per call."""
         self._library.mambacore_use_team(entry)
 
     @property
@@ -208,10 +208,10 @@ class Library:
         return self._library.mambacore_instruction_set().decode()
 
     def use_instruction_set(self, name: str) -> None:
-        """Use another instruction set from now on.
+        """Select another instruction set.
 
         Raises:
-            ValueError: this library or this processor does not have it.
+            ValueError: if this library or this processor does not support it.
         """
         if not self._library.mambacore_use_instruction_set(name.encode()):
             raise ValueError(
@@ -220,7 +220,7 @@ class Library:
             )
 
     def plan_scan(self, scan: Scan) -> ScanPlan:
-        """How the library will cut this scan into tasks; sizes of the partial gradients follow from it."""
+        """Return how the library will divide this scan into tasks, which determines the sizes of partial gradients."""
         return self._library.mambacore_plan_scan(ctypes.byref(scan))
 
     def scan_forward(self, scan: Scan) -> None:
@@ -265,11 +265,11 @@ class Library:
 
     @staticmethod
     def _run(kernel: Callable[[Any], int], arguments: ctypes.Structure) -> None:
-        """Call a kernel and raise what its status stands for.
+        """Call a kernel and raise an error according to its status.
 
         Raises:
-            MemoryError: there was no memory for the kernel's buffers.
-            RuntimeError: the kernel failed in any other way.
+            MemoryError: if there is no memory for the kernel's buffers.
+            RuntimeError: if the kernel failed in any other way.
         """
         status = kernel(ctypes.byref(arguments))
         if status == OUT_OF_MEMORY:
@@ -282,16 +282,16 @@ class Library:
 
 
 def process_team() -> ctypes.c_void_p | None:
-    """The entry of the OpenMP team of this process (PyTorch's), or None when it has no GNU-compatible one."""
+    """Return the entry point of this process's OpenMP team (PyTorch's), or None if it is not GNU-compatible."""
     entry = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
     return ctypes.cast(entry, ctypes.c_void_p) if entry else None
 
 
 def library_path() -> Path | None:
-    """The library's file, or None when the package was installed without one.
+    """Return the library's file, or None if the package was installed without one.
 
     Raises:
-        ImportError: the variable that names another build names a file that is not there.
+        ImportError: if the environment variable for another build names a file that does not exist.
     """
     named = os.environ.get(LIBRARY_VARIABLE)
     if named:
@@ -308,13 +308,13 @@ def library_path() -> Path | None:
 
 
 def _editable_folders() -> list[Path]:
-    """Where an editable install keeps what was built: every folder on the package's search path."""
+    """Return the folders of an editable install that may contain the build: the package's search path."""
     return [Path(folder) for folder in sys.modules["mambacore"].__path__]
 
 
 @functools.cache
 def native_library() -> Library | None:
-    """The native library, or None, with one warning, when the package was installed without it."""
+    """Return the native library, or None, with a single warning, if the package was installed without it."""
     path = library_path()
     if path is None:
         warnings.warn(
@@ -328,5 +328,5 @@ def native_library() -> Library | None:
 
 
 def native_problem() -> str | None:
-    """Why the native library cannot be used here, or None when it can."""
+    """Return why the native library cannot be used, or None if it can."""
     return None if library_path() is not None else "the package was installed without its native library"

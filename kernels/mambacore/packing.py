@@ -1,7 +1,7 @@
-"""Several records in one row: where each begins, as the boolean `sequence_starts` that operators and layers take.
+"""Packing of several records in one row, described by the boolean `sequence_starts` of operators and layers.
 
 `sequence_starts` is (batch, length), True at the first position of every record. A state does not cross such a
-position, in either direction of a scan. Padding is a record of its own: mark its first position too.
+position, in either direction of a scan. Padding counts as a separate record: mark its first position too.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 def starts_from_lengths(
     record_lengths: Sequence[Sequence[int]], length: int, device: torch.device | None = None
 ) -> Tensor:
-    """The starts of records that fill rows from the left.
+    """Return the starts of records that fill rows from the left.
 
     Args:
-        record_lengths: for every row the lengths of its records; what is left of the row is padding.
+        record_lengths: for every row the lengths of its records; the rest of the row is padding.
         length: positions in a row.
-        device: where the result is wanted.
+        device: device of the result.
 
     Returns:
         (batch, length), boolean.
 
     Raises:
-        ValueError: records that do not fit into their row.
+        ValueError: if records do not fit into their row.
     """
     starts = torch.zeros(len(record_lengths), length, dtype=torch.bool)
     for row, lengths in enumerate(record_lengths):
@@ -49,7 +49,7 @@ def starts_from_lengths(
 def starts_from_cumulative_lengths(
     cumulative_lengths: Tensor, length: int, device: torch.device | None = None
 ) -> Tensor:
-    """The starts of the records of one row, (1, length), from 0 followed by the ends of all records."""
+    """Return the starts of the records of one row, (1, length), from 0 followed by the ends of all records."""
     bounds = cumulative_lengths.tolist()
     if not bounds or bounds[0] != 0:
         raise ValueError(f"cumulative_lengths must begin with 0 but is {bounds}")
@@ -57,14 +57,14 @@ def starts_from_cumulative_lengths(
 
 
 def record_numbers(sequence_starts: Tensor) -> Tensor:
-    """(batch, length): which record of its row a position belongs to; 0 before the first start."""
+    """Return the record number of each position in its row, (batch, length); 0 before the first start."""
     return sequence_starts.cumsum(1)
 
 
 def resets_before(sequence_starts: Tensor, reverse: bool) -> Tensor:
-    """(batch, length), boolean: where the state that arrives in the direction of the walk is set to zero.
+    """Return where the incoming state is reset, in scan order: (batch, length), boolean.
 
-    Walking backwards, a record is entered at its last position: the one before the next record's first.
+    In reverse, a record is entered at its last position, the one before the first of the next record.
     """
     if not reverse:
         return sequence_starts

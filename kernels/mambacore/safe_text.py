@@ -1,8 +1,8 @@
-"""Text from files, models and command lines made safe for tables, terminals and model cards.
+"""Escaping of text from files, models and command lines for tables, terminals and model cards.
 
-Names come from strangers: a record, class or file name may contain tabs that forge a column, line feeds that forge a
-row, escape sequences that command a terminal, or invisible characters that disguise it. Here each such character is
-replaced by its escape, so that it is seen and does nothing.
+Names are untrusted: a record, class or file name may contain tabs that forge a column, newlines that forge a row,
+escape sequences that control a terminal, or invisible characters that disguise it. Each such character is replaced by a
+visible escape.
 """
 
 from collections.abc import Iterable
@@ -16,19 +16,19 @@ def safe_field(text: str) -> str:
 
 
 def table_line(cells: Iterable[str]) -> str:
-    """Cells as one line of a tab-separated table, without a line feed; each is a `safe_field`."""
+    """Return cells as one line of a tab-separated table, without a newline; each is escaped by `safe_field`."""
     return "\t".join(map(safe_field, cells))
 
 
 def safe_for_terminal(text: str) -> str:
-    """A message, possibly of several lines: as `safe_field`, but tabs and line feeds are kept."""
+    """Escape a message, possibly of several lines: as `safe_field`, but tabs and newlines are kept."""
     if text.isprintable():
         return text
     return "".join(character if character in LINE_STRUCTURE else _escaped(character) for character in text)
 
 
 def safe_markdown(text: str) -> str:
-    """Markdown without HTML: as `safe_for_terminal`, with `<` and `&` as character references."""
+    """Escape Markdown without HTML: as `safe_for_terminal`, with `<` and `&` as character references."""
     return safe_for_terminal(text).replace("&", "&amp;").replace("<", "&lt;")
 
 

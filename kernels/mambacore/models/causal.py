@@ -1,4 +1,4 @@
-"""The causal language model: the next token, given everything before (Gu & Dao, arXiv 2312.00752, section 3.4)."""
+"""The causal language model for next-token prediction (Gu & Dao, arXiv 2312.00752, section 3.4)."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from mambacore.layers.bidirectional import widened
 from mambacore.layers.stack import StackState
 from mambacore.models.generation import Generated, generate
 
-# Standard deviation of embeddings at the start of training (GPT-2's, which the Mamba paper follows).
+# Initial standard deviation of embeddings (as in GPT-2 and the Mamba paper).
 EMBEDDING_DEVIATION = 0.02
-# Rows of a table of contexts: 13 letters out of 4, whose float32 logits take 1 GB.
+# Largest number of rows of a context table: 13 letters out of 4, whose float32 logits take 1 GB.
 MAXIMUM_CONTEXTS = 4**13
 
 
 @dataclasses.dataclass(frozen=True)
 class CausalLanguageModelConfig:
-    """Everything needed to build a `CausalLanguageModel`.
+    """Configuration of a `CausalLanguageModel`.
 
     Attributes:
         vocabulary_size: number of tokens.
         model_width: channels between the layers.
         mixers: one per layer, its name or a mapping of its name and options (`mambacore.layers.build_mixer`).
         norm_epsilon: keeps positions of zeros finite in the norms.
-        residual_in_float32: keep the sum of residuals in float32 where the parameters have fewer bits.
-        tied_head: logits are read with the embedding's matrix.
-        vocabulary_multiple: the tables are padded to a multiple of this many tokens, which no text has.
-        context_symbols: the first and the number of the consecutive tokens that contexts are made of.
-        context_widths: beside the token's own, an embedding of the last so many symbols is added for each of these
-            numbers (`mambacore.layers.ContextEmbedding`). A small model then knows short words from its first step.
-        output_context_widths: for each of these numbers a table gives every context of so many symbols a logit per
-            symbol, which the head reads beside the last layer: a Markov model of as many orders, trained with the
-            layers that correct it. The head cannot be tied then.
+        residual_in_float32: keep the residual sum in float32 if the parameters have fewer bits.
+        tied_head: whether the head shares the embedding's matrix.
+        vocabulary_multiple: the tables are padded to a multiple of this many tokens; padding tokens do not occur.
+        context_symbols: the first and the number of the consecutive tokens that form contexts.
+        context_widths: for each of these widths, an embedding of the last so many symbols is added to that of the token
+            (`mambacore.layers.ContextEmbedding`), so that a small model can use short words from the start.
+        output_context_widths: for each of these widths, a table gives every context of so many symbols a logit per
+            symbol, as an additional input of the head: a Markov model of as many orders, trained jointly with the
+            layers. The head cannot be tied then.
     """
 
     vocabulary_size: int
@@ -65,12 +65,12 @@ class CausalLanguageModelConfig:
 
     @property
     def padded_vocabulary_size(self) -> int:
-        """Rows of the tables."""
+        """Number of rows of the tables."""
         return padded_size(self.vocabulary_size, self.vocabulary_multiple)
 
     @property
     def hidden_width(self) -> int:
-        """Channels that the head reads."""
+        """Number of input channels of the head."""
         return self.model_width + (self.context_symbols[1] if self.output_context_widths else 0)
 
     def _check_contexts(self) -> None:
@@ -89,7 +89,7 @@ class CausalLanguageModelConfig:
                 f"use widths from 1 that give at most {MAXIMUM_CONTEXTS} contexts"
             )
         if self.output_context_widths and self.tied_head:
-            raise InputError("output_context_widths need a head of their own; set tied_head to false")
+            raise InputError("output_context_widths need an untied head; set tied_head to false")
 
 
 class ContextLanguageState(NamedTuple):
@@ -110,7 +110,7 @@ class CausalLanguageModel(nn.Module):
         config: see `CausalLanguageModelConfig`.
 
     Raises:
-        InputError: an unknown mixer or option.
+        InputError: if a mixer or option is unknown.
     """
 
     def __init__(self, config: CausalLanguageModelConfig) -> None:
@@ -127,7 +127,7 @@ class CausalLanguageModel(nn.Module):
         self.contexts = self.output_contexts = None
         if config.context_widths:
             self.contexts = ContextEmbedding(symbols, config.context_widths, config.model_width)
-            # Of the size of the token's embedding; contexts that are none keep their zeros.
+            # With the scale of the token embedding; invalid contexts stay zero.
             with torch.no_grad():
                 for parameter in self.contexts.parameters():
                     parameter.mul_(EMBEDDING_DEVIATION)
@@ -137,7 +137,7 @@ class CausalLanguageModel(nn.Module):
             for parameter in self.output_contexts.parameters():
                 nn.init.zeros_(parameter)
             with torch.no_grad():
-                # The output of a context for a symbol is that symbol's logit from the start.
+                # Initially, the output of a context for a symbol is that symbol's logit.
                 self.head.weight[:, config.model_width :] = 0
                 self.head.weight[first : first + symbols, config.model_width :] = torch.eye(symbols)
         if config.residual_in_float32:
@@ -152,18 +152,18 @@ class CausalLanguageModel(nn.Module):
     def forward(
         self, tokens: Tensor, state: LanguageState | None = None, sequence_starts: Tensor | None = None
     ) -> tuple[Tensor, LanguageState]:
-        """Logits of what follows each position.
+        """Compute the logits of the token after each position.
 
         Args:
             tokens: (batch, length), integers below `vocabulary_size`.
-            state: what the piece before this one left; None at the start.
+            state: state after the previous piece; None at the start.
             sequence_starts: (batch, length), boolean, True where a new record begins (`mambacore.packing`).
 
         Returns:
-            Logits (batch, length, padded_vocabulary_size) and the state for what follows.
+            Logits (batch, length, padded_vocabulary_size) and the state for the next piece.
 
         Raises:
-            ValueError: `sequence_starts` for a model with contexts, which would reach into the previous record.
+            ValueError: if `sequence_starts` is given to a model with contexts, which reach into the previous record.
         """
         hidden, state = self.hidden(tokens, state, sequence_starts)
         return self.logits(hidden), state
@@ -171,7 +171,7 @@ class CausalLanguageModel(nn.Module):
     def hidden(
         self, tokens: Tensor, state: LanguageState | None = None, sequence_starts: Tensor | None = None
     ) -> tuple[Tensor, LanguageState]:
-        """The input of the head, (batch, length, config.hidden_width), and the state for what follows."""
+        """Compute the input of the head, (batch, length, config.hidden_width), and the state for the next piece."""
         embedded = self.embedding(tokens)
         if self.contexts is None and self.output_contexts is None:
             return self._through_stack(embedded, state, sequence_starts)
@@ -191,9 +191,9 @@ class CausalLanguageModel(nn.Module):
         return hidden, ContextLanguageState(histories[0], histories[1], stack_state)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The head: (..., config.hidden_width) to (..., padded_vocabulary_size).
+        """Apply the head: (..., config.hidden_width) to (..., padded_vocabulary_size).
 
-        In the precision of its weights even under autocast: models of DNA differ in the third digit of a logit.
+        In the precision of its weights even under autocast: DNA models differ in the third digit of a logit.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             if self.head is not None:
@@ -218,16 +218,16 @@ class CausalLanguageModel(nn.Module):
         eos: int | None = None,
         state: LanguageState | None = None,
     ) -> Generated:
-        """Continue prompts: read them at once, then go on token by token with the state.
+        """Continue prompts: process them in one pass, then token by token with the state.
 
         Args:
             prompt: (batch, length), at least one token; or a list of (length,) tensors, whose lengths may differ.
-            count: how many tokens to add to each.
+            count: number of tokens to add to each.
             temperature, top_p, top_k: see `mambacore.models.sampling_probabilities`; temperature 0 is greedy.
             generator: the source of the random numbers, which are the same for the same seed and number of rows,
                 however many tokens are added at once.
-            eos: the token that ends a row; None to go on for all `count`.
-            state: of the model before the prompt; of one length of prompts only.
+            eos: the token that ends a row; None to always generate `count` tokens.
+            state: state of the model before the prompt; only for prompts of equal length.
 
         Returns:
             The new tokens, their log-likelihoods, the lengths and the state (`Generated`). No padding token is among
@@ -243,5 +243,5 @@ class CausalLanguageModel(nn.Module):
 
 
 def padded_size(vocabulary_size: int, multiple: int) -> int:
-    """The smallest multiple that is not below the size."""
+    """Return the smallest multiple that is at least the size."""
     return -(-vocabulary_size // multiple) * multiple

@@ -1,4 +1,4 @@
-"""Generation: the prompt is read at once, then token after token with the state.
+"""Generation: the prompt is processed in one pass, then token by token with the state.
 
 On a CPU, stacks of selective and S4D mixers run as a program of native steps (`mambacore.layers.step_program`), in
 which hundreds of tokens are one call. Everything else runs through the modules, with equal results.
@@ -20,12 +20,12 @@ from mambacore.state import map_state
 
 # Tokens between two checks of whether every row has ended.
 TOKENS_AT_ONCE = 256
-# Making a program copies all weights, which pays from this many tokens on.
+# Creating a program copies all weights, which pays off from this many tokens on.
 FEWEST_FOR_A_PROGRAM = 16
 
 
 class Generated(NamedTuple):
-    """What has been generated.
+    """Generated tokens.
 
     Attributes:
         tokens: (batch, count), the new tokens; after the end of a row only `eos`.
@@ -113,7 +113,7 @@ def _continue(
     eos: int | None,
     count: int,
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """From the last tokens (batch,) of prompts and the state before them: tokens, likelihoods, lengths and state."""
+    """Continue from the last tokens (batch,) of prompts and the state before them."""
     batch, device = last.shape[0], last.device
     tokens = torch.zeros(batch, count, dtype=torch.int64, device=device)
     likelihoods = torch.zeros(batch, count, dtype=wide_dtype(device), device=device)
@@ -148,7 +148,7 @@ _Walk = Callable[[Tensor], tuple[Tensor, Tensor, Any]]
 
 
 def _composed(model: TokenModel, last: Tensor, state: Any, settings: _Settings) -> _Walk:
-    """Token by token through the modules."""
+    """Generate token by token through the modules."""
     held, token = state, last
 
     def walk(uniforms: Tensor) -> tuple[Tensor, Tensor, Any]:
@@ -169,7 +169,7 @@ def _groups(model: TokenModel, prompt: Tensor | Sequence[Tensor]) -> list[tuple[
     """Rows of one length together: their numbers and their tokens (rows, length).
 
     Raises:
-        InputError: an empty prompt, something that is not a prompt, or a token that the model does not have.
+        InputError: if a prompt is empty or invalid, or has a token that the model does not have.
     """
     if isinstance(prompt, Tensor):
         if prompt.dim() != 2 or prompt.shape[1] < 1:
@@ -199,7 +199,7 @@ def _groups(model: TokenModel, prompt: Tensor | Sequence[Tensor]) -> list[tuple[
 
 
 def _merged(states: list[Any]) -> Any:
-    """One state of all rows, or None where they cannot be stacked (the keys of attention, for example)."""
+    """Merge the states of all rows, or return None if they cannot be stacked (such as keys of attention)."""
     first = states[0]
     if len(states) == 1 or any(one is None for one in states):
         return first if len(states) == 1 else None

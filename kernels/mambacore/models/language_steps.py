@@ -17,7 +17,7 @@ from mambacore.native_library import Library
 
 
 class TokenModel(Protocol):
-    """What generation needs of a causal language model; `mambacore.models.CausalLanguageModel` has it."""
+    """Interface of causal language models for generation, as in `mambacore.models.CausalLanguageModel`."""
 
     config: Any
     embedding: nn.Embedding
@@ -31,7 +31,7 @@ class TokenModel(Protocol):
         ...
 
     def hidden(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """What the stack makes of `tokens` (batch, length), and its state after them."""
+        """Return the output of the stack for `tokens` (batch, length), and its state."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class TokenModel(Protocol):
 
 
 def steps_library(model: TokenModel) -> Library | None:
-    """The native library when it can run the whole of this model step by step, else None."""
+    """Return the native library if it can run all of this model step by step, else None."""
     weight, head = model.embedding.weight, model.head
     fits = (
         weight.dtype in STEP_DTYPES
@@ -72,7 +72,7 @@ def _is_plain_block(block: nn.Module) -> bool:
 
 
 class LanguageSteps:
-    """A model as it is now, ready for steps.
+    """A snapshot of a model, compiled to native steps.
 
     Args:
         model: one for which `steps_library` gives a library.

@@ -1,4 +1,4 @@
-"""The masked language model that reads in both directions: Caduceus (Schiff et al., arXiv 2403.03234).
+"""The bidirectional masked language model: Caduceus (Schiff et al., arXiv 2403.03234).
 
 Two kinds: *equivariant* (Caduceus-PS), whose logits of a reverse complement are the reverse complement of its logits,
 exactly and by construction; and the plain one (Caduceus-Ph), trained on both strands, whose logits of both strands are
@@ -31,19 +31,19 @@ from mambacore.models.causal import EMBEDDING_DEVIATION, padded_size
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLanguageModelConfig:
-    """Everything needed to build a `MaskedLanguageModel`.
+    """Configuration of a `MaskedLanguageModel`.
 
     Attributes:
         vocabulary_size: number of tokens.
         model_width: channels between the layers, of one strand.
         layers: number of blocks.
-        complement: for every token its partner on the other strand; padding tokens are their own. Without
-            it there is no reverse complement.
+        complement: the complement of every token; padding tokens are their own complements. Without it there is no
+            reverse complement.
         equivariant: share parameters between the strands (Caduceus-PS).
-        mixer: a name and options, as of `mambacore.layers.BidirectionalMixer`.
+        mixer: a name and options, see `mambacore.layers.BidirectionalMixer`.
         combination, tied_projections: see `mambacore.layers.BidirectionalMixer`.
         exchange_strands: see `mambacore.layers.EquivariantStack`; for equivariant models only.
-        norm_epsilon, residual_in_float32, tied_head, vocabulary_multiple: as of `CausalLanguageModelConfig`.
+        norm_epsilon, residual_in_float32, tied_head, vocabulary_multiple: see `CausalLanguageModelConfig`.
     """
 
     vocabulary_size: int
@@ -71,12 +71,12 @@ class MaskedLanguageModelConfig:
 
     @property
     def padded_vocabulary_size(self) -> int:
-        """Rows of the tables."""
+        """Number of rows of the tables."""
         return padded_size(self.vocabulary_size, self.vocabulary_multiple)
 
 
 class MaskedLanguageModel(nn.Module):
-    """Logits of the token at every position, read from everything before and after it.
+    """Predicts the token at every position from everything before and after it.
 
     It is not causal, so it has no state: give it whole sequences.
 
@@ -84,7 +84,7 @@ class MaskedLanguageModel(nn.Module):
         config: see `MaskedLanguageModelConfig`.
 
     Raises:
-        InputError: an option that the mixer does not have, or a complement that is not its own inverse.
+        InputError: if the mixer does not have an option, or the complement is not its own inverse.
     """
 
     complement: Tensor | None
@@ -124,13 +124,13 @@ class MaskedLanguageModel(nn.Module):
         return parameters_without_decay(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert everything; the complement is written anew, since `to_empty` leaves what memory held."""
+        """Move or convert everything and rewrite the complement, since `to_empty` leaves memory uninitialised."""
         super()._apply(fn, recurse)
         restore_complement(self.complement, self._complement_tokens)
         return self
 
     def forward(self, tokens: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
-        """Logits (batch, length, padded_vocabulary_size) of tokens (batch, length).
+        """Compute logits (batch, length, padded_vocabulary_size) for tokens (batch, length).
 
         `sequence_starts` (batch, length), boolean, is True where a new record begins (`mambacore.packing`); padding
         is a record of its own. Nothing crosses from one record to another, in either direction.
@@ -138,13 +138,13 @@ class MaskedLanguageModel(nn.Module):
         return self.logits(self.hidden(tokens, sequence_starts))
 
     def hidden(self, tokens: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
-        """The input of the head: (batch, length, model_width), or two strands of that when equivariant."""
+        """Compute the input of the head: (batch, length, model_width), or twice the width if equivariant."""
         return self.stack(self.embedding(tokens), sequence_starts)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The head: what `hidden` gives to (..., padded_vocabulary_size).
+        """Apply the head to the output of `hidden`, to (..., padded_vocabulary_size).
 
-        In the precision of its weights even under autocast: models of DNA differ in the third digit of a logit.
+        In the precision of its weights even under autocast: DNA models differ in the third digit of a logit.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             if self.config.equivariant:
@@ -156,21 +156,21 @@ class MaskedLanguageModel(nn.Module):
             return F.linear(hidden.to(self.embedding.weight.dtype), self.embedding.weight)
 
     def reverse_complement(self, tokens: Tensor) -> Tensor:
-        """The other strand, as it is read: (batch, length) to the same.
+        """Return the reverse complement of (batch, length) tokens.
 
         Raises:
-            InputError: the model has no complement.
+            InputError: if the model has no complement.
         """
         return self._complement()[tokens.flip(1)]
 
     def conjoined_logits(self, tokens: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
-        """The mean of the logits of both strands, (batch, length, padded_vocabulary_size).
+        """Return the mean of the logits of both strands, (batch, length, padded_vocabulary_size).
 
-        Those of the reverse complement are brought back to the strand that was given. This makes any model equivariant
-        ("post-hoc conjoining"); of an equivariant one the logits are the same without it.
+        Those of the reverse complement are mapped back to the given strand. This makes any model equivariant ("post-hoc
+        conjoining"); for an equivariant one it changes nothing.
 
         Raises:
-            InputError: the model has no complement.
+            InputError: if the model has no complement.
         """
         starts = None if sequence_starts is None else starts_of_reversed(sequence_starts)
         other = self(self.reverse_complement(tokens), starts)

@@ -1,4 +1,4 @@
-"""Choosing the next token from its logits: the one place for temperature, top-k and top-p."""
+"""Sampling of the next token from its logits, with temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mambacore.errors import InputError
 
 
 def check_sampling(temperature: float, top_p: float, top_k: int | None = None) -> None:
-    """Refuse settings that mean nothing.
+    """Check sampling settings.
 
     Raises:
-        InputError: a negative or infinite temperature, a top_p outside (0, 1], or a top_k below 1.
+        InputError: if temperature is negative or infinite, top_p outside (0, 1], or top_k below 1.
     """
     if not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature must be 0 (the likeliest token) or positive but is {temperature}")
+        raise InputError(f"temperature must be 0 (the most likely token) or positive but is {temperature}")
     if not 0 < top_p <= 1:
         raise InputError(f"top_p must be above 0 and at most 1 but is {top_p}")
     if top_k is not None and top_k < 1:
@@ -26,17 +26,17 @@ def check_sampling(temperature: float, top_p: float, top_k: int | None = None) -
 def sampling_probabilities(
     logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None
 ) -> Tensor:
-    """The probabilities that tokens are sampled with.
+    """Return the probabilities that tokens are sampled with.
 
     Args:
         logits: (..., vocabulary_size), unnormalised log-probabilities; -inf excludes a token.
-        temperature: logits are divided by it; 0 takes the likeliest token, the first of equal ones.
-        top_p: sample from the fewest tokens whose probabilities add up to this much (nucleus sampling, Holtzman et al.,
-            arXiv 1904.09751, equation 2).
-        top_k: sample from this many of the likeliest tokens (Fan et al., arXiv 1805.04833, section 5.1).
+        temperature: logits are divided by it; 0 chooses the most likely token, the first of equal ones.
+        top_p: sample from the smallest set of tokens whose probabilities sum to at least this (nucleus sampling,
+            Holtzman et al., arXiv 1904.09751, equation 2).
+        top_k: sample from this many of the most likely tokens (Fan et al., arXiv 1805.04833, section 5.1).
 
     Returns:
-        Of the same shape, summing to one; float64, or float32 on devices without it.
+        Probabilities of the same shape; float64, or float32 on devices without it.
 
     Raises:
         InputError: see `check_sampling`.
@@ -45,11 +45,11 @@ def sampling_probabilities(
     logits = widened(logits)
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
-    # No scaled logit is above zero: a small temperature sends all but the likeliest to zero and nothing to infinity.
+    # No scaled logit is above zero: with a small temperature all but the largest underflow and none overflows.
     probabilities = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / temperature, dim=-1)
     if top_p >= 1 and (top_k is None or top_k >= logits.shape[-1]):
         return probabilities
-    # By logits, of which fewer are equal than of their exponentials.
+    # Sorted by logits, which have fewer ties than their exponentials.
     order = logits.argsort(dim=-1, descending=True, stable=True)
     ordered = probabilities.gather(-1, order)
     left_out = ordered.cumsum(dim=-1) - ordered >= top_p
@@ -89,13 +89,13 @@ def sample_tokens(
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
     through = probabilities.cumsum(dim=-1)
     wanted = uniforms.to(through).unsqueeze(-1) * through[..., -1:]
-    # Rounding may leave no cumulative probability above what is wanted: take the last token that may be sampled.
+    # By rounding, no cumulative probability may exceed the number: use the last token that may be sampled.
     last = (probabilities > 0).cumsum(-1).argmax(-1)
     return torch.minimum((through <= wanted).sum(-1), last)
 
 
 def token_log_likelihoods(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The log-probabilities (natural) of tokens by the logits as they are.
+    """Return the log-probabilities (nats) of tokens under unmodified logits.
 
     Args:
         logits: (..., vocabulary_size).

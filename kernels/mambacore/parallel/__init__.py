@@ -1,4 +1,4 @@
-"""One sequence over several processes: every rank holds a stretch of it, and states travel, not activations."""
+"""Context parallelism: every rank holds a part of a sequence, and ranks exchange states, not activations."""
 
 from mambacore.parallel.context import RankGroup, active_ranks, context_parallel, ranks_of, stretch_of
 from mambacore.parallel.exchange import (

@@ -1,4 +1,4 @@
-"""Which rank holds which stretch of the sequence, and the `with` block that makes it known to the layers."""
+"""The ranks that share a sequence, and the `with` block that activates them for layers."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _counting = threading.Lock()
 
 @dataclass
 class RankGroup:
-    """The processes that share a sequence, in the order of their stretches, from the view of one of them.
+    """The processes that share a sequence, in the order of their parts, as seen by one of them.
 
     Attributes:
-        group: the process group; its rank r holds the r-th stretch.
-        rank: the place of this process in the group.
-        count: how many processes there are, two or more.
+        group: the process group; its rank r holds the r-th part.
+        rank: rank of this process in the group.
+        count: number of processes, at least two.
     """
 
     group: distributed.ProcessGroup
@@ -42,7 +42,7 @@ class RankGroup:
     _agreed: bool = field(default=False, repr=False)
 
     def order(self, reverse: bool) -> list[int]:
-        """The ranks in the order in which a state passes through them."""
+        """Return the ranks in the order in which a state passes through them."""
         return list(range(self.count))[:: -1 if reverse else 1]
 
     def is_first(self, reverse: bool) -> bool:
@@ -50,10 +50,10 @@ class RankGroup:
         return self.rank == self.order(reverse)[0]
 
     def agree(self, message: Tensor) -> None:
-        """Before the first exchange, compare its size on all ranks: a collective of unequal messages would hang.
+        """Compare the message size on all ranks before the first exchange: a collective of unequal sizes would hang.
 
         Raises:
-            InputError: on every rank, if messages differ in size or only some ranks want gradients.
+            InputError: on every rank, if messages differ in size or only some ranks compute gradients.
         """
         if self._agreed:
             return
@@ -74,14 +74,14 @@ class RankGroup:
 
 
 def ranks_of(group: distributed.ProcessGroup | None = None) -> RankGroup | None:
-    """The ranks of a process group; None when there is but one process, which needs no exchange.
+    """Return the ranks of a process group; None if there is only one process, which needs no exchange.
 
     Args:
         group: the process group. None means that of the `context_parallel` block around the call or, outside of one,
             all processes, if torch.distributed is initialised.
 
     Raises:
-        InputError: this process is not a member of the group.
+        InputError: if this process is not a member of the group.
     """
     if group is None:
         active = active_ranks()
@@ -95,23 +95,23 @@ def ranks_of(group: distributed.ProcessGroup | None = None) -> RankGroup | None:
 
 
 def active_ranks() -> RankGroup | None:
-    """The ranks of the `context_parallel` block around the call; None outside of one, or with a single process."""
+    """Return the ranks of the surrounding `context_parallel` block; None outside one, or with a single process."""
     return _active.get() if _open_blocks else None
 
 
 @contextlib.contextmanager
 def context_parallel(group: distributed.ProcessGroup | None = None) -> Iterator[None]:
-    """Inside the block, the sequence that a layer is given is this rank's stretch of a longer one.
+    """Treat the sequences given to layers inside the block as this rank's part of longer ones.
 
     Rank r of the group holds the r-th stretch; lengths may differ and be zero, the batch may not. Outputs are those of
     the stretch; final states are those of the whole sequence, the same on every rank; pooled results cover the whole
     sequence, the same on every rank. An incoming state counts where the sequence is entered (on the first rank) and is
     ignored elsewhere, so what one call returns can go into the next on every rank.
 
-    A state's way through a stretch is an affine map, so ranks exchange one such map per layer, forward and backward
-    (`mambacore.parallel.exchange`). All exchanges are collective: every rank makes the same calls in the same order,
-    and calls backward, inside or outside the block, on something that comes from its outputs, even from empty ones.
-    Activation checkpointing computes again in backward and therefore needs backward inside the block, on the CPU.
+    The state is transformed by a part through an affine map, so ranks exchange one such map per layer, forward and
+    backward (`mambacore.parallel.exchange`). All exchanges are collective: every rank makes the same calls in the same
+    order, and calls backward, inside or outside the block, on something that comes from its outputs, even from empty
+    ones. Activation checkpointing recomputes in backward and therefore needs backward inside the block, on the CPU.
 
     Gradients are those of the sum over the ranks of what each calls backward on: see
     `mambacore.parallel.part_of_mean` for losses and `mambacore.parallel.sum_gradients` for parameters.
@@ -119,7 +119,7 @@ def context_parallel(group: distributed.ProcessGroup | None = None) -> Iterator[
     With one process, initialised or not, the block changes nothing.
 
     Args:
-        group: the process group; all processes when None.
+        group: the process group; by default all processes.
 
     Raises:
         InputError: this process is not a member of the group; or, from a layer inside the block, one that cannot be
@@ -139,12 +139,12 @@ def context_parallel(group: distributed.ProcessGroup | None = None) -> Iterator[
 
 
 def stretch_of(length: int, rank: int, count: int) -> slice:
-    """The positions of rank `rank` of `count`: stretches in order that differ by one position at most.
+    """Return the positions of rank `rank` of `count`: consecutive parts whose lengths differ by at most one.
 
     `sequence[:, stretch_of(sequence.shape[1], rank, count)]` is what that rank is given.
 
     Raises:
-        ValueError: a negative length, or a rank that is not in [0, count).
+        ValueError: if the length is negative, or the rank is not in [0, count).
     """
     if length < 0 or not 0 <= rank < count:
         raise ValueError(

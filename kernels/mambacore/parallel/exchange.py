@@ -1,4 +1,4 @@
-"""The exchange between ranks that passes a state through all stretches of a sequence as through one.
+"""Exchange of states between ranks, equivalent to a scan of the whole sequence.
 
 The way of a state through a stretch is an affine map: of a scan's state, `total decay * state + state from zero` (the
 composition that a parallel scan rests on: Blelloch, "Prefix sums and their applications", 1990, section 1.4.1); of a
@@ -25,9 +25,9 @@ from mambacore.parallel.context import RankGroup, active_ranks
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' messages, (count, numbers). The gradient of one's own is the sum of all ranks' gradients of it.
+    """Gather all ranks' messages, (count, numbers). The gradient of each is the sum over all ranks.
 
-    `anchor` wants a gradient, so that backward passes here on every rank, whatever the message depends on.
+    `anchor` requires a gradient, so that backward passes here on every rank, whatever the message depends on.
     """
 
     @staticmethod
@@ -57,7 +57,7 @@ def gather_over_ranks(ranks: RankGroup, *tensors: Tensor) -> list[Tensor]:
     """Tensors of all ranks, stacked in the order of ranks, in one exchange.
 
     Args:
-        ranks: who takes part.
+        ranks: the participating ranks.
         tensors: of one dtype, or of the complex numbers over it; their shapes are the same on all ranks.
 
     Returns:
@@ -88,7 +88,7 @@ def _hand_on(
     """Apply the ranks' maps one after the other.
 
     Args:
-        ranks: who takes part.
+        ranks: the participating ranks.
         reverse: whether the state passes from the last rank to the first.
         initial: the state that enters here if this is the first rank of the walk.
         left_behind: (count, ...), the states that ranks add; the first one's is complete, its incoming state included.
@@ -117,7 +117,7 @@ def state_over_ranks(
     """The states of a linear recurrence before this rank's stretch and after the whole sequence.
 
     Args:
-        ranks: who takes part.
+        ranks: the participating ranks.
         total_decay: what is left of a state after this rank's stretch: 1 of an empty one, 0 if a record starts in it.
             Any shape that broadcasts to that of a state.
         stretch_state: the state after this rank's stretch: from `initial_state` where the sequence is entered
@@ -193,7 +193,7 @@ def history_over_ranks(
     """The last positions before this rank's stretch and of the whole sequence, however many ranks they come from.
 
     Args:
-        ranks: who takes part.
+        ranks: the participating ranks.
         inputs: (batch, length, *rest), this rank's stretch.
         positions: how many positions a history has; 1 or more.
         initial_history: (batch, positions, *rest), what came before the whole sequence, oldest first; None for zeros.

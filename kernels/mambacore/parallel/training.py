@@ -1,4 +1,4 @@
-"""Losses and gradients when every rank holds a stretch of the sequence and a copy of the model."""
+"""Losses and gradients if every rank has a part of the sequence and a copy of the model."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from mambacore.parallel.context import ranks_of
 def part_of_mean(
     values: Tensor, weights: Tensor | None = None, group: distributed.ProcessGroup | None = None
 ) -> Tensor:
-    """This rank's part of the mean over the values of all ranks: the parts add up to it.
+    """Return this rank's share of the mean over the values of all ranks; the shares sum to the mean.
 
     Call backward on the part. For a loss per position, `values` are those of this rank's stretch. For a loss that all
     ranks compute alike, such as that of a pooled result, it is what all of them have, of which each part is its share.
 
     Args:
         values: any shape, which may differ from rank to rank, and be empty.
-        weights: how much each value counts, for example 0 at padding; 1 when None. Has no gradient.
+        weights: weight of each value, for example 0 for padding; by default 1. They get no gradient.
         group: the process group; None for that of the block around the call, or for all processes.
 
     Returns:
         A scalar: sum(values * weights) of this rank divided by the sum of the weights of all ranks.
 
     Raises:
-        ValueError: weights of another shape, or that sum to zero over all ranks.
+        ValueError: if the weights have another shape, or sum to zero over all ranks.
     """
     if weights is None:
         count = torch.full((), values.numel(), dtype=wide_dtype(values.device), device=values.device)
@@ -44,13 +44,13 @@ def part_of_mean(
     if ranks is not None:
         distributed.all_reduce(count, group=ranks.group)
     if count == 0:
-        raise ValueError("there is nothing to take the mean of: no rank has a value that counts; check the weights")
+        raise ValueError("there is nothing to average: no rank has a value with a weight; check the weights")
     return total / count.to(total.dtype)
 
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter], group: distributed.ProcessGroup | None = None) -> None:
-    """Replace every gradient by its sum over the ranks, which each hold the part of their stretch.
+    """Replace every gradient by its sum over the ranks.
 
     One exchange per dtype and device, in the order of the parameters. A gradient that is None on some ranks counts as
     zero there; where it is None on all ranks it stays so. Results are the same on every rank and repeat.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class ScanArguments(NamedTuple):
-    """What every implementation of the scan takes, checked and converted (`mambacore.scan.operator`).
+    """Arguments of every implementation of the scan, checked and converted (`mambacore.scan.operator`).
 
     `inputs`, `step_size` and `gate` have one dtype; everything else is in the compute dtype over it or, of a complex
     state, the complex numbers over that.
@@ -38,7 +38,7 @@ class ScanArguments(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of what is computed, over which states may be complex."""
+        """The compute dtype; states may be its complex counterpart."""
         return self.state_matrix.dtype.to_real()
 
 

@@ -1,8 +1,8 @@
-"""The selective scan in plain PyTorch with bounded memory: what runs when there is no native library.
+"""The selective scan in plain PyTorch with bounded memory: the fallback without the native library.
 
-It walks the sequence in intervals (`mambacore.layout`). Only the state before each interval is kept; backward goes
-through the intervals from the last to the first, computes each one again from its boundary state, and hands the state's
-gradient on. (Backward is written out: inside a registered operator PyTorch's own differentiation is switched off.)
+It processes the sequence in intervals (`mambacore.layout`). Only the state before each interval is kept; backward goes
+through the intervals from the last to the first, recomputes each from its boundary state, and propagates the gradient
+of the state. (Backward is written explicitly: inside a registered operator PyTorch's autograd is disabled.)
 """
 
 import torch
@@ -39,7 +39,7 @@ def _put(sequence: Tensor, bounds: tuple[int, int], reverse: bool, values: Tenso
 
 
 class _Interval:
-    """The arguments over one interval, in scan order and in the compute dtype, and what follows from them."""
+    """The arguments over one interval, in scan order and in the compute dtype, and derived quantities."""
 
     def __init__(self, arguments: ScanArguments, bounds: tuple[int, int]) -> None:
         reverse, dtype, channels = arguments.reverse, arguments.dtype, arguments.inputs.shape[2]
@@ -141,7 +141,7 @@ def backward(
             carry = grad_states[:, position] * here.decay[:, position].conj()
             if here.resets is not None:
                 carry = reference.reset(carry, here.resets[:, position])
-        # Where the state was reset, `before` is zero, and so is the gradient of the decay.
+        # Where the state is reset, `before` is zero, and so is the gradient of the decay.
         grad_exponent = grad_states * (here.decay * before).conj()
         grad_drive = (grad_states * here.into.conj()).sum(-1).real
         grad_step = (grad_exponent * state_matrix.conj()).sum(-1).real + grad_drive * here.inputs

@@ -4,8 +4,8 @@ It is imported when it is first asked for: by name (`use_backend("mamba_ssm")`),
 tensors come. Its absence, or a build that cannot be imported (the package on the index needs a compiled CUDA extension
 even to be imported), is a reason to use another backend, never an error by itself.
 
-What its operator cannot do (reset states, start from one, hand on a final state's gradient, walk in reverse, float64)
-stays with the other backends, or is refused when this one was asked for by name.
+Features that its operator lacks (state resets, initial states, gradients of final states, reverse scans, float64) are
+left to the other backends, or are an error if this one is requested by name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def scan_function() -> tuple[Callable[..., Any] | None, str]:
 
 
 def refusal(arguments: ScanArguments) -> str:
-    """Why its operator cannot do this, or `""`."""
+    """Return why its operator does not support these arguments, or `""`."""
     cannot = {
         "start from a state": arguments.initial_state is not None,
         "reset states between records": arguments.resets is not None,
@@ -77,7 +77,7 @@ def scan(arguments: ScanArguments) -> tuple[Tensor, Tensor]:
 
 
 class _NoGradient(torch.autograd.Function):
-    """Hands a state on as if it depended on the outputs, and refuses its gradient."""
+    """Returns a state as if it depended on the outputs, and raises if its gradient is needed."""
 
     @staticmethod
     def forward(ctx, state, outputs):

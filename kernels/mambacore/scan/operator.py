@@ -52,7 +52,7 @@ def selective_scan(
             fastest.
         step_size: (batch, length, channels). Where it, or the gate, is in a finer dtype than the inputs, the scan runs
             in the finer one: a step size is never rounded.
-        state_matrix: (channels, state_size), real or complex, with a negative real part for a state that fades.
+        state_matrix: (channels, state_size), real or complex, with a negative real part for a decaying state.
         input_matrix: (batch, length, state_size) or (batch, length, groups, state_size), where `channels / groups`
             neighbouring channels share a group's matrix; or (channels, state_size) for one that does not depend on
             time. Real or complex, as the state.
@@ -60,21 +60,21 @@ def selective_scan(
         skip_weight: (channels,).
         gate: (batch, length, channels).
         step_bias: (channels,).
-        step_softplus: put the step through softplus.
-        initial_state: (batch, channels, state_size), the state before the first position; zero when absent.
+        step_softplus: apply softplus to the step size.
+        initial_state: (batch, channels, state_size), the state before the first position; zero by default.
         reverse: run from the last position to the first.
-        return_final_state: also return the state after the last position in the direction of the scan.
+        return_final_state: also return the state after the last position in scan order.
         sequence_starts: (batch, length), boolean, True where a new record begins (`mambacore.packing`): the state
             does not cross into it, nor out of it in reverse.
 
     Returns:
-        Outputs (batch, length, channels) in the inputs' dtype and, if asked for, the final state
+        Outputs (batch, length, channels) in the inputs' dtype and, if requested, the final state
         (batch, channels, state_size). States and parameters are float32, or float64 for float64 inputs, or complex
         numbers of these. Everything is differentiable, the initial state and the final one included. Results repeat bit
         for bit for a given number of threads.
 
     Raises:
-        ValueError: shapes that do not fit each other, or tensors on different devices.
+        ValueError: if shapes do not match, or tensors are on different devices.
         TypeError: if a dtype is not supported.
     """
     _check(
@@ -110,7 +110,7 @@ def selective_scan(
 
 
 def _use_mamba_ssm(arguments: ScanArguments, state_needs_gradient: bool) -> bool:
-    """Whether mamba-ssm computes this: asked for by name, or CUDA tensors came that our kernels cannot take."""
+    """Return whether to use mamba-ssm: if requested by name, or for CUDA tensors that our kernels do not support."""
     if torch.compiler.is_compiling():  # its operator would break the graph
         return False
     wanted, inputs = wanted_backend(), arguments.inputs
@@ -136,7 +136,7 @@ def _check(
     initial_state: Tensor | None,
     sequence_starts: Tensor | None,
 ) -> None:
-    """Refuse what does not fit, naming the argument."""
+    """Check the arguments."""
     check_sequence("inputs", inputs)
     batch, length, channels = inputs.shape
     if state_matrix.dim() != 2 or state_matrix.shape[0] != channels:
@@ -164,7 +164,7 @@ def _check(
             "gate": Expected(gate, sequence, "give one gate per position and channel"),
             "step_bias": Expected(step_bias, (channels,), channel),
             "initial_state": Expected(
-                initial_state, (batch, channels, state_size), "hand on the final state of the same batch and model"
+                initial_state, (batch, channels, state_size), "pass the final state of the same batch and model"
             ),
             "sequence_starts": Expected(sequence_starts, (batch, length), "mark every position"),
         }

@@ -1,11 +1,11 @@
 """The selective scan, one short function per equation: the definition that faster implementations are tested against.
 
 Equations are those of Gu & Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv 2312.00752),
-section 2 and algorithm 2, in the form the published code computes. Any dtype works; float64 is the yardstick. With a
-complex state_matrix the state, input_matrix and output_matrix are complex, everything else is real.
-Shapes: inputs, step_size, gate (batch, length, channels); state_matrix (channels, state_size); input_matrix and
-output_matrix (batch, length, groups, state_size), or (channels, state_size) when they do not depend on time;
-skip_weight and step_bias (channels,); state (batch, channels, state_size).
+section 2 and algorithm 2, in the form the published code computes. Any dtype works; float64 is used as the reference.
+With a complex state_matrix the state, input_matrix and output_matrix are complex, everything else is real. Shapes:
+inputs, step_size, gate (batch, length, channels); state_matrix (channels, state_size); input_matrix and output_matrix
+(batch, length, groups, state_size), or (channels, state_size) when they do not depend on time; skip_weight and
+step_bias (channels,); state (batch, channels, state_size).
 """
 
 import torch
@@ -65,7 +65,7 @@ def per_channel(matrix: Tensor, channels: int) -> Tensor:
 
 
 def reset(state: Tensor, resets: Tensor) -> Tensor:
-    """Zero in the batch items (batch,) where a new record begins: its past belongs to another."""
+    """Zero the state in the batch items (batch,) where a new record begins."""
     return torch.where(resets[:, None, None], torch.zeros_like(state), state)
 
 
@@ -83,7 +83,7 @@ def selective_scan_reference(
     reverse: bool = False,
     sequence_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The whole operator, position by position.
+    """Run the operator position by position.
 
     Returns:
         `outputs` (batch, length, channels) and the final `state` (batch, channels, state_size): the state after the

@@ -70,7 +70,7 @@ class _Walk(NamedTuple):
         return (piece.flip(1) if self.reverse else piece).unflatten(1, (-1, chunk * rank))
 
     def put(self, sequence: Tensor, bounds: tuple[int, int], rank: int, values: Tensor) -> None:
-        """The opposite of `take`."""
+        """Inverse of `take`."""
         begin, end = self.rows(sequence, bounds, rank)
         values = values.flatten(1, 2)
         sequence[:, begin:end] = (values.flip(1) if self.reverse else values).to(sequence.dtype)
@@ -86,7 +86,7 @@ def _walk(arguments: SsdArguments) -> _Walk:
 def running_sum(values: Tensor, starts: Tensor | None) -> Tensor:
     """Sums along the last dimension, which begin at 0 again where `starts` is True.
 
-    Not as differences of sums over all: a record shall not depend on its neighbours, not even by roundings.
+    Not as differences of total sums: a record must not depend on its neighbours, not even by rounding.
     """
     if starts is None:
         return values.cumsum(-1)
@@ -155,7 +155,7 @@ class _Block:
         return self._take(values, 1).unflatten(3, (self.walk.groups, -1)).permute(0, 1, 3, 4, 2)
 
     def put_heads(self, sequence: Tensor, values: Tensor) -> None:
-        """The opposite of `of_heads`."""
+        """Inverse of `of_heads`."""
         self.walk.put(sequence, self.span, self.walk.rank, values.permute(0, 1, 4, 2, 3, 5).flatten(3, 4))
 
     def put_groups(self, sequence: Tensor, values: Tensor) -> None:
@@ -263,14 +263,14 @@ def backward(
 
         grad_mask = grad @ block.inputs.mT  # of scores * mask
         masked = block.scores * block.mask
-        written = block.input_matrix @ grad_after.mT  # what the state after the chunk asks of each input
+        written = block.input_matrix @ grad_after.mT  # gradient of each input through the state after the chunk
         grad_here = masked.mT @ grad + block.written_rows * written
         if skip_weight is not None:
             grad_here = grad_here + skip_weight.view(walk.groups, -1, 1, 1) * grad
             grad_skip_weight += (grad * block.inputs).sum((0, 1, 4, 5))
         block.put_heads(grad_inputs, grad_here)
         grad_scores = grad_mask * block.mask
-        read = grad @ before  # what each output asks of the state that arrives
+        read = grad @ before  # gradient of the arriving state through each output
         block.put_groups(grad_output_matrix, grad_scores @ block.input_matrix + block.from_rows * read)
         block.put_groups(
             grad_input_matrix,

@@ -27,7 +27,7 @@ def ssd_scan(
     return_final_state: bool = False,
     sequence_starts: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Run a state space model whose states fade alike in each head (Dao & Gu, arXiv 2405.21060).
+    """Run a state space model with one decay per head for all of its states (Dao & Gu, arXiv 2405.21060).
 
     For every head, with outer products of an input and its row of ``input_matrix``::
 
@@ -39,11 +39,11 @@ def ssd_scan(
     Args:
         inputs: (batch, length, heads, head_width), or (batch, length, rank, heads, head_width) for `rank` vectors per
             position, which are all written before any is read. float32, bfloat16, float16 or float64.
-        log_decay: (batch, length, heads), at most 0 for a state that fades.
+        log_decay: (batch, length, heads), at most 0 for a decaying state.
         input_matrix: (batch, length, groups, state_size), or (batch, length, rank, groups, state_size); neighbouring
             `heads / groups` heads share a group.
         output_matrix: like `input_matrix`.
-        input_weight: (batch, length, heads), what an input counts for; 1 when absent.
+        input_weight: (batch, length, heads), weight of an input in the state; 1 by default.
         own_weight: (batch, length, heads), what an input counts for in the output of its own position, where that is
             another weight than `input_weight`: the state that is read at a position then differs from the one that is
             handed on by `(own_weight - input_weight) * inputs input_matrix^T`.
@@ -64,7 +64,7 @@ def ssd_scan(
         NaN too.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: if shapes do not match.
         TypeError: if a dtype is not supported.
     """
     _check(
@@ -105,7 +105,7 @@ def _check(
     initial_state: Tensor | None,
     sequence_starts: Tensor | None,
 ) -> None:
-    """Refuse what does not fit, naming the argument."""
+    """Check the arguments."""
     if inputs.dim() not in (4, 5):
         raise ValueError(
             "inputs must be (batch, length, heads, head_width) or (batch, length, rank, heads, head_width) but has "

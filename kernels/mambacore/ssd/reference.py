@@ -2,12 +2,12 @@
 against.
 
 The recurrence is that of Dao & Gu, "Transformers are SSMs" (arXiv 2405.21060), section 2.1 with the scalar decay of
-section 5: all states of a head fade alike. Three extensions cover Mamba-3 (arXiv 2603.15569) as well:
+section 5: all states of a head decay equally. Three extensions cover Mamba-3 (arXiv 2603.15569) as well:
 - `input_weight`, what an input counts for in the state (Mamba-2: the step size), and `own_weight`, what it counts for
   in the output of its own position, if that differs (the trapezoidal rule of Mamba-3, `mambacore.layers.mamba3`);
 - a rank: `rank` vectors of each kind per position instead of one (Mamba-3's MIMO), each read after all are written.
 
-Any dtype works; float64 is the yardstick.
+Any dtype works; float64 is used as the reference.
 Shapes: inputs (batch, length, heads, head_width) or (batch, length, rank, heads, head_width); input_matrix and
 output_matrix (batch, length, groups, state_size) or (batch, length, rank, groups, state_size), where heads / groups
 neighbouring heads share a group; log_decay, input_weight and own_weight (batch, length, heads); skip_weight (heads,);
@@ -50,7 +50,7 @@ def skip(outputs: Tensor, inputs: Tensor, skip_weight: Tensor | None) -> Tensor:
 
 
 def reset(state: Tensor, resets: Tensor) -> Tensor:
-    """Zero in the batch items (batch,) where a new record begins: its past belongs to another."""
+    """Zero the state in the batch items (batch,) where a new record begins."""
     return torch.where(resets[:, None, None, None], torch.zeros_like(state), state)
 
 
@@ -66,7 +66,7 @@ def ssd_scan_reference(
     reverse: bool = False,
     sequence_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The whole operator, position by position.
+    """Run the operator position by position.
 
     Returns:
         `outputs`, of the inputs' shape, and the final `state` (batch, heads, head_width, state_size): the state after

@@ -1,4 +1,4 @@
-"""What the kernels compute with: numbers in float32, real or complex as pairs of tensors."""
+"""Arithmetic of the kernels: float32 numbers, real or complex as pairs of tensors."""
 
 # Compile-time switches and sizes are named like constants.
 # ruff: noqa: N803
@@ -106,7 +106,7 @@ def load_states(pointer, states, channels, mask, channel_count, IS_COMPLEX: tl.c
 
 @kernel
 def store_states(pointer, states, channels, mask, channel_count, real, imaginary, IS_COMPLEX: tl.constexpr):
-    """The opposite of load_states."""
+    """Inverse of `load_states`."""
     if IS_COMPLEX:
         offsets = 2 * states[:, None] * channel_count + channels[None, :]
         tl.store(pointer + offsets, real, mask=mask)
