@@ -150,8 +150,8 @@ class WaveformGenerator:
         """
         begun = self._begin(clips, seconds, seed, temperature, top_p, labels, guidance, prompt, first_clip)
         before = begun.known.shape[1] - 1
-        classes = torch.empty(clips, before + begun.count, dtype=torch.int64)
-        likelihoods = torch.empty(clips, begun.count, dtype=torch.float64)
+        classes = torch.empty(clips, before + begun.length, dtype=torch.int64)
+        likelihoods = torch.empty(clips, begun.length, dtype=torch.float64)
         classes[:, :before] = begun.known[:, 1:]
         with torch.inference_mode():
             walk = self._walk(begun)
@@ -247,7 +247,7 @@ class WaveformGenerator:
             known = torch.cat([known, begun.classes.long().unsqueeze(0)], dim=1)
         return _Begun(
             known=known,
-            count=max(1, round(seconds * self.quantiser.sample_rate_hz)),
+            length=max(1, round(seconds * self.quantiser.sample_rate_hz)),
             rows=rows,
             sampling=Sampling(temperature, top_p, guidance),
             streams=tuple(_stream(seed, number) for number in numbers),
@@ -347,7 +347,7 @@ class _Begun(NamedTuple):
     """Clips that have been asked for."""
 
     known: Tensor  # (1, 1 + samples of the prompt): the classes that every clip begins with, after the middle class
-    count: int  # samples to generate
+    length: int  # samples to generate
     rows: Tensor  # (clips, label sets), numbers of labels
     sampling: Sampling
     streams: tuple[np.random.Generator, ...]  # the random numbers of each clip
@@ -357,8 +357,8 @@ class _Begun(NamedTuple):
 
     def pieces(self, walk: Walk, at_once: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Where each piece begins, its classes and their log-likelihoods, (clips, samples)."""
-        for first in range(0, self.count, at_once):
-            here = min(at_once, self.count - first)
+        for first in range(0, self.length, at_once):
+            here = min(at_once, self.length - first)
             uniforms = torch.from_numpy(np.stack([stream.random(here) for stream in self.streams]))
             yield (first, *walk(uniforms))
 
