@@ -194,7 +194,7 @@ class LikelihoodQuantiles:
 
         Between two lengths the quantiles are interpolated in the logarithm of the length. Of shorter records the
         spread around the median grows as the mean of independent bases' would, with the root of the length; longer
-        ones are held against the longest windows.
+        ones are compared with the longest windows.
         """
         logarithms, place = np.log(self.lengths_bp), float(np.log(max(1, length_bp)))
         upper = int(np.clip(np.searchsorted(logarithms, place), 0, len(logarithms) - 1))
