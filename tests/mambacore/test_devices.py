@@ -47,9 +47,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_stack_is_the_one_on_the_cpu_and_pieces_equal_the_whole(name: str, device: torch.device) -> None:
     if name == "gru" and device.type == "pretend":
-        pytest.skip(
-            "PyTorch's GRU runs a fused operator of GPUs on any device but the CPU, which has none to imitate it"
-        )
+        pytest.skip("PyTorch's GRU is a fused operator on any device but the CPU, which has none to imitate it")
     torch.manual_seed(0)
     on_cpu = ResidualStack(WIDTH, [MIXERS[name]])
     sequence, weight = torch.randn(2, LENGTH, WIDTH), torch.randn(2, LENGTH, WIDTH)
