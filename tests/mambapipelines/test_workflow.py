@@ -66,7 +66,8 @@ def test_two_jobs_killed_and_resumed_give_the_tables_of_one_process(place: Path)
         os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     assert not (place / "results" / "multiqc_report.html").exists()
-    subprocess.run(command(place, "--unlock"), env=environment, check=True, capture_output=True)
+    unlocked = subprocess.run(command(place, "--unlock"), env=environment, check=False, capture_output=True, text=True)
+    assert unlocked.returncode == 0, unlocked.stdout + unlocked.stderr[-3000:]
     done = subprocess.run(command(place), env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     for sample, files in SAMPLES.items():
