@@ -171,6 +171,8 @@ def run_command(command: str, added: str) -> str:
     """Run one command line, in this process where it is a plain call of a program; returns standard output."""
     words = shlex.split(command, comments=True)
     if words[0] not in PROGRAMS or {"|", "<", "&&"} & set(words) or "$" in command:
+        if words[0] == "torchrun":
+            command = command.replace("torchrun", f"{sys.executable} -m torch.distributed.run", 1)
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(
             ["bash", "-c", f"{command} {added}"], env=environment, capture_output=True, text=True, check=False
@@ -180,15 +182,17 @@ def run_command(command: str, added: str) -> str:
     target = None
     if ">" in words:
         target, words = words[words.index(">") + 1], words[: words.index(">")]
-    printed = io.StringIO()
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
     words = with_options(words, shlex.split(added))
     with contextlib.redirect_stdout(printed):
         status = MAINS[words[0]].main(words[1:])
     assert status == 0, f"{command} ended with {status}"
+    printed.seek(0)
+    output = printed.read()
     if target is not None:
-        Path(target).write_text(printed.getvalue(), encoding="utf-8")
+        Path(target).write_text(output, encoding="utf-8")
         return ""
-    return printed.getvalue()
+    return output
 
 
 def run_block(block: Block, printed: str) -> str:
