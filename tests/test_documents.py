@@ -255,6 +255,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for page, needle in (
         ("reference/commands/genomamba-classify.html", "--unknown-rate"),
         ("reference/python/mambacore.scan.html", "selective_scan"),
-        ("repository/kernels/README.html", "zero-order hold"),
+        ("repository/kernels/index.html", "zero-order hold"),
     ):
         assert needle in (tmp_path / "site" / page).read_text(encoding="utf-8")
