@@ -25,7 +25,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, imported when they are first asked for: torch takes seconds."""
+    """Import a name on first access, because importing torch takes seconds."""
     if name not in _HOMES:
         raise AttributeError(f"module 'audiomamba' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""Generating waveforms, with labels where the model has them, and continuing given ones.
+"""Generation of waveforms, optionally conditioned on labels, and continuation of given ones.
 
 A clip is a function of the model, its labels, the seed and its number: it is the same alone, in a batch, in any order.
 """
@@ -31,7 +31,7 @@ SAMPLES_AT_ONCE: Final = 1024
 """Steps between two reports of progress, and between two moments at which a run can be interrupted."""
 
 LONGEST_SECONDS: Final = 3600
-"""A clip is held in memory until it is whole, 16 bytes per sample: 0.9 GB for an hour at 16 kHz."""
+"""A clip is kept in memory until it is complete, 16 bytes per sample: 0.9 GB for an hour at 16 kHz."""
 
 LARGEST_GUIDANCE: Final = 20.0
 
@@ -40,21 +40,21 @@ STREAMED_PIECES_PER_SECOND: Final = 100
 
 
 class Prompt(NamedTuple):
-    """What a clip begins with, as the model hears it."""
+    """The prepared beginning of a clip."""
 
     classes: Tensor  # (samples,)
-    gain: float = 1.0  # that the recording was multiplied by
+    gain: float = 1.0  # factor that the recording was multiplied by
 
 
 class GeneratedClips(NamedTuple):
-    """Clips, each with its prompt in front where there was one."""
+    """Generated clips, each beginning with its prompt, if any."""
 
     classes: Tensor  # (clips, samples), int64
     log_likelihoods: Tensor  # (clips, generated samples), float64: nats, under the model with the labels as they are
     quantiser: Quantiser
-    numbers: tuple[int, ...]  # of the clips: with the seed, what they are a function of
-    seconds_taken: float  # by the steps, without reading the prompt
-    labels: tuple[dict[str, str], ...] = ()  # of each clip; empty for a model without labels
+    numbers: tuple[int, ...]  # numbers of the clips, which with the seed determine them
+    seconds_taken: float  # duration of the steps, without the prompt
+    labels: tuple[dict[str, str], ...] = ()  # labels of each clip; empty for a model without labels
     gain: float = 1.0  # of the prompt, or the typical one of the clips trained on: by which `samples` are louder
 
     @property
@@ -69,31 +69,31 @@ class GeneratedClips(NamedTuple):
 
     @property
     def bits_per_sample(self) -> Tensor:
-        """(clips,), float64: how surprising each clip is to the model; low ones are likely."""
+        """(clips,), float64: negative log-likelihood of each clip under the model, in bits per sample."""
         return -self.log_likelihoods.mean(1) / np.log(2)
 
     @property
     def samples_per_second(self) -> float:
-        """Speed of generation, all clips together."""
+        """Speed of generation, over all clips."""
         return self.log_likelihoods.numel() / max(self.seconds_taken, 1e-9)
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of sound per second of work, all clips together: 1 and above keeps up with a player."""
+        """Seconds of audio generated per second, over all clips; at least 1 is real time."""
         return self.samples_per_second / self.quantiser.sample_rate_hz
 
 
 class WaveformGenerator:
-    """A model that generates.
+    """Generates clips with a waveform model.
 
     Args:
-        model: on the CPU its selective, S4D and feed-forward layers run as native steps; anything else through PyTorch.
+        model: on the CPU its selective, S4D and feed-forward layers run as native steps; all else in PyTorch.
         weights: what native steps keep the weights of linear layers in: `float32`, `bfloat16` or `int8`, which are read
             faster but are rounded (a scale per output in int8); None for those of the model. Prompts are read with the
             model's own.
 
     Raises:
-        InputError: an unknown format, or rounded weights for a model that has no native steps.
+        InputError: if the format is unknown, or weights are to be rounded for a model without native steps.
     """
 
     def __init__(self, model: WaveformModel, weights: str | None = None) -> None:
@@ -105,12 +105,12 @@ class WaveformGenerator:
 
     @property
     def is_native(self) -> bool:
-        """Whether thousands of steps are one call."""
+        """Whether thousands of steps run in one native call."""
         return self._steps is not None
 
     @property
     def label_sets(self) -> tuple[LabelSet, ...]:
-        """What clips can be asked for by; empty for a model without labels."""
+        """The label sets that the model is conditioned on; empty for an unconditional model."""
         return self.model.config.label_sets
 
     def generate(
@@ -130,13 +130,13 @@ class WaveformGenerator:
         """Generate clips sample by sample.
 
         Args:
-            clips: number of clips, generated side by side.
-            seconds: how long each is, without the prompt.
+            clips: number of clips, generated as a batch.
+            seconds: duration of each clip, without the prompt.
             seed: from 0 to 2^64 - 1.
-            temperature: logits are divided by it; 0 takes the likeliest sample.
-            top_p: sample from the fewest classes whose probabilities add up to this much.
-            labels: value of each label set that is asked for, such as `{"digit": "7"}`; `each` for all values in turn,
-                clip by clip. Sets that are left out are up to the model.
+            temperature: logits are divided by it; 0 chooses the most likely class.
+            top_p: sample from the smallest set of classes whose probabilities sum to at least this.
+            labels: values of label sets to condition on, such as `{"digit": "7"}`; `each` cycles through all values,
+                clip by clip. Other sets are left to the model.
             guidance: how far to go from the logits without labels to those with them: 1 samples from the model as it
                 was trained, more exaggerates what the labels say (classifier-free guidance; Ho & Salimans, arXiv
                 2207.12598), at twice the work.
@@ -146,7 +146,7 @@ class WaveformGenerator:
             progress: called with how many samples, over all clips, were added.
 
         Raises:
-            InputError: numbers out of range, or labels that the model does not have.
+            InputError: if a number is out of range, or the model does not have a label.
         """
         begun = self._begin(clips, seconds, seed, temperature, top_p, labels, guidance, prompt, first_clip)
         before = begun.known.shape[1] - 1
@@ -179,11 +179,11 @@ class WaveformGenerator:
         number: int = 0,
         samples_at_once: int | None = None,
     ) -> Iterator[Tensor]:
-        """Generate one clip and hand its samples over as they come.
+        """Generate one clip and yield its samples as they are generated.
 
         Args:
             seconds, seed, temperature, top_p, labels, guidance, prompt: see `generate`.
-            number: of the clip; (seed, number) determines its random numbers.
+            number: number of the clip; (seed, number) determines its random numbers.
             samples_at_once: in a piece; None for those of 10 ms. The clip does not depend on it.
 
         Returns:
@@ -191,7 +191,7 @@ class WaveformGenerator:
             then what follows it.
 
         Raises:
-            InputError: as `generate`, at once rather than with the first piece.
+            InputError: as `generate`, immediately rather than with the first piece.
         """
         at_once = samples_at_once
         if at_once is None:
@@ -209,7 +209,7 @@ class WaveformGenerator:
             yield self.quantiser.decode(chosen[0])
 
     def gain(self, prompt: Prompt | None = None) -> float:
-        """By how much samples are louder than recordings: that of the prompt, or the typical one in training."""
+        """Return the gain of samples relative to recordings: that of the prompt, or the typical one in training."""
         return self.model.config.preparation.typical_gain if prompt is None else prompt.gain
 
     def _begin(
@@ -224,7 +224,7 @@ class WaveformGenerator:
         prompt: Prompt | Tensor | None,
         first_clip: int,
     ) -> _Begun:
-        """What is asked for, checked.
+        """Check the arguments of a generation.
 
         Raises:
             InputError: see `generate`.
@@ -269,14 +269,14 @@ class WaveformGenerator:
         guidance: float = 1.0,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedClips:
-        """Continue a clip: what comes out begins with it.
+        """Continue a clip; the results begin with it.
 
         Args:
             clip: a file at the model's rate, or a waveform of any rate, which is resampled.
             seconds, clips, seed, temperature, top_p, labels, guidance, progress: see `generate`.
 
         Raises:
-            InputError: as `generate`; a file that cannot be read, or one of another rate than the model's.
+            InputError: as `generate`, or if the file cannot be read or does not have the model's rate.
         """
         return self.generate(
             clips, seconds, seed, temperature, top_p, labels=labels, guidance=guidance, prompt=self.prompt(clip),
@@ -284,7 +284,7 @@ class WaveformGenerator:
         )  # fmt: skip
 
     def prompt(self, clip: Path | str | Waveform) -> Prompt:
-        """A clip to continue, with the gain that the model's training clips were given.
+        """Read a clip to continue, prepared like the model's training clips.
 
         Raises:
             InputError: a file that cannot be read, one of another rate than the model's, or one of more than an hour.
@@ -309,7 +309,7 @@ class WaveformGenerator:
         return Prompt(self.quantiser.encode(prepared), gain)
 
     def _walk(self, begun: _Begun) -> Walk:
-        """Read all but the last of the known classes; what then steps from there."""
+        """Process all but the last of the known classes, and return a function that steps from there."""
         known, labels, sampling = begun.known, begun.rows, begun.sampling
         if sampling.guidance != 1:  # the same clips once more, without labels
             labels = torch.cat([labels, torch.full_like(labels, UNLABELLED)])
@@ -344,7 +344,7 @@ class WaveformGenerator:
 
 
 class _Begun(NamedTuple):
-    """Clips that have been asked for."""
+    """The checked arguments of a generation."""
 
     known: Tensor  # (1, 1 + samples of the prompt): the classes that every clip begins with, after the middle class
     length: int  # samples to generate
@@ -364,10 +364,10 @@ class _Begun(NamedTuple):
 
 
 def check_guidance(guidance: float, labels: Mapping[str, str] | None) -> None:
-    """Refuse a guidance that makes no sense.
+    """Check a guidance value.
 
     Raises:
-        InputError: it is out of range, or there are no labels to be guided by.
+        InputError: if it is out of range, or there are no labels.
     """
     if not 0 <= guidance <= LARGEST_GUIDANCE:
         raise InputError(f"the guidance is {guidance:g}; use a number from 0 to {LARGEST_GUIDANCE:g}")
@@ -376,11 +376,11 @@ def check_guidance(guidance: float, labels: Mapping[str, str] | None) -> None:
 
 
 def load(folder: Path | str, device: str | torch.device = "cpu", weights: str | None = None) -> WaveformGenerator:
-    """A generator from a model folder, or from `hf://owner/name@revision` on the Hugging Face Hub.
+    """Load a generator from a model folder, or from `hf://owner/name@revision` on the Hugging Face Hub.
 
     Args:
         folder: the model.
-        device: where it runs, such as "cpu" or "cuda".
+        device: device to run on, such as "cpu" or "cuda".
         weights: see `WaveformGenerator`.
 
     Raises:
@@ -403,6 +403,6 @@ def _check_weights(weights: str | None, model: WaveformModel, native: bool) -> N
 
 
 def _stream(seed: int, number: int) -> np.random.Generator:
-    """The random numbers of a clip."""
+    """Return the random number generator of a clip."""
     key = np.array([seed, number], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 2]))

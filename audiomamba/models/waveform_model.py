@@ -1,4 +1,4 @@
-"""The multi-scale model of waveforms: SaShiMi (arXiv 2202.09729), its U-Net, and the Mamba paper's (2312.00752, 4.4).
+"""The multi-scale waveform model: SaShiMi (arXiv 2202.09729), its U-Net, and the Mamba paper's (2312.00752, 4.4).
 
 samples -> stage 0 -> pool -> stage 1 -> pool -> centre -> pool -> stage 1 -> pool -> stage 0 -> logits
               `----------------`-- skips ----------------------------'           |
@@ -28,8 +28,8 @@ from mambacore.parallel import active_ranks
 
 MODEL_KIND: Final = "waveform model"
 
-# Without gradients a long waveform is walked in pieces of this many samples (over the batch), so that the skips of all
-# blocks fit in memory; a multiple of the usual poolings.
+# Without gradients a long waveform is processed in pieces of this many samples (over the batch), so that the skips of
+# all blocks fit in memory; a multiple of the usual poolings.
 PIECE_POSITIONS = 16384
 
 # Of the tables' first values over the classes, from -1 to 1: radians per unit. The head's start is flat enough that all
@@ -43,23 +43,23 @@ LABEL_DEVIATION = 0.1
 
 
 class ScaleState(NamedTuple):
-    """What the blocks and the poolings of one depth hand on; at the centre there is nothing but `up`."""
+    """States of the blocks and the poolings of one depth; at the centre only `up`."""
 
-    down: tuple[Any, ...]  # a state per block on the way down
+    down: tuple[Any, ...]  # a state per block of the downsampling path
     down_pooling: DownPoolingState | None
     up_pooling: UpPoolingState | None
-    up: tuple[Any, ...]  # a state per block on the way up
+    up: tuple[Any, ...]  # a state per block of the upsampling path
 
 
 class WaveformState(NamedTuple):
-    """What a waveform model hands on."""
+    """State of a waveform model."""
 
     scales: tuple[ScaleState, ...] | None  # one per depth, from the sampling rate to the centre; None at the start
     labels: Tensor | None = None  # (batch, label sets), int64; None for a model without labels
 
 
 class Scale(nn.Module):
-    """One depth: its stages on the way down and on the way up, with all that lies deeper between them.
+    """One depth of the model: its downsampling and upsampling stages, and everything deeper in between.
 
     Args:
         config: of the model.
@@ -128,7 +128,7 @@ class Scale(nn.Module):
 
 
 def _walk(blocks: nn.ModuleList, sequence: Tensor, states: tuple[Any, ...] | None) -> tuple[Tensor, tuple[Any, ...]]:
-    """Blocks one after the other, each with its state."""
+    """Run a sequence of blocks, each with its state."""
     outgoing = []
     for block, state in zip(blocks, states or (None,) * len(blocks), strict=True):
         sequence, after = block(sequence, state)
@@ -149,7 +149,7 @@ def _smooth_over_classes(classes: int, width: int) -> Tensor:
 
 
 class LabelEmbedding(nn.Module):
-    """One vector per label and depth of a model; those of all label sets are added up.
+    """One vector per label and depth of a model; those of all label sets are summed.
 
     Args:
         config: of the model, with at least one label set.
@@ -166,13 +166,13 @@ class LabelEmbedding(nn.Module):
                 table.weight[UNLABELLED] = 0
 
     def forward(self, labels: Tensor) -> tuple[Tensor, ...]:
-        """(batch, label sets) numbers of labels to (batch, 1, width) for each depth."""
+        """Map label numbers (batch, label sets) to (batch, 1, width) for each depth."""
         vectors = [table(numbers) for table, numbers in zip(self.tables, labels.unbind(1), strict=True)]
         return torch.stack(vectors).sum(0).unsqueeze(1).split(self.widths, dim=-1)
 
 
 class WaveformModel(nn.Module):
-    """The next class of a waveform, given all classes before it: `(tokens, state) -> (logits, state)`.
+    """Predicts the next class of a waveform from all previous ones: `(tokens, state) -> (logits, state)`.
 
     A model with labels predicts the waveforms that carry them: the labels are part of the state, so a piece of a clip
     needs nothing but what the piece before it left.
@@ -181,7 +181,7 @@ class WaveformModel(nn.Module):
         config: see `audiomamba.models.WaveformModelConfig`.
 
     Raises:
-        InputError: a mixer's option that it refuses.
+        InputError: if an option of a mixer is invalid.
     """
 
     def __init__(self, config: WaveformModelConfig) -> None:
@@ -193,7 +193,7 @@ class WaveformModel(nn.Module):
         self.label_embedding = LabelEmbedding(config) if config.label_sets else None
         self.final_norm = RootMeanSquareNorm(config.model_width)
         self.head = nn.Linear(config.model_width, classes)
-        # Classes are amplitudes in order. Tables that know it from the start spare the first hundreds of steps.
+        # Classes are ordered amplitudes. Tables that reflect this initially save hundreds of steps.
         with torch.no_grad():
             self.embedding.weight.copy_(_smooth_over_classes(classes, config.model_width))
             self.head.weight.copy_(
@@ -203,7 +203,7 @@ class WaveformModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> WaveformModel:
-        """The model in a model folder, or in `hf://owner/name@revision` on the Hub, ready to be used.
+        """Load a model from a folder, or from `hf://owner/name@revision` on the Hub, in evaluation mode.
 
         Raises:
             InputError: as `audiomamba.models.load_waveform_model`.
@@ -215,7 +215,7 @@ class WaveformModel(nn.Module):
         save_waveform_model(Path(folder), self, details=dict(details or {}))
 
     def labelled_state(self, labels: Tensor | None) -> WaveformState | None:
-        """The state at the start of clips with labels.
+        """Return the initial state of clips with labels.
 
         Args:
             labels: (batch, label sets), numbers as `audiomamba.data.labels.label_numbers` gives them; None for a start
@@ -226,30 +226,30 @@ class WaveformModel(nn.Module):
         return WaveformState(None, labels.long())
 
     def forward(self, tokens: Tensor, state: WaveformState | None = None) -> tuple[Tensor, WaveformState]:
-        """Logits of what follows each position.
+        """Compute the logits of the class after each position.
 
         Args:
             tokens: (batch, length), classes of the quantiser in any integer dtype. A waveform begins with the middle
                 class, after which its first sample is predicted.
-            state: what the piece before this one left, or `labelled_state`; None at the start of an unlabelled clip.
+            state: state after the previous piece, or `labelled_state`; None at the start of an unlabelled clip.
 
         Returns:
-            Logits (batch, length, classes) and the state for what follows.
+            Logits (batch, length, classes) and the state for the next piece.
         """
         hidden, state = self.hidden(tokens, state)
         return self.logits(hidden), state
 
     def hidden(self, tokens: Tensor, state: WaveformState | None = None) -> tuple[Tensor, WaveformState]:
-        """What the head reads, (batch, length, model_width), and the state for what follows.
+        """Compute the input of the head, (batch, length, model_width), and the state for the next piece.
 
-        Logits of a million samples are a gigabyte: take them from stretches of this.
+        Logits of a million samples take a gigabyte: compute them from parts of this.
 
         Raises:
             InputError: inside `mambacore.parallel.context_parallel`.
         """
         if active_ranks() is not None:
             raise InputError(
-                "a waveform model cannot read a sequence that lies on several ranks; give each rank whole clips"
+                "a waveform model cannot process a sequence that is split over ranks; give each rank whole clips"
             )
         positions = max(1, PIECE_POSITIONS // max(1, tokens.shape[0]))
         if torch.is_grad_enabled() or tokens.shape[1] <= positions:
@@ -272,21 +272,21 @@ class WaveformModel(nn.Module):
         return self.final_norm(sequence), WaveformState(scales, labels)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The head: (..., model_width) to (..., classes)."""
+        """Apply the head: (..., model_width) to (..., classes)."""
         return self.head(hidden)
 
     def loss(
         self, inputs: Tensor, targets: Tensor, state: WaveformState | None = None
     ) -> tuple[Tensor, Tensor, WaveformState]:
-        """What the true samples cost, for a clip or a piece of one.
+        """Compute the negative log-likelihood of a clip or a piece of one.
 
         Args:
             inputs, targets: (batch, length), as in `audiomamba.data.clips.Example`; a target of -100 is padding.
-            state: what the piece before this one left, or `labelled_state`; None at the start of an unlabelled clip.
+            state: state after the previous piece, or `labelled_state`; None at the start of an unlabelled clip.
 
         Returns:
-            The negative log-likelihood in nats, summed over all targets that are no padding (divide it by their number
-            and by log 2 for bits per sample), their number, and the state for what follows.
+            The negative log-likelihood in nats, summed over all targets except padding (divide it by their number and
+            by log 2 for bits per sample), their number, and the state for the next piece.
         """
         hidden, state = self.hidden(inputs, state)
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -297,7 +297,7 @@ class WaveformModel(nn.Module):
         return total, (targets >= 0).sum(), state
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups: matrices decay; norms, biases, embeddings and the dynamics do not."""
+        """Return optimizer groups: weight decay for matrices, none for norms, biases, embeddings and the dynamics."""
         embeddings = [module.weight for module in self.modules() if isinstance(module, nn.Embedding)]
         spared = {id(parameter) for parameter in (*parameters_without_decay(self), *embeddings)}
         decaying = [parameter for parameter in self.parameters() if parameter.dim() > 1 and id(parameter) not in spared]
@@ -311,23 +311,23 @@ def save_waveform_model(folder: Path | str, model: WaveformModel, *, details: Ma
 
     Args:
         folder: the model folder; an earlier model there is replaced.
-        details: JSON-able facts of the training.
+        details: JSON-serialisable training details.
 
     Raises:
-        InputError: the place holds something else, or cannot be written to.
+        InputError: if the folder contains something else, or cannot be written.
     """
     config = {"kind": MODEL_KIND, "model": model.config.to_dict(), "details": dict(details)}
     write_model_folder(Path(folder), config, model.state_dict(), _card(model))
 
 
 def load_waveform_model(folder: Path | str) -> tuple[WaveformModel, dict[str, Any]]:
-    """Read a model folder: the model, ready to be used, and the details it was saved with.
+    """Read a model folder: the model in evaluation mode, and the details saved with it.
 
     Args:
         folder: the model folder, or `hf://owner/name@revision` on the Hugging Face Hub.
 
     Raises:
-        InputError: the folder is missing, incomplete, damaged, of another kind or of another version.
+        InputError: if the folder is missing, incomplete, damaged, or of another kind or version.
     """
     folder = find_model(folder)
     config, tensors = read_model_folder(folder)
@@ -349,7 +349,7 @@ def load_waveform_model(folder: Path | str) -> tuple[WaveformModel, dict[str, An
 
 
 def _card(model: WaveformModel) -> str:
-    """The model card: what the folder is."""
+    """Return the model card."""
     config, quantiser = model.config, model.config.quantiser
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lines = ["# Waveform model", ""]

@@ -181,7 +181,7 @@ def wrong_state(entry):
     arguments = entry.arguments(BATCH, LENGTH)
     state = arguments[entry.state]
     for wrong in (state[:1], state[:, :2], state[..., :2]):
-        with pytest.raises(ValueError, match=f"{entry.state} must have shape .* but has .*; hand on"):
+        with pytest.raises(ValueError, match=f"{entry.state} must have shape .* but has .*; pass"):
             entry.call(**arguments | {entry.state: wrong})
 
 
