@@ -60,7 +60,7 @@ def classify_contigs() -> Section:
         ),
         _accuracy_table(counted),
         Picture(
-            plot_class_track(track.borders, track.probabilities, model.class_names, TRACKED),
+            plot_class_track(track.boundaries, track.probabilities, model.class_names, TRACKED),
             f"Evidence along {TRACKED}: probabilities of the classes in each window, given all before it.",
         ),
         f"Contigs of {SHOWN_BP:,} bp and more:",
@@ -91,7 +91,7 @@ def _accuracy(
             continue
         accuracy = float(np.mean([calls[place] == truths[place] for place in chosen]))
         low, high = wilson_interval(accuracy, len(chosen))
-        rows.append(AccuracyRow(length, name, accuracy, low, high, len(chosen), len(chosen)))
+        rows.append(AccuracyRow(length, name, accuracy, low, high, len(chosen), len(chosen), None))
     return rows
 
 
