@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mambacore.errors import InputError
+from mambacore.safe_text import table_line
 
 if TYPE_CHECKING:
     import pandas
@@ -47,8 +48,8 @@ class ResultTable(Sequence[dict[str, Any]]):
 
     def __str__(self) -> str:
         """Return the table as tab-separated text, with NA for unavailable values."""
-        lines = ["\t".join(self.columns)]
-        lines += ["\t".join(_shown(value) for value in row) for row in self.rows]
+        lines = [table_line(self.columns)]
+        lines += [table_line(map(_shown, row)) for row in self.rows]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

@@ -27,7 +27,7 @@ BENCHMARKS = {
 }
 # Rooms of mambapipelines from the ground up: a room imports rooms of lower floors only.
 FLOORS = (
-    {"files", "console"},
+    {"files", "console", "heartbeat", "processes"},
     {"device"},
     {"datasets", "pages"},
     {"training"},

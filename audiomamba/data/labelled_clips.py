@@ -96,6 +96,7 @@ class FittedClips(NamedTuple):
 
     samples: Tensor  # (clips, clip_length), int16 (full scale 32,767), half the memory of float32
     labels: tuple[str, ...]
+    paths: tuple[Path, ...]
     bad: tuple[str, ...]  # one message per unreadable file that was skipped
 
 
@@ -112,19 +113,21 @@ def read_fitted(files: LabelledFiles, log_mel: LogMelConfig, *, skip_bad: bool =
     """
     rows = torch.empty(len(files.paths), log_mel.clip_length, dtype=torch.int16)
     labels: list[str] = []
+    paths: list[Path] = []
     bad: list[str] = []
     clips = read_in_parallel(lambda number: fitted_clip(files.paths[number], log_mel), len(files.paths))
-    for found, label in zip(clips, files.labels, strict=True):
+    for found, label, path in zip(clips, files.labels, files.paths, strict=True):
         if not isinstance(found, InputError):
             rows[len(labels)] = (found.clamp(-1, 1) * FULL_SCALE).round().short()
             labels.append(label)
+            paths.append(path)
         elif skip_bad:
             bad.append(str(found))
         else:
             raise found
     if not labels:
         raise InputError(f"none of {len(files.paths)} files can be read; the first says: {bad[0]}")
-    return FittedClips(rows[: len(labels)], tuple(labels), tuple(bad))
+    return FittedClips(rows[: len(labels)], tuple(labels), tuple(paths), tuple(bad))
 
 
 def changed_clip(clip: Tensor, sample_rate_hz: int, seed: int, index: int, noise: NoiseChange | None = None) -> Tensor:

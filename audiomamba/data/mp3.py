@@ -23,12 +23,14 @@ _BYTES_FLAG: Final = 2
 _BITRATE_INDEX_OF_HEADER: Final = 9  # large enough for a header in any version
 _ID3_HEADER_BYTES: Final = 10
 _ID3V1_BYTES: Final = 128
+_FRAMES_OF_A_PART: Final = 3
 
 
 class _Frame(NamedTuple):
     start: int
     length: int
     rate_hz: int
+    channels: int
     tag: int  # offset of a Xing header within the frame
     stated: int | None  # frames stated by a Xing header, -1 if it states none; None for a frame of sound
 
@@ -41,13 +43,22 @@ def mp3_streams(content: bytes) -> list[bytes] | None:
 
     Returns:
         The parts; None if the file is one part with the correct length, or not Layer III: it can be read unchanged.
+
+    Raises:
+        ValueError: a part has another rate, or another number of channels, than the first.
     """
     parts: list[list[_Frame]] = []
-    rate_hz = None
+    first: _Frame | None = None
+    other: list[_Frame] = []
     for frame in _frames(content):
-        rate_hz = rate_hz or frame.rate_hz
-        if frame.rate_hz != rate_hz:
-            continue  # a false match, or a part at another rate, which no decoder plays
+        first = first or frame
+        if (frame.rate_hz, frame.channels) != (first.rate_hz, first.channels):
+            # Chance bits look like a frame, but not like several of one kind in a row.
+            follows = other and other[-1].start + other[-1].length == frame.start
+            other = [*other, frame] if follows and _kind(other[-1]) == _kind(frame) else [frame]
+            if len(other) == _FRAMES_OF_A_PART:
+                raise ValueError(f"after a part of {_kind(first)} comes one of {_kind(frame)}")
+            continue
         if frame.stated is not None or not parts:
             parts.append([])
         parts[-1].append(frame)
@@ -59,6 +70,10 @@ def mp3_streams(content: bytes) -> list[bytes] | None:
         stream or content[part[0].start : part[-1].start + part[-1].length]
         for stream, part in zip(streams, sounding, strict=True)
     ]
+
+
+def _kind(frame: _Frame) -> str:
+    return f"{frame.rate_hz} Hz with {frame.channels} channel{'s' * (frame.channels > 1)}"
 
 
 def _stream(content: bytes, part: list[_Frame]) -> bytes | None:
@@ -123,4 +138,4 @@ def _parsed(content: bytes, start: int) -> _Frame | None:
     if content[start + tag : start + tag + 4] in _TAGS:
         flags, count = struct.unpack(">II", content[start + tag + 4 : start + tag + 12].ljust(8, b"\0"))
         stated = count if flags & _FRAMES_FLAG else -1
-    return _Frame(start, length, rate_hz, tag, stated)
+    return _Frame(start, length, rate_hz, 1 if is_mono else 2, tag, stated)

@@ -7,10 +7,16 @@ detected here, before anything is read.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import logging
 import os
+import re
 import struct
-from collections.abc import Iterator, Sequence
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -38,6 +44,11 @@ _AU_UNKNOWN_LENGTH: Final = 0xFFFF_FFFF
 _OGG_LAST_PAGE_FLAG: Final = 0x04
 _OGG_LARGEST_PAGE: Final = 65_307
 _MP3_SUFFIX: Final = ".mp3"
+_STANDARD_ERROR_DESCRIPTOR: Final = 2
+_STANDARD_ERROR: Final = threading.RLock()
+_DECODER_LINE: Final = re.compile(rb"\s*(Note:|Warning:|mpg123|\[[^\]]*\.c:\d+\])")
+_complained: set[Path] = set()
+LOGGER: Final = logging.getLogger(__name__)
 
 
 class Sound:
@@ -45,11 +56,17 @@ class Sound:
 
     Args:
         parts: open files of the same rate and number of channels.
+        complaints: context in which they are read.
     """
 
-    def __init__(self, parts: Sequence[SoundFile]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[SoundFile],
+        complaints: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         first = parts[0]
         self._parts = parts
+        self._complaints = complaints
         self._part = 0
         self.samplerate: int = first.samplerate
         self.channels: int = first.channels
@@ -64,7 +81,8 @@ class Sound:
             block: frames to read at once.
         """
         if frame and len(self._parts) == 1 and self._parts[0].seekable():
-            self._parts[0].seek(frame)
+            with self._complaints():
+                self._parts[0].seek(frame)
             return frame
         position = 0
         while position < frame:
@@ -77,7 +95,8 @@ class Sound:
     def read(self, frames: int) -> npt.NDArray[np.float32]:
         """Read up to `frames` frames, (frames, channels); none at the end."""
         while True:
-            found = self._parts[self._part].read(frames, dtype="float32", always_2d=True)
+            with self._complaints():
+                found = self._parts[self._part].read(frames, dtype="float32", always_2d=True)
             if found.shape[0] or self._part == len(self._parts) - 1:
                 return found
             self._part += 1
@@ -99,7 +118,10 @@ def opened_sound(path: Path) -> Iterator[Sound]:
         # As bytes: a name that is not UTF-8 cannot be encoded otherwise.
         sources: list[Any] = [os.fsencode(path)] if repaired is None else [io.BytesIO(part) for part in repaired]
         with contextlib.ExitStack() as stack:
-            sound = Sound([stack.enter_context(soundfile.SoundFile(source)) for source in sources])
+            complaints = functools.partial(named_complaints, path) if _is_mp3(path) else contextlib.nullcontext
+            with complaints():
+                parts = [stack.enter_context(soundfile.SoundFile(source)) for source in sources]
+            sound = Sound(parts, complaints)
             if not SLOWEST_RATE_HZ <= sound.samplerate <= FASTEST_RATE_HZ:
                 raise InputError(
                     f"{path} states a rate of {sound.samplerate} Hz, not a valid sampling rate; export it again"
@@ -116,6 +138,44 @@ def opened_sound(path: Path) -> Iterator[Sound]:
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
+
+
+@contextlib.contextmanager
+def named_complaints(path: Path) -> Iterator[None]:
+    """What the MP3 decoder prints on standard error inside becomes a warning that names the file.
+
+    The decoder writes to the file descriptor itself and knows no names. What anybody else writes there meanwhile is
+    passed on afterwards.
+    """
+    with _STANDARD_ERROR, tempfile.TemporaryFile() as caught:
+        sys.stderr.flush()
+        try:
+            kept = os.dup(_STANDARD_ERROR_DESCRIPTOR)
+        except OSError:
+            yield  # it is closed
+            return
+        try:
+            os.dup2(caught.fileno(), _STANDARD_ERROR_DESCRIPTOR)
+            yield
+        finally:
+            os.dup2(kept, _STANDARD_ERROR_DESCRIPTOR)
+            caught.seek(0)
+            lines = [line for line in caught.read().splitlines(keepends=True) if line.strip()]
+            others = [line for line in lines if not _DECODER_LINE.match(line)]
+            if others:
+                os.write(kept, b"".join(others))
+            os.close(kept)
+            found = [line.decode("utf-8", "replace").strip() for line in lines if line not in others]
+            if found and path not in _complained:
+                _complained.add(path)
+                LOGGER.warning("%s: the MP3 decoder says: %s; export it again if it sounds wrong", path, found[0])
+
+
+def _is_mp3(path: Path) -> bool:
+    if path.suffix.lower() == _MP3_SUFFIX:
+        return True
+    with path.open("rb") as stream:
+        return stream.read(3) == b"ID3"
 
 
 def _checked(path: Path, stream: BinaryIO) -> list[bytes] | None:
@@ -143,7 +203,10 @@ def _checked(path: Path, stream: BinaryIO) -> list[bytes] | None:
             raise InputError(f"{path} is cut off: its last page is missing; copy it again")
     elif head[:3] == b"ID3" or path.suffix.lower() == _MP3_SUFFIX:
         stream.seek(0)
-        return mp3_streams(stream.read())
+        try:
+            return mp3_streams(stream.read())
+        except ValueError as error:
+            raise InputError(f"{path} cannot be read as one recording: {error}; cut it into its parts") from error
     return None
 
 

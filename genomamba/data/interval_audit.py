@@ -147,7 +147,7 @@ def audit_intervals(
 
 def audit_table(report: Iterable[SharedBases]) -> Iterator[str]:
     """Yield the lines of a report as tab-separated text with a header, without newlines."""
-    yield "\t".join(AUDIT_COLUMNS)
+    yield table_line(AUDIT_COLUMNS)
     for line in report:
         yield table_line(str(getattr(line, column)) for column in AUDIT_COLUMNS)
 

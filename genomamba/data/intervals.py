@@ -17,6 +17,7 @@ import numpy.typing as npt
 from genomamba.io.compression import read_lines, source_label
 from genomamba.io.reference import suggest_names
 from mambacore.errors import InputError
+from mambacore.safe_text import table_line
 
 Split = Literal["train", "valid", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "valid", "test")
@@ -76,7 +77,7 @@ def read_intervals(
 
 def intervals_text(intervals: Iterable[Interval]) -> str:
     """Return the content of an interval file, as read by `read_intervals`."""
-    return "".join(f"{row.chromosome}\t{row.start}\t{row.end}\t{row.split}\n" for row in intervals)
+    return "".join(table_line([row.chromosome, str(row.start), str(row.end), row.split]) + "\n" for row in intervals)
 
 
 @dataclass(frozen=True)

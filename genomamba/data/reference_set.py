@@ -65,6 +65,10 @@ class ReferenceSet:
         """Return a contig's name in its file, which homologous chromosomes of consistently named assemblies share."""
         return self._places[contig][1]
 
+    def file(self, contig: str) -> str:
+        """Path of the file that a contig is in."""
+        return self._places[contig][0].path
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "lengths": dict(self.lengths)}
 

@@ -237,7 +237,8 @@ def _numbers(table: SequenceTable, columns: Sequence[str], only_labels: bool) ->
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        # Python reads 1_000 as a number; in a table that is a code, or a mistake.
+        return "_" not in text and math.isfinite(float(text))
     except ValueError:
         return False
 

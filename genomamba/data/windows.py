@@ -4,6 +4,7 @@ A training window is a function of (seed, index), so there is no sampler state t
 index, and workers and ranks take indices.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -157,6 +158,12 @@ class EvaluationWindows:
     windows: tuple[EvaluationWindow, ...]
     independent_per_class: dict[str, int]
     missing_classes: tuple[str, ...]
+
+    @property
+    def independent(self) -> int:
+        """How many of the windows do not overlap: what an accuracy rests on."""
+        chosen = Counter(window.sequence.class_name for window in self.windows)
+        return sum(min(chosen[name], count) for name, count in self.independent_per_class.items())
 
 
 def evaluation_windows(

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import re
 import secrets
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from genomamba.alphabet import UNKNOWN_SYMBOLS_AS_N, describe_byte, diagnose_inv
 from genomamba.io.compression import BYTE_ORDER_MARK, GZIP_MAGIC, LOGGER, is_compressed
 from genomamba.tokenizer import TOKEN_OF_BYTE, Tokens
 from mambacore.errors import InputError
+from mambacore.files import temporary_folder
 
 BLOCK_GZIP_EXTRA: Final = b"BC\x02\x00"
 """The subfield of a gzip header that marks a block of BGZF (SAM specification, section 4.1)."""
@@ -240,8 +242,9 @@ def _is_block_gzip(path: str) -> bool:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
     if not start:
         raise InputError(f"{path} is empty: give a FASTA file with at least one record.")
-    if start.startswith(BYTE_ORDER_MARK):
-        raise InputError(f"{path} starts with a byte-order mark, which cannot be indexed: save it as plain ASCII text.")
+    start = start.removeprefix(BYTE_ORDER_MARK)
+    if not start:
+        raise InputError(f"{path} is empty: give a FASTA file with at least one record.")
     if not start.startswith(GZIP_MAGIC) and is_compressed(path):
         raise InputError(f"{path} is compressed without random access: decompress it, or recompress it with bgzip.")
     named_compressed = path.lower().endswith(_COMPRESSED_NAMES)
@@ -294,7 +297,7 @@ def _ensure_index(path: str, is_compressed: bool) -> str:
 def _index_places(path: str) -> tuple[str, str]:
     """Return possible paths of an index: beside the file, or in the user's cache folder, named by the file's path."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:32]
+    key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
     return f"{path}.fai", str(cache / "genomamba" / "indexes" / f"{key}.fai")
 
 
@@ -330,8 +333,11 @@ def _build_index(path: str, index_path: str, is_compressed: bool) -> None:
     blocks, unfinished_blocks = _block_index_path(index_path), f"{unfinished}.gzi"
     before = _identity(path)
     try:
-        options = {"gzi_indexname": unfinished_blocks} if is_compressed else {}
-        pyfaidx.Faidx(path, indexname=unfinished, as_raw=True, **options).close()
+        if _starts_with_mark(path):
+            _write_index_behind_mark(path, unfinished)
+        else:
+            options = {"gzi_indexname": unfinished_blocks} if is_compressed else {}
+            pyfaidx.Faidx(path, indexname=unfinished, as_raw=True, **options).close()
         if _identity(path) != before:
             raise InputError(f"{path} changed while it was being indexed: wait until it is complete and start again.")
         if not is_compressed:
@@ -354,6 +360,26 @@ def _build_index(path: str, index_path: str, is_compressed: bool) -> None:
     finally:
         for leftover in (unfinished, unfinished_blocks):
             Path(leftover).unlink(missing_ok=True)
+
+
+def _starts_with_mark(path: str) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK
+
+
+def _write_index_behind_mark(path: str, index_path: str) -> None:
+    """Index a plain file that starts with a byte-order mark: a copy without it, with every offset moved by the mark."""
+    with temporary_folder() as folder, open(path, "rb") as stream:
+        stream.seek(len(BYTE_ORDER_MARK))
+        copy = folder / "copy.fa"
+        with copy.open("wb") as plain:
+            shutil.copyfileobj(stream, plain)
+        pyfaidx.Faidx(str(copy), indexname=index_path, as_raw=True).close()
+    lines = []
+    for line in Path(index_path).read_text(encoding="utf-8").splitlines():
+        name, length, offset, *widths = line.split("\t")
+        lines.append("\t".join([name, length, str(int(offset) + len(BYTE_ORDER_MARK)), *widths]) + "\n")
+    Path(index_path).write_text("".join(lines), encoding="utf-8")
 
 
 def _not_older(index_path: str, identity: _FileIdentity) -> None:
@@ -395,7 +421,7 @@ def _check_index(index_path: str, path: str) -> None:
     """
     with open(index_path, encoding="utf-8", newline="\n") as lines, open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        end = 0
+        end = len(BYTE_ORDER_MARK) if _starts_with_mark(path) else 0
         for line in lines:
             try:
                 name, *numbers = line.rstrip("\n").split("\t")

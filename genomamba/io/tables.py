@@ -9,6 +9,7 @@ missing values.
 """
 
 import csv
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ CLASS_COLUMN: Final = "class"
 
 _SEQUENCE_NAMES: Final = ("sequence", "seq")
 _LONGEST_FIELD: Final = 2**31 - 1
+_POSITION: Final = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True)
@@ -333,10 +335,9 @@ def _record(records: Mapping[str, Tokens], name: str, fasta: str, place: str) ->
 
 
 def _interval(genome: Reference, row: Mapping[str, str], place: str) -> Tokens:
-    try:
-        start, end = int(row["start"]), int(row["end"])
-    except ValueError:
-        raise InputError(f"{place} has the interval '{row['start']}' to '{row['end']}': write integers.") from None
+    if not all(_POSITION.fullmatch(row[name]) for name in ("start", "end")):
+        raise InputError(f"{place} has the interval '{row['start']}' to '{row['end']}': write integers.")
+    start, end = int(row["start"]), int(row["end"])
     length = genome.lengths.get(row["chrom"])
     if length is None:
         raise InputError(f"{place} names '{row['chrom']}', which {genome.path} does not have: correct the name.")

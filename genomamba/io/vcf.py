@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -30,6 +29,7 @@ from genomamba.io.compression import (
 )
 from genomamba.io.reference import BLOCK_GZIP_EXTRA, Reference, suggest_names
 from mambacore.errors import InputError
+from mambacore.files import temporary_folder
 
 Status = Literal[
     "scored",
@@ -113,7 +113,7 @@ class VariantFile:
         if importlib.util.find_spec("pysam") is None:
             raise InputError("reading VCF needs pysam, which is not installed: `pip install 'genomamba[variants]'`.")
         self.label = "standard input" if os.fspath(path) == STANDARD_INPUT else os.fspath(path)
-        self._copy: Path | None = None
+        self._opened = contextlib.ExitStack()
         self._path = os.fspath(path)
         if os.path.isdir(self._path):
             raise InputError(f"{self.label} is a directory: give a VCF file, plain or compressed.")
@@ -152,30 +152,28 @@ class VariantFile:
     def _check_content(self) -> None:
         """Read everything once: reject excessively long lines, and copy what the library cannot read twice."""
         needs_copy = self._path == STANDARD_INPUT or not os.path.isfile(self._path) or _needs_copy(self._path)
-        with contextlib.ExitStack() as stack:
-            blocks = _with_short_lines(read_blocks(self._path, self.label), self.label)
-            if not needs_copy:
-                for _ in blocks:
-                    pass
-                return
-            copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="genomamba-", suffix=".vcf", delete=False))
-            self._copy, self._path = Path(copy.name), copy.name
-            try:
-                for block in blocks:
-                    copy.write(block)
-            except BaseException as error:
-                self.close()
-                if isinstance(error, OSError):
-                    raise InputError(
-                        f"{self.label} cannot be copied to {tempfile.gettempdir()} ({error.strerror or error}): set "
-                        "TMPDIR to a folder with more space."
-                    ) from error
-                raise
+        blocks = _with_short_lines(read_blocks(self._path, self.label), self.label)
+        if not needs_copy:
+            for _ in blocks:
+                pass
+            return
+        try:
+            copy = self._opened.enter_context(temporary_folder()) / "copy.vcf"
+            with copy.open("wb") as stream:
+                stream.writelines(blocks)
+            self._path = str(copy)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise InputError(
+                    f"{self.label} cannot be copied to {tempfile.gettempdir()} ({error.strerror or error}): set "
+                    "TMPDIR to a folder with more space."
+                ) from error
+            raise
 
     def close(self) -> None:
         """Delete the temporary copy, if there is one."""
-        if self._copy is not None:
-            self._copy.unlink(missing_ok=True)
+        self._opened.close()
 
     def __enter__(self) -> "VariantFile":
         return self

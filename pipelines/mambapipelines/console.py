@@ -29,6 +29,11 @@ def note(text: str) -> None:
         print(safe_for_terminal(text), file=sys.stderr, flush=True)
 
 
+def show(text: str) -> None:
+    """Print on standard output."""
+    print(safe_for_terminal(text), flush=True)
+
+
 def counted(number: int, noun: str) -> str:
     """Format a number with its noun: `1 record`, `2,000 records`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -11,7 +11,7 @@ import torch
 
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.models import StageConfig, WaveformModel, WaveformModelConfig, save_waveform_model
-from fuzzing import Target
+from fuzzing import AUDIOMAMBA, Target
 from waveform_runs import training_command, write_tones
 
 SOUND_WORDS = (
@@ -74,19 +74,19 @@ def targets(material: Path) -> dict[str, Target]:
         return command
 
     found = (
-        Target("clip to continue", sounds, continued, "audiomamba", SOUND_WORDS, "x.wav"),
-        Target("clip to train on", sounds, trained_beside, "audiomamba", SOUND_WORDS, "x.wav", outputs=()),
+        Target("clip to continue", sounds, continued, AUDIOMAMBA, SOUND_WORDS, "x.wav"),
+        Target("clip to train on", sounds, trained_beside, AUDIOMAMBA, SOUND_WORDS, "x.wav", outputs=()),
         Target(
-            "list of a split", (b"tone-00.wav\ntone-01.wav\n",), trained_beside, "audiomamba", LIST_WORDS,
+            "list of a split", (b"tone-00.wav\ntone-01.wav\n",), trained_beside, AUDIOMAMBA, LIST_WORDS,
             "testing_list.txt", outputs=(),
         ),
         Target(
             "configuration of a waveform model", ((model / "config.json").read_bytes(),), with_file("config.json"),
-            "audiomamba", (b"[" * 5000, b"{", b'"layers": 1000000000', b"NaN"), structured=True,
+            AUDIOMAMBA, (b"[" * 5000, b"{", b'"layers": 1000000000', b"NaN"), structured=True,
         ),
         Target(
             "weights of a waveform model", ((model / "model.safetensors").read_bytes(),),
-            with_file("model.safetensors"), "audiomamba",
+            with_file("model.safetensors"), AUDIOMAMBA,
         ),
     )  # fmt: skip
     return {target.name: target for target in found}

@@ -16,11 +16,13 @@ import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HANG_SECONDS = 20.0
+# A child imports everything and runs one case before the clock starts.
+START_SECONDS = 900.0
 MOST_MEMORY_BYTES = 1_500_000_000
 # Beyond this an allocation fails in the child, before the machine runs out.
 DATA_LIMIT_BYTES = 4_000_000_000
@@ -60,8 +62,8 @@ ODD_VALUES = (
     "\u202e",
 )
 
-Files = dict[str, bytes]
-"""Path within the folder of a case -> content."""
+GENOMAMBA = "mambapipelines.cli.genomamba.main"
+AUDIOMAMBA = "mambapipelines.cli.audiomamba.main"
 
 
 @dataclass(frozen=True)
@@ -72,25 +74,29 @@ class Target:
         name: of the target.
         wholes: undamaged contents of the input, of which cases are made.
         command: (path of the damaged input, folder of the case) -> arguments; it may move the input elsewhere.
-        program: `genomamba` or `audiomamba`.
+        program: module whose `main` takes the arguments.
         words: pieces of the format that damages are made of.
         file_name: of the input.
         structured: the input is JSON, whose values are replaced.
         outputs: names that may not be there after a failure.
+        found: inputs that failed once; they are the first cases.
     """
 
     name: str
     wholes: Sequence[bytes]
     command: Callable[[Path, Path], list[str]]
-    program: str = "genomamba"
+    program: str = GENOMAMBA
     words: Sequence[bytes] = ()
     file_name: str = "input"
     structured: bool = False
-    outputs: Sequence[str] = field(default=("out",))
+    outputs: Sequence[str] = ("out",)
+    found: Sequence[bytes] = ()
 
 
 def damaged(target: Target, index: int) -> bytes:
-    """The damaged input of a case: a whole one with edits, words in any order, or arbitrary bytes."""
+    """The input of a case: one that failed once, a whole one with edits, words in any order, or arbitrary bytes."""
+    if index < len(target.found):
+        return target.found[index]
     chance = random.Random(f"{target.name} {index}")
     kind = chance.random()
     words = (*target.words, *ODD_BYTES)
@@ -152,51 +158,86 @@ class Failure:
         return f"{self.target}, case {self.index}: {self.what}"
 
 
-def run_cases(module: str, material: Path, name: str, indices: Iterable[int]) -> list[Failure]:
+def run_cases(
+    module: str, material: Path, name: str, indices: Iterable[int], hang_seconds: float = HANG_SECONDS
+) -> list[Failure]:
     """Run cases of a target one after the other in a child process; a new one is started after a failure.
 
-    Fails are: an exception other than the program's own exit, a status that is neither 0 nor 2, output left behind
-    after a failure, more than `HANG_SECONDS`, and more than `MOST_MEMORY_BYTES`.
+    A case fails with an exception other than the program's own exit, with a status that is neither 0 nor 2, when output
+    is left behind after a failure, after `hang_seconds`, and with more than `MOST_MEMORY_BYTES`.
 
     Args:
         module: has a function `targets(material)`, name -> `Target`.
         material: folder of models and whole files.
         name: of the target.
         indices: of the cases.
+        hang_seconds: how long a case may take.
     """
     failures = []
-    context = multiprocessing.get_context("spawn")
-    child: Any = None
+    child: _Child | None = None
     try:
         for index in indices:
-            if child is None:
-                here, there = context.Pipe()
-                child = context.Process(target=_serve, args=(there, module, material, name), daemon=True)
-                child.start()
-                there.close()
-                here.recv()  # it has imported everything
-            here.send(index)
-            try:
-                what = here.recv() if here.poll(HANG_SECONDS) else f"more than {HANG_SECONDS:g} seconds"
-            except EOFError:
-                child.join()
-                what = f"the process ended with {child.exitcode}"
+            child = child or _Child(module, material, name)
+            what = child.try_case(index, hang_seconds)
             if what is not None:
                 failures.append(Failure(name, index, what))
-                child.kill()
-                child.join()
+                child.end()
                 child = None
     finally:
         if child is not None:
-            child.kill()
-            child.join()
+            child.end()
     return failures
+
+
+class _Child:
+    """A process that runs cases of a target when it is told to."""
+
+    def __init__(self, module: str, material: Path, name: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(there, module, material, name), daemon=True)
+        self._process.start()
+        there.close()
+        if not self._connection.poll(START_SECONDS):
+            self.end()
+            raise TimeoutError(f"{name}: a child was not ready within {START_SECONDS:g} seconds")
+        self._connection.recv()
+
+    def try_case(self, index: int, hang_seconds: float) -> str | None:
+        """What went wrong, or `None`."""
+        self._connection.send(index)
+        used = before = self._used_seconds()
+        while not self._connection.poll(hang_seconds):
+            # On a busy machine a case waits for its turn: it hangs when it has had the time, or does nothing.
+            now = self._used_seconds()
+            if now - before >= hang_seconds or now - used < hang_seconds / 100:
+                return f"more than {hang_seconds:g} seconds"
+            used = now
+        try:
+            return str(answer) if (answer := self._connection.recv()) is not None else None
+        except EOFError:
+            self._process.join()
+            return f"the process ended with {self._process.exitcode}"
+
+    def _used_seconds(self) -> float:
+        """Processor time of the child; 0 where that cannot be seen."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
 
 
 def _serve(connection: Any, module: str, material: Path, name: str) -> None:
     """The child: run the case of each index that comes, and answer with what went wrong, or `None`."""
     target = importlib.import_module(module).targets(material)[name]
-    run_case(target, 0)
+    # What is imported and compiled once is not charged to the first case.
+    run_case(target, -1)
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_LIMIT_BYTES, DATA_LIMIT_BYTES))
     connection.send(None)
     while True:
@@ -212,19 +253,16 @@ def run_case(target: Target, index: int, held_bytes: int | None = None) -> str |
 
     Args:
         target: what is tried.
-        index: of the case.
+        index: of the case; -1 is the undamaged input.
         held_bytes: memory that does not count; what the process has taken at its highest so far when `None`, because a
             process that ran other tests before may have taken more than any case may.
     """
     held_bytes = _peak_bytes() if held_bytes is None else held_bytes
-    if target.program == "genomamba":
-        from mambapipelines.cli.genomamba.main import main  # noqa: PLC0415
-    else:
-        from mambapipelines.cli.audiomamba.main import main  # type: ignore[assignment]  # noqa: PLC0415
+    main = importlib.import_module(target.program).main
     place = Path(tempfile.mkdtemp(prefix="fuzz-"))
     try:
         path = place / target.file_name
-        path.write_bytes(damaged(target, index))
+        path.write_bytes(target.wholes[0] if index < 0 else damaged(target, index))
         errors = io.StringIO()
         try:
             with contextlib.redirect_stdout(_Discarded()), contextlib.redirect_stderr(errors):

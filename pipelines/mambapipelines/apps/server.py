@@ -6,11 +6,17 @@ requests to other hosts.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import html
+import os
+from contextlib import ExitStack
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mambacore.errors import InputError
+from mambacore.files import temporary_folder
 from mambacore.safe_text import safe_for_terminal
 from mambapipelines.apps.origin import SameOriginOnly, is_loopback
 from mambapipelines.console import note
@@ -20,11 +26,12 @@ SIMULTANEOUS_RUNS = 1
 
 
 def load_gradio() -> ModuleType:
-    """Import Gradio.
+    """Import Gradio; uploads go to a temporary folder of this process.
 
     Raises:
         InputError: it is not installed.
     """
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(_upload_folder()))
     try:
         import gradio  # noqa: PLC0415 - an extra, and slow to import
     except ImportError as error:
@@ -32,6 +39,14 @@ def load_gradio() -> ModuleType:
             f"the page needs Gradio, which cannot be imported ({error}): pip install 'genomamba[app]'"
         ) from None
     return gradio
+
+
+@functools.cache
+def _upload_folder() -> Path:
+    """Removed when the process ends: what strangers upload does not stay."""
+    opened = ExitStack()
+    atexit.register(opened.close)
+    return opened.enter_context(temporary_folder())
 
 
 def paragraph(sentence: str, mistake: bool = False) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import tempfile
+import weakref
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +20,7 @@ from genomamba.io.fastq import read_sequence_events
 from genomamba.models.species_classifier import SpeciesClassifier, load_classifier
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
+from mambacore.files import temporary_folder
 from mambacore.safe_text import safe_field
 from mambapipelines.apps.server import load_gradio, paragraph
 from mambapipelines.console import counted
@@ -72,7 +74,9 @@ class SpeciesPage:
         self.model = model
         self.most_bases = most_bases
         self.class_names = model.config.class_names
-        self._folder = tempfile.TemporaryDirectory(prefix="genomamba-app-")
+        opened = ExitStack()
+        self._folder = opened.enter_context(temporary_folder())
+        weakref.finalize(self, opened.close)
 
     def answer(self, text: str | None, upload: str | None) -> Answer:
         """Classify pasted or uploaded sequences.
@@ -84,7 +88,7 @@ class SpeciesPage:
         if bool(text) == bool(upload):
             raise InputError("paste FASTA or upload a file, but not both: clear one of them.")
         label = PASTED if upload is None else safe_field(Path(upload).name)
-        place = Path(tempfile.mkdtemp(dir=self._folder.name))
+        place = Path(tempfile.mkdtemp(dir=self._folder))
         plain = place / "input"
         try:
             self._copy(_source(text, upload), plain, label)

@@ -11,6 +11,7 @@ import typer
 
 from mambapipelines.cli.options import input_error
 from mambapipelines.cli.program import backend_lines
+from mambapipelines.console import show
 
 EXTRAS = {
     "audio": ("torchaudio", "soundfile"),
@@ -37,16 +38,16 @@ def doctor(
     """
     import torch  # noqa: PLC0415
 
-    print(f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores, {_memory()}")
-    print(f"C++ compiler: {_compiler()}")
+    show(f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores, {_memory()}")
+    show(f"C++ compiler: {_compiler()}")
     devices = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
-    print(f"CUDA devices: {devices or 'none'}")
+    show(f"CUDA devices: {devices or 'none'}")
     for line in backend_lines():
-        print(line)
+        show(line)
     for extra, modules in EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         state = f"{', '.join(missing)} missing: pip install 'genomamba[{extra}]'" if missing else "installed"
-        print(f"extra {extra}: {state}")
+        show(f"extra {extra}: {state}")
     if not quick:
         _test_scan()
         _test_model()
@@ -94,7 +95,7 @@ def _test_model() -> None:
             again, _ = load_language_model(Path(place) / "model").model(tokens)
         folder = float((again - whole).abs().max())
     seconds = time.monotonic() - started
-    print(f"self-test model: pieces differ from the whole by {pieces:.1e}, reloaded by {folder:.1e}, {seconds:.2f} s")
+    show(f"self-test model: pieces differ from the whole by {pieces:.1e}, reloaded by {folder:.1e}, {seconds:.2f} s")
     if not max(pieces, folder) < LARGEST_MODEL_DIFFERENCE:
         raise input_error(
             f"models give wrong results on this machine (difference {max(pieces, folder):.1e}): report the lines above."
@@ -135,10 +136,10 @@ def _test_scan() -> None:
             with use_backend(name):
                 found = results(selective_scan)
         except (ImportError, RuntimeError) as error:
-            print(f"self-test {name}: not run ({' '.join(str(error).split())})")
+            show(f"self-test {name}: not run ({' '.join(str(error).split())})")
             continue
         difference = max(float((one - other).abs().max()) for one, other in zip(found, expected, strict=True))
-        print(f"self-test {name}: largest difference {difference:.1e}, {time.monotonic() - started:.2f} s")
+        show(f"self-test {name}: largest difference {difference:.1e}, {time.monotonic() - started:.2f} s")
         if not difference < LARGEST_DIFFERENCE:
             raise input_error(
                 f"the backend {name} is wrong on this machine (difference {difference:.1e}): report it with the lines "

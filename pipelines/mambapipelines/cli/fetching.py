@@ -1,7 +1,6 @@
 """The implementation shared by `genomamba fetch` and `audiomamba fetch`."""
 
 import difflib
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +35,7 @@ def run_fetch(
         InputError: if the set or part does not exist, or a file cannot be downloaded.
     """
     from mambacore.safe_text import table_line  # noqa: PLC0415
+    from mambapipelines.console import show  # noqa: PLC0415
     from mambapipelines.datasets.fetch import checksum_row, fetch, listing  # noqa: PLC0415
 
     if name not in known:
@@ -48,4 +48,4 @@ def run_fetch(
         results = fetch(known[name], output or Path(name), parts=parts, mirrors=mirrors, keep_archives=keep_archives)
         rows = [["path", "bytes", "checksum"], *map(checksum_row, results)]
     for row in rows:
-        sys.stdout.write(table_line(row) + "\n")
+        show(table_line(row))

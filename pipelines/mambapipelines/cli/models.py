@@ -1,11 +1,12 @@
 """The implementation shared by `genomamba models` and `audiomamba models`."""
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mambacore.safe_text import table_line
 from mambapipelines.cli.options import input_error
+from mambapipelines.console import note, show
 
 if TYPE_CHECKING:
     from mambacore.shipped import ShippedModels
@@ -19,11 +20,11 @@ def print_models(models: "ShippedModels", name: str | None) -> None:
     if name is not None:
         if name not in table:
             raise input_error(f"there is no shipped model {name!r}: the names are {', '.join(table) or 'none'}.")
-        print(table[name].card, end="")
+        show(table[name].card.rstrip("\n"))
         return
-    print("name\ttask\tparameters\tsize_mb\tlicence\tfigures")
+    show(table_line(["name", "task", "parameters", "size_mb", "licence", "figures"]))
     for model in table.values():
         size = f"{model.size_bytes / 1e6:.1f}"
-        print(model.name, model.task, model.parameters, size, model.licence, model.figures, sep="\t")
+        show(table_line([model.name, model.task, str(model.parameters), size, model.licence, model.figures]))
     if not table:
-        print("this package has no shipped models", file=sys.stderr)
+        note("this package has no shipped models")

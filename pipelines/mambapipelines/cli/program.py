@@ -16,13 +16,14 @@ from typer.core import TyperGroup
 from mambapipelines import VERBOSITY_VARIABLE
 from mambapipelines.cli.conventions import Program, QuietOption, VerboseOption, is_verbose, set_verbosity
 from mambapipelines.cli.topics import TOPICS
+from mambapipelines.processes import signals_raise
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 EXIT_CODES = (
     "Exit codes: 0 success; 2 invalid input or options, explained in one line on standard error; 130 interrupted; "
-    "143 terminated by SIGTERM, training saved."
+    "143 terminated by SIGTERM and 129 by SIGHUP, training saved."
 )
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -208,7 +209,8 @@ def run_program(application: Callable[..., Any], program_name: str, arguments: S
     show_warnings()
     verbosity, started = os.environ.get(VERBOSITY_VARIABLE), time.monotonic()
     try:
-        application(args=None if arguments is None else list(arguments), prog_name=program_name)
+        with signals_raise():
+            application(args=None if arguments is None else list(arguments), prog_name=program_name)
     except ValueError as error:
         from mambacore.errors import InputError  # noqa: PLC0415
 
@@ -221,6 +223,15 @@ def run_program(application: Callable[..., Any], program_name: str, arguments: S
         if type(error).__name__ != "OutOfMemoryError":
             raise
         _print_error(program_name, RuntimeError("the memory of the device is too small for this: use --device cpu."))
+        return EXIT_INPUT_ERROR
+    except OSError as error:
+        # A full disk or a revoked permission that no reader or writer expected is still not a mistake of the program.
+        if error.errno is None:
+            raise
+        from mambacore.safe_text import safe_for_terminal  # noqa: PLC0415
+
+        place = f" ({error.filename})" if error.filename is not None else ""
+        print(safe_for_terminal(f"{program_name}: error: {error.strerror}{place}"), file=sys.stderr)
         return EXIT_INPUT_ERROR
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mambapipelines.console import show
+
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a training command.")],
@@ -34,4 +36,4 @@ def report(
     """
     from mambapipelines.training.report import write_run_report  # noqa: PLC0415
 
-    print(write_run_report(run, material or (), output))
+    show(str(write_run_report(run, material or (), output)))

@@ -22,6 +22,7 @@ from mambacore.errors import InputError
 from mambapipelines.finetuning.task import LabelledSequences
 
 AUTOMATIC_KIND = "auto"
+MOST_ROWS_WITH_CHECKSUMS = 100_000
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ class EncodedTable:
         """Indices of a split's rows that have a label."""
         labelled = np.any(~np.isnan(self.targets), axis=1)
         return [row for row, name in enumerate(self.splits) if name == split and labelled[row]]
+
+    def checksums(self) -> dict[str, str]:
+        """Where each row is in the table, or its file, with its checksum; nothing of tables with very many rows."""
+        if len(self.splits) > MOST_ROWS_WITH_CHECKSUMS:
+            return {}
+        checksums = {}
+        for place, tokens, split, target in zip(
+            self.table.places, self.table.tokens, self.splits, self.targets, strict=True
+        ):
+            checksum = zlib.crc32(target.tobytes(), zlib.crc32(tokens.tobytes(), zlib.crc32(split.encode())))
+            checksums[f"{place} of {self.table.source}"] = f"{checksum:08x}"
+        return checksums
 
     def checksum(self) -> str:
         """CRC-32 of sequences, splits and targets, in hexadecimal."""

@@ -123,7 +123,7 @@ def finetune(options: FinetuningOptions) -> FinetuningResult:
         if options.epochs is not None:
             steps = max(1, math.ceil(options.epochs * len(training.tokens) / rows_per_step))
             session.options = replace(options, epochs=None, steps=steps)
-        if session.resume(_depends_on(options, rows, pretrained)):
+        if session.resume(_depends_on(options, rows, pretrained), rows.checksums()):
             assert session.state is not None
             return FinetuningResult(options.output, session.state.step, [], already_finished=True)
         model = build_sequence_model(

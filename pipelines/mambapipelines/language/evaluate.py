@@ -25,7 +25,7 @@ from genomamba.scoring.likelihood import WindowScores, base_losses, blocks_of, i
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 from mambacore.safe_text import table_line
-from mambapipelines.console import WorkProgress, note
+from mambapipelines.console import WorkProgress, note, show
 from mambapipelines.device import begin_computing
 from mambapipelines.files import check_writable_place, write_whole
 from mambapipelines.language.train import Corpus, PretrainingOptions, read_corpus, training_tokens
@@ -138,16 +138,16 @@ def measure_perplexity(options: PerplexityOptions) -> list[PerplexityRow]:
     if options.markov_order is not None:
         markov = _fit_markov(corpus, min(lengths), options.markov_order)
     rows: list[PerplexityRow] = []
-    lines = ["\t".join(COLUMNS)]
+    lines = [table_line(COLUMNS)]
     if options.output is None:
-        print(lines[0], flush=True)
+        show(lines[0])
     with placement.autocast():
         for length, part in parts.items():
             for row in _rows_of_length(options, language_model, part, length, markov):
                 rows.append(row)
                 lines.append(row.text())
                 if options.output is None:
-                    print(lines[-1], flush=True)
+                    show(lines[-1])
     if options.output is not None:
         write_whole(options.output, "\n".join(lines) + "\n")
     return rows

@@ -18,6 +18,7 @@ from genomamba.scoring.embeddings import as_the_model_reads
 from genomamba.scoring.generation import Sampling, generate
 from genomamba.tokenizer import CharacterTokenizer, Tokens
 from mambacore.errors import InputError
+from mambacore.safe_text import safe_field
 from mambapipelines.console import WorkProgress, counted, note
 from mambapipelines.device import begin_computing
 from mambapipelines.files import check_writable_place, written_whole
@@ -75,7 +76,7 @@ def run_generation(options: GenerationOptions) -> None:
                 f">generated_{record.index + 1} length={options.length} log_likelihood={record.log_likelihood:.4f} "
                 f"per_base={record.log_likelihood / options.length:.5f}"
             )
-            lines = [header + (f" prompt={prompt}" if prompt else "")]
+            lines = [header + (f" prompt={safe_field(prompt)}" if prompt else "")]
             lines += [letters[begin : begin + LINE_BASES] for begin in range(0, len(letters), LINE_BASES)]
             output.write(("\n".join(lines) + "\n").encode())
     seconds = max(time.monotonic() - started, 1e-9)

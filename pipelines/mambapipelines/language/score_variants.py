@@ -23,7 +23,7 @@ from genomamba.scoring.variant_scores import (
     score_variants,
 )
 from mambacore.errors import InputError
-from mambacore.safe_text import safe_field
+from mambacore.safe_text import table_line
 from mambapipelines.console import WorkProgress, counted, note
 from mambapipelines.device import begin_computing
 from mambapipelines.files import check_writable_place, written_whole
@@ -89,7 +89,7 @@ def run_variant_scoring(options: VariantScoringOptions) -> None:
             if output_format == "vcf":
                 output.write(annotated_header(variants.header_text))
             else:
-                output.write("\t".join(ALLELE_COLUMNS) + "\n")
+                output.write(table_line(ALLELE_COLUMNS) + "\n")
             line_of: Callable[[Variant, Sequence[AlleleScore]], str] = (
                 annotated_line if output_format == "vcf" else table_rows
             )
@@ -105,7 +105,7 @@ def table_rows(variant: Variant, scores: Sequence[AlleleScore]) -> str:
     lines = []
     for allele in scores:
         values = zip(ALLELE_COLUMNS, allele_values(variant, allele), strict=True)
-        lines.append("\t".join(_shown(column, value) for column, value in values) + "\n")
+        lines.append(table_line(_shown(column, value) for column, value in values) + "\n")
     return "".join(lines)
 
 
@@ -114,7 +114,7 @@ def _shown(column: str, value: object) -> str:
         return MISSING
     if isinstance(value, float):
         return f"{value:.6g}" if column == "embedding_distance" else f"{value:.5f}"
-    return safe_field(str(value))
+    return str(value)
 
 
 def annotated_header(header: str) -> str:

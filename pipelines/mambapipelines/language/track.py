@@ -20,7 +20,7 @@ from genomamba.io.reference import Reference
 from genomamba.models.language_model import load_language_model
 from genomamba.scoring.tracks import TrackMaker, TrackPiece, runs
 from mambacore.errors import InputError
-from mambacore.safe_text import safe_field
+from mambacore.safe_text import safe_field, table_line
 from mambapipelines.console import WorkProgress, note
 from mambapipelines.device import begin_computing
 from mambapipelines.files import check_writable_place, written_whole
@@ -194,4 +194,4 @@ def _summarise(sums: Mapping[str, tuple[float, int, int]]) -> None:
         rows.append(("all", (math.fsum(log_likelihoods), sum(scored), sum(bases))))
     for name, (log_likelihood, scored_bases, positions) in rows:
         mean = log_likelihood / scored_bases if scored_bases else math.nan
-        note(f"{name}\t{positions}\t{scored_bases}\t{mean:.5f}\t{math.exp(-mean):.4f}")
+        note(table_line([name, str(positions), str(scored_bases), f"{mean:.5f}", f"{math.exp(-mean):.4f}"]))

@@ -6,6 +6,7 @@ the metrics of the run (`mambapipelines.training.state`).
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -187,7 +188,7 @@ def pretrain(options: PretrainingOptions) -> PretrainingResult:
     with TrainingSession(options, recipe, TASKS[recipe.objective]) as session:
         corpus = read_corpus(options, recipe.pretraining.rule)
         training, validation = _windows(options, recipe, corpus)
-        if session.resume(_depends_on(options, corpus)):
+        if session.resume(_depends_on(options, corpus), _checksums(corpus)):
             return _finished_result(session)
         model = _starting_model(options, recipe)
         task = TASKS[recipe.objective](model, recipe, training, validation)
@@ -317,6 +318,15 @@ def _depends_on(options: PretrainingOptions, corpus: Corpus) -> dict[str, Any]:
         "--intervals": None if options.intervals is None else f"{zlib.crc32(rows.encode()):08x}",
         "reference": [_identity(corpus.references, name) for name in corpus.references.lengths],
     }
+
+
+def _checksums(corpus: Corpus) -> dict[str, str]:
+    """Every reference with a checksum of its contigs."""
+    found: dict[str, int] = {}
+    for contig in corpus.references.lengths:
+        path = corpus.references.file(contig)
+        found[path] = zlib.crc32(json.dumps(_identity(corpus.references, contig)).encode(), found.get(path, 0))
+    return {path: f"{checksum:08x}" for path, checksum in found.items()}
 
 
 def _identity(references: ReferenceSet, contig: str) -> list[Any]:

@@ -34,7 +34,7 @@ from mambapipelines.finetuning.task import GenomeWindowTask, LabelledSequences, 
 from mambapipelines.protocols.evaluate import EVALUATION_SEED, evaluate_protocol
 from mambapipelines.protocols.recipe import SpeciesProtocolRecipe, scaled_schedule
 from mambapipelines.species.evaluate import TABLE_NAME
-from mambapipelines.species.train import sequences_by_class
+from mambapipelines.species.train import genome_files, sequences_by_class
 from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, STRANDS, RunPlan
 from mambapipelines.training.recipe import load_task_recipe
 from mambapipelines.training.session import TrainingSession, parameter_count
@@ -114,7 +114,7 @@ def run_species_task(options: SpeciesProtocolOptions) -> str:
         pretrained = load_start(options.start_from, options.changes)
         genomes = load_protocol_genomes(protocol, options.data)
         WindowSampler(genomes.train, options.length, options.seed)  # every species must have windows of this length
-        if session.resume(_depends_on(options, genomes, pretrained)):
+        if session.resume(_depends_on(options, genomes, pretrained), genome_files(genomes.train)):
             return (options.output / TABLE_NAME).read_text(encoding="utf-8")
         targets = TargetDescription("classes", (TARGET_COLUMN,), protocol.class_names)
         pooling = recipe.pooling(options.length)

@@ -17,6 +17,7 @@ from genomamba.classification.records import Classification, Groups, RecordClass
 from genomamba.io.compression import STANDARD_INPUT, is_compressed
 from genomamba.models.species_classifier import load_classifier
 from mambacore.errors import InputError
+from mambacore.safe_text import table_line
 from mambapipelines.console import WorkProgress, counted, note
 from mambapipelines.device import Placement, begin_computing
 from mambapipelines.files import check_writable_place, written_whole
@@ -196,13 +197,13 @@ def _make_classifier(options: ClassificationOptions, placement: Placement) -> Re
     )
 
 
-def _work_on_share(share: Share, folder: str, options: ClassificationOptions) -> None:
+def _work_on_share(share: Share, folder: Path, options: ClassificationOptions) -> None:
     """Work of one of several processes; the message of an `InputError` is left in the folder."""
     placement = begin_computing(options.device, options.precision, options.threads, announced=False)
     classifier = _make_classifier(options, placement)
     try:
         with placement.autocast():
-            write_part(lambda own: classifier.evidence(options.sources, own), share, Path(folder))
+            write_part(lambda own: classifier.evidence(options.sources, own), share, folder)
     except InputError:
         sys.exit(2)
 
@@ -227,8 +228,10 @@ def _write_answers(
         stream = written.enter_context(written_whole(options.output)) if options.output else sys.stdout.buffer
         stream.write(table_header(classifier.class_names, classifier.has_p_values))
         stream.flush()
+        alone = 0
         for mates in pairs(records) if options.paired else ([record] for record in records):
             row = answer_pair(classifier, mates)
+            alone += len(mates) == 1
             stream.write(table_row(row, len(classifier.class_names), classifier.has_p_values))
             if options.output is None:
                 stream.flush()  # a reader at the other end of a pipe sees every row immediately
@@ -244,6 +247,7 @@ def _write_answers(
         stream.flush()
         if groups is not None and options.groups_output is not None:
             _write_beside(written, options.groups_output, _group_table(classifier, groups))
+        _note_unpaired(alone if options.paired else 0, summary.record_count)
         if groups is not None and groups.without:
             note(f"{counted(groups.without, 'record')} in no group of --group-by, left out of its table")
         if options.multiqc is not None:
@@ -264,6 +268,13 @@ def _write_answers(
     return summary
 
 
+def _note_unpaired(alone: int, calls: int) -> None:
+    """Report how many reads of `--paired` had no mate."""
+    if alone:
+        hint = "" if alone < calls else ": mates have one name, or names that end in /1 and /2"
+        note(f"{counted(alone, 'record')} without a mate, called alone{hint}")
+
+
 def _write_beside(written: ExitStack, path: Path, content: bytes) -> None:
     """Write a file that appears when `written` is left, before those opened earlier."""
     stream: BinaryIO = written.enter_context(written_whole(path))
@@ -273,13 +284,21 @@ def _write_beside(written: ExitStack, path: Path, content: bytes) -> None:
 
 def _group_table(classifier: RecordClassifier, groups: Groups) -> bytes:
     """One row per group: group, records, length (classified bp), then the columns of the table of records."""
-    header = table_header(classifier.class_names, classifier.has_p_values).split(b"\t")
-    lines = [b"\t".join([b"group", b"records", *header[1:]])]
+    header = _cells(table_header(classifier.class_names, classifier.has_p_values))
+    lines = [_line(["group", "records", *header[1:]])]
     for name, group in groups.by_name.items():
         row = table_row(classifier.answer_group(name, group), len(classifier.class_names), classifier.has_p_values)
-        cells = row.split(b"\t")
-        lines.append(b"\t".join([cells[0], str(group.records).encode(), *cells[1:]]))
+        name_cell, *figures = _cells(row)
+        lines.append(_line([name_cell, str(group.records), *figures]))
     return b"".join(lines)
+
+
+def _cells(line: bytes) -> list[str]:
+    return line.decode().rstrip("\n").split("\t")
+
+
+def _line(cells: Sequence[str]) -> bytes:
+    return table_line(cells).encode() + b"\n"
 
 
 def _check_places(options: ClassificationOptions) -> None:

@@ -21,7 +21,7 @@ from genomamba.data.simulation import DEFAULT_TREE, ROOT, SimulatedGenomes
 from genomamba.models.species_classifier import load_classifier
 from genomamba.tokenizer import ANY_BASE_TOKEN, CharacterTokenizer, Tokens
 from mambacore.errors import InputError
-from mambapipelines.console import format_duration, note, use_threads
+from mambapipelines.console import format_duration, note, show, use_threads
 from mambapipelines.device import choose
 from mambapipelines.files import write_whole
 from mambapipelines.pages.html import Picture, Section, Table, page
@@ -154,7 +154,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
         _classification_section(classified),
     ]
     write_whole(folder / REPORT_NAME, page("genomamba demo: which species is this contig from?", sections))
-    print(_summary(folder, rows, training, time.monotonic() - start_seconds), end="", flush=True)
+    show(_summary(folder, rows, training, time.monotonic() - start_seconds).rstrip("\n"))
     return DemoResult(rows, sections)
 
 

@@ -22,7 +22,7 @@ from genomamba.models.species_classifier import SpeciesClassifier, load_classifi
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 from mambacore.safe_text import table_line
-from mambapipelines.console import WorkProgress, note
+from mambapipelines.console import WorkProgress, note, show
 from mambapipelines.device import begin_computing
 from mambapipelines.files import check_writable_place, write_whole
 from mambapipelines.species.evaluate_novelty import (
@@ -239,6 +239,11 @@ def accuracy_by_length(
         if material.missing_classes:
             note(f"{length:,} bp is left out: too many unknown bases in {', '.join(material.missing_classes)}")
             continue
+        own, shared = material.independent_per_class, _independent_by_name(test, length)
+        rests_on = sum(min(shared[name], number) for name, number in own.items())
+        if rests_on < len(material.windows):
+            count = len(material.windows)
+            note(f"{length:,} bp: {count} windows, {rests_on} of them independent, which the intervals count")
         materials.append(material)
     if not materials:
         raise InputError("no length has test windows of every class: give shorter --lengths or other genomes.")
@@ -391,6 +396,6 @@ def _write(
         if detected:
             write_whole(plot.with_name(OOD_PLOT_PREFIX + plot.name), plot_ood(detected))
     if table is None:
-        print(text, end="", flush=True)
+        show(text.rstrip("\n"))
     else:
         write_whole(table, text)

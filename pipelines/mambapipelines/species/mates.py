@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +14,7 @@ from genomamba.classification.records import Classification, Group, RecordClassi
 from genomamba.io.compression import STANDARD_INPUT
 from genomamba.io.fastq import read_record_texts
 from mambacore.errors import InputError
+from mambacore.files import temporary_folder
 
 MATE_ENDINGS = ("/1", "/2")
 
@@ -79,10 +78,10 @@ def interleaved(sources: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]
             f"--paired is given with {len(sources)} inputs: give one interleaved file, or pairs of files, forward "
             "before reverse reads."
         )
-    with tempfile.TemporaryDirectory(prefix="genomamba-") as folder:
+    with temporary_folder() as folder:
         paths = []
         for number, (forward, reverse) in enumerate(zip(sources[::2], sources[1::2], strict=True)):
-            path = Path(folder) / f"{number}"
+            path = folder / f"{number}"
             try:
                 with path.open("wb") as stream:
                     stream.writelines(_alternating(forward, reverse))

@@ -180,7 +180,7 @@ def multiqc_text(counts_by_source: Mapping[str, Mapping[str, int]], class_names:
         "#     id: 'genomamba_classify_calls'",
         "#     title: 'genomamba classify: calls'",
         "#     ylab: 'records'",
-        "\t".join(["Sample", *calls]),
+        table_line(["Sample", *calls]),
     ]
     names = _sample_names(counts_by_source)
     for name, counts in zip(names, counts_by_source.values(), strict=True):

@@ -12,20 +12,21 @@ import os
 import shutil
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TextIO
-
-import numpy as np
 
 from genomamba.classification.evidence import RecordEvidence
 from genomamba.classification.records import Share
 from genomamba.io.compression import STANDARD_INPUT
 from mambacore.errors import InputError
+from mambacore.files import temporary_folder
+from mambapipelines.heartbeat import Heartbeat, rank_timeout_seconds
+from mambapipelines.processes import end_with_parent
 
 SECONDS_BETWEEN_LOOKS = 0.05
 _ERROR_SUFFIX, _PART_SUFFIX = ".error", ".part"
@@ -50,7 +51,8 @@ def write_part(evidence: EvidenceOfShare, share: Share, folder: Path) -> None:
             for batch, record in evidence(share):
                 stream.write(f"{batch}\t{record.to_line()}")
     except InputError as error:
-        (folder / f"{share.rank}{_ERROR_SUFFIX}").write_text(str(error), encoding="utf-8")
+        temporary.write_text(str(error), encoding="utf-8")
+        temporary.rename(folder / f"{share.rank}{_ERROR_SUFFIX}")
         raise
     temporary.rename(folder / f"{share.rank}{_PART_SUFFIX}")
 
@@ -100,7 +102,7 @@ def rereadable_sources(sources: Sequence[str]) -> Iterator[list[str]]:
                 paths.append(source)
                 continue
             if folder is None:
-                folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="genomamba-")))
+                folder = opened.enter_context(temporary_folder())
             copy = folder / f"{number}"
             try:
                 with ExitStack() as streams:
@@ -139,10 +141,9 @@ def evidence_by_processes(
     # One process imports everything and is forked; it has no threads yet, which a fork would lose.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([worker.__module__])
-    with tempfile.TemporaryDirectory(prefix="genomamba-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         processes: list[BaseProcess] = [
-            context.Process(target=worker, args=(Share(rank, count), name, *arguments), daemon=True)
+            context.Process(target=_work, args=(worker, Share(rank, count), folder, arguments), daemon=True)
             for rank in range(count)
         ]
         try:
@@ -164,6 +165,11 @@ def evidence_by_processes(
             yield records
 
 
+def _work(worker: Callable[..., None], share: Share, folder: Path, arguments: tuple[object, ...]) -> None:
+    end_with_parent(folder)
+    worker(share, folder, *arguments)
+
+
 def _refuse_failed(processes: Sequence[BaseProcess], folder: Path) -> None:
     for rank, process in enumerate(processes):
         if not process.exitcode:
@@ -183,29 +189,48 @@ def evidence_by_torchrun(evidence: EvidenceOfShare, share: Share) -> Iterator[It
     """Compute this process's share; the first process receives the records of all, the others `None`.
 
     Raises:
-        InputError: a process has failed; the first one reports it.
+        InputError: a process has failed, or does not answer.
     """
-    import torch  # noqa: PLC0415
     from torch import distributed  # noqa: PLC0415
 
-    distributed.init_process_group("gloo")
+    timeout = timedelta(seconds=rank_timeout_seconds())
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
+        shared, _, _ = next(distributed.rendezvous("env://", timeout=timeout))
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        own = distributed.TCPStore(address, port, is_master=False, timeout=timeout)
         with ExitStack() as opened:
-            name = opened.enter_context(tempfile.TemporaryDirectory(prefix="genomamba-")) if share.rank == 0 else ""
-            encoded = torch.zeros(4096, dtype=torch.uint8)
-            content = np.frombuffer(name.encode(), dtype=np.uint8).copy()
-            encoded[: len(content)] = torch.from_numpy(content)
-            distributed.broadcast(encoded, 0)
-            folder = Path(bytes(encoded.tolist()).rstrip(b"\0").decode())
+            heartbeat = opened.enter_context(Heartbeat(own, share.rank, share.count, timeout.total_seconds()))
+            if share.rank == 0:
+                folder = opened.enter_context(temporary_folder())
+                shared.set(f"folder/{attempt}", str(folder))
+            else:
+                folder = Path(shared.get(f"folder/{attempt}").decode())
             if not folder.is_dir():
                 raise InputError(f"{folder} is not the same folder for all processes: set TMPDIR to one they share.")
+            failure = None
             try:
                 write_part(evidence, share, folder)
-            except InputError:
-                if share.rank != 0:
-                    distributed.barrier()
-                    raise
-            distributed.barrier()
-            yield merged_parts(folder, share.count) if share.rank == 0 else None
-    finally:
-        distributed.destroy_process_group()
+            except InputError as error:
+                failure = error
+            if share.rank == 0:
+                while not all(_has_ended(folder, rank) for rank in range(share.count)):
+                    heartbeat.check()
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
+                yield merged_parts(folder, share.count)
+                return
+            # The first process has read everything when it removes the folder.
+            while folder.is_dir():
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                if folder.is_dir():
+                    heartbeat.check()
+            if failure is not None:
+                raise failure
+            yield None
+    except distributed.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the {share.count} processes do not find each other ({reason}): start all again.") from error
+
+
+def _has_ended(folder: Path, rank: int) -> bool:
+    return any((folder / f"{rank}{suffix}").exists() for suffix in (_PART_SUFFIX, _ERROR_SUFFIX))

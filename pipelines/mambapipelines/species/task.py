@@ -80,8 +80,10 @@ class SpeciesTask(TrainingTask):
         return {"held_out_accuracy": float((evidence.argmax(axis=1) == self._labels).mean())}
 
     def describe_validation(self, figures: dict[str, float]) -> str:
-        """The accuracy in percent."""
-        return f"held-out accuracy {figures['held_out_accuracy']:.1%}"
+        """The accuracy in percent, and of how many windows where those overlap."""
+        windows, independent = len(self.validation.windows), self.validation.independent
+        rests_on = f" of {windows} windows, {independent} of them independent" if independent < windows else ""
+        return f"held-out accuracy {figures['held_out_accuracy']:.1%}{rests_on}"
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return the classifier's groups, with a higher decay for the evidence of contexts."""

@@ -6,6 +6,8 @@ the metrics of the run (`mambapipelines.training.state`).
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -204,7 +206,7 @@ def train_species_classifier(options: SpeciesTrainingOptions) -> SpeciesTraining
         groups = read_groups(options.groups) if options.groups is not None else None
         holdouts = hold_out(options, genomes, groups)
         sampler = WindowSampler(holdouts.training, options.length, options.seed, by_length=True)
-        if session.resume(_depends_on(options, genomes, pretrained)):
+        if session.resume(_depends_on(options, genomes, pretrained), genome_files(genomes)):
             return _finished_result(session)
         model = _build_model(genomes.class_names, recipe, options.seed, pretrained)
         run = _Run(session, options, recipe, model, sampler, holdouts)
@@ -329,6 +331,10 @@ class _Run:
             return None
         report = calibrate(self.model, evidence, short, use_stack=self.recipe.parts.stack)
         note(report.summary())
+        windows, shortest = sum(report.windows_by_length.values()), min(report.windows_by_length)
+        independent = sum(sequence.length // shortest for sequence in self.held_out.sequences)
+        if independent < windows:
+            note(f"the windows of the calibration overlap: at most {independent} of {windows} are independent")
         return report
 
 
@@ -385,6 +391,15 @@ def sequences_by_class(genomes: GenomeCollection) -> dict[str, list[list[Any]]]:
     return {
         name: [sequence_identity(sequence) for sequence in genomes.sequences_of(name)] for name in genomes.class_names
     }
+
+
+def genome_files(genomes: GenomeCollection) -> dict[str, str]:
+    """The files of all classes, each with a checksum of its sequences."""
+    checksums: dict[str, int] = {}
+    for sequence in genomes.sequences:
+        identity = json.dumps(sequence_identity(sequence)).encode()
+        checksums[sequence.path] = zlib.crc32(identity, checksums.get(sequence.path, 0))
+    return {path: f"{checksum:08x}" for path, checksum in checksums.items()}
 
 
 def _depends_on(

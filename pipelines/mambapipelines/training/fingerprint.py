@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mambacore.errors import InputError
+from mambacore.files import replaced_when_whole
+
+CONTENTS_NAME: Final = "contents.json"
 
 # Long sequences with the same name and length but other bases are distinguished by a checksum of both ends.
 CHECKSUM_POSITIONS = 4096
+MOST_NAMED = 3
+STARTED_WITH: Final = "which are not what it was started with"
 
 
 def ends_checksum(read: Callable[[int, int], Any], length: int) -> int:
@@ -20,10 +26,56 @@ def ends_checksum(read: Callable[[int, int], Any], length: int) -> int:
     return zlib.crc32(bytes(tail), zlib.crc32(bytes(head)))
 
 
-def refuse_other_run(recorded: dict[str, Any], given: dict[str, Any], output: Path) -> None:
-    """Raise `InputError` that names the first difference between two fingerprints."""
+def write_contents(folder: Path, contents: Mapping[str, str]) -> None:
+    """Write down what the data of a run consist of: files (or rows), each with a checksum.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replaced_when_whole(folder / CONTENTS_NAME) as stream:
+        stream.write(json.dumps(contents).encode("utf-8", "surrogatepass"))
+
+
+def changed_contents(folder: Path, now: Mapping[str, str]) -> str | None:
+    """Which files (or rows) are other ones than when the run began, by name; `None` where that is not known."""
+    try:
+        before = json.loads((folder / CONTENTS_NAME).read_bytes().decode("utf-8", "surrogatepass"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(before, dict):
+        return None
+    kinds = {
+        "changed": [name for name in before if name in now and before[name] != now[name]],
+        "missing": [name for name in before if name not in now],
+        "new": [name for name in now if name not in before],
+    }
+    return "; ".join(f"{what}: {_some(names)}" for what, names in kinds.items() if names) or None
+
+
+def _some(names: Sequence[str]) -> str:
+    left = len(names) - MOST_NAMED
+    others = "" if left < 1 else " and 1 other" if left == 1 else f" and {left:,} others"
+    return ", ".join(names[:MOST_NAMED]) + others
+
+
+def refuse_other_run(
+    recorded: dict[str, Any], given: dict[str, Any], output: Path, changed: Callable[[], str | None] = lambda: None
+) -> None:
+    """Refuse to go on with a run that depended on something else.
+
+    Args:
+        recorded: fingerprint of the run.
+        given: fingerprint of what is asked for now.
+        output: folder of the run.
+        changed: says which files are other ones.
+
+    Raises:
+        InputError: names the first difference.
+    """
     difference = _first_difference(recorded, given)
     if difference is not None:
+        if difference.endswith(STARTED_WITH) and (names := changed()) is not None:
+            difference = f"{difference} ({names})"
         raise InputError(
             f"cannot resume the run in {output}: {difference}; give the same as before or choose another --output."
         )
@@ -44,13 +96,13 @@ def _in_words(prefix: str, key: str, before: object, now: object) -> str | None:
     """Describe a difference of data, whose checksums are not informative; `None` for other differences."""
     what = None
     if prefix == "sequences.":
-        what = f"{_changed_sequences(before, now)} of class '{key}', which is not what it was started with"
+        what = f"{_changed_sequences(before, now)} of class '{key}', {STARTED_WITH}"
     elif prefix == "" and key == "reference":
-        what = f"{_changed_sequences(before, now)} of --reference, which is not what it was started with"
+        what = f"{_changed_sequences(before, now)} of --reference, {STARTED_WITH}"
     elif prefix == "" and key == "--table":
-        what = "the rows of --table (sequences, labels or splits) are not the ones it was started with"
+        what = f"the rows of --table (sequences, labels or splits), {STARTED_WITH}"
     elif prefix == "clips." or key in ("training clips", "validation clips"):
-        what = f"the {key.removesuffix(' clips')} clips of the data are not the ones it was started with"
+        what = f"the {key.removesuffix(' clips')} clips of the data, {STARTED_WITH}"
     return what
 
 

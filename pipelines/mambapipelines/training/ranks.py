@@ -19,6 +19,7 @@ from torch import Tensor, distributed
 
 from mambacore.errors import InputError
 from mambacore.parallel import context_parallel, stretch_of
+from mambapipelines.heartbeat import Heartbeat, rank_timeout_seconds
 
 STRATEGIES = ("single", "ddp", "fsdp")
 # The first process validates and writes while the others wait, which must not look like a hanging process.
@@ -35,6 +36,7 @@ class Ranks:
         context_count: number of processes per sequence.
         context_group: the processes that share the sequences of this one; `None` if sequences are not split.
         sharded: whether parameters, gradients and the optimiser's state are sharded.
+        store: address and port of the store of `torchrun` or of the first process; `None` for other groups.
     """
 
     rank: int = 0
@@ -42,6 +44,7 @@ class Ranks:
     context_count: int = 1
     context_group: distributed.ProcessGroup | None = None
     sharded: bool = False
+    store: tuple[str, int] | None = None
 
     @property
     def is_first(self) -> bool:
@@ -151,6 +154,19 @@ def lost_processes_named(ranks: Ranks) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def silent_processes_named(ranks: Ranks) -> Iterator[None]:
+    """One sentence and exit status 2, in every process, when one of them is stopped or hangs inside."""
+    if ranks.store is None:
+        yield
+        return
+    seconds = rank_timeout_seconds()
+    address, port = ranks.store
+    store = distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=seconds))
+    with Heartbeat(store, ranks.rank, ranks.count, seconds, leave=True):
+        yield
+
+
 def cluster_environment() -> ClusterEnvironment | None:
     """Return the environment of torchrun or SLURM, if one started this process, else `None`."""
     if TorchElasticEnvironment.detect():
@@ -187,13 +203,21 @@ def join_ranks(strategy: str, context_ranks: int, device: torch.device) -> Ranks
     environment = cluster_environment()
     if strategy == "single" or environment is None:
         return ONE_PROCESS
+    store = None
     if not distributed.is_initialized():
+        rank_timeout_seconds()  # a wrong one is refused before anybody waits
         os.environ.setdefault("MASTER_ADDR", environment.main_address)
         os.environ.setdefault("MASTER_PORT", str(environment.main_port))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(
-            backend, rank=environment.global_rank(), world_size=environment.world_size(), timeout=LONGEST_WAIT
-        )
+        rank, count = environment.global_rank(), environment.world_size()
+        try:
+            distributed.init_process_group(backend, rank=rank, world_size=count, timeout=LONGEST_WAIT)
+        except RuntimeError as error:
+            raise InputError(
+                f"the {count} processes have not met within {LONGEST_WAIT.total_seconds() / 60:g} minutes "
+                f"({str(error).splitlines()[0]}): start all of them again."
+            ) from error
+        store = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     rank, count = distributed.get_rank(), distributed.get_world_size()
     group = None
     if context_ranks > 1:
@@ -202,7 +226,7 @@ def join_ranks(strategy: str, context_ranks: int, device: torch.device) -> Ranks
             made = distributed.new_group(list(range(first, first + context_ranks)))
             if first <= rank < first + context_ranks:
                 group = made
-    return Ranks(rank, count, context_ranks, group, sharded=strategy == "fsdp" and count > 1)
+    return Ranks(rank, count, context_ranks, group, sharded=strategy == "fsdp" and count > 1, store=store)
 
 
 def world_size() -> int:

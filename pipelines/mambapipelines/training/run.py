@@ -23,7 +23,15 @@ from mambapipelines.training.options import RUN_FOLDER_NAME, RunOptions, planned
 from mambapipelines.training.plan import RunPlan
 from mambapipelines.training.progress import TrainingProgress, quiet_lightning
 from mambapipelines.training.provenance import provenance
-from mambapipelines.training.ranks import ONE_PROCESS, Ranks, join_ranks, leave_ranks, lost_processes_named, world_size
+from mambapipelines.training.ranks import (
+    ONE_PROCESS,
+    Ranks,
+    join_ranks,
+    leave_ranks,
+    lost_processes_named,
+    silent_processes_named,
+    world_size,
+)
 from mambapipelines.training.recipe import TrainingRecipe
 from mambapipelines.training.recorder import TrainingRecorder, metrics_columns, signal_handlers_restored
 from mambapipelines.training.report import write_run_report
@@ -103,7 +111,11 @@ class TrainingRun:
         placement = self.placement or choose("cpu", self.recipe.precision)
         ranks = join_ranks(*strategy_of(self.options), placement.device)
         try:
-            with lost_processes_named(ranks), memory_shortage_named(placement):
+            with (
+                lost_processes_named(ranks),
+                silent_processes_named(ranks),
+                memory_shortage_named(placement),
+            ):
                 module = self._train(state, ranks, placement)
         finally:
             leave_ranks(ranks)

@@ -13,14 +13,12 @@ A driver reads its data, builds its model and measures it; the session does the 
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Protocol, Self
 
 import torch
@@ -31,7 +29,8 @@ from mambacore.files import remove_leftovers
 from mambacore.model_folder import CONFIG_NAME
 from mambapipelines.console import format_duration, use_threads
 from mambapipelines.device import choose, deterministic_algorithms
-from mambapipelines.training.fingerprint import refuse_other_run
+from mambapipelines.processes import signals_raise
+from mambapipelines.training.fingerprint import changed_contents, refuse_other_run, write_contents
 from mambapipelines.training.lock import RunLock
 from mambapipelines.training.options import RunOptions, check_options, check_output, planned_minutes
 from mambapipelines.training.plan import RunPlan
@@ -83,6 +82,7 @@ class TrainingSession:
         self._fingerprint: dict[str, Any] = {}
         self._steps = 0
         self._extended_to: int | None = None
+        self._contents: Mapping[str, str] = {}
         self._opened = ExitStack()
         self._model: nn.Module | None = None
 
@@ -105,8 +105,7 @@ class TrainingSession:
     def _take_folder(self, opened: ExitStack) -> None:
         """Lock the output folder for this run; the first process does it for all."""
         lock = RunLock(self.folder.path)
-        environment = cluster_environment()
-        if environment is not None and environment.global_rank() > 0:
+        if not self._is_first_process():
             check_output(self.options, self.folder)
             return
         lock.refuse_if_held()
@@ -123,17 +122,31 @@ class TrainingSession:
         remove_leftovers(self.folder.path)
         remove_leftovers(self.options.output)
 
+    @staticmethod
+    def _is_first_process() -> bool:
+        environment = cluster_environment()
+        return environment is None or environment.global_rank() == 0
+
+    def _write_contents(self) -> None:
+        try:
+            write_contents(self.folder.path, self._contents)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder.path} cannot be written ({error.strerror or error}): choose another --output."
+            ) from error
+
     @property
     def seconds(self) -> float:
         """Wall time since the command began."""
         return time.monotonic() - self.start_seconds
 
-    def resume(self, depends_on: Mapping[str, Any]) -> bool:
+    def resume(self, depends_on: Mapping[str, Any], contents: Mapping[str, str] | None = None) -> bool:
         """Read the recorded state, if any, and return whether the run is already finished.
 
         Args:
             depends_on: what the numbers of the run depend on beside seed, length of the run and recipe; JSON-able, by
                 the names that the user knows.
+            contents: files of the data by name, each with a checksum, so that a refusal can name those that changed.
 
         Raises:
             InputError: if the state is damaged, or belongs to a different run.
@@ -148,7 +161,9 @@ class TrainingSession:
         }
         self._fingerprint = json.loads(json.dumps(content))
         self.state = self.folder.load() if self.folder.holds_a_run() else None
+        contents = contents or {}
         if self.state is None:
+            self._contents = contents
             return False
         recorded, step = dict(self.state.fingerprint), self.state.step
         # States of earlier versions have the precision in the recipe; another one is worth a warning, not a refusal.
@@ -157,7 +172,9 @@ class TrainingSession:
         if taken_all and options.steps is not None and options.steps > step:
             self._extended_to = options.steps
             recorded = recorded | {name: self._fingerprint[name] for name in ("--steps", "--minutes")}
-        refuse_other_run(recorded, self._fingerprint, options.output)
+        refuse_other_run(
+            recorded, self._fingerprint, options.output, lambda: changed_contents(self.folder.path, contents)
+        )
         finished = taken_all and self._extended_to is None and _published_steps(options.output) == step
         if finished:
             self.progress.note(
@@ -172,6 +189,8 @@ class TrainingSession:
             self.state = replace(self.state, schedule=plan.schedule(self._extended_to))
             self.progress.note(f"extending the run of {self.state.step} steps to {self._extended_to}")
         self._introduce_state()
+        if self._contents and self._is_first_process():
+            self._write_contents()
         run = TrainingRun(
             options=self.options,
             recipe=self.recipe,
@@ -247,26 +266,6 @@ def _published_steps(output: Path) -> int | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{output / CONFIG_NAME} is damaged ({error}): choose another --output.") from error
-
-
-@contextmanager
-def signals_raise() -> Iterator[None]:
-    """Raise `SystemExit` on SIGTERM and SIGHUP inside the block, so that temporary folders and locks are removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from audiomamba.metrics.scores import half_sample_interval
 from audiomamba.models import WaveformModel, load_waveform_model
 from audiomamba.models.clip_classifier import ClipClassifier, load_clip_classifier
 from mambacore.errors import InputError
-from mambapipelines.console import WorkProgress, note
+from mambapipelines.console import WorkProgress, note, show
 from mambapipelines.device import begin_computing
 from mambapipelines.files import write_whole
 from mambapipelines.training.metrics import METRICS_NAME
@@ -131,7 +130,7 @@ def evaluate_audio(options: AudioEvaluationOptions) -> list[ScoredSet]:
         if likelihoods:
             write_whole(options.output / "likelihoods.tsv", likelihoods_table(likelihoods, options.data))
     note(f"seed {options.seed}; 95 % intervals from {options.resamples} random halves of the clips")
-    sys.stdout.write(table)
+    show(table.rstrip("\n"))
     return rows
 
 

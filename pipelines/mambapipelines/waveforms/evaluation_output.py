@@ -15,6 +15,7 @@ from matplotlib.figure import Figure  # not pyplot: no window system and no glob
 from audiomamba.metrics.likelihood import ClipLikelihood
 from audiomamba.metrics.scores import Interval
 from audiomamba.metrics.speech import SpeechFigures
+from mambacore.safe_text import table_line
 from mambapipelines.pages.plots import COLORS
 
 SCORES: Final = ("FID", "IS", "mIS", "AM")
@@ -69,7 +70,7 @@ def scores_table(rows: Sequence[ScoredSet]) -> str:
         "pitch_50_hz",
         "pitch_90_hz",
     ]
-    lines = ["\t".join([*columns, *heard])]
+    lines = [table_line([*columns, *heard])]
     for row in rows:
         facts = row.model
         of_model = [NOT_APPLICABLE] * 4
@@ -86,7 +87,7 @@ def scores_table(rows: Sequence[ScoredSet]) -> str:
         else:
             cells += [_cell(row.speech.voiced_share, ".4f"), _cell(row.speech.flatness, ".4f")]
             cells += [_cell(pitch, ".1f") for pitch in row.speech.pitch_hz]
-        lines.append("\t".join(cells))
+        lines.append(table_line(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -97,7 +98,7 @@ def likelihoods_table(likelihoods: Mapping[str, Mapping[Path, ClipLikelihood]], 
         for path, one in found.items():
             mean = one.nats / one.samples
             name = path.relative_to(folder).as_posix()
-            lines.append(f"{model}\t{name}\t{one.samples}\t{mean / math.log(2):.6f}\t{mean:.6f}")
+            lines.append(table_line([model, name, str(one.samples), f"{mean / math.log(2):.6f}", f"{mean:.6f}"]))
     return "\n".join(lines) + "\n"
 
 

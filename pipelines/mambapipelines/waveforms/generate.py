@@ -20,6 +20,7 @@ from audiomamba.metrics.scores import likelihood_rejection
 from audiomamba.metrics.selection import flags_of, likelihoods_of_real_clips
 from audiomamba.models import WaveformModel
 from mambacore.errors import InputError
+from mambacore.safe_text import table_line
 from mambapipelines.console import WorkProgress, note
 from mambapipelines.device import begin_computing
 from mambapipelines.files import write_whole
@@ -246,8 +247,8 @@ def _rejected(rows: Sequence[ClipRow], options: WaveformGenerationOptions, real:
 
 
 def _table_text(rows: Sequence[ClipRow], seed: int) -> str:
-    lines = ["\t".join(COLUMNS)]
-    lines += ["\t".join(_cells(row, seed)) for row in rows]
+    lines = [table_line(COLUMNS)]
+    lines += [table_line(_cells(row, seed)) for row in rows]
     return "\n".join(lines) + "\n"
 
 

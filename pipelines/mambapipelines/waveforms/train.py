@@ -157,7 +157,7 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
             skip_bad=options.skip_bad,
         )
         config = with_clips(config, clips)
-        if session.resume(_depends_on(clips)):
+        if session.resume(_depends_on(clips), _checksums(clips)):
             return _finished_result(session)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
@@ -248,6 +248,15 @@ def _depends_on(clips: SplitClips) -> dict[str, Any]:
     if clips.label_sets:
         content["--labels"] = {one.name: list(one.values) for one in clips.label_sets}
     return content
+
+
+def _checksums(clips: SplitClips) -> dict[str, str]:
+    """Every clip with a checksum of its samples and labels."""
+    found = (clip for part in (clips.train, clips.valid) if part is not None for clip in part.clips)
+    return {
+        clip.name: f"{zlib.crc32(clip.classes.numpy().tobytes(), zlib.crc32(str(clip.labels).encode())):08x}"
+        for clip in found
+    }
 
 
 def _identity(collection: ClipCollection) -> list[int]:

@@ -241,8 +241,8 @@ def train_clip_classifier(options: ClassifierTrainingOptions) -> float | None:
         )
         log_mel = LogMelConfig(options.sample_rate_hz, options.clip_seconds)
         config = ClipClassifierConfig(_class_names(splits, options.data), log_mel, **recipe.model)
-        tensors = _read_splits(splits, config, options, session.progress)
-        if session.resume(_depends_on(config, tensors)):
+        tensors, checksums = _read_splits(splits, config, options, session.progress)
+        if session.resume(_depends_on(config, tensors), checksums):
             return load_clip_classifier(options.output)[1].get("test_accuracy")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
@@ -290,20 +290,23 @@ def _read_splits(
     config: ClipClassifierConfig,
     options: ClassifierTrainingOptions,
     progress: TrainingProgress,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the samples and label numbers of every split that has clips."""
-    tensors, left_out = {}, 0
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
+    """The samples and label numbers of every split that has clips, and a checksum of each file."""
+    tensors, checksums, left_out = {}, {}, 0
     for split, files in splits.items():
         if files.paths:
             fitted = read_fitted(files, config.log_mel, skip_bad=options.skip_bad)
             labels = torch.tensor([config.class_names.index(label) for label in fitted.labels])
             tensors[split] = fitted.samples, labels
+            for path, samples, label in zip(fitted.paths, fitted.samples, fitted.labels, strict=True):
+                name = path.relative_to(options.data).as_posix()
+                checksums[name] = f"{zlib.crc32(samples.numpy().tobytes(), zlib.crc32(label.encode())):08x}"
             for sentence in fitted.bad:
                 progress.note(f"left out: {sentence}")
             left_out += len(fitted.bad)
     if left_out:
         progress.note(f"{left_out} files in all are left out")
-    return tensors
+    return tensors, checksums
 
 
 def _depends_on(config: ClipClassifierConfig, tensors: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from audiomamba.data.clips import listed_clips
 from audiomamba.data.labelled_clips import labelled_splits
 from audiomamba.data.mp3 import mp3_streams
 from audiomamba.data.quantisers import Quantiser
+from audiomamba.data.sound_files import named_complaints
 from audiomamba.data.splits import read_split_clips
 from audiomamba.data.waveforms import find_audio_files, read_header, read_waveform
 from audiomamba.data.writing import write_waveform
@@ -180,3 +181,35 @@ def test_names_that_are_not_utf8_are_read(tmp_path):
     (tmp_path / name).write_bytes(encoded(format="WAV"))
     assert read_waveform(tmp_path / name).seconds == SECONDS
     assert [path.name for path in find_audio_files(tmp_path)] == [name]
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "words"),
+    [(noise(), 22_050, "22050 Hz with 1 channel"), (np.stack([noise(), noise(seed=1)], 1), RATE, "2 channels")],
+)
+def test_joined_mp3_parts_of_another_kind_are_refused(samples, rate, words, tmp_path):
+    """Else the second part would be left out without a word."""
+    path = tmp_path / "joined.mp3"
+    path.write_bytes(encoded(format="MP3") + encoded(samples, rate=rate, format="MP3"))
+    with pytest.raises(InputError, match=f"joined.mp3 cannot be read as one recording: .*{words}"):
+        read_waveform(path)
+
+
+def test_the_mp3_decoder_complains_by_the_name_of_the_file(tmp_path, caplog, capfd):
+    content = encoded(format="MP3")
+    path = tmp_path / "damaged.mp3"
+    path.write_bytes(content[: len(content) // 2] + bytes(range(256)) * 8 + content[len(content) // 2 :])
+    try:
+        read_waveform(path)
+    except InputError as error:
+        assert "damaged.mp3" in str(error)
+    else:
+        assert "damaged.mp3: the MP3 decoder says:" in caplog.text
+    assert "Note:" not in capfd.readouterr().err
+
+
+def test_what_others_write_on_standard_error_meanwhile_is_passed_on(tmp_path, caplog, capfd):
+    with named_complaints(tmp_path / "x.mp3"):
+        os.write(2, b"step 1\nNote: Trying to resync...\n[src/libmpg123/layer3.c:1] error: big_values\n[bar] 5 %\n")
+    assert capfd.readouterr().err == "step 1\n[bar] 5 %\n"
+    assert "x.mp3: the MP3 decoder says: Note: Trying to resync" in caplog.text

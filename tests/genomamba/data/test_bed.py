@@ -121,3 +121,14 @@ def test_merged_regions_hold_the_same_bases_once_and_in_order(rows: list[Region]
     order = list(LENGTHS)
     assert places == sorted(places, key=lambda one: (order.index(one[0]), one[1]))
     assert len(places) == len(expected)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "²", "1_0", "٣", "+5"])
+def test_what_is_not_a_plain_integer_is_not_a_position(number: str, tmp_path: Path) -> None:
+    """Python would take some of these, and fail in converting others."""
+    path = tmp_path / "regions.bed"
+    path.write_text(f"chr1\t{number}\t60\n", encoding="utf-8")
+    with pytest.raises(InputError):
+        read_bed(path, {"chr1": 10**9}, "the reference")
+    with pytest.raises(InputError):
+        parse_region(f"chr1:{number}-60", {"chr1": 10**9})

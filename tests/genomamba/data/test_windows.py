@@ -265,3 +265,11 @@ def test_by_length_every_base_counts_the_same_and_short_sequences_are_joined() -
     assert np.array_equal(again, windows[5][0]) and label == windows[5][1]
     with pytest.raises(InputError, match="no training sequence of 100 bp"):
         WindowSampler(collection, 100, seed=2)
+
+
+def test_overlapping_windows_are_not_counted_as_independent() -> None:
+    """Two contigs of 400 bp give 32 windows of 300 bp, and two that do not overlap."""
+    windows = evaluation_windows(collection_of(a=[400], b=[400]), 300, 16, seed=0)
+    assert (len(windows.windows), windows.independent) == (32, 2)
+    windows = evaluation_windows(collection_of(a=[4000], b=[4000, 900]), 300, 5, seed=0)
+    assert (len(windows.windows), windows.independent) == (10, 10)

@@ -439,3 +439,17 @@ def test_no_bytes_crash_a_reference(content: bytes) -> None:
                     opened.letters(name, 0, length)
         except InputError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n"])
+def test_a_byte_order_mark_is_skipped(ends: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "genome.fa"
+    path.write_bytes(b"\xef\xbb\xbf" + ends.join([b">chr1 first", b"ACGTA", b"CC", b">chr2", b"GGGTT", b"A", b""]))
+    for _ in range(2):  # the index is built, then read
+        with Reference(path) as genome:
+            assert dict(genome.lengths) == {"chr1": 7, "chr2": 6}
+            assert genome.letters("chr1", 0, 7) == b"ACGTACC"
+            assert genome.letters("chr2", 3, 6) == b"TTA"
+    path.write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(InputError, match="is empty"):
+        Reference(path)

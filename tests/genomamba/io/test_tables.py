@@ -131,3 +131,12 @@ def test_targets_that_cannot_be_learned_are_named(
     names = [{"t": "train", "v": "valid"}[letter] for letter in splits]
     with pytest.raises(InputError, match=sentence):
         describe_targets(table, names, kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", ["1_000", "1e400", "--1", "0x1f", "\u22121"])
+def test_what_only_looks_like_a_number_is_named(number: str, tmp_path: Path) -> None:
+    table = tmp_path / "table.tsv"
+    rows = [f"ACGT\t{value / 7:.3f}" for value in range(30)]
+    table.write_text("\n".join(["sequence\ty", *rows, f"ACGT\t{number}"]), encoding="utf-8")
+    with pytest.raises(InputError, match="of line 32, which is not a finite number"):
+        guess_kind(read_sequence_table(str(table)))

@@ -17,7 +17,7 @@ NAMES = (
 )
 SLOW_TRAINING = ("clip to train on", "list of a split")
 SLOW_CASES = int(os.environ.get("FUZZ_CASES", "870"))
-FAST_CASES = 3
+FAST_CASES = 6
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ NAMES = (
 # Cases of each target in the slow test: 20,000 in all; FUZZ_CASES says otherwise.
 SLOW_CASES = int(os.environ.get("FUZZ_CASES", "870"))
 SLOW_TRAINING = ("genome to train on", "fine-tuning table", "state of a run")
-FAST_CASES = 3
+FAST_CASES = 6
 
 
 @pytest.fixture(scope="session")

@@ -101,3 +101,20 @@ def test_files_of_other_pairs_are_refused(
     with pytest.raises(InputError, match="3 inputs"):
         table(model, *[tmp_path / "one.fq"] * 3, paired=True)
     assert not (tmp_path / "calls.tsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["r/1", "r/2", "s/1"], "1 record without a mate, called alone\n"),
+        (["r.1", "r.2"], "2 records without a mate, called alone: mates have one name, or names that end in /1 and /2"),
+        (["r/1", "r/2"], None),
+    ],
+)
+def test_reads_without_a_mate_are_counted(
+    names: list[str], words: str | None, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "reads.fq").write_bytes(fastq(names, 0))
+    table(model, tmp_path / "reads.fq", paired=True)
+    errors = capsys.readouterr().err
+    assert (words or "without a mate") in errors if words else "without a mate" not in errors

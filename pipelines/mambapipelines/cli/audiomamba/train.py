@@ -20,6 +20,7 @@ from mambapipelines.cli.options import (
     entries,
     input_error,
 )
+from mambapipelines.console import show
 
 
 def train(
@@ -92,7 +93,7 @@ def train(
         from mambapipelines.training.recipe import load_task_recipe, recipe_text  # noqa: PLC0415
         from mambapipelines.waveforms.recipe import WaveformTrainingRecipe  # noqa: PLC0415
 
-        print(recipe_text(load_task_recipe(WaveformTrainingRecipe, recipe, changes)), end="")
+        show(recipe_text(load_task_recipe(WaveformTrainingRecipe, recipe, changes)).rstrip("\n"))
         return
     if data is None or output is None:
         missing = "DATA" if data is None else "--output"

@@ -22,6 +22,7 @@ from mambapipelines.cli.options import (
     ThreadsOption,
     entries,
 )
+from mambapipelines.console import show
 
 
 def finetune(
@@ -93,7 +94,7 @@ def finetune(
         from mambapipelines.finetuning.recipe import SequenceRecipe  # noqa: PLC0415
         from mambapipelines.training.recipe import load_task_recipe, recipe_text  # noqa: PLC0415
 
-        print(recipe_text(load_task_recipe(SequenceRecipe, recipe, changes or ())), end="")
+        show(recipe_text(load_task_recipe(SequenceRecipe, recipe, changes or ())).rstrip("\n"))
         return
     from mambapipelines.finetuning.evaluate import METRICS_TABLE_NAME  # noqa: PLC0415
     from mambapipelines.finetuning.train import FinetuningOptions  # noqa: PLC0415
@@ -127,4 +128,4 @@ def finetune(
     )
     metrics = output / METRICS_TABLE_NAME
     if metrics.is_file():
-        print(metrics.read_text(encoding="utf-8"), end="")
+        show(metrics.read_text(encoding="utf-8").rstrip("\n"))

@@ -1,6 +1,5 @@
 """The commands `genomamba intervals`: audit genome splits for shared bases, repair them, or create new ones."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -8,6 +7,7 @@ import typer
 
 from mambapipelines.cli.options import input_error, names
 from mambapipelines.cli.program import EXIT_CODES, command_group
+from mambapipelines.console import note, show
 
 application = command_group(
     "intervals",
@@ -57,7 +57,6 @@ def audit(
     from genomamba.data.interval_audit import REPAIRS, Repair, audit_intervals, audit_table, repair_intervals  # noqa: PLC0415
     from genomamba.data.intervals import SPLITS, intervals_text, read_intervals, window_rule  # noqa: PLC0415
     from genomamba.io.reference import Reference  # noqa: PLC0415
-    from mambapipelines.console import note  # noqa: PLC0415
     from mambapipelines.files import check_writable_place, write_whole  # noqa: PLC0415
 
     chosen_rule = window_rule(rule)
@@ -74,7 +73,7 @@ def audit(
         lengths = genome.lengths
     rows = read_intervals(intervals, lengths, reference)
     for line in audit_table(audit_intervals(rows, chosen_rule, length, lengths)):
-        print(line)
+        show(line)
     if fix is None or output is None:
         return
     repaired, summaries = repair_intervals(rows, chosen_rule, length, lengths, cast(Repair, fix))
@@ -123,7 +122,6 @@ def make(
     """
     from genomamba.data.intervals import intervals_text, tile_contigs  # noqa: PLC0415
     from genomamba.io.reference import Reference  # noqa: PLC0415
-    from mambapipelines.console import note  # noqa: PLC0415
     from mambapipelines.files import check_writable_place, write_whole  # noqa: PLC0415
 
     if not 0 <= max_unknown <= 1:
@@ -148,7 +146,7 @@ def make(
             )
     text = intervals_text(kept)
     if output is None:
-        sys.stdout.write(text)
+        show(text.rstrip("\n"))
     else:
         write_whole(output, text)
     counts = ", ".join(f"{split} {sum(row.split == split for row in kept)}" for split in ("train", "valid", "test"))

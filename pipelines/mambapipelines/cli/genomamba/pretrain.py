@@ -26,6 +26,7 @@ from mambapipelines.cli.options import (
     input_error,
     names,
 )
+from mambapipelines.console import show
 
 
 def pretrain(
@@ -109,7 +110,7 @@ def pretrain(
         from mambapipelines.language.recipe import PretrainingRecipe  # noqa: PLC0415
         from mambapipelines.training.recipe import load_task_recipe, recipe_text  # noqa: PLC0415
 
-        print(recipe_text(load_task_recipe(PretrainingRecipe, recipe, replaced)), end="")
+        show(recipe_text(load_task_recipe(PretrainingRecipe, recipe, replaced)).rstrip("\n"))
         return
     if rule is not None and intervals is None:
         raise input_error(f"--rule {rule} needs --intervals; without them whole chromosomes are tiled: remove it.")

@@ -1,11 +1,12 @@
 """The command `genomamba share`: upload of a model to the Hugging Face Hub."""
 
-import sys
 from typing import Annotated
 
 import typer
 
+from mambacore.safe_text import table_line
 from mambapipelines.cli.options import ModelArgument
+from mambapipelines.console import note, show
 
 
 def share(
@@ -31,8 +32,8 @@ def share(
     folder = find_model(model)
     load_classifier(folder)
     if push:
-        print(push_model_folder(folder, repository, private=not public))
+        show(push_model_folder(folder, repository, private=not public))
         return
     for name in MODEL_FILES:
-        print(f"{folder / name}\t{(folder / name).stat().st_size} bytes\thf://{repository}/{name}")
-    print("nothing was uploaded: add --push", file=sys.stderr)
+        show(table_line([str(folder / name), f"{(folder / name).stat().st_size} bytes", f"hf://{repository}/{name}"]))
+    note("nothing was uploaded: add --push")

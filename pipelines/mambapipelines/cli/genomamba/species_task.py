@@ -22,6 +22,7 @@ from mambapipelines.cli.options import (
     entries,
     integer,
 )
+from mambapipelines.console import show
 
 
 def species_task(
@@ -76,7 +77,7 @@ def species_task(
         from mambapipelines.training.recipe import load_task_recipe, recipe_text  # noqa: PLC0415
 
         name = recipe or species_protocol(task).name
-        print(recipe_text(load_task_recipe(SpeciesProtocolRecipe, name, changes or ())), end="")
+        show(recipe_text(load_task_recipe(SpeciesProtocolRecipe, name, changes or ())).rstrip("\n"))
         return
     from mambapipelines.protocols.train import SpeciesProtocolOptions, run_species_task  # noqa: PLC0415
 
@@ -102,4 +103,4 @@ def species_task(
             deterministic=deterministic,
         )
     )
-    print(text, end="")
+    show(text.rstrip("\n"))

@@ -23,6 +23,7 @@ from mambapipelines.cli.options import (
     entries,
     required_genomes,
 )
+from mambapipelines.console import show
 
 
 def train(
@@ -102,7 +103,7 @@ def train(
         from mambapipelines.species.recipe import SpeciesRecipe  # noqa: PLC0415
         from mambapipelines.training.recipe import load_task_recipe, recipe_text  # noqa: PLC0415
 
-        print(recipe_text(load_task_recipe(SpeciesRecipe, recipe, changes or ())), end="")
+        show(recipe_text(load_task_recipe(SpeciesRecipe, recipe, changes or ())).rstrip("\n"))
         return
     from mambapipelines.species.train import SpeciesTrainingOptions, train_species_classifier  # noqa: PLC0415
 
