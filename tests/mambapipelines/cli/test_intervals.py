@@ -75,7 +75,7 @@ def test_make_splits_by_chromosome_and_says_what_it_leaves_out(
     assert make("--output", "made.bed") == 0
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "train 10, valid 3, test 2; left out: 1 rows with unknown bases, 1 shorter contigs, 170 bp" in captured.err
+    assert "train 10, valid 3, test 2; excluded: 1 rows with unknown bases, 1 shorter contigs, 170 bp" in captured.err
     rows = read_intervals("made.bed")
     assert {(row.chromosome, row.split) for row in rows} == {("chr1", "train"), ("chr2", "valid"), ("chr3", "test")}
     assert make() == 0
