@@ -2,10 +2,19 @@
 
 import os
 import re
+import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
+
+# Under nohup SIGHUP is ignored, and so it would be by the commands that the tests stop with it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 WITHOUT_AUDIO = "TESTS_WITHOUT_AUDIO"
 """Environment variable of `make test-torch`: leave out test files that import packages of the extra `audio`."""

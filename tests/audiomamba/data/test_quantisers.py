@@ -125,7 +125,7 @@ def test_damaged_configurations_are_refused():
 
 def test_samples_and_classes_that_mean_nothing_are_refused():
     for bad in (float("nan"), float("inf")):
-        with pytest.raises(InputError, match="not finite"):
+        with pytest.raises(InputError, match="non-finite"):
             Quantiser().encode(torch.tensor([0.0, bad]))
     with pytest.raises(InputError, match=r"samples must be floating-point numbers from -1 to 1 but are torch.int16"):
         Quantiser().encode(torch.zeros(3, dtype=torch.int16))

@@ -211,5 +211,7 @@ def test_the_mp3_decoder_complains_by_the_name_of_the_file(tmp_path, caplog, cap
 def test_what_others_write_on_standard_error_meanwhile_is_passed_on(tmp_path, caplog, capfd):
     with named_complaints(tmp_path / "x.mp3"):
         os.write(2, b"step 1\nNote: Trying to resync...\n[src/libmpg123/layer3.c:1] error: big_values\n[bar] 5 %\n")
-    assert capfd.readouterr().err == "step 1\n[bar] 5 %\n"
+    # Commands that other tests have run show warnings on standard error too.
+    others = [line for line in capfd.readouterr().err.splitlines() if "the MP3 decoder says:" not in line]
+    assert others == ["step 1", "[bar] 5 %"]
     assert "x.mp3: the MP3 decoder says: Note: Trying to resync" in caplog.text
