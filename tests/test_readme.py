@@ -67,7 +67,10 @@ def test_a_python_block_of_the_readme_runs(block: str, place: Path, monkeypatch:
 def test_links_lead_somewhere(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in target]
-    assert not [target for target in targets if not (path.parent / target).exists()]
+    generated = "reference/"  # pages that exist once the site is built, whose links `make docs` checks
+    assert not [
+        target for target in targets if not target.startswith(generated) and not (path.parent / target).exists()
+    ]
     assert path != REPOSITORY / "README.md" or targets
 
 

@@ -145,7 +145,7 @@ def named_complaints(path: Path) -> Iterator[None]:
     """What the MP3 decoder prints on standard error inside becomes a warning that names the file.
 
     The decoder writes to the file descriptor itself and knows no names. What anybody else writes there meanwhile is
-    passed on afterwards.
+    passed on afterwards. A file that is refused has its error and needs no warning.
     """
     with _STANDARD_ERROR, tempfile.TemporaryFile() as caught:
         sys.stderr.flush()
@@ -154,9 +154,11 @@ def named_complaints(path: Path) -> Iterator[None]:
         except OSError:
             yield  # it is closed
             return
+        refused = True
         try:
             os.dup2(caught.fileno(), _STANDARD_ERROR_DESCRIPTOR)
             yield
+            refused = False
         finally:
             os.dup2(kept, _STANDARD_ERROR_DESCRIPTOR)
             caught.seek(0)
@@ -166,7 +168,7 @@ def named_complaints(path: Path) -> Iterator[None]:
                 os.write(kept, b"".join(others))
             os.close(kept)
             found = [line.decode("utf-8", "replace").strip() for line in lines if line not in others]
-            if found and path not in _complained:
+            if found and not refused and path not in _complained:
                 _complained.add(path)
                 LOGGER.warning("%s: the MP3 decoder says: %s; export it again if it sounds wrong", path, found[0])
 

@@ -70,6 +70,7 @@ def write_model_folder(folder: Path, config: dict[str, Any], tensors: dict[str, 
         # Copies, because tied parameters share memory, which the format does not support.
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(copies, temporary / TENSORS_NAME, metadata=_tensor_metadata(document))
+        _sort_metadata(temporary / TENSORS_NAME)
         shutil.copymode(temporary / CONFIG_NAME, temporary / TENSORS_NAME)  # safetensors writes for the owner only
         (temporary / CARD_NAME).write_text(safe_markdown(card), encoding="utf-8")
         _put_in_place(temporary, folder)
@@ -85,6 +86,18 @@ def _tensor_metadata(document: Mapping[str, Any]) -> dict[str, str]:
     """What `model.safetensors` says of itself, so that a file without its folder can still be told."""
     stated = ("kind", "objective", "model_type", "format_version", "package_version")
     return {"format": "pt"} | {key: str(document[key]) for key in stated if key in document}
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file in place: the library writes them in an order that changes by chance."""
+    with path.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length)
+        if len(text) == length:
+            stream.seek(8)
+            stream.write(text)
 
 
 def check_output_folder(folder: Path) -> None:

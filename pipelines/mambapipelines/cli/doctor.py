@@ -11,7 +11,6 @@ import typer
 
 from mambapipelines.cli.options import input_error
 from mambapipelines.cli.program import backend_lines
-from mambapipelines.console import show
 
 EXTRAS = {
     "audio": ("torchaudio", "soundfile"),
@@ -37,6 +36,8 @@ def doctor(
     `genomamba doctor`
     """
     import torch  # noqa: PLC0415
+
+    from mambapipelines.console import show  # noqa: PLC0415
 
     show(f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores, {_memory()}")
     show(f"C++ compiler: {_compiler()}")
@@ -80,6 +81,7 @@ def _test_model() -> None:
         load_language_model,
         save_language_model,
     )
+    from mambapipelines.console import show  # noqa: PLC0415
 
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -108,6 +110,7 @@ def _test_scan() -> None:
 
     from mambacore import selective_scan, use_backend  # noqa: PLC0415
     from mambacore.scan.reference import selective_scan_reference  # noqa: PLC0415
+    from mambapipelines.console import show  # noqa: PLC0415
 
     generator = torch.Generator().manual_seed(0)
 

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines.console import show
-
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a training command.")],
@@ -34,6 +32,7 @@ def report(
 
     `audiomamba report digits clips --output digits.html`
     """
+    from mambapipelines.console import show  # noqa: PLC0415
     from mambapipelines.training.report import write_run_report  # noqa: PLC0415
 
     show(str(write_run_report(run, material or (), output)))

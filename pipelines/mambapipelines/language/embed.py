@@ -203,6 +203,7 @@ def _npz(path: Path, width: int, details: Mapping[str, Any]) -> Iterator[_Writer
 @contextmanager
 def _anndata(path: Path, width: int, details: Mapping[str, Any]) -> Iterator[_Writer]:
     import anndata  # noqa: PLC0415 - an extra
+    import h5py  # noqa: PLC0415 - comes with anndata
     import pandas  # noqa: PLC0415 - comes with anndata
 
     held = _Held()
@@ -211,8 +212,10 @@ def _anndata(path: Path, width: int, details: Mapping[str, Any]) -> Iterator[_Wr
     rows = pandas.DataFrame(
         {"name": names, "start": starts, "end": ends}, index=[str(row) for row in range(len(names))]
     )
-    with written_whole(path) as stream:
-        anndata.AnnData(vectors, obs=rows, uns={"genomamba": dict(details)}).write_h5ad(stream.name)
+    table = anndata.AnnData(vectors, obs=rows, uns={"genomamba": dict(details)})
+    # The file is locked already while it is written.
+    with written_whole(path) as stream, h5py.File(stream.name, "w", locking=False) as opened:
+        anndata.io.write_elem(opened, "/", table)
 
 
 _WRITERS = {".parquet": _parquet, ".npz": _npz, ".h5ad": _anndata}

@@ -46,12 +46,12 @@ def test_a_cut_sound_is_refused(cases: Path) -> None:
 
 def test_lists_of_a_split_are_followed(cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(cases / "lists"), *TRAIN, "--output", str(tmp_path / "out")]) == 0
-    assert "16 clips" in capsys.readouterr().err
+    assert "16 training clips" in capsys.readouterr().err
 
 
 def test_hidden_files_are_skipped(cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(cases / "commands"), *TRAIN, "--output", str(tmp_path / "out")]) == 0
-    assert "22 clips" in capsys.readouterr().err
+    assert "22 training clips" in capsys.readouterr().err
 
 
 def test_a_name_that_is_not_utf8_is_no_exception(cases: Path, tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_train_classifier_refuses_what_it_cannot_learn(digits, tmp_path, capsys,
 
 def test_a_label_without_training_clips_is_refused(digits, tmp_path, capsys):
     command = ["train-classifier", str(digits), *LABELS, "--test", "2_*.wav", "--steps", "1", "--size", "tiny"]
-    assert "there are no clips to train on" in sentence([*command, "--output", str(tmp_path / "out")], capsys)
+    assert "'2', which no training clip has" in sentence([*command, "--output", str(tmp_path / "out")], capsys)
 
 
 def test_evaluate_refuses_what_makes_no_sense(digits, classifier, models, tmp_path, capsys):
@@ -260,7 +260,7 @@ def test_evaluate_refuses_what_makes_no_sense(digits, classifier, models, tmp_pa
         ((*data, "--generate", "12"), "needs a MODEL"),
         ((model, *data, "--generate", "12"), "--classifier"),
         ((model, *data, *judged, "--generate", "3"), "use 10 or more"),
-        ((model, model, *data), "called 'long'"),
+        ((model, model, *data), "are named 'long'"),
         ((f"silence={model}", *data), "row of its own"),
         ((model, "--data", str(digits)), "no test clips"),
         ((model, "--data", str(tmp_path / "nothing"), *PATTERNS), "no audio file"),

@@ -99,7 +99,9 @@ def test_a_disk_that_is_full_in_the_middle_of_a_clip_is_one_sentence(
     assert finish(start(processes, command, errors, 800)) == 2  # a clip has 1,644 bytes
     text = errors.read_text()
     complaints = [line for line in text.splitlines() if line.startswith("audiomamba: error: ")]
-    assert len(complaints) == 1 and "clip-00000.wav cannot be written (File too large); make room" in complaints[0]
+    assert (
+        len(complaints) == 1 and "clip-00000.wav cannot be written (File too large); free some space" in complaints[0]
+    )
     assert "Traceback" not in text and list(output.iterdir()) == []
     assert main(command) == 0
     assert sorted(path.name for path in output.glob("*.wav")) == [f"clip-{number:05d}.wav" for number in range(3)]

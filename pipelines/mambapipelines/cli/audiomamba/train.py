@@ -20,7 +20,6 @@ from mambapipelines.cli.options import (
     entries,
     input_error,
 )
-from mambapipelines.console import show
 
 
 def train(
@@ -88,6 +87,8 @@ def train(
 
     `audiomamba train piano.flac --recipe mamba-youtubemix --length 958464 --steps 1000 --output piano`
     """
+    from mambapipelines.console import show  # noqa: PLC0415
+
     changes = [*(changes or ()), *([] if length is None else [f"batch.clip_length={length}"])]
     if print_recipe:
         from mambapipelines.training.recipe import load_task_recipe, recipe_text  # noqa: PLC0415

@@ -22,7 +22,6 @@ from mambapipelines.cli.options import (
     ThreadsOption,
     entries,
 )
-from mambapipelines.console import show
 
 
 def finetune(
@@ -90,6 +89,8 @@ def finetune(
 
     `genomamba finetune --table peaks.tsv --reference hg38.fa --kind numbers --epochs 10 --output signal-model`
     """
+    from mambapipelines.console import show  # noqa: PLC0415
+
     if print_recipe:
         from mambapipelines.finetuning.recipe import SequenceRecipe  # noqa: PLC0415
         from mambapipelines.training.recipe import load_task_recipe, recipe_text  # noqa: PLC0415

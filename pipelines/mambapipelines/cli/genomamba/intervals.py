@@ -7,7 +7,6 @@ import typer
 
 from mambapipelines.cli.options import input_error, names
 from mambapipelines.cli.program import EXIT_CODES, command_group
-from mambapipelines.console import note, show
 
 application = command_group(
     "intervals",
@@ -57,6 +56,7 @@ def audit(
     from genomamba.data.interval_audit import REPAIRS, Repair, audit_intervals, audit_table, repair_intervals  # noqa: PLC0415
     from genomamba.data.intervals import SPLITS, intervals_text, read_intervals, window_rule  # noqa: PLC0415
     from genomamba.io.reference import Reference  # noqa: PLC0415
+    from mambapipelines.console import note, show  # noqa: PLC0415
     from mambapipelines.files import check_writable_place, write_whole  # noqa: PLC0415
 
     chosen_rule = window_rule(rule)
@@ -122,6 +122,7 @@ def make(
     """
     from genomamba.data.intervals import intervals_text, tile_contigs  # noqa: PLC0415
     from genomamba.io.reference import Reference  # noqa: PLC0415
+    from mambapipelines.console import note, show  # noqa: PLC0415
     from mambapipelines.files import check_writable_place, write_whole  # noqa: PLC0415
 
     if not 0 <= max_unknown <= 1:

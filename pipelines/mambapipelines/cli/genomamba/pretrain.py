@@ -26,7 +26,6 @@ from mambapipelines.cli.options import (
     input_error,
     names,
 )
-from mambapipelines.console import show
 
 
 def pretrain(
@@ -104,6 +103,8 @@ def pretrain(
     `torchrun --nproc-per-node 4 --no-python genomamba pretrain --reference hg38.fa --intervals human-sequences.bed
     --length 1048576 --strategy ddp --context-ranks 4 --output long`
     """
+    from mambapipelines.console import show  # noqa: PLC0415
+
     named = {"objective": objective, "pretraining.rule": rule, "pretraining.letters": letters}
     replaced = [f"{key}={value}" for key, value in named.items() if value is not None] + list(changes or ())
     if print_recipe:

@@ -22,7 +22,6 @@ from mambapipelines.cli.options import (
     entries,
     integer,
 )
-from mambapipelines.console import show
 
 
 def species_task(
@@ -71,6 +70,8 @@ def species_task(
 
     `genomamba species-task hyena-species --data assemblies --length 1024 --scale 0.05 --from pretrained --output five`
     """
+    from mambapipelines.console import show  # noqa: PLC0415
+
     if print_recipe:
         from genomamba.data.assemblies import species_protocol  # noqa: PLC0415
         from mambapipelines.protocols.recipe import SpeciesProtocolRecipe  # noqa: PLC0415

@@ -23,7 +23,6 @@ from mambapipelines.cli.options import (
     entries,
     required_genomes,
 )
-from mambapipelines.console import show
 
 
 def train(
@@ -99,6 +98,8 @@ def train(
     `genomamba train --genome cow=cow.fa.gz --genome dog=dog.fa --length 8192 --output model --set model.layers=8
     --set model.mixer=s4d`
     """
+    from mambapipelines.console import show  # noqa: PLC0415
+
     if print_recipe:
         from mambapipelines.species.recipe import SpeciesRecipe  # noqa: PLC0415
         from mambapipelines.training.recipe import load_task_recipe, recipe_text  # noqa: PLC0415
