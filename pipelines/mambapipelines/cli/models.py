@@ -4,9 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mambacore.safe_text import table_line
 from mambapipelines.cli.options import input_error
-from mambapipelines.console import note, show
 
 if TYPE_CHECKING:
     from mambacore.shipped import ShippedModels
@@ -16,6 +14,9 @@ NameArgument = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Prin
 
 def print_models(models: "ShippedModels", name: str | None) -> None:
     """Print the table of shipped models as TSV, or one card."""
+    from mambacore.safe_text import table_line  # noqa: PLC0415
+    from mambapipelines.console import note, show  # noqa: PLC0415
+
     table = models.table
     if name is not None:
         if name not in table:

@@ -4,9 +4,7 @@ from typing import Annotated
 
 import typer
 
-from mambacore.safe_text import table_line
 from mambapipelines.cli.options import ModelArgument
-from mambapipelines.console import note, show
 
 
 def share(
@@ -28,6 +26,8 @@ def share(
     from genomamba.models.species_classifier import load_classifier  # noqa: PLC0415
     from genomamba.weights import find_model  # noqa: PLC0415
     from mambacore.hub import MODEL_FILES, push_model_folder  # noqa: PLC0415
+    from mambacore.safe_text import table_line  # noqa: PLC0415
+    from mambapipelines.console import note, show  # noqa: PLC0415
 
     folder = find_model(model)
     load_classifier(folder)
