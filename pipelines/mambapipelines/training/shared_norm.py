@@ -18,7 +18,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         """(batch, channels, height, width) of this process to the same shape."""
         if not self.training:
             return super().forward(input)
-        values = input.float()
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
         # Sums of all processes, and gradients that come back from all of them.
         shape = (1, -1, 1, 1)
         count = _sum(torch.full((1,), values.numel() / values.shape[1], device=values.device))
