@@ -50,9 +50,11 @@ def _count_with_any_numpy() -> None:
     """
     patch = interpreter._patch_lang_tensor
 
-    def patch_and_count(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+    def patch_and_count(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        # From Triton 3.6 on, a scope takes the change back afterwards.
+        change = scope[0].set_attr if scope else setattr
+        change(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patch_and_count
 
