@@ -11,7 +11,7 @@ from mambapipelines.pages.html import Item, Player, Section, Table
 MODEL, CLASSIFIER = "shipped://digits", "shipped://digits-classifier"
 VOICES = ("jackson", "nicolas", "george")
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SECONDS, GUIDANCE, TEMPERATURE, TOP_P, SEED = 0.6, 2.0, 0.95, 0.98, 0
+SECONDS, GUIDANCE, TEMPERATURE, TOP_P, SEED = 0.6, 2.0, 0.8, 0.95, 0
 
 
 def speak_digits() -> Section:
@@ -59,6 +59,8 @@ def speak_digits() -> Section:
         ]
     content += players
     content.append(
-        "The same: audiomamba generate digits --label digit=7 --label speaker=jackson --guidance 2 -o sevens"
+        f"Like these: audiomamba generate digits --label digit=each --label speaker={VOICES[0]} "
+        f"--clips {len(DIGIT_NAMES)} --seconds {SECONDS:g} --guidance {GUIDANCE:g} "
+        f"--temperature {TEMPERATURE:g} --top-p {TOP_P:g} -o digits"
     )
     return Section("Generate: ten digits in three voices", content)

@@ -52,6 +52,15 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert names_in(tmp_path / "new") == ["model"]
 
 
+def test_the_same_model_is_written_as_the_same_bytes(tmp_path: Path) -> None:
+    """The library writes metadata in an order that changes by chance from write to write."""
+    contents = set()
+    for number in range(8):
+        write(tmp_path / str(number), {"kind": "test", "objective": "causal", "model_type": "test"})
+        contents.add((tmp_path / str(number) / "model.safetensors").read_bytes())
+    assert len(contents) == 1
+
+
 def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
     previous = os.umask(0o022)
     try:
