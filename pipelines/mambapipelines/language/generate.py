@@ -26,6 +26,10 @@ from mambapipelines.files import check_writable_place, written_whole
 LINE_BASES = 60
 
 
+MOST_RECORDS = 1_000_000
+"""Per prompt. Each has a place in memory before the first is generated."""
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
     """Options of `genomamba generate`; its `--help` describes each."""
@@ -49,6 +53,10 @@ def run_generation(options: GenerationOptions) -> None:
     """
     if options.records < 1:
         raise InputError(f"--records is {options.records}: use 1 or more.")
+    if options.records > MOST_RECORDS:
+        raise InputError(
+            f"--records is {options.records}: use {MOST_RECORDS:,} at most, and other values of --seed for more."
+        )
     if options.output is not None:
         check_writable_place(options.output, "--output")
     placement = begin_computing(options.device, threads=options.threads)

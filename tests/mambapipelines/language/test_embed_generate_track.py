@@ -120,6 +120,7 @@ def test_generated_records_are_fasta_with_their_likelihood(
     ("arguments", "message"),
     [
         (("causal", "--records", "0"), "--records is 0"),
+        (("causal", "--records", "1" + "0" * 15), "use 1,000,000 at most"),
         (("causal", "--prompt", "HELLO"), "neither an existing file nor a DNA sequence"),
         (("causal", "--top-k", "5"), "top_k is 5"),
         (("causal", "--temperature", "-1"), "temperature"),
