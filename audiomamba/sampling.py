@@ -11,6 +11,7 @@ from torch import Tensor
 from audiomamba.models import WaveformModel, WaveformState
 from audiomamba.models.step_program import WaveformSteps
 from mambacore.devices import wide_dtype, widened
+from mambacore.models.captured_step import CapturedStep
 from mambacore.models.sampling import sample_tokens, token_log_likelihoods
 
 Walk = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -54,26 +55,28 @@ class NativeWalk:
 
 
 class ComposedWalk:
-    """Steps of the model itself."""
+    """Steps of the model itself; on a GPU as captured graphs."""
 
     def __init__(
         self, model: WaveformModel, state: WaveformState | None, known: Tensor, clips: int, sampling: Sampling
     ) -> None:
-        self._model, self._state, self._clips, self._sampling = model, state, clips, sampling
         self._device = model.head.weight.device
-        self._token = known[:, -1:].expand(clips, 1).to(self._device)
+        copies = 1 if sampling.guidance == 1 else 2
+
+        def advance(uniform: Tensor, carried: tuple[Tensor, WaveformState | None]) -> tuple[tuple[Tensor, ...], object]:
+            token, before = carried
+            logits, after = model(token.repeat(copies, 1), before)
+            chosen, likelihood = sampling.choose(logits[:, 0], uniform)
+            return (chosen, likelihood), (chosen.unsqueeze(1), after)
+
+        token = known[:, -1:].expand(clips, 1).to(self._device)
+        self._step = CapturedStep(advance, (token, state), self._device)
 
     def __call__(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """(clips, count) uniforms to classes and their log-likelihoods of the same shape."""
-        copies = 1 if self._sampling.guidance == 1 else 2
-        classes, likelihoods = [], []
-        for uniform in uniforms.unbind(1):
-            logits, self._state = self._model(self._token.repeat(copies, 1), self._state)
-            chosen, likelihood = self._sampling.choose(logits[:, 0], uniform.to(self._device, wide_dtype(self._device)))
-            self._token = chosen.unsqueeze(1)
-            classes.append(chosen.cpu())
-            likelihoods.append(likelihood.cpu())
-        return torch.stack(classes, dim=1), torch.stack(likelihoods, dim=1)
+        on_device = uniforms.to(wide_dtype(self._device)).to(self._device)
+        classes, likelihoods = zip(*(self._step(uniform) for uniform in on_device.unbind(1)), strict=True)
+        return torch.stack(classes, dim=1).cpu(), torch.stack(likelihoods, dim=1).cpu()
 
 
 def sample_classes(

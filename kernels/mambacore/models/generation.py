@@ -1,7 +1,8 @@
 """Generation: the prompt is processed in one pass, then token by token with the state.
 
 On a CPU, stacks of selective and S4D mixers run as a program of native steps (`mambacore.layers.step_program`), in
-which hundreds of tokens are one call. Everything else runs through the modules, with equal results.
+which hundreds of tokens are one call. Everything else runs through the modules, with equal results; on a GPU as
+captured graphs (`mambacore.models.captured_step`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mambacore.devices import wide_dtype
 from mambacore.errors import InputError
+from mambacore.models.captured_step import CapturedStep
 from mambacore.models.language_steps import LanguageSteps, TokenModel, steps_library
 from mambacore.models.sampling import check_sampling, sample_tokens, token_log_likelihoods
 from mambacore.state import map_state
@@ -22,6 +24,8 @@ from mambacore.state import map_state
 TOKENS_AT_ONCE = 256
 # Creating a program copies all weights, which pays off from this many tokens on.
 FEWEST_FOR_A_PROGRAM = 16
+# And capturing a graph on a GPU takes as long as several steps.
+FEWEST_FOR_A_GRAPH = 32
 
 
 class Generated(NamedTuple):
@@ -121,7 +125,7 @@ def _continue(
     lengths = torch.full((batch,), count, dtype=torch.int64, device=device)
     library = steps_library(model) if count >= FEWEST_FOR_A_PROGRAM and settings.top_k is None and batch > 0 else None
     walk: _Walk = (
-        _composed(model, last, state, settings)
+        _composed(model, last, state, settings, capture=count >= FEWEST_FOR_A_GRAPH)
         if library is None
         else LanguageSteps(model, library).walk(last, state, settings.temperature, settings.top_p)
     )
@@ -147,20 +151,22 @@ def _continue(
 _Walk = Callable[[Tensor], tuple[Tensor, Tensor, Any]]
 
 
-def _composed(model: TokenModel, last: Tensor, state: Any, settings: _Settings) -> _Walk:
+def _composed(model: TokenModel, last: Tensor, state: Any, settings: _Settings, capture: bool) -> _Walk:
     """Generate token by token through the modules."""
-    held, token = state, last
+
+    def advance(uniform: Tensor, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
+        token, held = carried
+        hidden, held = model.hidden(token.unsqueeze(1), held)
+        logits = model.logits(hidden[:, -1])[:, : model.config.vocabulary_size]
+        token = sample_tokens(logits, settings.temperature, settings.top_p, top_k=settings.top_k, uniforms=uniform)
+        return (token, token_log_likelihoods(logits, token)), (token, held)
+
+    step = CapturedStep(advance, (last, state), last.device, capture)
 
     def walk(uniforms: Tensor) -> tuple[Tensor, Tensor, Any]:
-        nonlocal held, token
-        tokens, likelihoods = [], []
-        for uniform in uniforms.to(dtype=wide_dtype(last.device)).to(last.device).unbind(1):
-            hidden, held = model.hidden(token.unsqueeze(1), held)
-            logits = model.logits(hidden[:, -1])[:, : model.config.vocabulary_size]
-            token = sample_tokens(logits, settings.temperature, settings.top_p, top_k=settings.top_k, uniforms=uniform)
-            tokens.append(token)
-            likelihoods.append(token_log_likelihoods(logits, token))
-        return torch.stack(tokens, dim=1), torch.stack(likelihoods, dim=1), held
+        on_device = uniforms.to(dtype=wide_dtype(last.device)).to(last.device)
+        tokens, likelihoods = zip(*(step(uniform) for uniform in on_device.unbind(1)), strict=True)
+        return torch.stack(tokens, dim=1), torch.stack(likelihoods, dim=1), step.state[1]
 
     return walk
 
