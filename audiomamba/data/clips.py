@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audiomamba.data.clock import NO_CLOCK
 from audiomamba.data.labels import UNLABELLED, ClipLabels, LabelSet
 from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import Quantiser
@@ -55,12 +56,13 @@ class Example(NamedTuple):
     inputs: Tensor  # (length,), int64: the middle class, then the clip without its last sample
     targets: Tensor  # (length,), int64: the clip, then PADDING_TARGET
     labels: Tensor  # (label sets,), int64: see `audiomamba.data.labels`
+    clock: Tensor  # (2,), int64: duration of the clip and where the example begins, in samples
 
     def without_common_padding(self) -> Example:
         """The batch up to the end of its longest clip."""
         used = (self.targets != PADDING_TARGET).any(0).nonzero()
         longest = int(used[-1]) + 1 if len(used) else 1
-        return Example(self.inputs[:, :longest], self.targets[:, :longest], self.labels)
+        return Example(self.inputs[:, :longest], self.targets[:, :longest], self.labels, self.clock)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,7 @@ class ClipSampler:
         silence_after: samples of silence (the middle class) after each clip, so that a model learns where clips end.
         drop_labels: probability that an example has no labels, so that a model also learns to do without; of several
             label sets, each is also dropped on its own with this probability.
+        drop_clock: probability that an example has no clock, whether or not it has labels.
 
     Raises:
         InputError: if there are no clips, or the length or seed is invalid.
@@ -126,6 +129,7 @@ class ClipSampler:
         by_duration: bool = False,
         silence_after: int = 0,
         drop_labels: float = 0.0,
+        drop_clock: float = 0.0,
     ) -> None:
         _require_length(length)
         if not 0 <= seed < 2**64:
@@ -138,6 +142,7 @@ class ClipSampler:
         self.by_duration = by_duration
         self.silence_after = silence_after
         self.drop_labels = drop_labels
+        self.drop_clock = drop_clock
         durations = [clip.classes.shape[0] for clip in collection.clips]
         self._shares = np.cumsum(durations) / sum(durations)
         self._order: tuple[int, np.ndarray] | None = None  # order of the last epoch used, a function of (seed, epoch)
@@ -151,12 +156,14 @@ class ClipSampler:
             epoch, position = divmod(index, len(self.collection.clips))
             number = int(self._epoch_order(epoch)[position])
         clip, quantiser = self.collection.clips[number], self.collection.quantiser
-        classes = clip.classes
+        classes, duration = clip.classes, clip.classes.shape[0]
+        if self.drop_clock > 0 and self._random(index, stream=4).random() < self.drop_clock:
+            duration = NO_CLOCK
         if self.silence_after:
             classes = torch.cat([classes, classes.new_full((self.silence_after,), quantiser.middle_class)])
         spare = classes.shape[0] - self.length
         start = int(random.integers(spare + 1)) if spare > 0 else 0
-        return clip_example(classes, quantiser, self.length, start, self._kept_labels(clip.labels, index))
+        return clip_example(classes, quantiser, self.length, start, self._kept_labels(clip.labels, index), duration)
 
     def _kept_labels(self, labels: tuple[int, ...], index: int) -> tuple[int, ...]:
         if not labels or self.drop_labels == 0:
@@ -192,9 +199,16 @@ def stacked(examples: Sequence[Example]) -> Example:
 
 
 def clip_example(
-    classes: Tensor, quantiser: Quantiser, length: int, start: int = 0, labels: Sequence[int] = ()
+    classes: Tensor,
+    quantiser: Quantiser,
+    length: int,
+    start: int = 0,
+    labels: Sequence[int] = (),
+    duration: int | None = None,
 ) -> Example:
     """Make an example of `length` samples of (samples,) classes, from `start` on.
+
+    The clock runs for `duration` samples, by default to the end of the classes.
 
     The inputs begin with the middle class even in the middle of a clip: generation starts from it, and a model trained
     on crops alone would otherwise never see it.
@@ -204,7 +218,8 @@ def clip_example(
     first = cut.new_full((1,), quantiser.middle_class)
     inputs = cut_or_pad(torch.cat([first, cut]), length, fill=quantiser.middle_class)
     targets = cut_or_pad(cut, length, fill=PADDING_TARGET)
-    return Example(inputs, targets, torch.tensor(labels, dtype=torch.int64))
+    clock = torch.tensor([classes.shape[0] if duration is None else duration, start], dtype=torch.int64)
+    return Example(inputs, targets, torch.tensor(labels, dtype=torch.int64), clock)
 
 
 def read_clip(

@@ -20,6 +20,7 @@ from audiomamba.data.clips import (
     speech_commands_files,
     split_recording,
 )
+from audiomamba.data.clock import LabelDurations, label_durations
 from audiomamba.data.labels import UNLABELLED, WORD_RULE, ClipLabels, LabelSet, read_clip_labels
 from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import Quantiser
@@ -58,6 +59,11 @@ class SplitClips(NamedTuple):
     def typical_gain(self) -> float:
         """Median gain of the training clips."""
         return float(np.median([clip.gain for clip in self.train.clips]))
+
+    def durations(self) -> tuple[LabelDurations, ...]:
+        """Return a summary of the durations of the training clips by label."""
+        rate = self.train.quantiser.sample_rate_hz
+        return label_durations((clip.labels, clip.classes.shape[0] / rate) for clip in self.train.clips)
 
     def unlabelled(self) -> dict[str, list[str]]:
         """For each label set, the clips without a label that occurs in training."""

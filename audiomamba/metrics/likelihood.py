@@ -43,11 +43,14 @@ class ClipLikelihood(NamedTuple):
 class _Piecewise:
     """Accumulates the likelihoods of a batch of clips piece by piece."""
 
-    def __init__(self, model: WaveformModel, clips: int, labels: Tensor | None = None) -> None:
+    def __init__(
+        self, model: WaveformModel, clips: int, labels: Tensor | None = None, clock: Tensor | None = None
+    ) -> None:
         self.model = model
         self.nats = torch.zeros(clips, dtype=torch.float64)
         self._device = model.head.weight.device
-        self._state: WaveformState | None = model.labelled_state(None if labels is None else labels.to(self._device))
+        labels, clock = (None if one is None else one.to(self._device) for one in (labels, clock))
+        self._state: WaveformState | None = model.labelled_state(labels, clock)
 
     def read(self, inputs: Tensor, targets: Tensor) -> None:
         """Add a piece: (clips, length) inputs and targets as in `audiomamba.data.clips.Example`."""
@@ -89,7 +92,7 @@ def bits_by_label(likelihoods: Mapping[int, ClipLikelihood], collection: ClipCol
 def collection_likelihoods(
     model: WaveformModel, collection: ClipCollection, length: int, most_samples: int | None = None
 ) -> dict[int, ClipLikelihood]:
-    """Compute the likelihoods of clips in memory given their labels, by clip number.
+    """Compute the likelihoods of clips in memory given their labels and durations, by clip number.
 
     Args:
         model: in evaluation mode.
@@ -109,7 +112,7 @@ def collection_likelihoods(
     for first in range(0, len(places), rows):
         here = places[first : first + rows]
         batch = collection.batch(here, length).without_common_padding()
-        scored = _Piecewise(model, len(here), batch.labels)
+        scored = _Piecewise(model, len(here), batch.labels, batch.clock)
         scored.read(batch.inputs, batch.targets)
         counts = (batch.targets != PADDING_TARGET).sum(1)
         for (number, _), nats, count in zip(here, scored.nats.tolist(), counts.tolist(), strict=True):

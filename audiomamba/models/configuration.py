@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from audiomamba.data.clock import Clock
 from audiomamba.data.labels import LabelSet
 from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import Quantiser
@@ -57,6 +58,7 @@ class WaveformModelConfig:
         quantiser: quantiser of the samples, with their rate; its classes are the model's inputs and outputs.
         label_sets: label sets that the model is conditioned on; empty for an unconditional model.
         preparation: preparation of the training clips, and so of all inputs.
+        clock: the clock that the model is conditioned on, if it has bins.
 
     Raises:
         InputError: if values are inconsistent.
@@ -70,11 +72,14 @@ class WaveformModelConfig:
     quantiser: Quantiser = dataclasses.field(default_factory=Quantiser)
     label_sets: tuple[LabelSet, ...] = ()
     preparation: ClipPreparation = dataclasses.field(default_factory=ClipPreparation)
+    clock: Clock = dataclasses.field(default_factory=Clock)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "pooling", tuple(self.pooling))
         object.__setattr__(self, "label_sets", tuple(self.label_sets))
+        if any(len(one.labels) != len(self.label_sets) for one in self.clock.durations):
+            raise InputError("the clock's durations are of other label sets than the model's; the folder is damaged")
         names = [one.name for one in self.label_sets]
         if len(set(names)) != len(names):
             raise InputError(f"two label sets have the same name ({', '.join(names)}); give each its own")
@@ -100,6 +105,7 @@ class WaveformModelConfig:
         values["stages"] = [{**stage, "mixer": _plain(stage["mixer"])} for stage in values["stages"]]
         values["label_sets"] = [one.to_config() for one in self.label_sets]
         values["preparation"] = self.preparation.to_config()
+        values["clock"] = self.clock.to_config()
         return {**values, "pooling": list(self.pooling), "quantiser": self.quantiser.to_config()}
 
     @classmethod
@@ -109,7 +115,7 @@ class WaveformModelConfig:
         Raises:
             InputError: if a key is unknown or missing, or a value is invalid.
         """
-        values = {**_ABSENT_BEFORE_LABELS, **values}
+        values = {**_ABSENT_EARLIER, **values}
         _check_keys(cls, values, "the model's configuration")
         stages = values["stages"]
         if not isinstance(stages, list | tuple) or not all(isinstance(stage, Mapping) for stage in stages):
@@ -126,14 +132,15 @@ class WaveformModelConfig:
         built = {
             "label_sets": tuple(LabelSet(**one) for one in sets),
             "preparation": ClipPreparation.from_config(values["preparation"]),
+            "clock": Clock.from_config(values["clock"]),
             "stages": tuple(StageConfig(**stage) for stage in stages),
             "quantiser": Quantiser.from_config(values["quantiser"]),
         }
         return cls(**{**values, **built})
 
 
-# Folders written before models had labels lack these keys.
-_ABSENT_BEFORE_LABELS: Mapping[str, Any] = {"label_sets": (), "preparation": {}}
+# Folders written before models had labels, or a clock, lack these keys.
+_ABSENT_EARLIER: Mapping[str, Any] = {"label_sets": (), "preparation": {}, "clock": {}}
 
 
 def _plain(mixer: Any) -> Any:

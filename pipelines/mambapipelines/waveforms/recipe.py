@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Final, Self
 
+from audiomamba.data.clock import Clock
 from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import SCHEMES, Quantiser
 from audiomamba.models import ARCHITECTURES, StageConfig, WaveformModelConfig, architecture
@@ -15,7 +16,9 @@ from mambapipelines.training.recipe import TrainingRecipe
 
 # Keys of `model` besides `architecture`: the configuration, except for what other sections define.
 _MODEL_KEYS = tuple(
-    item.name for item in fields(WaveformModelConfig) if item.name not in ("quantiser", "label_sets", "preparation")
+    item.name
+    for item in fields(WaveformModelConfig)
+    if item.name not in ("quantiser", "label_sets", "preparation", "clock")
 )
 # What the section `samples` was called in recipes and in the fingerprints of runs.
 _EARLIER_SAMPLES_KEY = "drawn"
@@ -95,6 +98,15 @@ class LabelsRecipe:
 
 
 @dataclass(frozen=True)
+class ClockRecipe:
+    """The clock (`audiomamba.data.clock`): its bins, none by default; and `drop_clock` of the `ClipSampler`."""
+
+    bins: int = 0
+    by_label: bool = False
+    drop_probability: float = 0.1
+
+
+@dataclass(frozen=True)
 class WaveformTrainingRecipe(TrainingRecipe):
     """A recipe of a waveform model.
 
@@ -121,6 +133,7 @@ class WaveformTrainingRecipe(TrainingRecipe):
     quantiser: QuantiserRecipe = field(default_factory=QuantiserRecipe)
     preparation: PreparationRecipe = field(default_factory=PreparationRecipe)
     labels: LabelsRecipe = field(default_factory=LabelsRecipe)
+    clock: ClockRecipe = field(default_factory=ClockRecipe)
     samples: SamplesRecipe = field(default_factory=SamplesRecipe)
 
     @classmethod
@@ -135,11 +148,12 @@ class WaveformTrainingRecipe(TrainingRecipe):
             del rest[_EARLIER_SAMPLES_KEY]
             content = {**rest, "samples": {**(rest.get("samples") or {}), **earlier}}
         recipe = super().from_dict(content, source)
-        if not 0 <= recipe.labels.drop_probability < 1:
-            raise InputError(
-                f"labels.drop_probability in {source} must be at least 0 and below 1, not "
-                f"{recipe.labels.drop_probability:g}: correct the recipe"
-            )
+        for name, dropped in (("labels", recipe.labels), ("clock", recipe.clock)):
+            if not 0 <= dropped.drop_probability < 1:
+                raise InputError(
+                    f"{name}.drop_probability in {source} must be at least 0 and below 1, not "
+                    f"{dropped.drop_probability:g}: correct the recipe"
+                )
         if not 0 <= recipe.preparation.end_seconds <= LONGEST_END_SECONDS:
             raise InputError(
                 f"preparation.end_seconds in {source} must be from 0 to {LONGEST_END_SECONDS:g}, not "
@@ -151,7 +165,8 @@ class WaveformTrainingRecipe(TrainingRecipe):
         """Return the recipe as recorded by runs: new sections only if not default, so that older runs can resume."""
         values = self.to_dict()
         values[_EARLIER_SAMPLES_KEY] = values.pop("samples")
-        for name, default in (("preparation", PreparationRecipe()), ("labels", LabelsRecipe())):
+        defaults = {"preparation": PreparationRecipe(), "labels": LabelsRecipe(), "clock": ClockRecipe()}
+        for name, default in defaults.items():
             if getattr(self, name) == default:
                 del values[name]
         return values
@@ -192,7 +207,11 @@ class WaveformTrainingRecipe(TrainingRecipe):
             raise InputError("the recipe's model has neither an architecture nor stages; give one of them")
         if "stages" in given:
             given["stages"] = _stages(given["stages"])
-        given |= {"quantiser": self.build_quantiser(), "preparation": self.build_preparation()}
+        given |= {
+            "quantiser": self.build_quantiser(),
+            "preparation": self.build_preparation(),
+            "clock": Clock(self.clock.bins, self.clock.by_label),
+        }
         if name is None:
             if any(blocks.values()):
                 raise InputError(

@@ -66,7 +66,7 @@ class WaveformTask(TrainingTask):
         self._samplers: dict[int, ClipSampler] = {}
 
     def batch(self, step: int) -> Batch:
-        """Inputs and targets, each (clips, length) int64, and labels (clips, label sets), the longest clip first."""
+        """An `Example` with a leading dimension, the longest clip first."""
         length = self.lengths.length_at(step)
         if length not in self._samplers:
             self._samplers[length] = ClipSampler(
@@ -76,6 +76,7 @@ class WaveformTask(TrainingTask):
                 self._by_duration,
                 self._silence_after,
                 self.recipe.labels.drop_probability,
+                self.recipe.clock.drop_probability,
             )
         count = self.recipe.batch.clips_per_step(length)
         found = self._samplers[length].sample_batch(step * count, count)
@@ -96,17 +97,17 @@ class WaveformTask(TrainingTask):
 
     def pieces(self, micro_batch: Batch) -> Pieces | None:
         """Process clips longer than `piece_length` in pieces."""
-        inputs, targets, labels = Example(*micro_batch)
+        inputs, targets, labels, clock = Example(*micro_batch)
         if inputs.shape[1] <= self.recipe.batch.piece_length:
             return None
-        state = self.model.labelled_state(labels)
+        state = self.model.labelled_state(labels, clock)
         return Pieces(inputs, BitsCrossEntropy(targets), self.recipe.batch.piece_length, state)
 
     def loss(self, replica: nn.Module, micro_batch: Batch) -> dict[str, Tensor]:
         """Bits per sample of a micro-batch."""
-        inputs, targets, labels = Example(*micro_batch)
+        inputs, targets, labels, clock = Example(*micro_batch)
         model = cast(WaveformModel, replica)
-        total, count, _ = model.loss(inputs, targets, model.labelled_state(labels))
+        total, count, _ = model.loss(inputs, targets, model.labelled_state(labels, clock))
         return {"loss": total / (count.clamp(min=1) * NATS_PER_BIT)}
 
     def can_validate(self) -> bool:

@@ -22,6 +22,8 @@ from audiomamba.data.splits import SplitClips, read_split_clips
 from audiomamba.metrics.likelihood import bits_by_label, bits_per_sample, collection_likelihoods
 from audiomamba.metrics.selection import LARGEST_MEAN
 from audiomamba.models import WaveformModel, WaveformModelConfig, load_waveform_model, save_waveform_model
+from genomamba.models.transfer import weights_checksum
+from mambacore.errors import InputError
 from mambapipelines.console import format_duration
 from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, RunPlan
 from mambapipelines.training.progress import TrainingProgress
@@ -49,6 +51,8 @@ class WaveformTrainingOptions:
         valid, test: shell patterns of the validation files, and of the test files, which are not used.
         words: use only clips in folders with these names.
         labels: rules of `audiomamba.data.labels.read_clip_labels`, for a model that is conditioned on labels.
+        start_from: a waveform model (folder, shipped name or `hf://...`) of the recipe's architecture and labels, whose
+            weights the training starts from; a clock that it does not have is added.
         skip_bad: skip files that cannot be read, and report them.
         minutes: wall time of the whole run in minutes; by default the recipe's, unless `steps` is given.
         steps: number of optimiser steps instead of a wall time.
@@ -68,6 +72,7 @@ class WaveformTrainingOptions:
     test: str | None = None
     words: Sequence[str] | None = None
     labels: Sequence[str] = ()
+    start_from: str | None = None
     skip_bad: bool = False
     minutes: float | None = None
     steps: int | None = None
@@ -157,11 +162,15 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
             skip_bad=options.skip_bad,
         )
         config = with_clips(config, clips)
-        if session.resume(_depends_on(clips), _checksums(clips)):
+        earlier = None if options.start_from is None else load_waveform_model(options.start_from)[0]
+        if session.resume(_depends_on(clips, earlier), _checksums(clips)):
             return _finished_result(session)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             model = WaveformModel(config)
+        if earlier is not None:
+            start_from(model, earlier, str(options.start_from))
+            session.progress.note(f"starts from the weights of {options.start_from}")
         if options.recipe in recipe.aliases:
             session.progress.note(alias_note(options.recipe))
         _introduce(session.progress, recipe, model, clips)
@@ -190,9 +199,33 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
 
 
 def with_clips(config: WaveformModelConfig, clips: SplitClips) -> WaveformModelConfig:
-    """Return the configuration with the label sets and the typical gain of the training clips."""
+    """Return the configuration with the label sets, the typical gain and the durations of the training clips."""
     preparation = replace(config.preparation, typical_gain=clips.typical_gain)
-    return replace(config, label_sets=clips.label_sets, preparation=preparation)
+    clock = replace(config.clock, durations=clips.durations() if config.clock.bins else ())
+    return replace(config, label_sets=clips.label_sets, preparation=preparation, clock=clock)
+
+
+def start_from(model: WaveformModel, earlier: WaveformModel, source: str) -> None:
+    """Copy the weights of an earlier model; without a clock of its own, one of the new model is left as it is.
+
+    Args:
+        model: the model to be trained, changed in place.
+        earlier: the model whose weights it gets.
+        source: where the earlier model is from, for the message.
+
+    Raises:
+        InputError: if the architectures, quantisers, label sets or clocks differ.
+    """
+    for name in ("stages", "model_width", "pooling", "width_growth", "blocks_on_the_way_down", "quantiser"):
+        if getattr(model.config, name) != getattr(earlier.config, name):
+            raise InputError(f"{source} has another {name} than the recipe; choose the recipe that it was trained with")
+    if model.config.label_sets != earlier.config.label_sets:
+        raise InputError(f"{source} has other labels than these clips; give the --labels that it was trained with")
+    ours, theirs = (replace(one.config.clock, durations=()) for one in (model, earlier))
+    if theirs.bins and ours != theirs:
+        raise InputError(f"{source} has another clock than the recipe; --set clock.bins={theirs.bins} and by_label")
+    clock = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("clock_embedding.")}
+    model.load_state_dict({**clock, **earlier.state_dict()})
 
 
 def _finish(
@@ -212,6 +245,7 @@ def _finish(
         "label_rules": list(clips.label_rules),
         "valid_bits_per_sample": bits,
         "valid_bits_by_label": by_label,
+        "start_from": options.start_from,
     }
     scored = "" if bits is None else f", {bits:.4f} bits/sample on all held-out clips"
     for name, figures in by_label.items():
@@ -239,7 +273,7 @@ def _split_details(options: WaveformTrainingOptions, clips: SplitClips) -> dict[
     return details
 
 
-def _depends_on(clips: SplitClips) -> dict[str, Any]:
+def _depends_on(clips: SplitClips, earlier: WaveformModel | None = None) -> dict[str, Any]:
     """Return everything the result of a run depends on, keyed by names known to the user."""
     content: dict[str, Any] = {
         "training clips": _identity(clips.train),
@@ -247,6 +281,8 @@ def _depends_on(clips: SplitClips) -> dict[str, Any]:
     }
     if clips.label_sets:
         content["--labels"] = {one.name: list(one.values) for one in clips.label_sets}
+    if earlier is not None:
+        content["--from"] = weights_checksum(earlier)
     return content
 
 

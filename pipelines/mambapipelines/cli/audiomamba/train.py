@@ -50,6 +50,15 @@ def train(
             show_default="the words of Speech Commands",
         ),
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Start from the weights of a model of the same architecture and labels; a clock can be added.",
+            show_default="from scratch",
+        ),
+    ] = None,
     length: Annotated[
         int | None,
         typer.Option(min=1, metavar="SAMPLES", help="Length of a training example, instead of the recipe's."),
@@ -111,6 +120,7 @@ def train(
             test=test,
             words=None if words is None else entries(words, "--words"),
             labels=labels or (),
+            start_from=start_from,
             skip_bad=skip_bad,
             minutes=minutes,
             steps=steps,

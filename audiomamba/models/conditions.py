@@ -1,0 +1,97 @@
+"""What a waveform model is conditioned on, as vectors that are added to the sequence at each of its depths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from audiomamba.data.clock import NO_CLOCK
+from audiomamba.data.labels import UNLABELLED
+from audiomamba.models.configuration import WaveformModelConfig
+
+# Of the first label vectors. Vectors as large as what they are added to drown it: on spoken digits 320 clips led to
+# 5.61 bits per sample with 0.1 and 6.03 with 1.
+LABEL_DEVIATION = 0.1
+
+
+class LabelEmbedding(nn.Module):
+    """One vector per label and depth of a model; those of all label sets are summed.
+
+    Args:
+        config: of the model, with at least one label set.
+    """
+
+    def __init__(self, config: WaveformModelConfig) -> None:
+        super().__init__()
+        self.widths = [config.width(depth) for depth in range(len(config.stages))]
+        tables = [nn.Embedding(len(one.values) + 1, sum(self.widths)) for one in config.label_sets]
+        self.tables = nn.ModuleList(tables)
+        with torch.no_grad():
+            for table in tables:
+                table.weight.mul_(LABEL_DEVIATION)
+                table.weight[UNLABELLED] = 0
+
+    def forward(self, labels: Tensor) -> tuple[Tensor, ...]:
+        """Map label numbers (batch, label sets) to (batch, 1, width) for each depth."""
+        vectors = [table(numbers) for table, numbers in zip(self.tables, labels.unbind(1), strict=True)]
+        return torch.stack(vectors).sum(0).unsqueeze(1).split(self.widths, dim=-1)
+
+
+class ClockEmbedding(nn.Module):
+    """One vector per bin of the clock and depth of a model, all zero before training.
+
+    With `by_label` each label has its own; those of all label sets are summed. All depths have the same bin at the same
+    time, and a bin changes only where all of them begin a group: what a group is folded into has the vector of its
+    members.
+
+    Args:
+        config: of the model, with a clock.
+    """
+
+    def __init__(self, config: WaveformModelConfig) -> None:
+        super().__init__()
+        self.bins, self.by_label = config.clock.bins, config.clock.by_label and bool(config.label_sets)
+        self.periods = [1]  # samples per position, by depth
+        for factor in config.pooling:
+            self.periods.append(self.periods[-1] * factor)
+        self.widths = [config.width(depth) for depth in range(len(config.stages))]
+        kinds = [len(one.values) + 1 for one in config.label_sets] if self.by_label else [1]
+        self.tables = nn.ModuleList(nn.Embedding(count * (self.bins + 2), sum(self.widths)) for count in kinds)
+        for table in self.tables:
+            nn.init.zeros_(table.weight)
+
+    def bins_at(self, durations: Tensor, positions: Tensor) -> Tensor:
+        """Return the bin of each position: `NO_CLOCK` without a duration, `bins` + 1 after the end.
+
+        Args:
+            durations: of each clip in samples, any shape that broadcasts with that of the positions, int64.
+            positions: samples from the start of the clip, int64.
+        """
+        begun = positions // self.periods[-1] * self.periods[-1]
+        running = 1 + begun * self.bins // durations.clamp(min=1)
+        found = torch.where(begun < durations, running, self.bins + 1)
+        return torch.where(durations > 0, found, NO_CLOCK)
+
+    def forward(self, clock: Tensor, labels: Tensor | None, length: int) -> tuple[Tensor, ...]:
+        """Map the clocks of clips to (batch, positions, width) for each depth.
+
+        Args:
+            clock: (batch, 2), int64: the durations of the clips, and the positions where a piece begins, in samples.
+            labels: (batch, label sets), int64; None for a model without labels.
+            length: samples in the piece.
+        """
+        durations, start = clock.unsqueeze(-1).unbind(1)
+        kinds = labels if self.by_label and labels is not None else torch.zeros_like(durations)
+        found = []
+        parts = zip(*(table.weight.split(self.widths, dim=-1) for table in self.tables), strict=True)
+        for period, tables in zip(self.periods, parts, strict=True):
+            # Clips of a batch begin together, so they complete as many groups; see `DownPooling`.
+            first = start // period
+            count = int((start[0] + length) // period - first[0])
+            bins = self.bins_at(durations, (first + torch.arange(count, device=clock.device)) * period)
+            vectors = [
+                nn.functional.embedding(kind.unsqueeze(1) * (self.bins + 2) + bins, table)
+                for kind, table in zip(kinds.unbind(1), tables, strict=True)
+            ]
+            found.append(torch.stack(vectors).sum(0))
+        return tuple(found)
