@@ -14,13 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audiomamba.candidates import best_candidates, check_candidates
+from audiomamba.data.clock import NO_CLOCK
 from audiomamba.data.labels import UNLABELLED, LabelSet, check_labels, label_numbers, labels_of_clip
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.waveforms import Waveform, read_header, read_waveform, resample
 from audiomamba.models import WaveformModel, WaveformState, load_waveform_model
 from audiomamba.models.step_program import WaveformSteps, steps_library
 from audiomamba.models.waveform_model import PIECE_POSITIONS
-from audiomamba.sampling import ComposedWalk, NativeWalk, Sampling, Walk
+from audiomamba.sampling import (
+    DURATION_STREAM,
+    SAMPLE_STREAM,
+    Begun,
+    ComposedWalk,
+    NativeWalk,
+    Sampling,
+    Walk,
+    random_stream,
+)
 from mambacore.devices import available_device
 from mambacore.errors import InputError
 from mambacore.layers.step_program import WEIGHT_FORMATS
@@ -123,6 +134,8 @@ class WaveformGenerator:
         *,
         labels: Mapping[str, str] | None = None,
         guidance: float = 1.0,
+        clock: float | None = None,
+        candidates: int = 1,
         prompt: Prompt | Tensor | None = None,
         first_clip: int = 0,
         progress: Callable[[int], object] | None = None,
@@ -140,6 +153,11 @@ class WaveformGenerator:
             guidance: how far to go from the logits without labels to those with them: 1 samples from the model as it
                 was trained, more exaggerates what the labels say (classifier-free guidance; Ho & Salimans, arXiv
                 2207.12598), at twice the work.
+            clock: seconds from the beginning of a clip, or of its prompt, to the end of its sound, for a model with a
+                clock (see `audiomamba.data.clock`); 0 for none. By default the whole of a clip with a prompt; else a
+                duration of training clips with these labels, but at most the whole clip.
+            candidates: clips to generate for each, of which the one that fits its labels best is kept
+                (`audiomamba.candidates.best_candidates`), at so many times the work.
             prompt: what every clip begins with (see `prompt`), or its (samples,) classes; read in parallel, not step by
                 step.
             first_clip: number of the first clip; (seed, number) determines its random numbers.
@@ -148,10 +166,12 @@ class WaveformGenerator:
         Raises:
             InputError: if a number is out of range, or the model does not have a label.
         """
-        begun = self._begin(clips, seconds, seed, temperature, top_p, labels, guidance, prompt, first_clip)
+        begun = self._begin(
+            clips, seconds, seed, temperature, top_p, labels, guidance, clock, prompt, first_clip, candidates
+        )
         before = begun.known.shape[1] - 1
-        classes = torch.empty(clips, before + begun.length, dtype=torch.int64)
-        likelihoods = torch.empty(clips, begun.length, dtype=torch.float64)
+        classes = torch.empty(clips * candidates, before + begun.length, dtype=torch.int64)
+        likelihoods = torch.empty(clips * candidates, begun.length, dtype=torch.float64)
         classes[:, :before] = begun.known[:, 1:]
         with torch.inference_mode():
             walk = self._walk(begun)
@@ -161,6 +181,11 @@ class WaveformGenerator:
                 likelihoods[:, first : first + chosen.shape[1]] = found
                 if progress is not None:
                     progress(chosen.numel())
+            if candidates > 1:
+                each = classes.unflatten(0, (clips, candidates))
+                best = best_candidates(self.model, each, begun.rows[::candidates], begun.clocks[::candidates])
+                kept = torch.arange(clips) * candidates + best
+                classes, likelihoods = classes[kept], likelihoods[kept]
         seconds_taken = time.perf_counter() - begin
         return GeneratedClips(
             classes, likelihoods, self.quantiser, begun.numbers, seconds_taken, begun.asked, begun.gain
@@ -175,6 +200,7 @@ class WaveformGenerator:
         *,
         labels: Mapping[str, str] | None = None,
         guidance: float = 1.0,
+        clock: float | None = None,
         prompt: Prompt | Tensor | None = None,
         number: int = 0,
         samples_at_once: int | None = None,
@@ -182,7 +208,7 @@ class WaveformGenerator:
         """Generate one clip and yield its samples as they are generated.
 
         Args:
-            seconds, seed, temperature, top_p, labels, guidance, prompt: see `generate`.
+            seconds, seed, temperature, top_p, labels, guidance, clock, prompt: see `generate`.
             number: number of the clip; (seed, number) determines its random numbers.
             samples_at_once: in a piece; None for those of 10 ms. The clip does not depend on it.
 
@@ -198,11 +224,11 @@ class WaveformGenerator:
             at_once = max(1, self.quantiser.sample_rate_hz // STREAMED_PIECES_PER_SECOND)
         if at_once < 1:
             raise InputError(f"pieces of {at_once} samples were asked for; ask for at least one")
-        begun = self._begin(1, seconds, seed, temperature, top_p, labels, guidance, prompt, number)
+        begun = self._begin(1, seconds, seed, temperature, top_p, labels, guidance, clock, prompt, number)
         return self._streamed(begun, at_once)
 
     @torch.inference_mode()
-    def _streamed(self, begun: _Begun, at_once: int) -> Iterator[Tensor]:
+    def _streamed(self, begun: Begun, at_once: int) -> Iterator[Tensor]:
         if begun.known.shape[1] > 1:
             yield self.quantiser.decode(begun.known[0, 1:])
         for _, chosen, _ in begun.pieces(self._walk(begun), at_once):
@@ -221,10 +247,12 @@ class WaveformGenerator:
         top_p: float,
         labels: Mapping[str, str] | None,
         guidance: float,
+        clock: float | None,
         prompt: Prompt | Tensor | None,
         first_clip: int,
-    ) -> _Begun:
-        """Check the arguments of a generation.
+        candidates: int = 1,
+    ) -> Begun:
+        """Check the arguments of a generation; each clip has as many rows as candidates.
 
         Raises:
             InputError: see `generate`.
@@ -238,6 +266,7 @@ class WaveformGenerator:
             raise InputError(f"the seed is {seed}; use an integer from 0 to 2^64 - 1")
         check_guidance(guidance, labels)
         check_labels(labels or {}, self.label_sets)
+        check_candidates(candidates, bool(labels))
         numbers = tuple(range(first_clip, first_clip + clips))
         asked = tuple(labels_of_clip(labels or {}, self.label_sets, number) for number in numbers)
         rows = torch.tensor([label_numbers(one, self.label_sets) for one in asked]).view(clips, len(self.label_sets))
@@ -245,16 +274,54 @@ class WaveformGenerator:
         begun = prompt if isinstance(prompt, Prompt) or prompt is None else Prompt(prompt, self.gain())
         if begun is not None:
             known = torch.cat([known, begun.classes.long().unsqueeze(0)], dim=1)
-        return _Begun(
+        length = max(1, round(seconds * self.quantiser.sample_rate_hz))
+        clocks = [
+            self._clock_samples(clock, known.shape[1] - 1, length, row, random_stream(seed, number, DURATION_STREAM))
+            for row, number in zip(rows.tolist(), numbers, strict=True)
+        ]
+        return Begun(
             known=known,
-            length=max(1, round(seconds * self.quantiser.sample_rate_hz)),
-            rows=rows,
+            length=length,
+            rows=rows.repeat_interleave(candidates, 0),
+            clocks=torch.tensor(clocks).repeat_interleave(candidates),
             sampling=Sampling(temperature, top_p, guidance),
-            streams=tuple(_stream(seed, number) for number in numbers),
+            streams=tuple(
+                random_stream(seed, number, SAMPLE_STREAM, candidate)
+                for number in numbers
+                for candidate in range(candidates)
+            ),
             numbers=numbers,
             asked=asked,
             gain=self.gain(begun),
         )
+
+    def _clock_samples(
+        self, clock: float | None, before: int, length: int, labels: list[int], stream: np.random.Generator
+    ) -> int:
+        """The duration of a clip's clock in samples.
+
+        Args:
+            clock: as in `generate`.
+            before, length: samples of the prompt, and to be generated.
+            labels: numbers of the clip's labels.
+            stream: random numbers for the duration.
+
+        Raises:
+            InputError: see `generate`.
+        """
+        config = self.model.config
+        if clock is not None:
+            if not config.clock.bins:
+                raise InputError("the model was trained without a clock; leave it out")
+            if not 0 <= clock <= LONGEST_SECONDS:
+                raise InputError(f"the clock runs for {clock:g} seconds; use 0 (no clock) to an hour")
+            return round(clock * config.quantiser.sample_rate_hz)
+        if not config.clock.bins:
+            return NO_CLOCK
+        if before:
+            return before + length
+        seconds = config.clock.typical_seconds(labels, stream.random(2).tolist())
+        return min(length, max(1, round(seconds * config.quantiser.sample_rate_hz)))
 
     def continue_clip(
         self,
@@ -267,20 +334,22 @@ class WaveformGenerator:
         *,
         labels: Mapping[str, str] | None = None,
         guidance: float = 1.0,
+        clock: float | None = None,
+        candidates: int = 1,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedClips:
         """Continue a clip; the results begin with it.
 
         Args:
             clip: a file at the model's rate, or a waveform of any rate, which is resampled.
-            seconds, clips, seed, temperature, top_p, labels, guidance, progress: see `generate`.
+            seconds, clips, seed, temperature, top_p, labels, guidance, clock, candidates, progress: see `generate`.
 
         Raises:
             InputError: as `generate`, or if the file cannot be read or does not have the model's rate.
         """
         return self.generate(
-            clips, seconds, seed, temperature, top_p, labels=labels, guidance=guidance, prompt=self.prompt(clip),
-            progress=progress,
+            clips, seconds, seed, temperature, top_p, labels=labels, guidance=guidance, clock=clock,
+            candidates=candidates, prompt=self.prompt(clip), progress=progress,
         )  # fmt: skip
 
     def prompt(self, clip: Path | str | Waveform) -> Prompt:
@@ -308,31 +377,40 @@ class WaveformGenerator:
         prepared, gain = preparation.prepared(samples, rate)
         return Prompt(self.quantiser.encode(prepared), gain)
 
-    def _walk(self, begun: _Begun) -> Walk:
+    def _walk(self, begun: Begun) -> Walk:
         """Process all but the last of the known classes, and return a function that steps from there."""
-        known, labels, sampling = begun.known, begun.rows, begun.sampling
+        known, labels, clocks, sampling = begun.known, begun.rows, begun.clocks, begun.sampling
         if sampling.guidance != 1:  # the same clips once more, without labels
             labels = torch.cat([labels, torch.full_like(labels, UNLABELLED)])
-        state = self._read(known[:, :-1], labels)
+            clocks = clocks.repeat(2)
+        state = self._read(known[:, :-1], labels, clocks)
         if self._steps is not None:
-            return NativeWalk(self._steps, self._steps.memory(len(labels), state), known, sampling)
+            return NativeWalk(self._steps, len(labels), state, known, sampling)
         return ComposedWalk(self.model, state, known, len(begun.rows), sampling)
 
-    def _read(self, known: Tensor, labels: Tensor) -> WaveformState | None:
-        """The state of (clips, label sets) clips after the (1, samples) classes that all of them begin with.
+    def _read(self, known: Tensor, labels: Tensor, clocks: Tensor) -> WaveformState | None:
+        """The state of clips after the (1, samples) classes that all of them begin with.
 
-        Clips with the same labels have one state. Each is read by itself, so that it depends on nothing else.
+        Clips with the same labels and clock have one state. Each is read by itself, so that it depends on nothing else.
+
+        Args:
+            labels: (clips, label sets).
+            clocks: (clips,), durations in samples.
         """
         device = self.model.head.weight.device
+
+        def begin(rows: Tensor) -> WaveformState | None:
+            duration = rows[:, -1:]
+            clock = torch.cat([duration, torch.zeros_like(duration)], dim=1)
+            return self.model.labelled_state(rows[:, :-1].to(device), clock.to(device))
+
+        rows = torch.cat([labels, clocks.unsqueeze(1)], dim=1)
         if known.shape[1] == 0:
-            return self.model.labelled_state(labels.to(device))
-        if labels.shape[1]:
-            kinds, kind_of = torch.unique(labels, dim=0, return_inverse=True)
-        else:
-            kinds, kind_of = labels[:1], torch.zeros(len(labels), dtype=torch.int64)
+            return begin(rows)
+        kinds, kind_of = torch.unique(rows, dim=0, return_inverse=True)
         states = []
         for kind in kinds.split(1):
-            state = self.model.labelled_state(kind.to(device))
+            state = begin(kind)
             # Of a long prompt only the states are kept between the pieces, not what the head would read.
             for piece in known.split(PIECE_POSITIONS, dim=1):
                 _, state = self.model.hidden(piece.to(device), state)
@@ -341,26 +419,6 @@ class WaveformGenerator:
         return map_state(
             lambda _: torch.cat([next(part) for part in parts])[kind_of.to(device)].contiguous(), states[0]
         )
-
-
-class _Begun(NamedTuple):
-    """The checked arguments of a generation."""
-
-    known: Tensor  # (1, 1 + samples of the prompt): the classes that every clip begins with, after the middle class
-    length: int  # samples to generate
-    rows: Tensor  # (clips, label sets), numbers of labels
-    sampling: Sampling
-    streams: tuple[np.random.Generator, ...]  # the random numbers of each clip
-    numbers: tuple[int, ...]
-    asked: tuple[dict[str, str], ...]  # the labels of each clip
-    gain: float
-
-    def pieces(self, walk: Walk, at_once: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Where each piece begins, its classes and their log-likelihoods, (clips, samples)."""
-        for first in range(0, self.length, at_once):
-            here = min(at_once, self.length - first)
-            uniforms = torch.from_numpy(np.stack([stream.random(here) for stream in self.streams]))
-            yield (first, *walk(uniforms))
 
 
 def check_guidance(guidance: float, labels: Mapping[str, str] | None) -> None:
@@ -400,9 +458,3 @@ def _check_weights(weights: str | None, model: WaveformModel, native: bool) -> N
         raise InputError(f"weights in {weights} are for native steps, which this model has not; leave them out")
     if model.head.weight.dtype == torch.float64:
         raise InputError(f"weights in {weights} are for models in float32, and this one is in float64; leave them out")
-
-
-def _stream(seed: int, number: int) -> np.random.Generator:
-    """Return the random number generator of a clip."""
-    key = np.array([seed, number], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 2]))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,10 @@ from audiomamba.models.step_program import WaveformSteps
 from mambacore.devices import wide_dtype, widened
 from mambacore.models.captured_step import CapturedStep
 from mambacore.models.sampling import sample_tokens, token_log_likelihoods
+
+SAMPLE_STREAM: Final = 2
+DURATION_STREAM: Final = 5
+"""What the random numbers of a clip are for."""
 
 Walk = Callable[[Tensor], tuple[Tensor, Tensor]]
 """(clips, count) uniforms to classes and their log-likelihoods of the same shape, going on from call to call."""
@@ -36,11 +41,20 @@ class Sampling(NamedTuple):
 
 
 class NativeWalk:
-    """Steps of the native program, all in one call."""
+    """Steps of the native program, all that have the same conditions in one call.
 
-    def __init__(self, steps: WaveformSteps, memory: Tensor, known: Tensor, sampling: Sampling) -> None:
-        self._steps, self._memory, self._sampling = steps, memory, sampling
-        self._tokens = known[:, -1].repeat(len(memory))
+    Args:
+        state: of (clips, or twice as many with guidance), after all but the last of the known classes.
+        known: (1, samples) classes.
+    """
+
+    def __init__(
+        self, steps: WaveformSteps, rows: int, state: WaveformState | None, known: Tensor, sampling: Sampling
+    ) -> None:
+        self._steps, self._sampling = steps, sampling
+        self._memory = steps.memory(rows, state)
+        self._conditions = None if state is None or state.clock is None else (state.labels, state.clock[:, 0])
+        self._tokens = known[:, -1].repeat(rows)
         self._position = known.shape[1] - 1
 
     def __call__(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +62,7 @@ class NativeWalk:
         temperature, top_p, guidance = self._sampling
         found = self._steps.run(
             self._memory, self._tokens, self._position, uniforms, temperature=temperature, top_p=top_p,
-            guidance=None if guidance == 1 else guidance,
+            guidance=None if guidance == 1 else guidance, conditions=self._conditions,
         )  # fmt: skip
         self._position += uniforms.shape[1]
         return found
@@ -94,3 +108,30 @@ def sample_classes(
     """
     chosen = sample_tokens(logits, temperature, top_p, uniforms=uniforms)
     return chosen, token_log_likelihoods(logits, chosen)
+
+
+class Begun(NamedTuple):
+    """The checked arguments of a generation."""
+
+    known: Tensor  # (1, 1 + samples of the prompt): the classes that every clip begins with, after the middle class
+    length: int  # samples to generate
+    rows: Tensor  # (clips times candidates, label sets), numbers of labels
+    clocks: Tensor  # (clips times candidates,), int64: durations of the clocks in samples
+    sampling: Sampling
+    streams: tuple[np.random.Generator, ...]  # the random numbers of each row
+    numbers: tuple[int, ...]
+    asked: tuple[dict[str, str], ...]  # the labels of each clip
+    gain: float
+
+    def pieces(self, walk: Walk, at_once: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Where each piece begins, its classes and their log-likelihoods, (clips, samples)."""
+        for first in range(0, self.length, at_once):
+            here = min(at_once, self.length - first)
+            uniforms = torch.from_numpy(np.stack([stream.random(here) for stream in self.streams]))
+            yield (first, *walk(uniforms))
+
+
+def random_stream(seed: int, number: int, purpose: int, candidate: int = 0) -> np.random.Generator:
+    """Return a random number generator of a clip."""
+    key = np.array([seed, number], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, candidate, purpose]))

@@ -128,6 +128,7 @@ def clip_likelihoods(
     quantiser: Quantiser,
     piece_samples: int = PIECE_SAMPLES,
     labels: Tensor | None = None,
+    clocks: Tensor | None = None,
 ) -> list[ClipLikelihood]:
     """Compute the likelihoods of clips, each sample given all before it (padding is not counted).
 
@@ -137,12 +138,14 @@ def clip_likelihoods(
         piece_samples: samples per forward pass, over all clips; states are carried between pieces, so the result does
             not depend on it.
         labels: (clips, label sets) label numbers; None for no labels.
+        clocks: (clips,) durations of the clocks in samples; None for no clocks.
     """
     longest = max(clip.shape[0] for clip in clips)
     examples = [clip_example(clip, quantiser, longest) for clip in clips]
     inputs = torch.stack([example.inputs for example in examples])
     targets = torch.stack([example.targets for example in examples])
-    found = _Piecewise(model, len(clips), labels)
+    begun = None if clocks is None else torch.stack([clocks, torch.zeros_like(clocks)], dim=1)
+    found = _Piecewise(model, len(clips), labels, begun)
     piece = max(1, piece_samples // len(clips))
     for read, wanted in zip(inputs.split(piece, dim=1), targets.split(piece, dim=1), strict=True):
         found.read(read, wanted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -51,14 +53,17 @@ class ClockEmbedding(nn.Module):
     def __init__(self, config: WaveformModelConfig) -> None:
         super().__init__()
         self.bins, self.by_label = config.clock.bins, config.clock.by_label and bool(config.label_sets)
-        self.periods = [1]  # samples per position, by depth
-        for factor in config.pooling:
-            self.periods.append(self.periods[-1] * factor)
+        self.periods = [math.prod(config.pooling[:depth]) for depth in range(len(config.stages))]  # samples a position
         self.widths = [config.width(depth) for depth in range(len(config.stages))]
         kinds = [len(one.values) + 1 for one in config.label_sets] if self.by_label else [1]
         self.tables = nn.ModuleList(nn.Embedding(count * (self.bins + 2), sum(self.widths)) for count in kinds)
         for table in self.tables:
             nn.init.zeros_(table.weight)
+
+    def begun(self, clock: Tensor) -> Tensor:
+        """Return the (batch, 2) clocks of clips that begin now, where all depths begin a group."""
+        durations, start = clock.unbind(1)
+        return torch.stack([durations, start // self.periods[-1] * self.periods[-1]], dim=1)
 
     def bins_at(self, durations: Tensor, positions: Tensor) -> Tensor:
         """Return the bin of each position: `NO_CLOCK` without a duration, `bins` + 1 after the end.
@@ -72,6 +77,24 @@ class ClockEmbedding(nn.Module):
         found = torch.where(begun < durations, running, self.bins + 1)
         return torch.where(durations > 0, found, NO_CLOCK)
 
+    def vectors(self, bins: Tensor, labels: Tensor | None, depth: int) -> Tensor:
+        """Return the vectors of (batch, positions) bins at a depth: (batch, positions, width).
+
+        Args:
+            bins: as `bins_at` gives them.
+            labels: (batch, label sets), int64; None for a model without labels.
+            depth: 0 at the sampling rate.
+        """
+        first = sum(self.widths[:depth])
+        kinds = labels if self.by_label and labels is not None else bins.new_zeros(len(bins), 1)
+        found = [
+            nn.functional.embedding(
+                kind.unsqueeze(1) * (self.bins + 2) + bins, table.weight[:, first : first + self.widths[depth]]
+            )
+            for kind, table in zip(kinds.unbind(1), self.tables, strict=True)
+        ]
+        return torch.stack(found).sum(0)
+
     def forward(self, clock: Tensor, labels: Tensor | None, length: int) -> tuple[Tensor, ...]:
         """Map the clocks of clips to (batch, positions, width) for each depth.
 
@@ -81,17 +104,11 @@ class ClockEmbedding(nn.Module):
             length: samples in the piece.
         """
         durations, start = clock.unsqueeze(-1).unbind(1)
-        kinds = labels if self.by_label and labels is not None else torch.zeros_like(durations)
         found = []
-        parts = zip(*(table.weight.split(self.widths, dim=-1) for table in self.tables), strict=True)
-        for period, tables in zip(self.periods, parts, strict=True):
+        for depth, period in enumerate(self.periods):
             # Clips of a batch begin together, so they complete as many groups; see `DownPooling`.
             first = start // period
             count = int((start[0] + length) // period - first[0])
             bins = self.bins_at(durations, (first + torch.arange(count, device=clock.device)) * period)
-            vectors = [
-                nn.functional.embedding(kind.unsqueeze(1) * (self.bins + 2) + bins, table)
-                for kind, table in zip(kinds.unbind(1), tables, strict=True)
-            ]
-            found.append(torch.stack(vectors).sum(0))
+            found.append(self.vectors(bins, labels, depth))
         return tuple(found)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from audiomamba.data.clock import NO_CLOCK
 from audiomamba.data.labels import UNLABELLED
 from audiomamba.models.blocks import FeedForwardBlock
 from audiomamba.models.waveform_model import Scale, ScaleState, WaveformModel, WaveformState
@@ -41,8 +43,9 @@ class WaveformSteps:
         self.classes = model.config.quantiser.classes
         self.program = StepProgram(model.head.weight.dtype, weight_format)
         self._scales: list[_ScalePlaces] = []
-        self._label_embedding = model.label_embedding
-        self._conditions: list[int] = []  # per depth, where a clip's label vectors lie: memory that no step writes to
+        self._label_embedding, self._clock_embedding = model.label_embedding, model.clock_embedding
+        self._label_sets = len(model.config.label_sets)
+        self._conditions: list[int] = []  # per depth, where a clip's vectors lie: memory that no step writes to
         width = model.config.model_width
         entrance, self.logits = self.program.place(width), self.program.place(self.classes)
         self.program.add(EMBED, [model.embedding.weight], target=entrance, width=width)
@@ -55,7 +58,7 @@ class WaveformSteps:
         program, width = self.program, model.config.width(depth)
         places = _ScalePlaces()
         self._scales.append(places)
-        if self._label_embedding is not None:
+        if self._label_embedding is not None or self._clock_embedding is not None:
             self._conditions.append(program.place(width))
             program.add(ADD, source=self._conditions[-1], target=hidden, width=width)
         skips = [program.place(width)]
@@ -105,18 +108,30 @@ class WaveformSteps:
 
     @torch.no_grad()
     def memory(self, batch: int, state: WaveformState | None = None) -> Tensor:
-        """The memories (batch, numbers) of sequences with this state; None at the start without labels."""
+        """The memories (batch, numbers) of sequences with this state; None at the start without labels and clock."""
         memory = torch.zeros(batch, self.program.memory_size, dtype=self.program.dtype)
-        if self._label_embedding is not None:
-            labels = None if state is None else state.labels
-            if labels is None:
-                labels = torch.full((batch, len(self._label_embedding.tables)), UNLABELLED)
-            for place, condition in zip(self._conditions, self._label_embedding(labels), strict=True):
-                memory[:, place : place + condition.shape[-1]] = condition.squeeze(1)
+        labels, clock = (None, None) if state is None else (state.labels, state.clock)
+        if labels is None:
+            labels = torch.full((batch, self._label_sets), UNLABELLED)
+        if clock is None:
+            clock = torch.full((batch, 2), NO_CLOCK)
+        self._condition(memory, labels, clock[:, :1], clock[:, 1:])
         if state is not None and state.scales is not None:
             for places, scale in zip(self._scales, state.scales, strict=True):
                 self._write(memory, places, scale)
         return memory
+
+    def _condition(self, memory: Tensor, labels: Tensor, durations: Tensor, positions: Tensor) -> None:
+        """Write what a clip is conditioned on at (batch, 1) positions; the next steps add it to their sequences."""
+        by_label = None if self._label_embedding is None else self._label_embedding(labels)
+        embedding = self._clock_embedding
+        bins = None if embedding is None else embedding.bins_at(durations, positions)
+        for depth, place in enumerate(self._conditions):
+            parts = [] if by_label is None else [by_label[depth]]
+            if embedding is not None and bins is not None:
+                parts.append(embedding.vectors(bins, labels, depth))
+            found = sum(parts[1:], parts[0]).squeeze(1)
+            memory[:, place : place + found.shape[-1]] = found
 
     def _write(self, memory: Tensor, places: _ScalePlaces, scale: ScaleState) -> None:
         for place, state in zip((*places.down, *places.up), (*scale.down, *scale.up), strict=True):
@@ -137,12 +152,50 @@ class WaveformSteps:
         temperature: float = 1.0,
         top_p: float = 1.0,
         guidance: float | None = None,
+        conditions: tuple[Tensor | None, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See `mambacore.layers.step_program.StepProgram.run`."""
-        return self.program.run(
-            self.library, memory, tokens, position=position, logits=self.logits, classes=self.classes,
-            uniforms=uniforms, given=given, temperature=temperature, top_p=top_p, guidance=guidance,
-        )  # fmt: skip
+        """As `mambacore.layers.step_program.StepProgram.run`, bin after bin of the clock.
+
+        Args:
+            conditions: labels (batch, label sets), and durations (batch,) of the clocks in samples; needed for
+                a model with a clock whose steps are in more than one bin.
+        """
+        count = (uniforms if given is None else given).shape[1]  # type: ignore[union-attr]
+        found = []
+        for first, last in self._stretches(position, count, conditions):
+            if conditions is not None:
+                labels, durations = conditions
+                if labels is None:
+                    labels = torch.full((len(memory), self._label_sets), UNLABELLED)
+                with torch.no_grad():
+                    self._condition(memory, labels, durations.unsqueeze(1), torch.full((len(memory), 1), first))
+            here = slice(first - position, last - position)
+            found.append(
+                self.program.run(
+                    self.library, memory, tokens, position=first, logits=self.logits, classes=self.classes,
+                    uniforms=None if uniforms is None else uniforms[:, here],
+                    given=None if given is None else given[:, here],
+                    temperature=temperature, top_p=top_p, guidance=guidance,
+                )
+            )  # fmt: skip
+        if len(found) == 1:
+            return found[0]
+        drawn, log_likelihoods = zip(*found, strict=True)
+        return torch.cat(drawn, dim=1), torch.cat(log_likelihoods, dim=1)
+
+    def _stretches(
+        self, position: int, count: int, conditions: tuple[Tensor | None, Tensor] | None
+    ) -> list[tuple[int, int]]:
+        """The steps from `position` on, cut where the bin of any clip changes."""
+        end = position + count
+        if self._clock_embedding is None or conditions is None or count == 0:
+            return [(position, end)]
+        period = self._clock_embedding.periods[-1]
+        starts = torch.arange(position // period * period, end, period)
+        bins = self._clock_embedding.bins_at(conditions[1].unsqueeze(1), starts)
+        changed = (bins[:, 1:] != bins[:, :-1]).any(0)
+        cuts = [position, *starts[1:][changed].tolist(), end]
+        return list(pairwise(cuts))
 
 
 class _ScalePlaces:

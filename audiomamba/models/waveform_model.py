@@ -200,10 +200,11 @@ class WaveformModel(nn.Module):
             labels: (batch, label sets), numbers as `audiomamba.data.labels.label_numbers` gives them; None for a start
                 without labels.
             clock: (batch, 2), the durations of the clips' sound and the positions at which they begin, both in samples
-                (see `audiomamba.data.clock`); a duration of 0, and None, are a start without a clock.
+                (see `audiomamba.data.clock`), the latter rounded down to whole groups of all depths; a duration of 0,
+                and None, are a start without a clock.
         """
         labels = None if labels is None or self.label_embedding is None else labels.long()
-        clock = None if clock is None or self.clock_embedding is None else clock.long()
+        clock = None if clock is None or self.clock_embedding is None else self.clock_embedding.begun(clock.long())
         return None if labels is None and clock is None else WaveformState(None, labels, clock)
 
     def forward(self, tokens: Tensor, state: WaveformState | None = None) -> tuple[Tensor, WaveformState]:

@@ -47,6 +47,7 @@ class AudioEvaluationOptions:
     guidance: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
+    candidates: int = 1
     label_pattern: str | None = None
     valid: str | None = None
     test: str | None = None
@@ -112,7 +113,7 @@ def evaluate_audio(options: AudioEvaluationOptions) -> list[ScoredSet]:
             options.resamples,
             options.inception_over_all,
             splits["valid"],
-            Asking(options.guidance, options.temperature, options.top_p),
+            Asking(options.guidance, options.temperature, options.top_p, options.candidates),
         )
         rows = scorer.real_rows(splits["test"])
         for name in [*facts, *(name for name in found_clips if name not in facts)]:

@@ -46,6 +46,7 @@ class Asking(NamedTuple):
     guidance: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
+    candidates: int = 1
 
 
 class BadFiles:
@@ -135,7 +136,7 @@ class SetScorer:
         labels = {one.name: EVERY_VALUE for one in generator.label_sets}
         asked: list[str] = []
         self._kept = []
-        total = count * round(self.log_mel.seconds * rate)
+        total = count * (self.asking.candidates if labels else 1) * round(self.log_mel.seconds * rate)
 
         def clips(advance: Callable[[int], object]) -> Iterator[Tensor]:
             for first in range(0, count, GENERATED_AT_ONCE):
@@ -148,6 +149,7 @@ class SetScorer:
                     self.asking.top_p,
                     labels=labels,
                     guidance=self.asking.guidance if labels else 1.0,
+                    candidates=self.asking.candidates if labels else 1,
                     first_clip=first,
                     progress=advance,
                 )

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from audiomamba.candidates import check_candidates
 from audiomamba.data.clips import read_clips
 from audiomamba.data.labels import parse_labels
 from audiomamba.data.waveforms import find_audio_files
@@ -47,7 +48,7 @@ class ClipRequest:
         model: the model folder.
         clips, seconds, seed, temperature, top_p: see `audiomamba.generation.WaveformGenerator.generate`.
         labels: labels to condition on, each `NAME=VALUE`.
-        guidance: see `audiomamba.generation.WaveformGenerator.generate`.
+        guidance, clock: see `audiomamba.generation.WaveformGenerator.generate`.
         continued: a clip to continue.
         undo_gain: clips as loud as recordings were before training, or as the clip that is continued.
         weights: see `audiomamba.generation.WaveformGenerator`.
@@ -63,6 +64,7 @@ class ClipRequest:
     top_p: float = 1.0
     labels: Sequence[str] = ()
     guidance: float = 1.0
+    clock: float | None = None
     continued: Path | None = None
     undo_gain: bool = False
     weights: str | None = None
@@ -76,7 +78,8 @@ class WaveformGenerationOptions(ClipRequest):
 
     Attributes:
         output: the folder for everything; it must be new or empty.
-        batch: number of clips generated at once; clips do not depend on it.
+        candidates: see `audiomamba.generation.WaveformGenerator.generate`.
+        batch: number of clips generated at once, each with its candidates; clips do not depend on it.
         audio_format: format of the sound files.
         reject: `paper` leaves out the least likely 40 % and the most likely 5 %, `search` what is less or more likely
             than the middle 90 % of the clips in `real`; `None` keeps all.
@@ -84,6 +87,7 @@ class WaveformGenerationOptions(ClipRequest):
     """
 
     output: Path
+    candidates: int = 1
     batch: int = 16
     audio_format: str = "wav"
     reject: str | None = None
@@ -114,6 +118,7 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     generator = load(options.model, placement.device, options.weights)
     labels = parse_labels(options.labels, generator.label_sets)
     check_guidance(options.guidance, labels)
+    check_candidates(options.candidates, bool(labels))
     real = None if options.real is None else real_bits_per_sample(generator.model, options.real)
     prompt = None if options.continued is None else generator.prompt(options.continued)
     for flag in () if prompt is None else flags_of(generator.quantiser.decode(prompt.classes)):
@@ -124,7 +129,7 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     generated, seconds_taken = 0, 0.0
     shown: list[Tensor] = []
     batch = _clips_at_once(options, generator.quantiser.sample_rate_hz, prompt)
-    total = options.clips * max(1, round(options.seconds * generator.quantiser.sample_rate_hz))
+    total = options.clips * options.candidates * max(1, round(options.seconds * generator.quantiser.sample_rate_hz))
     with WorkProgress("generating", total, lines_elsewhere=True, unit="samples") as progress:
         for found in _batches(generator, options, labels, batch, prompt, progress):
             generated += found.log_likelihoods.numel()
@@ -135,7 +140,8 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     speed = generated / max(seconds_taken, 1e-9)
     note(
         f"{speed:,.0f} samples/s, real-time factor {speed / generator.quantiser.sample_rate_hz:.2f} "
-        f"({min(batch, options.clips)} clips at once)"
+        f"({min(batch, options.clips)} clips at once"
+        + (f", the best of {options.candidates} candidates each)" if options.candidates > 1 else ")")
     )
     rows = _rejected(rows, options, real)
     for row in rows:
@@ -187,7 +193,7 @@ def _check(options: WaveformGenerationOptions) -> None:
 def _clips_at_once(options: WaveformGenerationOptions, rate: int, prompt: Prompt | None) -> int:
     """Return the number of clips to generate at once, limited by `MOST_SAMPLES_AT_ONCE`."""
     samples = max(1, round(options.seconds * rate)) + (0 if prompt is None else prompt.classes.shape[0])
-    fitting = max(1, MOST_SAMPLES_AT_ONCE // samples)
+    fitting = max(1, MOST_SAMPLES_AT_ONCE // (samples * options.candidates))
     if fitting < min(options.batch, options.clips):
         note(f"to save memory, {fitting} clips of this length are generated at once, not {options.batch}")
     return min(options.batch, fitting)
@@ -210,6 +216,8 @@ def _batches(
             options.top_p,
             labels=labels,
             guidance=options.guidance,
+            clock=options.clock,
+            candidates=options.candidates,
             prompt=prompt,
             first_clip=first,
             progress=progress.advance,
@@ -272,7 +280,8 @@ def _page(
     introduction = [f"{len(rows)} clips of {options.model.name}, {settings}; {sum(row.kept for row in rows)} kept."]
     if options.labels:
         guided = "" if options.guidance == 1 else f", guidance {options.guidance:g}"
-        introduction.append(f"Labels: {', '.join(options.labels)}{guided}.")
+        best = "" if options.candidates == 1 else f", the best of {options.candidates} candidates each"
+        introduction.append(f"Labels: {', '.join(options.labels)}{guided}{best}.")
     if len(pairs) < sum(row.kept for row in rows):
         introduction.append(f"{len(pairs) or 'None'} can be played here; the others are in separate files.")
     if options.continued is not None:

@@ -77,7 +77,7 @@ def stream_clips(options: WaveformStreamOptions) -> StreamFigures:
     clips = [
         generator.stream(
             options.seconds, options.seed, options.temperature, options.top_p, labels=labels,
-            guidance=options.guidance, prompt=prompt, number=number,
+            guidance=options.guidance, clock=options.clock, prompt=prompt, number=number,
         )
         for number in range(options.clips)
     ]  # fmt: skip

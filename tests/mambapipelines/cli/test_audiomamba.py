@@ -272,7 +272,7 @@ def test_the_section_of_samples_keeps_its_earlier_name_and_older_runs_their_fing
     assert earlier == load_task_recipe(WaveformTrainingRecipe, "tiny", ["samples.clips=7"])
     recorded = earlier.fingerprint()
     assert recorded["drawn"] == {"clips": 7, "seconds": 0.1}
-    assert not recorded.keys() & {"samples", "preparation", "labels"}
+    assert not recorded.keys() & {"samples", "preparation", "labels", "clock"}
     assert "preparation" in load_task_recipe(WaveformTrainingRecipe, "digits").fingerprint()
 
 
@@ -294,6 +294,32 @@ def test_a_model_learns_labels_and_is_asked_for_them(clips, tmp_path, capsys):
     assert [row["labels"] for row in rows] == [f"digit={digit},take=7" for digit in (0, 1, 2, 0)]
     assert main(["generate", model, "--label", "digit=9", "--output", str(tmp_path / "no")]) == 2
     assert "digit has no value '9'; choose 0, 1, 2" in capsys.readouterr().err
+
+
+def test_a_clock_is_added_to_an_earlier_model_and_its_candidates_are_compared(clips, tmp_path, capsys):
+    first, model, common = str(tmp_path / "first"), str(tmp_path / "clocked"), [str(clips), "--valid", "*_0[0-3].wav"]
+    labels, change = ["--labels", "digit=^([0-9])_"], ["--set", "preparation.trim_db=40", "--set", "samples.clips=0"]
+    assert main(["train", *common, "--output", first, *FEW_STEPS, *labels, *change]) == 0
+    clock = ["--set", "clock.bins=8", "--set", "clock.by_label=true", "--set", "optimizer.learning_rate=1e-30"]
+    started = ["train", *common, *FEW_STEPS, *labels, *change, *clock, "--from"]
+    assert main([*started, first, "--output", model]) == 0
+    before, after = (load_waveform_model(folder)[0] for folder in (first, model))
+    assert before.config.clock.bins == 0 and after.config.clock.bins == 8
+    assert {one.labels for one in after.config.clock.durations} == {(1,), (2,), (3,)}
+    assert torch.allclose(after.head.weight, before.head.weight)  # where the training starts from
+    assert load_waveform_model(model)[1]["start_from"] == first
+    asked = ["--label", "digit=each", "--candidates", "3", "--clock", "0.02", "--seconds", "0.03", "--clips", "2"]
+    assert main(["generate", model, *asked, "--threads", "1", "--output", str(tmp_path / "made")]) == 0
+    assert "the best of 3 candidates each" in capsys.readouterr().err
+    assert len(list((tmp_path / "made").glob("*.wav"))) == 2
+    other = ["--output", str(tmp_path / "other")]
+    for options, message in (
+        ([*started, first, "--set", "model.model_width=4"], "has another model_width than the recipe"),
+        ([*started[:-1], "--set", "clock.bins=5", "--from", model], "has another clock than the recipe"),
+        (["train", *common, *FEW_STEPS, *change, "--from", first], "has other labels than these clips"),
+    ):
+        assert main([*options, *other]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_words_of_speech_commands_are_labels_by_themselves(tmp_path):

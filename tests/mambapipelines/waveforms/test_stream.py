@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+from audiomamba.data.clock import Clock, LabelDurations
 from audiomamba.data.labels import LabelSet
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.writing import write_waveform
@@ -28,10 +29,17 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     stage = StageConfig(1, {"name": "selective", "state_size": 2})
     config = WaveformModelConfig(
-        (stage, stage), 8, (4,), quantiser=Quantiser(sample_rate_hz=RATE), label_sets=(LabelSet("digit", ("3", "7")),)
+        (stage, stage),
+        8,
+        (4,),
+        quantiser=Quantiser(sample_rate_hz=RATE),
+        label_sets=(LabelSet("digit", ("3", "7")),),
+        clock=Clock(8, by_label=True, durations=(LabelDurations((1,), 9, (0.01, 0.02)),)),
     )
     folder = tmp_path_factory.mktemp("models") / "voice"
-    WaveformModel(config).save_pretrained(folder)
+    voice = WaveformModel(config)
+    torch.nn.init.normal_(voice.clock_embedding.tables[0].weight)
+    voice.save_pretrained(folder)
     return folder
 
 
@@ -127,6 +135,8 @@ MISTAKES = {
     "nowhere": ([], "--output is missing"),
     "no clip": (["--stream", "--clips", "0"], "--clips is 0"),
     "choice among whole clips": (["--stream", "--reject", "paper"], "are for whole clips"),
+    "candidates": (["--stream", "--label", "digit=3", "--candidates", "2"], "are for whole clips"),
+    "endless clock": (["--stream", "--clock", "1e9"], "the clock runs for 1e+09 seconds"),
     "compressed": (["--stream", "--format", "ogg"], "are for whole clips"),
     "two places": (["--play", "--output", "OUT"], "leave out --output"),
     "file in use": (["--stream", "--output", "USED"], "already exists: choose a new file"),

@@ -47,6 +47,9 @@ def evaluate(
     guidance: Annotated[float, typer.Option(metavar="G", help="Guidance of labelled clips, see `generate`.")] = 1.0,
     temperature: Annotated[float, typer.Option(help="Sampling temperature, see `generate`.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling, see `generate`.")] = 1.0,
+    candidates: Annotated[
+        int, typer.Option(metavar="N", help="Clips to choose each labelled clip from, see `generate`.")
+    ] = 1,
     label_pattern: LabelPatternOption = None,
     valid: ValidPatternOption = None,
     test: TestPatternOption = None,
@@ -95,6 +98,7 @@ def evaluate(
             guidance=guidance,
             temperature=temperature,
             top_p=top_p,
+            candidates=candidates,
             label_pattern=label_pattern,
             valid=valid,
             test=test,

@@ -52,6 +52,22 @@ def generate(
             metavar="G", help="Strength of classifier-free guidance by the labels; values other than 1 double the cost."
         ),
     ] = 1.0,
+    clock: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="Pace the sound to last S seconds from the beginning of a clip or of --continue; 0 for no clock. For "
+            "models that were trained with one.",
+            show_default="a duration of training clips with these labels, or the whole with --continue",
+        ),
+    ] = None,
+    candidates: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Generate N clips for each and keep the one that fits its labels best by the model's own likelihoods.",
+        ),
+    ] = 1,
     continued: Annotated[
         Path | None, typer.Option("--continue", metavar="CLIP", help="Continue this clip, at the model's rate.")
     ] = None,
@@ -105,6 +121,8 @@ def generate(
 
     `audiomamba generate digits --label digit=7 --label speaker=jackson --guidance 2 --output sevens`
 
+    `audiomamba generate digits --label digit=each --clock 0.5 --candidates 4 --output best-of-four`
+
     `audiomamba generate model --continue beginning.wav --clips 4 --seconds 2 --temperature 0.95 --output continued`
 
     `audiomamba generate digits --label digit=each --clips 10 --stream | ffplay -f s16le -ar 8000 -i -`
@@ -125,6 +143,7 @@ def generate(
         "top_p": top_p,
         "labels": labels or (),
         "guidance": guidance,
+        "clock": clock,
         "continued": continued,
         "undo_gain": undo_gain,
         "weights": weights,
@@ -132,9 +151,10 @@ def generate(
         "device": device,
     }
     if streams:
-        if reject is not None or real is not None or audio_format != "wav":
+        if reject is not None or real is not None or audio_format != "wav" or candidates != 1:
             raise InputError(
-                "--reject, --real and --format are for whole clips: leave them out with --stream or --play"
+                "--candidates, --reject, --real and --format are for whole clips: leave them out with --stream or "
+                "--play"
             )
         stream_clips(WaveformStreamOptions(**request, output=output, play=play))
         return
@@ -142,6 +162,12 @@ def generate(
         raise InputError("--output is missing: name a new folder for the clips, or use --stream or --play")
     generate_clips(
         WaveformGenerationOptions(
-            **request, output=output, batch=batch, audio_format=audio_format, reject=reject, real=real
+            **request,
+            output=output,
+            candidates=candidates,
+            batch=batch,
+            audio_format=audio_format,
+            reject=reject,
+            real=real,
         )
     )

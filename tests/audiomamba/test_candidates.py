@@ -1,0 +1,74 @@
+"""Of several candidates the clip is kept that fits its labels best, whatever else is generated beside it."""
+
+import pytest
+import torch
+
+from audiomamba.candidates import best_candidates
+from audiomamba.data.labels import UNLABELLED, LabelSet
+from audiomamba.data.quantisers import Quantiser
+from audiomamba.generation import WaveformGenerator
+from audiomamba.models import StageConfig, WaveformModel, WaveformModelConfig
+from mambacore.errors import InputError
+from tolerances import PIECES_FLOAT64, relative_error
+
+SELECTIVE = StageConfig(1, {"name": "selective", "state_size": 3})
+ASKED = {"digit": "each"}
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(0)
+    sets = (LabelSet("digit", ("3", "7")),)
+    model = WaveformModel(
+        WaveformModelConfig((SELECTIVE, SELECTIVE), 8, (2,), quantiser=Quantiser(sample_rate_hz=1000), label_sets=sets)
+    )
+    with torch.no_grad():
+        model.label_embedding.tables[0].weight.mul_(20)
+        model.head.weight.mul_(8)
+    return WaveformGenerator(model.double())
+
+
+def ratios(model, clips, label):
+    """log p(clip | label) - log p(clip) of (clips, samples) classes, from the logits."""
+    inputs = torch.cat([torch.full((len(clips), 1), model.config.quantiser.middle_class), clips[:, :-1]], dim=1)
+    found = []
+    for number in (label, UNLABELLED):
+        with torch.no_grad():
+            logits, _ = model(inputs, model.labelled_state(torch.full((len(clips), 1), number)))
+        found.append(torch.log_softmax(logits, -1).gather(2, clips.unsqueeze(2)).sum((1, 2)))
+    return found[0] - found[1]
+
+
+def test_the_candidate_with_the_highest_likelihood_ratio_is_kept(generator):
+    clips = torch.randint(256, (2, 5, 40), generator=torch.Generator().manual_seed(1))
+    chosen = best_candidates(generator.model, clips, torch.tensor([[1], [2]]), torch.zeros(2, dtype=torch.int64))
+    expected = [int(ratios(generator.model, clips[number], number + 1).argmax()) for number in range(2)]
+    assert chosen.tolist() == expected
+    clips[0, expected[0]] = generator.quantiser.middle_class  # silence loses
+    again = best_candidates(generator.model, clips, torch.tensor([[1], [2]]), torch.zeros(2, dtype=torch.int64))
+    assert again[0] != expected[0] and again[1] == expected[1]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_choice_depends_on_seed_and_number_alone(generator, guidance):
+    options = {"seconds": 0.04, "seed": 5, "labels": ASKED, "guidance": guidance}
+    one, best = generator.generate(6, **options), generator.generate(6, candidates=4, **options)
+    assert best.classes.shape == one.classes.shape and best.labels == one.labels and best.numbers == one.numbers
+    improved = [
+        ratios(generator.model, clips[number : number + 1], number % 2 + 1).item()
+        for number in range(6)
+        for clips in (best.classes, one.classes)
+    ]
+    pairs = list(zip(improved[::2], improved[1::2], strict=True))
+    assert all(kept >= first - PIECES_FLOAT64 for kept, first in pairs)  # the first candidate is the clip without any
+    assert any(kept > first for kept, first in pairs)
+    alone = generator.generate(1, candidates=4, first_clip=3, **{**options, "labels": best.labels[3]})
+    assert torch.equal(alone.classes[0], best.classes[3])
+    assert relative_error(alone.log_likelihoods[0], best.log_likelihoods[3]) < PIECES_FLOAT64
+
+
+def test_candidates_that_cannot_be_compared_are_refused(generator):
+    with pytest.raises(InputError, match="ask for a label too"):
+        generator.generate(1, 0.01, candidates=2)
+    with pytest.raises(InputError, match="1 to 256"):
+        generator.generate(1, 0.01, candidates=0, labels=ASKED)
