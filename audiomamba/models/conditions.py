@@ -56,8 +56,9 @@ class ClockEmbedding(nn.Module):
         self.periods = [math.prod(config.pooling[:depth]) for depth in range(len(config.stages))]  # samples a position
         self.widths = [config.width(depth) for depth in range(len(config.stages))]
         kinds = [len(one.values) + 1 for one in config.label_sets] if self.by_label else [1]
-        self.tables = nn.ModuleList(nn.Embedding(count * (self.bins + 2), sum(self.widths)) for count in kinds)
-        for table in self.tables:
+        tables = [nn.Embedding(count * (self.bins + 2), sum(self.widths)) for count in kinds]
+        self.tables = nn.ModuleList(tables)
+        for table in tables:
             nn.init.zeros_(table.weight)
 
     def begun(self, clock: Tensor) -> Tensor:
@@ -87,12 +88,11 @@ class ClockEmbedding(nn.Module):
         """
         first = sum(self.widths[:depth])
         kinds = labels if self.by_label and labels is not None else bins.new_zeros(len(bins), 1)
-        found = [
-            nn.functional.embedding(
-                kind.unsqueeze(1) * (self.bins + 2) + bins, table.weight[:, first : first + self.widths[depth]]
-            )
-            for kind, table in zip(kinds.unbind(1), self.tables, strict=True)
-        ]
+        here = slice(first, first + self.widths[depth])
+        found = []
+        for kind, table in zip(kinds.unbind(1), self.tables, strict=True):
+            assert isinstance(table, nn.Embedding)
+            found.append(nn.functional.embedding(kind.unsqueeze(1) * (self.bins + 2) + bins, table.weight[:, here]))
         return torch.stack(found).sum(0)
 
     def forward(self, clock: Tensor, labels: Tensor | None, length: int) -> tuple[Tensor, ...]:
