@@ -1,5 +1,6 @@
 """Every Python block of the README runs, on tiny models under the names that it uses."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -20,6 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 GENOME = random_letters(600, 3)
+LARGEST_PLOT_BYTES = 8_000
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,21 @@ def test_links_lead_somewhere(path: Path) -> None:
         target for target in targets if not target.startswith(generated) and not (path.parent / target).exists()
     ]
     assert path != REPOSITORY / "README.md" or targets
+
+
+def test_the_plot_shows_the_figures_of_the_shipped_card() -> None:
+    place = REPOSITORY / "docs" / "site" / "accuracy_figure.py"
+    specification = importlib.util.spec_from_file_location("accuracy_figure", place)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    rows, chance = script.read_rows(script.CARD)
+    assert chance == 33
+    assert all(row.low <= row.accuracy["genomamba (95 % interval)"] <= row.high for row in rows)
+    drawn = script.FIGURE.read_text(encoding="utf-8")
+    assert drawn == script.figure(rows, chance), "the card has changed: run python docs/site/accuracy_figure.py"
+    assert len(drawn) < LARGEST_PLOT_BYTES
+    for page, target in (("README.md", "docs/accuracy.svg"), ("docs/index.md", "accuracy.svg")):
+        assert f"]({target})" in (REPOSITORY / page).read_text(encoding="utf-8")
 
 
 def test_every_command_is_in_the_table_of_tasks() -> None:

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Builds the wheel and the sdist, repairs and checks the wheel, installs each into an empty environment and runs it.
+# Builds the wheel and the sdist, repairs and checks the wheel, installs each into an empty environment, and classifies and
+# generates with the shipped models there: outside the checkout, and without a network.
 #
 #   pipelines/packaging/check_packages.sh             everything, with dependencies from the package index (5 GB, removed)
 #   LIGHT=1 pipelines/packaging/check_packages.sh     dependencies from the environment of $PYTHON; only the packages are new
 #
 # PYTHON: the interpreter (python3). WORK: where to work (build/packages); the environment in it is removed at the end.
+# Environments of their own cost a network, a compiler and minutes: pip's cache and ccache (CMAKE_CXX_COMPILER_LAUNCHER=ccache)
+# are used where they are set up.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
@@ -13,7 +16,9 @@ rm -rf "$work"
 mkdir -p "$work"
 work=$(cd "$work" && pwd)
 environment=$work/environment
-trap 'rm -rf "$environment" "$work/tools"' EXIT
+outside=$(mktemp -d)
+trap 'rm -rf "$environment" "$work/tools" "$outside"' EXIT
+cp pipelines/workflow/nf-core/genomamba/classify/tests/contigs.fa "$outside/"
 
 step() { printf '\n== %s\n' "$*"; }
 
@@ -40,21 +45,34 @@ if [ "$(uname -s)" = Linux ]; then
     grep -q manylinux "$work/auditwheel.txt"
 fi
 
+# A namespace without a network where the system grants one; everywhere, proxies that lead nowhere.
+isolated=()
+if unshare --net --map-root-user true 2>/dev/null; then isolated=(unshare --net --map-root-user); fi
+nowhere=http://127.0.0.1:9
+offline() {
+    HF_HUB_OFFLINE=1 http_proxy=$nowhere https_proxy=$nowhere all_proxy=$nowhere no_proxy='' \
+        "${isolated[@]+"${isolated[@]}"}" "$@"
+}
+
 smoke() {
     (
-        cd "$work"  # away from the sources, so that what is installed is imported
-        "$environment/bin/genomamba" --version
-        "$environment/bin/genomamba" doctor
-        "$environment/bin/genomamba" --help >help.txt
-        "$environment/bin/python" - <<'PYTHON'
-import mambacore, genomamba, mambapipelines
-for package in (mambacore, genomamba, mambapipelines):
+        cd "$outside"  # away from the sources, so that what is installed is imported
+        offline "$environment/bin/genomamba" --version
+        offline "$environment/bin/genomamba" doctor
+        offline "$environment/bin/genomamba" --help >help.txt
+        offline "$environment/bin/python" - <<'PYTHON'
+import mambacore, genomamba, audiomamba, mambapipelines
+for package in (mambacore, genomamba, audiomamba, mambapipelines):
     assert "environment" in package.__file__, package.__file__
 state = mambacore.backends()["native"]
 assert state.startswith("available"), state
 PYTHON
-        printf '>contig\nACGTTGCAACGTACGTTTGACA\n' >contig.fa
-        "$environment/bin/genomamba" classify yeasts contig.fa
+        offline "$environment/bin/genomamba" models
+        offline "$environment/bin/genomamba" classify yeasts contigs.fa | tee calls.tsv
+        test "$(wc -l <calls.tsv)" -eq 3
+        offline "$environment/bin/audiomamba" generate digits --label digit=7 --clips 1 --seconds 0.1 --output sevens
+        test -n "$(ls sevens/*.wav)"
+        rm -rf sevens
     )
 }
 
@@ -67,7 +85,7 @@ for package in "$wheel" "$sdist"; do
             >"$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/dependencies.pth"
         "$environment/bin/python" -m pip install --quiet --no-deps --force-reinstall "$package"
     else
-        "$environment/bin/python" -m pip install --quiet --no-cache-dir "$package"
+        "$environment/bin/python" -m pip install --quiet "${package}[audio]"
     fi
     smoke
 done
