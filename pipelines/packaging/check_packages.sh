@@ -5,9 +5,10 @@
 #   pipelines/packaging/check_packages.sh             everything, with dependencies from the package index (5 GB, removed)
 #   LIGHT=1 pipelines/packaging/check_packages.sh     dependencies from the environment of $PYTHON; only the packages are new
 #
+#   UV=uv pipelines/packaging/check_packages.sh       everything, installed by uv (its path), which is faster than pip
+#
 # PYTHON: the interpreter (python3). WORK: where to work (build/packages); the environment in it is removed at the end.
-# Environments of their own cost a network, a compiler and minutes: pip's cache and ccache (CMAKE_CXX_COMPILER_LAUNCHER=ccache)
-# are used where they are set up.
+# The library is compiled twice; CMAKE_CXX_COMPILER_LAUNCHER=ccache saves the second time.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
@@ -84,6 +85,8 @@ for package in "$wheel" "$sdist"; do
         "$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
             >"$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/dependencies.pth"
         "$environment/bin/python" -m pip install --quiet --no-deps --force-reinstall "$package"
+    elif [ -n "${UV:-}" ]; then
+        "$UV" pip install --quiet --python "$environment/bin/python" "genomamba[audio] @ file://$package"
     else
         "$environment/bin/python" -m pip install --quiet "${package}[audio]"
     fi
