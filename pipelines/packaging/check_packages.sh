@@ -4,7 +4,6 @@
 #
 #   pipelines/packaging/check_packages.sh             everything, with dependencies from the package index (5 GB, removed)
 #   LIGHT=1 pipelines/packaging/check_packages.sh     dependencies from the environment of $PYTHON; only the packages are new
-#
 #   UV=uv pipelines/packaging/check_packages.sh       everything, installed by uv (its path), which is faster than pip
 #
 # PYTHON: the interpreter (python3). WORK: where to work (build/packages); the environment in it is removed at the end.
