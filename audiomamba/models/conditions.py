@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,20 +96,17 @@ class ClockEmbedding(nn.Module):
             found.append(nn.functional.embedding(kind.unsqueeze(1) * (self.bins + 2) + bins, table.weight[:, here]))
         return torch.stack(found).sum(0)
 
-    def forward(self, clock: Tensor, labels: Tensor | None, length: int) -> tuple[Tensor, ...]:
+    def forward(self, clock: Tensor, labels: Tensor | None, lengths: Sequence[int]) -> tuple[Tensor, ...]:
         """Map the clocks of clips to (batch, positions, width) for each depth.
 
         Args:
             clock: (batch, 2), int64: the durations of the clips, and the positions where a piece begins, in samples.
             labels: (batch, label sets), int64; None for a model without labels.
-            length: samples in the piece.
+            lengths: positions of the piece at each depth.
         """
         durations, start = clock.unsqueeze(-1).unbind(1)
         found = []
-        for depth, period in enumerate(self.periods):
-            # Clips of a batch begin together, so they complete as many groups; see `DownPooling`.
-            first = start // period
-            count = int((start[0] + length) // period - first[0])
-            bins = self.bins_at(durations, (first + torch.arange(count, device=clock.device)) * period)
-            found.append(self.vectors(bins, labels, depth))
+        for depth, (period, length) in enumerate(zip(self.periods, lengths, strict=True)):
+            positions = (start // period + torch.arange(length, device=clock.device)) * period
+            found.append(self.vectors(self.bins_at(durations, positions), labels, depth))
         return tuple(found)

@@ -254,11 +254,19 @@ class WaveformModel(nn.Module):
         if self.clock_embedding is not None:
             if clock is None:
                 clock = tokens.new_full((batch, 2), NO_CLOCK, dtype=torch.int64)
-            by_time = self.clock_embedding(clock, labels, length)
+            by_time = self.clock_embedding(clock, labels, self._lengths(length, scales))
             conditions = by_time if conditions is None else tuple(map(torch.add, conditions, by_time))
             clock = torch.stack([clock[:, 0], clock[:, 1] + length], dim=1)
         sequence, scales = self.scales(self.embedding(tokens.long()), scales, conditions)
         return self.final_norm(sequence), WaveformState(scales, labels, clock)
+
+    def _lengths(self, length: int, scales: tuple[ScaleState, ...] | None) -> list[int]:
+        """The positions of a piece at each depth: the groups that it completes, counted from the start of the clip."""
+        found = [length]
+        for depth, factor in enumerate(self.config.pooling):
+            pooling = None if scales is None else scales[depth].up_pooling
+            found.append(((0 if pooling is None else pooling.phase) + found[-1]) // factor)
+        return found
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the head: (..., model_width) to (..., classes)."""

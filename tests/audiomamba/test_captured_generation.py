@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from audiomamba.data.clock import Clock
 from audiomamba.data.labels import LabelSet
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.generation import WaveformGenerator
@@ -18,6 +19,7 @@ DIGITS = LabelSet("digit", ("0", "1"))
 MODELS = {
     "guided": ((DIGITS,), {"labels": {"digit": "1"}, "guidance": 2.0, "top_p": 0.8}),
     "after a prompt": ((), {"prompt": torch.arange(100, 107)}),
+    "with a clock": ((DIGITS,), {"labels": {"digit": "1"}, "clock": 0.02}),
 }
 
 
@@ -31,8 +33,12 @@ def test_a_unet_generates_the_same_through_graphs(name, device, monkeypatch):
     stages = tuple(StageConfig(1, mixer) for mixer in mixers)
     quantiser = Quantiser(sample_rate_hz=1000)
     torch.manual_seed(0)
-    config = WaveformModelConfig(stages, 4, POOLING, quantiser=quantiser, label_sets=label_sets)
-    generator = WaveformGenerator(WaveformModel(config).to(device))
+    clock = Clock(4, by_label=True) if "clock" in options else Clock()
+    config = WaveformModelConfig(stages, 4, POOLING, quantiser=quantiser, label_sets=label_sets, clock=clock)
+    model = WaveformModel(config)
+    if model.clock_embedding is not None:
+        torch.nn.init.normal_(model.clock_embedding.tables[0].weight)
+    generator = WaveformGenerator(model.to(device))
     with use_backend("torch"):
         generator._steps = None  # of the CPU
         expected = generator.generate(2, SAMPLES / 1000, seed=5, **options)
