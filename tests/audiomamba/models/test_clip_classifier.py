@@ -9,7 +9,7 @@ from audiomamba.data.labelled_clips import changed_clip, labelled_splits
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.waveforms import Waveform
 from audiomamba.metrics.likelihood import clip_likelihoods
-from audiomamba.models import StageConfig, WaveformModel, WaveformModelConfig
+from audiomamba.models import StageConfig, WaveformModel, WaveformModelConfig, load_waveform_model
 from audiomamba.models.clip_classifier import (
     ClipClassifier,
     ClipClassifierConfig,
@@ -90,3 +90,11 @@ def test_likelihoods_leave_padding_out_and_do_not_depend_on_the_pieces():
         alone = clip_likelihoods(model, [clip], quantiser)[0]
         assert found.samples == clip.shape[0]
         assert found.nats == pytest.approx(alone.nats, rel=1e-5)
+
+
+def test_the_shipped_classifier_hears_the_digits_that_the_shipped_voice_speaks():
+    classifier, details = load_clip_classifier("shipped://digits-classifier")
+    voice = load_waveform_model("shipped://digits")[0].config
+    assert classifier.config.class_names == voice.label_sets[0].values
+    assert classifier.config.log_mel.sample_rate_hz == voice.quantiser.sample_rate_hz
+    assert details["test_accuracy"] > 0.95
