@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import html
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from audiomamba.data.waveforms import read_waveform
 from audiomamba.data.writing import encoded
 from audiomamba.generation import GeneratedClips, WaveformGenerator
 from mambacore.errors import InputError
+from mambapipelines.apps.clip_stream import stream_address, stream_route
 from mambapipelines.apps.server import load_gradio, paragraph
 from mambapipelines.device import begin_computing
 from mambapipelines.pages.clips import clip_picture
@@ -56,13 +58,7 @@ class ClipPage:
         """
         if not 1 <= clips <= MOST_CLIPS:
             raise InputError(f"{clips:g} clips were requested: this page generates 1 to {MOST_CLIPS}.")
-        if not 0 < seconds <= self.longest_seconds:
-            raise InputError(
-                f"{seconds:g} seconds were requested: this page generates at most {self.longest_seconds:g}; start it "
-                "with a larger --longest-seconds, or use `audiomamba generate`."
-            )
-        if not 0 <= seed < 2**53 or seed != int(seed):
-            raise InputError(f"the seed is {seed:g}: use an integer of 0 or more.")
+        self._check(seconds, seed)
         prompt = None
         if upload is not None:
             waveform = read_waveform(upload)
@@ -83,6 +79,35 @@ class ClipPage:
                 guidance=float(guidance) if labels else 1.0,
                 prompt=prompt,
             )
+
+    def stream(
+        self,
+        seconds: float,
+        seed: float,
+        temperature: float,
+        top_p: float,
+        guidance: float = 1.0,
+        labels: Mapping[str, str] | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Yield the first clip that `generate` returns, as it is generated.
+
+        Raises:
+            InputError: as `generate`, immediately.
+        """
+        self._check(seconds, seed)
+        return self.generator.stream(
+            float(seconds), int(seed), float(temperature), float(top_p), labels=labels,
+            guidance=float(guidance) if labels else 1.0,
+        )  # fmt: skip
+
+    def _check(self, seconds: float, seed: float) -> None:
+        if not 0 < seconds <= self.longest_seconds:
+            raise InputError(
+                f"{seconds:g} seconds were requested: this page generates at most {self.longest_seconds:g}; start it "
+                "with a larger --longest-seconds, or use `audiomamba generate`."
+            )
+        if not 0 <= seed < 2**53 or seed != int(seed):
+            raise InputError(f"the seed is {seed:g}: use an integer of 0 or more.")
 
 
 def players(found: GeneratedClips, seed: int) -> str:
@@ -105,8 +130,13 @@ def _asked(labels: Mapping[str, str]) -> str:
     return "".join(f", {name} {value}" for name, value in labels.items())
 
 
-def clip_app(folder: Path | str, longest_seconds: float, threads: int | None, device: str = "auto") -> Any:
-    """Build the page for the model in a folder, a `gradio.Blocks`.
+def clip_app(
+    folder: Path | str, longest_seconds: float, threads: int | None, device: str = "auto"
+) -> tuple[Any, list[Any]]:
+    """Build the page for the model in a folder.
+
+    Returns:
+        A `gradio.Blocks`, and the route of the sound that it streams, for `mambapipelines.apps.server.serve`.
 
     Raises:
         InputError: if the folder has no waveform model, or Gradio is not installed.
@@ -133,6 +163,20 @@ def clip_app(folder: Path | str, longest_seconds: float, threads: int | None, de
         )
         return paragraph(speed), players(found, int(asked[2]))
 
+    def listen(*asked: Any) -> tuple[str, str]:
+        _, seconds, seed, temperature, top_p, upload, guidance, *chosen = asked
+        labels = {one.name: value for one, value in zip(sets, chosen, strict=True) if value and value != ANY_LABEL}
+        numbers = {"seconds": seconds, "seed": seed, "temperature": temperature, "top_p": top_p, "guidance": guidance}
+        try:
+            if upload is not None:
+                raise InputError("an upload is continued by Generate only: remove it to listen to a new clip.")
+            page.stream(**numbers, labels=labels)  # whose mistakes are told here rather than by the player
+        except InputError as error:
+            return paragraph(str(error), mistake=True), ""
+        address = html.escape(stream_address(numbers, labels))
+        sentence = "The first clip of these settings, generated while it plays:"
+        return paragraph(sentence), f'<audio controls autoplay src="{address}"></audio>'
+
     with gradio.Blocks(title="audiomamba", analytics_enabled=False) as blocks:
         gradio.Markdown("# Generate clips, or continue one")
         with gradio.Row():
@@ -150,9 +194,12 @@ def clip_app(folder: Path | str, longest_seconds: float, threads: int | None, de
             ]
             guidance = gradio.Number(1.0, label="Guidance", elem_id="guidance")
         upload = gradio.File(label="A clip to continue (optional)", type="filepath", elem_id="upload")
-        button = gradio.Button("Generate", variant="primary", elem_id="generate")
+        with gradio.Row():
+            button = gradio.Button("Generate", variant="primary", elem_id="generate")
+            immediately = gradio.Button("Listen while it is generated", elem_id="listen")
         summary = gradio.HTML(elem_id="summary")
         sounds = gradio.HTML(elem_id="sounds")
         asked = [clips, seconds, seed, temperature, top_p, upload, guidance, *choices]
         button.click(generate, asked, [summary, sounds])
-    return blocks
+        immediately.click(listen, asked, [summary, sounds])
+    return blocks, [stream_route(page.stream, rate)]

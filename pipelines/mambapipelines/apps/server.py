@@ -10,6 +10,7 @@ import atexit
 import functools
 import html
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +56,9 @@ def paragraph(sentence: str, mistake: bool = False) -> str:
     return f'<p role="alert" style="color: #b3261e"><b>{text}</b></p>' if mistake else f"<p>{text}</p>"
 
 
-def serve(page: Any, host: str, port: int, largest_upload_megabytes: float, wait: bool = True) -> str:
+def serve(
+    page: Any, host: str, port: int, largest_upload_megabytes: float, wait: bool = True, routes: Sequence[Any] = ()
+) -> str:
     """Serve a page until Ctrl-C.
 
     Args:
@@ -64,6 +67,7 @@ def serve(page: Any, host: str, port: int, largest_upload_megabytes: float, wait
         port: to listen on; 0 for any free one.
         largest_upload_megabytes: limit for uploads.
         wait: return only when interrupted; else the page is served by a thread while the caller continues.
+        routes: further addresses, each a `starlette.routing.Route`.
 
     Returns:
         The address of the page.
@@ -92,7 +96,7 @@ def serve(page: Any, host: str, port: int, largest_upload_megabytes: float, wait
             run_history=False,
             max_file_size=int(largest_upload_megabytes * 1e6),
             prevent_thread_lock=True,
-            app_kwargs={"middleware": [Middleware(SameOriginOnly, host=host)]},
+            app_kwargs={"middleware": [Middleware(SameOriginOnly, host=host)], "routes": list(routes)},
             theme=theme,
         )
     except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ import torch
 
 import audiomamba
 from audiomamba.data.quantisers import Quantiser
+from audiomamba.data.writing import encoded
 from audiomamba.models import StageConfig, WaveformModel, WaveformModelConfig
 from audiomamba.models.waveform_model import save_waveform_model
 from browser import (
@@ -20,6 +21,7 @@ from browser import (
     watched_page,
 )
 from mambacore.errors import InputError
+from mambapipelines.apps.clip_stream import stream_address, stream_route
 from mambapipelines.apps.clips import ClipPage, players
 from mambapipelines.cli.audiomamba.main import main
 
@@ -96,6 +98,23 @@ def test_the_command_tells_mistakes_in_one_line(model_folder, tmp_path, capsys):
     assert "--longest-seconds" in complaint
 
 
+def test_a_stream_is_the_wav_file_of_the_first_clip(page):
+    starlette = pytest.importorskip("starlette.applications", reason="the extra app is not installed")
+    client_of = pytest.importorskip("starlette.testclient", reason="the client for tests needs httpx").TestClient
+    client = client_of(starlette.Starlette(routes=[stream_route(page.stream, RATE)]))
+    settings = {"seconds": 0.05, "seed": 7, "temperature": 0.9, "top_p": 0.95, "guidance": 1.0}
+    answer = client.get(stream_address(settings, {}))
+    assert answer.status_code == 200 and answer.headers["content-type"] == "audio/wav"
+    assert answer.content == encoded(page.generate(3, 0.05, 7, 0.9, 0.95, None).samples[0], RATE)
+    assert len(answer.content) == int(answer.headers["content-length"])
+    for changed, words in (({"seconds": 9}, "at most 0.5"), ({"top_p": 2}, "top_p"), ({"seed": "x"}, "give a number")):
+        refused = client.get(stream_address({**settings, **changed}, {}))
+        assert refused.status_code == 400 and words in refused.text
+    assert client.get(stream_address(settings, {"digit": "7"})).status_code == 400  # a model without labels
+    elsewhere = client.get(stream_address(settings, {}), headers={"sec-fetch-site": "cross-site"})
+    assert elsewhere.status_code == 403
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width_px", [NARROW_PX, WIDE_PX])
 def test_a_reader_draws_clips_goes_on_with_one_and_hears_them(model_folder, upload, width_px):
@@ -103,8 +122,8 @@ def test_a_reader_draws_clips_goes_on_with_one_and_hears_them(model_folder, uplo
     from mambapipelines.apps.server import serve  # noqa: PLC0415
 
     pytest.importorskip("gradio", reason="the test extra is not installed")
-    blocks = clip_app(model_folder, longest_seconds=1.0, threads=1)
-    address = serve(blocks, "127.0.0.1", 0, largest_upload_megabytes=1, wait=False)
+    blocks, routes = clip_app(model_folder, longest_seconds=1.0, threads=1)
+    address = serve(blocks, "127.0.0.1", 0, largest_upload_megabytes=1, wait=False, routes=routes)
     with browser() as chromium, watched_page(chromium, width_px, offline=False) as (page, wrong):
         elsewhere: list[str] = []
         page.on("request", lambda request: elsewhere.append(request.url))
@@ -118,6 +137,11 @@ def test_a_reader_draws_clips_goes_on_with_one_and_hears_them(model_folder, uplo
         assert_pictures_are_seen(page, width_px)
         assert_players_play(page)
         assert_page_does_not_scroll_sideways(page, width_px)
+
+        page.click("#listen")
+        page.wait_for_selector("#sounds audio[autoplay]")
+        page.wait_for_function("document.querySelector('#sounds audio').duration > 0")
+        assert page.evaluate("document.querySelector('#sounds audio').duration") == pytest.approx(0.5, abs=0.01)
 
         page.set_input_files("#upload input[type=file]", upload)
         page.wait_for_selector("#upload >> text=clip")

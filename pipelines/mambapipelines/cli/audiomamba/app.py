@@ -31,7 +31,7 @@ def app(
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Open a local web page to generate clips, continue an uploaded one, view and play them.
+    """Open a local web page to generate clips, hear them at once, continue an uploaded one, and view them.
 
     The page is served until you press Ctrl-C. It needs the extra `app`: pip install 'genomamba[app]'.
 
@@ -47,4 +47,5 @@ def app(
     check_largest_upload(largest_upload)
     if not longest_seconds > 0:
         raise input_error(f"--longest-seconds is {longest_seconds}: give a duration above 0.")
-    serve(page.clip_app(model, longest_seconds, threads, device), host, port, largest_upload)
+    blocks, routes = page.clip_app(model, longest_seconds, threads, device)
+    serve(blocks, host, port, largest_upload, routes=routes)
