@@ -2,6 +2,7 @@
 
 python pipelines/experiments/pretraining.py --yeasts DIR --output results/pretraining
 python pipelines/experiments/pretraining.py --yeasts DIR --output results/pretraining --model yeast-lm
+python pipelines/experiments/pretraining.py --yeasts DIR --output results/pretraining --ship
 
 A causal model of yeast DNA is trained in two parts: many steps on windows of 8,192 bases, then windows that double
 from 16,384 to 1,048,576 bases, backpropagated exactly. The chromosomes of each assembly that are trained on are joined
@@ -11,18 +12,20 @@ The test: the first 1,048,576 bases of chromosome VII, cut into windows of each 
 bases, so that a base differs only in how much comes before it in its window. Beside it is the best interpolated Markov
 model of order 0 to 12, counted on both strands of all training bases. Intervals are over blocks of 65,536 bases.
 
-With `--model` nothing is trained. A run that was stopped continues.
+With `--model` nothing is trained. A run that was stopped continues. `--ship` puts the trained model, with a card of these
+figures, into the package as `yeast-lm`.
 """
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from experiment import Experiment, line_plot
+from experiment import Experiment, command_line, line_plot
 from scipy import stats
 
 from genomamba.baselines.interpolated_markov import fit_markov_models
@@ -36,6 +39,9 @@ from mambapipelines.files import write_whole
 from mambapipelines.language.train import PretrainingOptions, pretrain
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from ship_model import REPOSITORY, ship  # noqa: E402 - a script in the folder above
+
 VALIDATION, TEST = ("chrX", "chrXI"), "chrVII"
 TRAINING_RECORD, VALIDATION_RECORD = "training", "validation"
 GAP = b"N" * 100
@@ -138,6 +144,41 @@ def markov_losses(paths: Sequence[str], tested: Sequence[str]) -> dict[str, Any]
     return {"losses": losses, "order": fitted.best.order}
 
 
+def ship_trained(
+    model: Path, names: Sequence[str], options: argparse.Namespace, curve: Sequence[float], order: int, best: float
+) -> Path:
+    """Put the trained model among those that ship, with a card of its figures.
+
+    Args:
+        model: its folder.
+        names: of the assemblies that it was trained on.
+        options: of this script.
+        curve: perplexity at each of `options.lengths`.
+        order, best: order and perplexity of the best Markov model.
+    """
+    pairs = zip(options.lengths, curve, strict=True)
+    card = (HERE / "pretraining-card.md").read_text(encoding="utf-8").format(
+        assemblies=", ".join(names),
+        command=command_line(),
+        short_steps=options.short_steps,
+        first_length=FIRST_LENGTH,
+        long_steps=options.long_steps,
+        length=LENGTH,
+        tested=", ".join(options.tested),
+        perplexities=", ".join(f"perplexity {found:.4f} with a context of {length:,} bases" for length, found in pairs),
+        markov_order=order,
+        markov_perplexity=best,
+    )  # fmt: skip
+    written = options.output / "card.md"
+    write_whole(written, card)
+    facts = {
+        "task": "predict the next base of Saccharomyces DNA (causal)",
+        "figures": f"perplexity {min(curve):.3f} per base on held-out chromosome VII, best Markov model {best:.3f}",
+        "licence": "Apache-2.0",
+    }
+    return ship(model, "yeast-lm", facts, written, options.repository)
+
+
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and its 95 % interval (Student's t over blocks)."""
     mean, error = float(np.mean(values)), float(stats.sem(values))
@@ -145,7 +186,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yeasts", type=Path, required=True, metavar="DIR", help="folder with SPECIES.STRAIN.fa.gz")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -155,7 +196,11 @@ def main() -> None:
     parser.add_argument("--tested", nargs="+", default=["cerevisiae.S288C", "paradoxus.CBS432"], metavar="ASSEMBLY")
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="contexts, powers of two from 1,024 on")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    parser.add_argument("--ship", action="store_true", help="put the trained model into the package as yeast-lm")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="checkout to ship into")
+    options = parser.parse_args(arguments)
+    if options.ship and options.model:
+        raise InputError("--ship is for the model that this run trains: leave out --model.")
     use_threads(options.threads)
     names = ("model",) if options.model else ("short_steps", "long_steps")
     experiment = Experiment(
@@ -194,6 +239,9 @@ def main() -> None:
         f"{found['parameters']:,} parameters; {', '.join(options.tested)}; {len(shortest)} blocks of {BLOCK:,} bases.\n"
     ]
     experiment.write(header, rows, picture, notes)
+    if options.ship:
+        names = [Path(path).name.removesuffix(".fa") for path in paths]
+        print(ship_trained(Path(model), names, options, curve, markov["order"], best))
 
 
 if __name__ == "__main__":
