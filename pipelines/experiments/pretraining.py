@@ -12,8 +12,8 @@ The test: the first 1,048,576 bases of chromosome VII, cut into windows of each 
 bases, so that a base differs only in how much comes before it in its window. Beside it is the best interpolated Markov
 model of order 0 to 12, counted on both strands of all training bases. Intervals are over blocks of 65,536 bases.
 
-With `--model` nothing is trained. A run that was stopped continues. `--ship` puts the trained model, with a card of these
-figures, into the package as `yeast-lm`.
+With `--model` nothing is trained. A run that was stopped continues. `--ship` puts the trained model into the package as
+`yeast-lm`, with a card of these figures.
 """
 
 import argparse
