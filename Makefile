@@ -90,6 +90,7 @@ bench-gpu: install
 # and nvcc add its kernels.
 bench-gpu-static: install
 	$(BIN)/python kernels/benchmarks/gpu_static.py $(if $(MAMBA_SOURCE),--mamba-source $(MAMBA_SOURCE))
+	$(BIN)/python kernels/benchmarks/gpu_static_ssd.py $(if $(MAMBA_SOURCE),--mamba-source $(MAMBA_SOURCE))
 
 # All of a quarter of an hour on a machine with a GPU, into the folder OUTPUT: WHEELS=FOLDER installs from there without a
 # network, DATA=FOLDER has genomes to train on, and REHEARSE=1 tries it all on a CPU.

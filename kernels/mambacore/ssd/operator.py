@@ -173,7 +173,11 @@ def _(*given):
 def _backward(grad_outputs, grad_final_state, *given):
     arguments, boundary_states = SsdArguments(*given[:-1]), given[-1]
     filled = arguments.inputs.numel() > 0 and arguments.input_matrix.numel() > 0
-    library = native_library_for(arguments.inputs) if filled and not triton_computes(arguments.inputs) else None
+    if filled and triton_computes(arguments.inputs):
+        from mambacore.ssd import triton  # noqa: PLC0415  only where there is Triton
+
+        return triton.backward(grad_outputs, grad_final_state, arguments, boundary_states)
+    library = native_library_for(arguments.inputs) if filled else None
     if library is None:
         return chunked.backward(grad_outputs, grad_final_state, arguments, boundary_states)
     return native.backward(library, grad_outputs, grad_final_state, arguments, boundary_states)

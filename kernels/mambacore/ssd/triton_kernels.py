@@ -1,4 +1,4 @@
-"""The GPU's kernels of the state space dual scan, forward: three passes, of which two are products on tensor cores.
+"""The GPU's kernels of the state space dual scan: forward in three passes, of which two are products on tensor cores.
 
 What a chunk adds to the state (`add_states`), the states before the chunks (`pass_states`), the outputs (`read_out`).
 What decays make of a chunk (`mambacore.ssd.triton`) is prepared by PyTorch: it is as small as the decays.
@@ -57,9 +57,14 @@ def add_states(
 
 @kernel
 def pass_states(
-    added, chunk_decays, first_state, final_state, chunks, heads, numbers, HAS_STATE: tl.constexpr, BLOCK: tl.constexpr
-):
-    """From what each chunk adds, in its place the state before it; one program for a head's numbers."""
+    added, chunk_decays, first_state, final_state, chunks, heads, numbers,
+    HAS_STATE: tl.constexpr, BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """From what each chunk adds, in its place the state before it; one program for a head's numbers.
+
+    Backward the walk begins at the last chunk: from what each chunk's outputs say of the state before it, in its place
+    the gradient of the state after it.
+    """
     batch, head = tl.program_id(0) // heads, tl.program_id(0) % heads
     number = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = number < numbers
@@ -67,7 +72,8 @@ def pass_states(
     state = tl.full([BLOCK], 0.0, tl.float32)
     if HAS_STATE:
         state = tl.load(first_state + of_head, mask=there, other=0.0)
-    for chunk in range(chunks):
+    for number_of_chunk in range(chunks):
+        chunk = chunks - 1 - number_of_chunk if BACKWARD else number_of_chunk
         place = added + ((batch.to(tl.int64) * chunks + chunk) * heads + head) * numbers + number
         more = tl.load(place, mask=there, other=0.0)
         left = tl.load(chunk_decays + (batch.to(tl.int64) * heads + head) * chunks + chunk)

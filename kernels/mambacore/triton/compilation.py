@@ -21,7 +21,8 @@ from mambacore.triton.launch import Kernel
 
 OF_INPUTS: Final = {
     "inputs", "step_size", "gate", "grad_outputs", "outputs", "grad_inputs", "grad_step_size", "grad_gate", "state",
-    "grad_state", "new_state", "matrices", "input_rows", "output_rows",
+    "grad_state", "new_state", "matrices", "input_rows", "output_rows", "input_matrix", "output_matrix",
+    "grad_scores",
 }  # fmt: skip
 """Arguments of the kernels that are tensors in the inputs' dtype."""
 
@@ -29,11 +30,11 @@ FLAGS: Final = {"resets", "kept", "record"}
 """Arguments that are tensors of flags."""
 
 FLOATS: Final = {
-    "input_matrix", "output_matrix", "rates", "skip_weight", "step_bias", "chunk_states", "step_sums", "final_state",
+    "rates", "skip_weight", "step_bias", "chunk_states", "step_sums", "final_state",
     "boundaries", "scratch_states", "scratch_steps", "chunk_carries", "grad_into", "grad_out_of", "grad_rates",
     "grad_skip", "grad_bias", "grad_first_state", "first_state", "weight", "bias", "grads", "grad_weight",
     "scan_state", "new_scan_state", "log_decay_rate", "frequency", "written", "added", "chunk_decays", "states",
-    "high", "low", "own",
+    "high", "low", "own", "to_end", "from_start", "grad_states", "grad_numbers", "grad_matrix",
 }  # fmt: skip
 """Arguments that are tensors in float32, whatever the inputs are."""
 

@@ -47,6 +47,21 @@ def test_kernels_and_all_gradients_equal_the_reference(shape, reverse, packed):
 
 
 @pytest.mark.usefixtures("interpreter")
+def test_gradients_do_not_depend_on_how_many_heads_and_states_a_program_takes(monkeypatch):
+    from mambacore.ssd import triton  # noqa: PLC0415  skipped where there is no Triton
+
+    arguments = ssd_arguments(1, 70, heads=4, groups=1, state_size=20)
+    monkeypatch.setattr(triton, "MATRIX_STATES", 16)
+    expected = gradients_of(ssd_scan_reference, arguments, torch.float64)
+    for programs_to_fill, heads in ((0, 4), (0.02, 2), (1e9, 1)):
+        monkeypatch.setattr(triton, "PROGRAMS_TO_FILL", programs_to_fill)
+        assert triton.heads_at_once(2, 4, triton.multiprocessors(torch.empty(0))) == heads
+        found = gradients_of(lambda **given: ssd_scan(**given, return_final_state=True), arguments, torch.float32)
+        errors = {name: relative_error(found[name], expected[name]) for name in expected}
+        assert max(errors.values()) < FLOAT32, errors
+
+
+@pytest.mark.usefixtures("interpreter")
 def test_optional_arguments_can_be_absent_and_strides_do_not_matter():
     arguments = {name: ssd_arguments(1, 70)[name].float() for name in REQUIRED}
     expected, _ = ssd_scan_reference(**{name: tensor.double() for name, tensor in arguments.items()})
@@ -69,20 +84,27 @@ def test_float16_keeps_a_float32_state():
 
 
 BLOCKS = {"REVERSE": False, "RANK": 1, "CHUNK": 64, "BLOCK_ROWS": 64, "BLOCK_WIDTH": 64, "HAS_SKIP": True,
-          "HAS_STATE": True, "BLOCK": 256}  # fmt: skip
+          "HAS_STATE": True, "BACKWARD": False, "BLOCK": 256}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["add_states", "pass_states", "read_out"])
+@pytest.mark.parametrize(
+    ("name", "into"),
+    [("add_states", 0), ("pass_states", 0), ("read_out", 0), ("read_back_inputs", 0), ("read_back_matrix", True),
+     ("read_back_matrix", False)],
+)  # fmt: skip
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("states", [64, 128])
-def test_kernels_compile_for_hopper_without_leaving_the_registers(name, dtype, states):
-    from mambacore.ssd import triton, triton_kernels  # noqa: PLC0415
+def test_kernels_compile_for_hopper_without_leaving_the_registers(name, into, dtype, states):
+    from mambacore.ssd import triton  # noqa: PLC0415
     from mambacore.triton.compilation import TOOLS, compiled  # noqa: PLC0415  skipped where there is no Triton
 
     if not (TOOLS / "ptxas").exists():
         pytest.skip("this platform's Triton has no ptxas to compile with")
-    kernel = getattr(triton_kernels, name)
-    warps = 1 if name == "pass_states" else triton.WARPS[torch.float32 if dtype == "fp32" else torch.bfloat16]
-    used = compiled(kernel, BLOCKS | {"BLOCK_STATES": states}, 90, dtype, warps).used
+    kernel = getattr(triton, name)
+    warps = triton.WARPS[torch.float32 if dtype == "fp32" else torch.bfloat16]
+    warps = 1 if name == "pass_states" else triton.BACKWARD_WARPS if name.startswith("read_back") else warps
+    if name == "read_back_matrix":
+        states = min(states, triton.MATRIX_STATES)
+    used = compiled(kernel, BLOCKS | {"BLOCK_STATES": states, "INTO": into}, 90, dtype, warps).used
     assert 0 < used["REG"] <= 255, used
     assert used["STACK"] == 0 or dtype == "fp32", used
