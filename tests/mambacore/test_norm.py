@@ -1,6 +1,7 @@
 """The root-mean-square norm equals PyTorch's own, with gradients."""
 
 import copy
+import importlib.util
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ BACKENDS = [
         "native", marks=pytest.mark.skipif(native_library() is None, reason="installed without the native library")
     ),
     "torch",
+    pytest.param(
+        "triton", marks=pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+    ),
 ]
 EPSILON = 1e-3
 
@@ -38,7 +42,11 @@ def run(function, shape, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", OF_DTYPE, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 16), (2, 33, 64), (3000, 100), (5, 7)], ids=str)
-def test_outputs_and_gradients_equal_pytorchs(shape, dtype, backend):
+def test_outputs_and_gradients_equal_pytorchs(shape, dtype, backend, monkeypatch):
+    if backend == "triton":
+        if dtype == torch.float64:
+            pytest.skip("the GPU's kernels compute in float32")
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
     expected = run(lambda inputs, weight: F.rms_norm(inputs, shape[-1:], weight, EPSILON), shape, torch.float64)
     with use_backend(backend):
         found = run(lambda inputs, weight: root_mean_square_norm(inputs, weight, EPSILON), shape, dtype)
@@ -47,7 +55,7 @@ def test_outputs_and_gradients_equal_pytorchs(shape, dtype, backend):
     assert max(errors) < OF_DTYPE[dtype], errors
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS[:2])
 def test_gradcheck_and_opcheck(backend):
     inputs = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, dtype=torch.float64, requires_grad=True)

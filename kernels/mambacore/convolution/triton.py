@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mambacore.convolution.triton_kernels import convolve, grad_before_activation, grad_of_inputs
-from mambacore.layout import channels_contiguous, optional_contiguous, sequence_strides
+from mambacore.layout import channels_contiguous, optional_contiguous, sequence_strides, sum_of_parts
 from mambacore.packing import resets_before
 from mambacore.triton.launch import or_first
 
@@ -28,14 +28,14 @@ class _Arguments:
         silu: bool,
         reverse: bool,
     ) -> None:
-        self.inputs, self.by_tap = channels_contiguous(inputs), weight.t().contiguous()
+        self.inputs, self.weight = channels_contiguous(inputs), weight.contiguous()
         self.batch, self.length, self.channels = inputs.shape
         self.bias, self.state = (optional_contiguous(tensor) for tensor in (bias, initial_state))
         resets = None if sequence_starts is None else resets_before(sequence_starts, reverse)
         self.resets = None if resets is None else resets.contiguous().view(torch.uint8)
         self.positions = min(BLOCK_POSITIONS, 1 << max(self.length - 1, 0).bit_length())
         self.tensors = (
-            self.inputs, self.by_tap, or_first(self.bias, self.by_tap), or_first(self.state, self.inputs),
+            self.inputs, self.weight, or_first(self.bias, self.weight), or_first(self.state, self.inputs),
             or_first(self.resets, self.inputs),
         )  # fmt: skip
         self.sizes = (self.length, self.channels, *sequence_strides(self.inputs))
@@ -87,7 +87,7 @@ def backward(
     stretches = run.stretches(run.length)
     parts, history = run.batch * stretches, 0 if initial_state is None else weight.shape[1] - 1
     grads = inputs.new_empty(inputs.shape, dtype=torch.float32)
-    grad_weight = grads.new_empty(parts, *run.by_tap.shape)
+    grad_weight = grads.new_empty(parts, *run.weight.shape)
     grad_bias = grads.new_empty(parts, run.channels)
     grad_inputs = inputs.new_empty(inputs.shape)
     grad_state = inputs.new_empty(0) if initial_state is None else inputs.new_empty(initial_state.shape)
@@ -97,13 +97,13 @@ def backward(
     )  # fmt: skip
     stretches = run.stretches(run.length + history)
     grad_of_inputs.start(
-        run.grid(stretches), grads, run.by_tap, or_first(run.resets, run.inputs), grad_inputs,
+        run.grid(stretches), grads, run.weight, or_first(run.resets, run.inputs), grad_inputs,
         or_first(None if history == 0 else grad_state, grad_inputs), stretches, run.length, run.channels, -history,
         **run.cut,
     )  # fmt: skip
     return (
         grad_inputs,
-        grad_weight.sum(0).t().contiguous(),
-        inputs.new_empty(0) if bias is None else grad_bias.sum(0),
+        sum_of_parts(grad_weight),
+        inputs.new_empty(0) if bias is None else sum_of_parts(grad_bias),
         grad_state,
     )

@@ -47,7 +47,7 @@ def convolve(
     SILU: tl.constexpr, REVERSE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr,
     HAS_RESETS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Compute outputs (batch, length, channels). Weight is (width, channels)."""
+    """Compute outputs (batch, length, channels). Weight is (channels, width)."""
     batch, stretch = (tl.program_id(0) // stretch_count).to(tl.int64), (tl.program_id(0) % stretch_count).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     positions = stretch * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
@@ -60,7 +60,7 @@ def convolve(
             inputs, state, resets, batch, positions, channels, WIDTH - 1 - tap, length, channel_count, inputs_batch,
             inputs_row, present, HAS_STATE, HAS_RESETS, REVERSE, WIDTH,
         )  # fmt: skip
-        sums += tl.load(weight + tap * channel_count + channels, mask=present, other=0.0)[None, :] * values
+        sums += tl.load(weight + channels * WIDTH + tap, mask=present, other=0.0)[None, :] * values
     if SILU:
         sums *= sigmoid(sums)
     row = length - 1 - positions if REVERSE else positions
@@ -77,7 +77,7 @@ def grad_before_activation(
     HAS_RESETS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradient before SiLU in float32, (batch, length, channels), and this program's part of the gradients
-    of the weight (batch x segments, width, channels) and the bias.
+    of the weight (batch x segments, channels, width) and the bias.
     """
     batch, stretch = (tl.program_id(0) // stretch_count).to(tl.int64), (tl.program_id(0) % stretch_count).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -96,7 +96,7 @@ def grad_before_activation(
                 inputs, state, resets, batch, positions, channels, WIDTH - 1 - tap, length, channel_count,
                 inputs_batch, inputs_row, present, HAS_STATE, HAS_RESETS, REVERSE, WIDTH,
             )  # fmt: skip
-            sums += tl.load(weight + tap * channel_count + channels, mask=present, other=0.0)[None, :] * values
+            sums += tl.load(weight + channels * WIDTH + tap, mask=present, other=0.0)[None, :] * values
         opening = sigmoid(sums)
         grad *= opening * (1.0 + sums * (1.0 - opening))
     tl.store(grads + (batch * length + row)[:, None] * channel_count + channels[None, :], grad, mask=mask)
@@ -106,7 +106,7 @@ def grad_before_activation(
             inputs, state, resets, batch, positions, channels, WIDTH - 1 - tap, length, channel_count, inputs_batch,
             inputs_row, present, HAS_STATE, HAS_RESETS, REVERSE, WIDTH,
         )  # fmt: skip
-        place = grad_weight + (part * WIDTH + tap) * channel_count + channels
+        place = grad_weight + (part * channel_count + channels) * WIDTH + tap
         # A masked tap has the value zero, and a NaN must not spread from there.
         tl.store(place, total(tl.where(mask, grad * values, 0.0), 0), mask=present)
     tl.store(grad_bias + part * channel_count + channels, total(grad, 0), mask=present)
@@ -133,7 +133,7 @@ def grad_of_inputs(
             allowed &= tl.load(resets + batch * length + row, mask=inside, other=0) == 0
         mask = (inside & allowed)[:, None] & present[None, :]
         place = grads + (batch * length + row)[:, None] * channel_count + channels[None, :]
-        tap = weight + (WIDTH - 1 - ahead) * channel_count + channels
+        tap = weight + channels * WIDTH + WIDTH - 1 - ahead
         sums += tl.load(tap, mask=present, other=0.0)[None, :] * tl.load(place, mask=mask, other=0.0)
     row = length - 1 - positions if REVERSE else positions
     place = grad_inputs + (batch * length + row)[:, None] * channel_count + channels[None, :]

@@ -28,6 +28,8 @@ class Mixer(nn.Module):
     # Whether `forward` exchanges states inside `mambacore.parallel.context_parallel`; a mixer that does not would start
     # over at each rank, so it is rejected there.
     supports_context_parallel: ClassVar[bool] = False
+    # Whether `forward` reads the sequence through its input projection alone; not inherited, as a subclass may differ.
+    begins_with_linear: ClassVar[bool] = False
     output_projection: nn.Linear
     # Channels of the sequence; None if not specified by the mixer.
     model_width: int | None = None

@@ -1,12 +1,13 @@
 """Root-mean-square normalisation (Zhang & Sennrich, arXiv 1910.07467, equation 4) as a layer and an operator.
 
-PyTorch's version takes ten passes over memory on a CPU, forward and backward; the native one takes three.
+PyTorch's version takes ten passes over memory on a CPU, forward and backward; the native one takes three. On a GPU it
+is a kernel each way (`mambacore.layers.triton_norm`).
 """
 
 import torch
 from torch import Tensor, nn
 
-from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for
+from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for, triton_computes
 from mambacore.contracts import Expected, check_devices, check_sequence, check_shapes
 from mambacore.layout import sum_of_parts
 from mambacore.native_library import Norm
@@ -24,6 +25,10 @@ class RootMeanSquareNorm(nn.Module):
         epsilon: keeps positions of zeros finite.
         in_dtype_of_weight: return the dtype of the weight instead of that of the sequence: the dtype of the following
             layers, if the residual sum is in float32.
+
+    Attributes:
+        before_linear: whether a linear layer is all that reads the outputs. Under autocast on a GPU they are then in
+            its precision at once, which it would cast them to.
     """
 
     def __init__(self, width: int, epsilon: float = 1e-5, in_dtype_of_weight: bool = False) -> None:
@@ -31,20 +36,30 @@ class RootMeanSquareNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.epsilon = epsilon
         self.in_dtype_of_weight = in_dtype_of_weight
+        self.before_linear = False
 
     def forward(self, sequence: Tensor) -> Tensor:
         """Map (..., width) to the same shape."""
-        normalised = root_mean_square_norm(sequence, self.weight, self.epsilon)
+        kind = sequence.device.type
+        dtype = None
+        if self.before_linear and not torch.compiler.is_compiling() and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind) if triton_computes(sequence) else None
+        normalised = root_mean_square_norm(sequence, self.weight, self.epsilon, dtype)
+        if dtype is not None:
+            return normalised
         return normalised.to(self.weight.dtype) if self.in_dtype_of_weight else normalised
 
 
-def root_mean_square_norm(inputs: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:
+def root_mean_square_norm(
+    inputs: Tensor, weight: Tensor, epsilon: float = 1e-5, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return inputs / sqrt(mean(inputs^2) + epsilon) * weight over the last dimension.
 
     Args:
         inputs: (..., width), float32, bfloat16, float16 or float64; computed in float64 for float64, else in float32.
         weight: (width,).
         epsilon: keeps rows of zeros finite.
+        dtype: of the outputs; by default that of the inputs.
 
     Raises:
         ValueError: if the weight does not fit the inputs, or is on another device.
@@ -53,7 +68,7 @@ def root_mean_square_norm(inputs: Tensor, weight: Tensor, epsilon: float = 1e-5)
     check_sequence("inputs", inputs, dimensions=None)
     check_shapes({"weight": Expected(weight, tuple(inputs.shape[-1:]), "give one number per channel")})
     check_devices(inputs, {"weight": weight})
-    outputs, _ = _forward(inputs, weight.to(compute_dtype(inputs.dtype)), epsilon)
+    outputs, _ = _forward(inputs, weight.to(compute_dtype(inputs.dtype)), epsilon, dtype)
     return outputs
 
 
@@ -67,34 +82,44 @@ def _arguments(inputs: Tensor, weight: Tensor, inverse: Tensor, epsilon: float) 
 
 
 @torch.library.custom_op("mambacore::root_mean_square_norm_forward", mutates_args=())
-def _forward(inputs: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def _forward(inputs: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    wanted = inputs.dtype if dtype is None else dtype
+    if triton_computes(inputs):
+        from mambacore.layers import triton_norm  # noqa: PLC0415  only where there is Triton
+
+        return triton_norm.forward(inputs, weight, epsilon, wanted)
     library = native_library_for(inputs)
     if library is None:
         inverse = inputs.to(weight.dtype).square().mean(-1).add(epsilon).rsqrt()
-        return (inputs * inverse.unsqueeze(-1) * weight).to(inputs.dtype), inverse
+        return (inputs * inverse.unsqueeze(-1) * weight).to(wanted), inverse
     inputs, weight = inputs.contiguous(), weight.contiguous()
     outputs, inverse = torch.empty_like(inputs), inputs.new_empty(inputs.shape[:-1], dtype=weight.dtype)
     norm = _arguments(inputs, weight, inverse, epsilon)
     norm.outputs = outputs.data_ptr()
     library.norm_forward(norm)
-    return outputs, inverse
+    return outputs.to(wanted), inverse
 
 
 @_forward.register_fake
-def _(inputs, weight, epsilon):
-    return inputs.new_empty(inputs.shape), inputs.new_empty(inputs.shape[:-1], dtype=weight.dtype)
+def _(inputs, weight, epsilon, dtype=None):
+    return inputs.new_empty(inputs.shape, dtype=dtype), inputs.new_empty(inputs.shape[:-1], dtype=weight.dtype)
 
 
 @torch.library.custom_op("mambacore::root_mean_square_norm_backward", mutates_args=())
 def _backward(
     grad_outputs: Tensor, inputs: Tensor, weight: Tensor, inverse: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
+    if triton_computes(inputs):
+        from mambacore.layers import triton_norm  # noqa: PLC0415
+
+        return triton_norm.backward(grad_outputs, inputs, weight, inverse)
     library = native_library_for(inputs)
     if library is None:
         along = grad_outputs.to(weight.dtype) * inputs
         pull = (along * weight).mean(-1, keepdim=True) * inverse.unsqueeze(-1).square()
         grad_inputs = (grad_outputs * weight - inputs * pull) * inverse.unsqueeze(-1)
         return grad_inputs.to(inputs.dtype), (along * inverse.unsqueeze(-1)).flatten(0, -2).sum(0)
+    grad_outputs = grad_outputs.to(inputs.dtype)
     grad_outputs, inputs, weight, inverse = (tensor.contiguous() for tensor in (grad_outputs, inputs, weight, inverse))
     norm = _arguments(inputs, weight, inverse, epsilon)
     grad_inputs, grad_weight = torch.empty_like(inputs), weight.new_empty(norm.segments, weight.numel())
@@ -110,12 +135,15 @@ def _(grad_outputs, inputs, weight, inverse, epsilon):
 
 
 def _keep_for_backward(ctx, inputs, output) -> None:
-    sequence, weight, ctx.epsilon = inputs
+    sequence, weight, ctx.epsilon, _ = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(sequence, weight, output[1])
 
 
 def _gradient(ctx, grad_outputs, _grad_inverse):
-    return (*_backward(grad_outputs, *ctx.saved_tensors, ctx.epsilon), None)
+    if grad_outputs is None:
+        return None, None, None, None
+    return (*_backward(grad_outputs, *ctx.saved_tensors, ctx.epsilon), None, None)
 
 
 _forward.register_autograd(_gradient, setup_context=_keep_for_backward)

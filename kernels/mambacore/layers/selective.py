@@ -58,6 +58,7 @@ class SelectiveMixer(Mixer):
 
     name = "selective"
     supports_context_parallel = True
+    begins_with_linear = True
 
     def __init__(
         self,

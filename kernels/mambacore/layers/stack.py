@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mambacore.devices import halve_positions, positions_at_once
 from mambacore.errors import InputError
 from mambacore.layers.feed_forward import GatedFeedForward
 from mambacore.layers.mixer import Mixer, MixerDescription, build_mixer, parameters_without_decay
@@ -20,7 +21,8 @@ from mambacore.parallel import active_ranks
 StackState = tuple[Any, ...]
 
 # Without gradients a long sequence is walked in pieces of this many positions (over the batch), whose buffers stay in
-# the cache and are used again: about twice as fast on a CPU as one sweep over freshly mapped memory.
+# the cache and are used again: about twice as fast on a CPU as one sweep over freshly mapped memory. On other devices
+# pieces are as long as fits (`mambacore.devices.positions_at_once`).
 PIECE_POSITIONS = 4096
 # A piece of a large batch has at least this many positions: calling the operators costs as much as so many.
 SHORTEST_PIECE = 64
@@ -52,6 +54,7 @@ class ResidualBlock(nn.Module):
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1 but is {dropout}")
         self.norm = RootMeanSquareNorm(model_width, norm_epsilon)
+        self.norm.before_linear = vars(type(mixer)).get("begins_with_linear", False)
         self.mixer = mixer
         wide = feed_forward_width is not None
         self.feed_forward_norm = RootMeanSquareNorm(model_width, norm_epsilon) if wide else None
@@ -182,23 +185,35 @@ class ResidualStack(nn.Module):
             )
         if not self._walks_in_pieces(sequence):
             return self._walk(sequence, state, sequence_starts)
-        positions = max(SHORTEST_PIECE, PIECE_POSITIONS // sequence.shape[0])
-        outputs = torch.empty_like(sequence)
-        for begin in range(0, sequence.shape[1], positions):
+        outputs: Tensor | None = None
+        batch, length, begin = sequence.shape[0], sequence.shape[1], 0
+        while begin < length:
+            positions = max(SHORTEST_PIECE, positions_at_once(sequence.device, PIECE_POSITIONS) // batch)
             piece = slice(begin, begin + positions)
             starts = None if sequence_starts is None else sequence_starts[:, piece]
-            outputs[:, piece], state = self._walk(sequence[:, piece], state, starts)
-        assert state is not None  # the sequence is longer than one piece
+            try:
+                found = self._walk(sequence[:, piece], state, starts)
+            except torch.OutOfMemoryError:
+                found = None
+            if found is None:  # outside of the handler, which holds on to the memory of what failed
+                halve_positions(sequence.device, at_least=batch * SHORTEST_PIECE)
+                continue
+            if positions >= length:
+                return found
+            outputs = torch.empty_like(sequence) if outputs is None else outputs
+            outputs[:, piece], state = found
+            begin += positions
+        assert outputs is not None and state is not None  # the sequence is longer than one piece
         return outputs, state
 
     def _walks_in_pieces(self, sequence: Tensor) -> bool:
-        """Return whether a sequence is long enough that processing it in pieces is faster."""
+        """Return whether a sequence is long enough that processing it in pieces is faster, or may be necessary."""
         # A compiled or exported graph has to hold for any length. Ranks exchange states once per layer, whatever the
         # length of their parts, so these are not cut either.
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or active_ranks() is not None:
             return False
         batch, length = sequence.shape[:2]
-        return length > SHORTEST_PIECE and batch * length > PIECE_POSITIONS
+        return length > SHORTEST_PIECE and (batch * length > PIECE_POSITIONS or sequence.device.type != "cpu")
 
     def _walk(
         self, sequence: Tensor, state: StackState | None, sequence_starts: Tensor | None

@@ -10,7 +10,7 @@ class ScanArguments(NamedTuple):
     """Arguments of every implementation of the scan, checked and converted (`mambacore.scan.operator`).
 
     `inputs`, `step_size` and `gate` have one dtype; everything else is in the compute dtype over it or, of a complex
-    state, the complex numbers over that.
+    state, the complex numbers over that. For the GPU's kernels the two matrices may be in any dtype that these read.
     """
 
     inputs: Tensor  # (batch, length, channels)

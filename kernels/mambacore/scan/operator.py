@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mambacore.backends import compute_dtype, native_library_for, state_dtype, triton_computes, wanted_backend
+from mambacore.backends import (
+    TRITON_DTYPES,
+    compute_dtype,
+    native_library_for,
+    state_dtype,
+    triton_computes,
+    wanted_backend,
+)
 from mambacore.contracts import (
     Expected,
     check_boolean,
@@ -88,8 +95,8 @@ def selective_scan(
         inputs=inputs.to(element),
         step_size=step_size.to(element),
         state_matrix=state_matrix.to(of_state),
-        input_matrix=input_matrix.to(of_state),
-        output_matrix=output_matrix.to(of_state),
+        input_matrix=_matrix_in(of_state, input_matrix, inputs),
+        output_matrix=_matrix_in(of_state, output_matrix, inputs),
         skip_weight=None if skip_weight is None else skip_weight.to(dtype),
         gate=None if gate is None else gate.to(element),
         step_bias=None if step_bias is None else step_bias.to(dtype),
@@ -107,6 +114,21 @@ def selective_scan(
         outputs, final_state, _ = _forward(*arguments, needs_gradient)
     outputs = outputs.to(inputs.dtype)
     return (outputs, final_state) if return_final_state else outputs
+
+
+def _matrix_in(dtype: torch.dtype, matrix: Tensor, inputs: Tensor) -> Tensor:
+    """A matrix in the dtype of the states, or as it is if the GPU's kernels, which convert it as they read, take it."""
+    taken = matrix.dim() == 4 and matrix.dtype in TRITON_DTYPES and not dtype.is_complex
+    # A compiler, which cannot ask for the backend, converts it in its own kernels.
+    return matrix if taken and not torch.compiler.is_compiling() and triton_computes(inputs) else matrix.to(dtype)
+
+
+def _converted(arguments: ScanArguments) -> ScanArguments:
+    """The arguments with both matrices in the dtype of the states, as all other backends take them."""
+    dtype = arguments.state_matrix.dtype
+    return arguments._replace(
+        input_matrix=arguments.input_matrix.to(dtype), output_matrix=arguments.output_matrix.to(dtype)
+    )
 
 
 def _use_mamba_ssm(arguments: ScanArguments, state_needs_gradient: bool) -> bool:
@@ -202,6 +224,7 @@ def _forward(*given):
         from mambacore.scan import triton as scan  # noqa: PLC0415  only where there is Triton
 
         return scan.forward(arguments, keep_boundaries)
+    arguments = _converted(arguments)
     library = native_library_for(arguments.inputs)
     if library is None:
         return fallback.forward(arguments, keep_boundaries)
@@ -229,6 +252,7 @@ def _backward(grad_outputs, grad_final_state, *given):
         from mambacore.scan import triton as scan  # noqa: PLC0415
 
         return scan.backward(grad_outputs, grad_final_state, arguments, boundary_states)
+    arguments = _converted(arguments)
     library = native_library_for(arguments.inputs)
     if library is None:
         return fallback.backward(grad_outputs, grad_final_state, arguments, boundary_states)
@@ -261,11 +285,15 @@ def _keep_for_backward(ctx, inputs, output) -> None:
     arguments, keep_boundaries = ScanArguments(*inputs[:-1]), inputs[-1]
     ctx.save_for_backward(*arguments[:-2], output[2] if keep_boundaries else None)
     ctx.step_softplus, ctx.reverse = arguments.step_softplus, arguments.reverse
+    # No zeros for the gradient of a final state that nobody read.
+    ctx.set_materialize_grads(False)
 
 
 def _gradient(ctx, grad_outputs, grad_final_state, _grad_boundaries):
     *tensors, boundary_states = ctx.saved_tensors
     arguments = ScanArguments._make((*tensors, ctx.step_softplus, ctx.reverse))
+    if grad_outputs is None:
+        grad_outputs = torch.zeros_like(arguments.inputs)
     if boundary_states is None:  # a graph that was exported or traced without gradients
         boundary_states = _forward(*arguments, True)[2]
     grads = _backward(grad_outputs, grad_final_state, *arguments, boundary_states)

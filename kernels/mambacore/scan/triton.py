@@ -23,7 +23,7 @@ from mambacore.layout import (
     sum_of_parts,
 )
 from mambacore.scan.arguments import ScanArguments, ScanGradients
-from mambacore.scan.triton_backward import retreat, summary
+from mambacore.scan.triton_backward import add_up, retreat, summary
 from mambacore.scan.triton_forward import carry, walk
 from mambacore.triton.launch import multiprocessors, or_first
 
@@ -38,6 +38,7 @@ WARPS_TO_FILL = 16
 WARPS_FOR_ONE_PASS = 4
 SHORTEST_CHUNK = 128
 CARRY_CHANNELS = 32
+SUM_BLOCK, SUM_WARPS = 1024, 4
 
 
 class Plan(NamedTuple):
@@ -92,7 +93,8 @@ def _power_of_two(number: int) -> int:
 def _rates(state_matrix: Tensor) -> Tensor:
     """A as kernels use it: its real part for powers of two, its imaginary part in turns."""
     if not state_matrix.is_complex():
-        return as_numbers(state_matrix * math.log2(math.e))
+        rates = state_matrix.new_empty(state_matrix.shape[::-1])
+        return torch.mul(state_matrix.t(), math.log2(math.e), out=rates)
     scaled = torch.complex(state_matrix.real * math.log2(math.e), state_matrix.imag / (2 * math.pi))
     return as_numbers(scaled)
 
@@ -262,6 +264,7 @@ def backward(
         HAS_SKIP=run.skip_weight is not None, HAS_CARRY=carries is not None, INTO_FIXED=run.into.fixed,
         INTERVAL=DEVICE_INTERVAL,
     )  # fmt: skip
+    grad_into, grad_out_of = _added_up(grad_into, grad_out_of, run, arguments)
     return ScanGradients(
         grad_inputs,
         grad_step_size,
@@ -275,9 +278,23 @@ def backward(
     )
 
 
-def _grad_of_matrix(partial: Tensor, matrix: _Matrix, like: Tensor) -> Tensor:
-    """Add up the programs' parts in their order."""
-    summed = sum_of_parts(partial)
+def _added_up(into: Tensor, out_of: Tensor, run: _Call, arguments: ScanArguments) -> tuple[Tensor, Tensor]:
+    """The sums of the parts of both matrices' gradients, in the matrices' dtype where that is real."""
+    if run.into.fixed or run.out_of.fixed or into[0].numel() == 0:
+        return sum_of_parts(into), sum_of_parts(out_of)
+    sums = [
+        parts.new_empty(parts.shape[1:], dtype=parts.dtype if run.is_complex else like.dtype)
+        for parts, like in ((into, arguments.input_matrix), (out_of, arguments.output_matrix))
+    ]
+    count = into[0].numel()
+    add_up.start(
+        (-(-count // SUM_BLOCK), 2), into, out_of, *sums, into.shape[0], count, BLOCK=SUM_BLOCK, num_warps=SUM_WARPS
+    )
+    return sums[0], sums[1]
+
+
+def _grad_of_matrix(summed: Tensor, matrix: _Matrix, like: Tensor) -> Tensor:
+    """The gradient of a matrix as the matrix is, from the sum of the programs' parts."""
     if matrix.fixed:
         return as_states(summed, like.is_complex())
-    return torch.view_as_complex(summed.unflatten(-1, (-1, 2))) if like.is_complex() else summed
+    return torch.view_as_complex(summed.unflatten(-1, (-1, 2))) if like.is_complex() else summed.to(like.dtype)

@@ -309,3 +309,23 @@ def retreat(
     if chunk == 0:
         place = grad_first_state + batch * numbers * state_count * channel_count
         store_states(place, states, channels, tile, channel_count, carried, carried_imaginary, IS_COMPLEX)
+
+
+@kernel
+def add_up(into, out_of, sum_into, sum_out_of, parts, count, BLOCK: tl.constexpr):
+    """Add up the parts (parts, count) of the gradients of both matrices, in their order, and round the sums once."""
+    number = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    present = number < count
+    summed = tl.full((BLOCK,), 0.0, tl.float32)
+    if tl.program_id(1) == 0:
+        place = into + number
+        for _ in range(parts):
+            summed += tl.load(place, mask=present, other=0.0)
+            place += count
+        tl.store(sum_into + number, summed.to(sum_into.dtype.element_ty), mask=present)
+    else:
+        place = out_of + number
+        for _ in range(parts):
+            summed += tl.load(place, mask=present, other=0.0)
+            place += count
+        tl.store(sum_out_of + number, summed.to(sum_out_of.dtype.element_ty), mask=present)
