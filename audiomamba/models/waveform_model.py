@@ -23,6 +23,7 @@ from audiomamba.models.conditions import ClockEmbedding, LabelEmbedding
 from audiomamba.models.configuration import WaveformModelConfig
 from audiomamba.models.pooling import DownPooling, DownPoolingState, UpPooling, UpPoolingState
 from audiomamba.weights import find_model
+from mambacore.devices import halve_positions, positions_at_once
 from mambacore.errors import InputError
 from mambacore.layers import RootMeanSquareNorm, parameters_without_decay
 from mambacore.model_folder import build_and_load, read_model_folder, training_details, write_model_folder
@@ -233,13 +234,21 @@ class WaveformModel(nn.Module):
             raise InputError(
                 "a waveform model cannot process a sequence that is split over ranks; give each rank whole clips"
             )
-        positions = max(1, PIECE_POSITIONS // max(1, tokens.shape[0]))
-        if torch.is_grad_enabled() or tokens.shape[1] <= positions:
+        rows, pieces, begin = max(1, tokens.shape[0]), [], 0
+        if torch.is_grad_enabled() or tokens.shape[1] <= max(1, PIECE_POSITIONS // rows):
             return self._hidden(tokens, state)
-        pieces = []
-        for piece in tokens.split(positions, dim=1):
-            hidden, state = self._hidden(piece, state)
-            pieces.append(hidden)
+        while begin < tokens.shape[1]:
+            positions = max(1, positions_at_once(tokens.device, PIECE_POSITIONS) // rows)
+            try:
+                found = self._hidden(tokens[:, begin : begin + positions], state)
+            except torch.OutOfMemoryError:
+                found = None
+            if found is None:  # outside of the handler, which holds on to the memory of what failed
+                halve_positions(tokens.device, at_least=PIECE_POSITIONS)
+                continue
+            pieces.append(found[0])
+            state = found[1]
+            begin += positions
         assert state is not None  # the waveform is longer than one piece
         return torch.cat(pieces, dim=1), state
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from genomamba.models.language_model import FIRST_BASE_TOKEN, CoreModel, LanguageModel
 from genomamba.tokenizer import COMPLEMENT_IDS, PADDED_VOCABULARY_SIZE, UNKNOWN_TOKEN, VOCABULARY, Tokens
-from mambacore.devices import device_of, from_numpy, to_numpy, widened
+from mambacore.devices import device_of, from_numpy, in_fitting_batches, to_numpy, widened
 from mambacore.errors import InputError
 from mambacore.models import CausalLanguageModel
 
@@ -83,15 +83,21 @@ class Embedder:
                 alike[len(tokens)].append(number)
         for length, numbers in alike.items():
             # Rows of equal length need no padding.
-            rows = max(1, _POSITIONS_AT_ONCE // length)
-            for begin in range(0, len(numbers), rows):
-                some = numbers[begin : begin + rows]
-                tokens = np.stack([sequences[number] for number in some])
-                pooled = self._pooled(from_numpy(tokens, device))
-                if self._both_strands:
-                    pooled = (pooled + self._pooled(from_numpy(COMPLEMENT_IDS[tokens[:, ::-1]], device))) / 2
-                vectors[some] = to_numpy(pooled, torch.float32)
+
+            def compute(rows: slice, numbers: Sequence[int] = numbers) -> npt.NDArray[np.float32]:
+                return self._vectors([sequences[number] for number in numbers[rows]])
+
+            found = in_fitting_batches(compute, len(numbers), length, device, _POSITIONS_AT_ONCE)
+            vectors[numbers] = np.concatenate(found)
         return vectors
+
+    def _vectors(self, sequences: Sequence[Tokens]) -> npt.NDArray[np.float32]:
+        """The vectors of sequences of one length."""
+        tokens, device = np.stack(sequences), device_of(self._model)
+        pooled = self._pooled(from_numpy(tokens, device))
+        if self._both_strands:
+            pooled = (pooled + self._pooled(from_numpy(COMPLEMENT_IDS[tokens[:, ::-1]], device))) / 2
+        return to_numpy(pooled, torch.float32)
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         """(batch, length) to (batch, width), in the device's widest type."""

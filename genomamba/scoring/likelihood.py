@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genomamba.models.language_model import BASE_COUNT, FIRST_BASE_TOKEN, LanguageModel
 from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
-from mambacore.devices import from_numpy
+from mambacore.devices import device_of, from_numpy, positions_at_once
 
 PIECE_LENGTH_BP: Final = 16_384
 """Piece length for causal models; results do not depend on it."""
@@ -59,13 +59,15 @@ def causal_losses(language_model: LanguageModel, tokens: Tensor, piece_length: i
     Args:
         language_model: a causal model.
         tokens: (rows, length).
-        piece_length: bases per forward pass; the result does not depend on it.
+        piece_length: bases per forward pass, and more on a GPU; the result does not depend on it.
 
     Returns:
         (rows, length - 1) float64, 0 where a token is not a base.
     """
     losses = torch.zeros(tokens.shape[0], tokens.shape[1] - 1, dtype=torch.float64)
     state: Any = None
+    at_once = positions_at_once(device_of(language_model.model), piece_length * max(1, tokens.shape[0]))
+    piece_length = max(piece_length, at_once // max(1, tokens.shape[0]))
     for begin in range(0, tokens.shape[1] - 1, piece_length):
         end = min(begin + piece_length, tokens.shape[1] - 1)
         log_probabilities, state = language_model.next_base_log_probabilities(tokens[:, begin:end], state)

@@ -14,6 +14,7 @@ the continuations for a causal model (before them both are the same), over whole
 Everything is computed for each strand in its own direction; the score is the mean over strands.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from genomamba.io.reference import Reference
 from genomamba.io.vcf import HaplotypeWindows, Status, Variant, allele_windows, check_allele, is_known
 from genomamba.models.language_model import LanguageModel, base_log_probabilities
 from genomamba.scoring.likelihood import base_log_likelihoods
-from mambacore.devices import device_of, from_numpy, to_numpy, widened
+from mambacore.devices import device_of, from_numpy, in_fitting_batches, positions_at_once, to_numpy, widened
 from mambacore.errors import InputError
 from mambacore.models import CausalLanguageModel, MaskedLanguageModel
 from mambacore.state import map_state
@@ -94,13 +95,15 @@ class VariantScorer:
         causal = self.language_model.objective == "causal"
         for (context, continuation), numbers in alike.items():
             # Rows of equal length need no padding, so results do not depend on the rest of the batch.
-            rows = max(1, _POSITIONS_AT_ONCE // (2 * (context + continuation)))
-            for begin in range(0, len(numbers), rows):
-                some = numbers[begin : begin + rows]
-                batch = [windows[number] for number in some]
-                results = self._score_causal(batch) if causal else self._score_masked(batch)
-                for number, result in zip(some, results, strict=True):
-                    scores[number] = result
+
+            def compute(rows: slice, numbers: Sequence[int] = numbers) -> list[StrandScore | None]:
+                batch = [windows[number] for number in numbers[rows]]
+                return self._score_causal(batch) if causal else self._score_masked(batch)
+
+            device, positions = device_of(self.language_model.model), 2 * (context + continuation)
+            batches = in_fitting_batches(compute, len(numbers), positions, device, _POSITIONS_AT_ONCE)
+            for number, result in zip(numbers, itertools.chain.from_iterable(batches), strict=True):
+                scores[number] = result
         return scores
 
     def _tokens(self, letters: Sequence[bytes]) -> Tensor:
@@ -172,7 +175,8 @@ class VariantScorer:
 
     def _log_probabilities(self, hidden: Sequence[tuple[bytes, Sequence[int]]]) -> Iterator[npt.NDArray[np.float64]]:
         """Yield for each sequence, all of equal length, the log-probabilities (positions, 4) of its hidden bases."""
-        rows = max(1, _POSITIONS_AT_ONCE // max((len(letters) for letters, _ in hidden), default=1))
+        longest = max((len(letters) for letters, _ in hidden), default=1)
+        rows = max(1, positions_at_once(device_of(self.language_model.model), _POSITIONS_AT_ONCE) // longest)
         for begin in range(0, len(hidden), rows):
             some = hidden[begin : begin + rows]
             tokens = self._tokens([letters for letters, _ in some])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,15 @@ from mambacore.errors import InputError
 
 WITHOUT_FLOAT64 = {"mps"}
 """Device types without float64."""
+
+POSITIONS_WITHOUT_GRADIENTS: Final = 262_144
+"""Rows times length that go through a model at once without gradients, on any device but a CPU."""
+
+SMALLEST_POSITIONS: Final = 1024
+"""With fewer at once a CPU is faster."""
+
+Result = TypeVar("Result")
+_fitting: dict[torch.device, int] = {}  # of devices that were found to lack memory for more
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -73,3 +83,67 @@ def from_numpy(array: npt.NDArray[Any], device: torch.device | None = None) -> T
     if device is None:
         return tensor
     return (tensor.to(wide_dtype(device)) if tensor.dtype == torch.float64 else tensor).to(device)
+
+
+def positions_at_once(device: torch.device, on_cpu: int) -> int:
+    """Return how many positions, rows times length, go through a model at once without gradients.
+
+    Args:
+        device: where the model is.
+        on_cpu: as many as a CPU takes.
+    """
+    return on_cpu if device.type == "cpu" else _fitting.get(device, POSITIONS_WITHOUT_GRADIENTS)
+
+
+def halve_positions(device: torch.device, at_least: int = SMALLEST_POSITIONS) -> None:
+    """Take half as many positions at once from now on, after a device ran out of memory.
+
+    Args:
+        device: the device.
+        at_least: the positions of what cannot be divided: fewer would change nothing.
+
+    Raises:
+        InputError: if there is nothing left to halve.
+    """
+    positions = positions_at_once(device, 0)
+    if positions <= max(SMALLEST_POSITIONS, at_least):
+        raise InputError(
+            f"the memory of {device} is too small for {min(positions, max(at_least, 1)):,} positions at once: give "
+            "shorter sequences or fewer at once, or use the device cpu."
+        )
+    _fitting[device] = positions // 2
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def in_fitting_batches(
+    compute: Callable[[slice], Result], count: int, positions: int, device: torch.device, on_cpu: int
+) -> list[Result]:
+    """Compute rows in batches that fit the device, the same batches halved where they do not.
+
+    Args:
+        compute: called with the numbers of the rows of a batch.
+        count: rows.
+        positions: of a row.
+        device, on_cpu: see `positions_at_once`.
+
+    Returns:
+        The results of the batches, in order.
+
+    Raises:
+        InputError: if not even one row fits.
+    """
+    results: list[Result] = []
+    begin = 0
+    while begin < count:
+        rows = max(1, positions_at_once(device, on_cpu) // max(1, positions))
+        try:
+            results.append(compute(slice(begin, min(count, begin + rows))))
+        except torch.OutOfMemoryError:
+            fits = False
+        else:
+            fits = True
+            begin += rows
+        if not fits:  # outside of the handler, which holds on to the memory of what failed
+            halve_positions(device, at_least=positions)
+    return results
