@@ -44,6 +44,7 @@ PyTorch has to know a device before the first backward pass of a process, and ot
 
 if ON_PRETEND in os.environ:
     import pretend_device
+    import pretend_process  # noqa: F401 - before modules that are patched
 
 
 @pytest.fixture(params=["cpu", "pretend", pytest.param("cuda", marks=pytest.mark.gpu)])
