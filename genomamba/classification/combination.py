@@ -15,6 +15,7 @@ selective stack is trained only once, so its weight has to be fitted on sequence
     logits(c) = exp(g(L)) counted(c) + u(L) stack(c),    u(L) >= 0
 
 with g and u linear in log L, and stack(c) the logits of the stack alone. These four parameters also calibrate.
+Matches of long words add their own logits (`genomamba.classification.long_words`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from scipy.special import log_softmax
 from torch.nn import functional as F
 
 from genomamba.classification.held_out import FloatArray, IntegerArray
+from genomamba.classification.long_words import word_logits
 from mambacore.errors import InputError
 
 RIDGE: Final = 1e-3
@@ -41,6 +43,7 @@ FULL_WEIGHT_WINDOWS: Final = 100
 """Lengths with fewer windows get a lower weight."""
 ITERATIONS: Final = 300
 STACK: Final = "stack"
+WORDS: Final = "words"
 REFERENCE_LENGTH_BP: Final = 4096
 LOG_STEP: Final = float(np.log(4))
 """g and u are linear in the number of fourfold lengths beyond the reference."""
@@ -100,6 +103,7 @@ class Combination:
         gain: g at the reference length, and its slope.
         stack: u at the reference length, and its slope.
         lengths_bp: shortest and longest length that gain and stack were fitted on; they are constant beyond.
+        words_one_in: `long_words.LongWords.one_in`; None without long words.
     """
 
     part_names: tuple[str, ...]
@@ -108,19 +112,39 @@ class Combination:
     gain: tuple[float, float] = (0.0, 0.0)
     stack: tuple[float, float] = (0.0, 0.0)
     lengths_bp: tuple[float, float] = (1.0, np.inf)
+    words_one_in: int | None = None
 
     def logits(self, stack_logits: FloatArray, evidence: FloatArray, lengths_bp: IntegerArray) -> FloatArray:
         """Return the logits of windows.
 
         Args:
             stack_logits: (windows, classes) of the stack alone.
-            evidence: (windows, parts, classes) of the counted parts, per base.
+            evidence: (windows, rows, classes) of the counted parts, per base (`parts.CountedParts.block_evidence`).
             lengths_bp: (windows,) length of each.
 
         Returns:
             (windows, classes).
         """
-        return self.join(stack_logits, self.counted.logits(evidence, lengths_bp), lengths_bp)
+        counted = self.counted.logits(evidence[:, : len(self.part_names)], lengths_bp)
+        return self.join(stack_logits, counted, lengths_bp) + self.word_logits(evidence, lengths_bp)
+
+    def word_logits(self, evidence: FloatArray, lengths_bp: IntegerArray) -> FloatArray:
+        """Return the logits (windows, classes) of long words, 0 without any."""
+        if self.words_one_in is None:
+            return np.zeros_like(evidence[:, 0])
+        lengths = np.asarray(lengths_bp, dtype=np.float64)
+        return word_logits(evidence[:, len(self.part_names)] * lengths[:, None], lengths / self.words_one_in)
+
+    def logits_alone(self, kind: str, evidence: FloatArray, lengths_bp: IntegerArray) -> FloatArray:
+        """Return the logits (windows, classes) of one kind of counted part alone."""
+        if kind == WORDS:
+            return self.word_logits(evidence, lengths_bp)
+        return self.alone[kind].logits(evidence[:, : len(self.part_names)], lengths_bp)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of the counted parts."""
+        return tuple(self.alone) if self.words_one_in is None else (*self.alone, WORDS)
 
     def join(self, stack_logits: FloatArray, counted_logits: FloatArray, lengths_bp: IntegerArray) -> FloatArray:
         """Combine the logits (windows, classes) of the stack and the counted parts."""
@@ -143,6 +167,7 @@ class Combination:
             "gain": list(self.gain),
             "stack": list(self.stack),
             "lengths_bp": lengths,
+            "words_one_in": self.words_one_in,
         }
 
     @classmethod
@@ -166,6 +191,7 @@ class Combination:
                 (float(content["gain"][0]), float(content["gain"][1])),
                 (float(content["stack"][0]), float(content["stack"][1])),
                 (1.0, np.inf) if content["lengths_bp"] is None else tuple(map(float, content["lengths_bp"])),  # type: ignore[arg-type]
+                None if content.get("words_one_in") is None else int(content["words_one_in"]),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise InputError("the model folder's combination of parts is damaged: train or copy it again.") from error
@@ -250,7 +276,8 @@ def fit_to_held_out(
         labels: (windows,) true class.
         use_stack: whether to use the stack; otherwise u stays 0.
     """
-    counted = combination.counted.logits(evidence, lengths_bp)
+    counted = combination.counted.logits(evidence[:, : len(combination.part_names)], lengths_bp)
+    words = combination.word_logits(evidence, lengths_bp)
     bounds = (float(lengths_bp.min()), float(lengths_bp.max()))
     weights = equal_weights(lengths_bp, labels)
     rows = np.arange(len(labels))
@@ -260,7 +287,7 @@ def fit_to_held_out(
         return replace(combination, gain=(float(numbers[0]), float(numbers[1])), stack=stack, lengths_bp=bounds)
 
     def objective(numbers: FloatArray) -> float:
-        logits = with_numbers(numbers).join(stack_logits, counted, lengths_bp)
+        logits = with_numbers(numbers).join(stack_logits, counted, lengths_bp) + words
         prior = 0.5 * float(np.square(numbers / np.array(PRIOR_WIDTHS)).sum()) / len(labels)
         return float(-weights @ log_softmax(logits, axis=1)[rows, labels]) + prior
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from genomamba.classification.combination import Combination, PartWindows, fit_c
 from genomamba.classification.evidence import count_known
 from genomamba.classification.held_out import FloatArray
 from genomamba.classification.holdouts import fold_parts
+from genomamba.classification.long_words import LongWords
 from genomamba.classification.parts import CountedParts, KmerWeights, longest_order
 from genomamba.data.genomes import GenomeCollection
 from genomamba.data.windows import MAXIMUM_UNKNOWN_FRACTION
@@ -55,12 +56,14 @@ class PartSettings:
 
     Attributes:
         markov, kmer, stack: whether to use interpolated Markov models, regressions on k-mers, and the selective stack.
+        words: whether to use long words, beside Markov models or regressions.
         markov_order: the highest order; reduced if there are many classes (`parts.longest_order`).
     """
 
     markov: bool = True
     kmer: bool = True
     stack: bool = True
+    words: bool = True
     markov_order: int = 10
 
     @property
@@ -156,8 +159,12 @@ def fit_parts(
         return None
     progress("counted parts, whole training sequence")
     combination = fit_combination(usable, names)
+    parts = _fitted(training, settings, strengths, seed)
+    if settings.words:
+        words = LongWords.of_genomes(training)
+        parts, combination = replace(parts, words=words), replace(combination, words_one_in=words.one_in)
     return PartFit(
-        _fitted(training, settings, strengths, seed),
+        parts,
         combination,
         _cross_validated_accuracy(usable, combination, names),
         {length: len(windows.labels) for length, windows in usable.items()},

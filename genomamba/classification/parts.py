@@ -7,6 +7,7 @@ it can be streamed with the last w - 1 bases as state. There are two kinds of pa
   (`genomamba.baselines.interpolated_markov`). Each order is a separate part, so that a combination can weight them by
   length; all follow from the counts of the longest words.
 - `kmer K.R`: the weights of a regularised logistic regression on the spectrum of words of K bases.
+- `words`: matches of long words (`genomamba.classification.long_words`), which have no coefficients.
 
 Every table is averaged over a word and its reverse complement, so one pass over a record covers both strands.
 """
@@ -14,7 +15,7 @@ Every table is averaged over a word and its reverse complement, so one pass over
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -29,6 +30,7 @@ from genomamba.baselines.interpolated_markov import (
 )
 from genomamba.baselines.words import BASES, FIRST_BASE_TOKEN, reverse_complement_codes
 from genomamba.classification.held_out import FloatArray
+from genomamba.classification.long_words import LongWords
 from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 
@@ -82,11 +84,13 @@ class CountedParts:
         counts: counts per class, of words of `order` + 1 bases and of all shorter words.
         strengths: strength of each order's prior, shared by the classes so that none is smoothed more than another.
         kmers: the regressions.
+        words: the long words, if any; their matches are the last row of the evidence.
     """
 
     counts: Sequence[StrandSymmetricCounts]
     strengths: tuple[float, ...]
     kmers: tuple[KmerWeights, ...] = ()
+    words: LongWords | None = None
 
     @property
     def class_count(self) -> int:
@@ -100,18 +104,24 @@ class CountedParts:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Names of the parts, in the order of their evidence."""
+        """Names of the parts with coefficients, in the order of their evidence."""
         return (*(f"markov {order}" for order in range(1, self.order + 1)), *(part.name for part in self.kmers))
 
     @cached_property
     def word_lengths(self) -> tuple[int, ...]:
-        """Word lengths of the parts."""
+        """Word lengths of the parts with coefficients."""
         return (*range(2, self.order + 2), *(part.word_length for part in self.kmers))
 
     @property
     def history_bp(self) -> int:
         """Bases before a piece that its evidence depends on."""
-        return max(self.word_lengths, default=1) - 1
+        own = max(self.word_lengths, default=1) - 1
+        return own if self.words is None else max(own, self.words.history_bp)
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the evidence: one per part, and one of long words, if any."""
+        return len(self.names) + (self.words is not None)
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:
@@ -126,7 +136,7 @@ class CountedParts:
         return (*(np.stack(tables, axis=1) for tables in by_order), *(part.weights for part in self.kmers))
 
     def block_evidence(self, tokens: Tokens, block_bp: int, before: Tokens | None = None) -> FloatArray:
-        """Sum the evidence of whole blocks, (blocks, parts, classes) in nats.
+        """Sum the evidence of whole blocks, (blocks, rows, classes) in nats; the row of long words counts matches.
 
         Args:
             tokens: (length,) token ids; an incomplete last block is ignored.
@@ -134,7 +144,9 @@ class CountedParts:
             before: preceding tokens, if any; `history_bp` of them suffice.
         """
         blocks = len(tokens) // block_bp
-        evidence = np.zeros((blocks, len(self.names), self.class_count))
+        evidence = np.zeros((blocks, self.row_count, self.class_count))
+        if self.words is not None:
+            evidence[:, -1] = self.words.block_matches(tokens, block_bp, before)
         per_piece = max(1, SCORED_BASES_AT_A_TIME // block_bp)
         history = self.history_bp
         joined = tokens[: blocks * block_bp] if before is None else np.concatenate([before[-history:], tokens])
@@ -156,8 +168,8 @@ class CountedParts:
         return evidence
 
     def evidence(self, tokens: Tokens, before: Tokens | None = None) -> FloatArray:
-        """Sum the evidence of all words that end in a piece, (parts, classes) in nats; see `block_evidence`."""
-        total = np.zeros((len(self.names), self.class_count))
+        """Sum the evidence of all words that end in a piece, (rows, classes); see `block_evidence`."""
+        total = np.zeros((self.row_count, self.class_count))
         for start in range(0, len(tokens), SCORED_BASES_AT_A_TIME):
             piece = tokens[start : start + SCORED_BASES_AT_A_TIME]
             history = before if not start else tokens[max(0, start - self.history_bp) : start]
@@ -187,7 +199,7 @@ class CountedParts:
             tensors[TENSOR_PREFIX + "strengths"] = torch.tensor(self.strengths, dtype=torch.float64)
         for part in self.kmers:
             tensors[f"{TENSOR_PREFIX}{part.name}"] = torch.from_numpy(part.weights.copy())
-        return tensors
+        return tensors if self.words is None else tensors | self.words.to_tensors()
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> CountedParts:
@@ -223,7 +235,7 @@ class CountedParts:
         parts = cls(tuple(counts), strengths, tuple(kmers))
         if parts.names != tuple(names):
             raise InputError("the counted parts in the model folder are damaged: train or copy it again.")
-        return parts
+        return replace(parts, words=LongWords.from_tensors(tensors, parts.class_count) if names else None)
 
 
 def is_part_tensor(name: str) -> bool:

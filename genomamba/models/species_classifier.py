@@ -393,6 +393,8 @@ def load_classifier(folder: Path | str) -> tuple[SpeciesClassifier, dict[str, An
     if isinstance(config.get("combination"), dict):
         model.combination = Combination.from_dict(config["combination"])
         model.parts = CountedParts.from_tensors(tensors, model.combination.part_names)
+        if (model.parts.words is None) != (model.combination.words_one_in is None):
+            raise InputError("the long words in the model folder are damaged: train or copy it again.")
     return model, training_details(config, folder)
 
 

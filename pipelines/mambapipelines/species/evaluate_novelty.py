@@ -106,7 +106,7 @@ class ScoringModel:
     def kinds(self) -> tuple[str, ...]:
         """The parts that can answer by themselves; none of a model without counted parts."""
         combination = self.model.combination
-        return () if combination is None else (STACK, *combination.alone)
+        return () if combination is None else (STACK, *combination.kinds)
 
     def part(self, kind: str, windows: Sequence[Tokens], length: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
         """Labels and probabilities of windows by one kind of part alone, as if there were no other."""
@@ -121,7 +121,7 @@ class ScoringModel:
             with torch.inference_mode():
                 logits = to_numpy(self.model.logits(from_numpy(stack, device), length), torch.float64)
         else:
-            logits = combination.alone[kind].logits(counted, lengths)
+            logits = combination.logits_alone(kind, counted, lengths)
         probabilities = softmax(logits, axis=1)
         return probabilities.argmax(axis=1), probabilities
 

@@ -25,11 +25,12 @@ class PartsRecipe:
     stack: bool = True
     markov: bool = True
     kmer: bool = True
+    words: bool = True
     markov_order: int = 10
 
     def settings(self) -> PartSettings:
         """Return the settings for fitting the parts."""
-        return PartSettings(markov=self.markov, kmer=self.kmer, stack=self.stack, markov_order=self.markov_order)
+        return PartSettings(**asdict(self))
 
 
 @dataclass(frozen=True)

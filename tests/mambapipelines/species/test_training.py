@@ -147,7 +147,7 @@ def test_by_default_a_share_is_held_out_calibrates_and_is_what_is_judged_on(
         EvaluationOptions(options.output, (), lengths=[256, 1024], baselines=["composition"], threads=1)
     )
     by_name = {row.classifier: row.accuracy for row in rows if row.length == 1024}
-    assert set(by_name) == {"genomamba", "part:stack", "part:markov", "part:kmer", "composition"}
+    assert set(by_name) == {"genomamba", "part:stack", "part:markov", "part:kmer", "part:words", "composition"}
     # After two steps the stack knows nothing; the genomes differ in their composition.
     assert by_name["genomamba"] >= 0.95 and by_name["part:markov"] >= 0.95
     held_out = {(name, start, end) for _, _, name, _, start, end in details["stretches"]["held_out"]}
