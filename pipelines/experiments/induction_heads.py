@@ -10,10 +10,11 @@ or forgets at a fixed rate, fails at lengths it was not trained on.
 Training begins with short sequences, in batches of as many positions: a length is doubled when it is learned, or when
 its share of the steps is used up. This is the same for every mixer. The paper has no such warm-up and 204,800 steps.
 
-A run that was stopped continues, model by model. A row is a function of the seed and its number.
+A run that was stopped continues from the last state it kept. A row is a function of the seed and its number.
 """
 
 import argparse
+import io
 import math
 import time
 from collections import deque
@@ -29,6 +30,7 @@ from torch.nn import functional as F
 from mambacore.errors import InputError
 from mambacore.layers import MIXERS, ResidualStack
 from mambapipelines.console import use_threads
+from mambapipelines.files import write_whole
 
 TOKENS = 16  # as in the paper, table 11; the special token is one more
 SPECIAL = TOKENS
@@ -44,6 +46,7 @@ MOST_SEQUENCES, FEWEST_SEQUENCES = 1024, 4
 # Attention keeps every key and compares with all of them: its time grows with the square of the length.
 LONGEST_FOR = {"attention": 2**14}
 LOSSES_AVERAGED = 100
+STEPS_BETWEEN_STATES = 500
 # Of the warm-up: the first length, the loss in nats at which a length counts as learned, and its share of the steps.
 FIRST_LENGTH, LEARNED_LOSS, STAGE_SHARE = 8, 0.1, 0.15
 
@@ -73,19 +76,37 @@ class InductionModel(nn.Module):
         return self.head(hidden[:, -1]), state
 
 
-def train(mixer: str, options: argparse.Namespace) -> tuple[InductionModel, int]:
+def train(mixer: str, options: argparse.Namespace, kept: Path) -> tuple[InductionModel, int]:
     """A model after at most `options.steps` steps of AdamW, and the steps.
 
-    Training ends early when the mean loss at the training length is below `options.enough` nats, whatever the mixer.
+    Training ends early when the mean loss at the training length is below `options.enough` nats, whatever the mixer. It
+    continues from the state in `kept`, if there is one, to the same bits.
     """
     torch.manual_seed(options.seed)
     model = InductionModel(mixer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.0)
     warmup = max(1, min(200, options.steps // 20))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
-    begin, length, stage_begin = time.perf_counter(), FIRST_LENGTH, 0
+    begin, length, stage_begin, first = time.perf_counter(), FIRST_LENGTH, 0, 0
     losses: deque[float] = deque(maxlen=LOSSES_AVERAGED)
-    for step in range(options.steps):
+    if kept.exists():
+        state = torch.load(kept, weights_only=True)
+        for owner, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
+            owner.load_state_dict(state[name])
+        first, length, stage_begin = state["step"], state["length"], state["stage_begin"]
+        losses.extend(state["losses"])
+        print(f"{mixer}: continues after step {first}", flush=True)
+    for step in range(first, options.steps):
+        if step > first and step % STEPS_BETWEEN_STATES == 0:
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+            }
+            state |= {"step": step, "length": length, "stage_begin": stage_begin, "losses": list(losses)}
+            content = io.BytesIO()
+            torch.save(state, content)
+            write_whole(kept, content.getvalue())
         rows = options.batch * TRAINING_LENGTH // length
         tokens, answers = rows_of(length, rows, options.seed, TRAINING_ROWS, step)
         loss = F.cross_entropy(model(tokens)[0], answers)
@@ -128,7 +149,8 @@ def accuracy(model: InductionModel, length: int, seed: int) -> tuple[int, int]:
 
 def measure(mixer: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train one model and test it at every length."""
-    model, steps = train(mixer, options)
+    kept = options.output / "parts" / f"{mixer}.state"
+    model, steps = train(mixer, options, kept)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     result: dict[str, Any] = {"parameters": parameters, "steps": steps, "correct": {}, "sequences": {}}
     for length in LENGTHS:
@@ -137,6 +159,7 @@ def measure(mixer: str, options: argparse.Namespace) -> dict[str, Any]:
         correct, sequences = accuracy(model, length, options.seed)
         result["correct"][str(length)], result["sequences"][str(length)] = correct, sequences
         print(f"{mixer}: length {length}: {correct} of {sequences}", flush=True)
+    kept.unlink(missing_ok=True)
     return result
 
 
