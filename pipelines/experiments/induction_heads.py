@@ -89,20 +89,17 @@ def train(mixer: str, options: argparse.Namespace, kept: Path) -> tuple[Inductio
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
     begin, length, stage_begin, first = time.perf_counter(), FIRST_LENGTH, 0, 0
     losses: deque[float] = deque(maxlen=LOSSES_AVERAGED)
+    owners: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     if kept.exists():
         state = torch.load(kept, weights_only=True)
-        for owner, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
+        for name, owner in owners.items():
             owner.load_state_dict(state[name])
         first, length, stage_begin = state["step"], state["length"], state["stage_begin"]
         losses.extend(state["losses"])
         print(f"{mixer}: continues after step {first}", flush=True)
     for step in range(first, options.steps):
         if step > first and step % STEPS_BETWEEN_STATES == 0:
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-            }
+            state = {name: owner.state_dict() for name, owner in owners.items()}
             state |= {"step": step, "length": length, "stage_begin": stage_begin, "losses": list(losses)}
             content = io.BytesIO()
             torch.save(state, content)
@@ -147,10 +144,14 @@ def accuracy(model: InductionModel, length: int, seed: int) -> tuple[int, int]:
     return correct, sequences
 
 
+def state_path(mixer: str, options: argparse.Namespace) -> Path:
+    """Where the state of a model's training is kept until its results are."""
+    return Path(options.output) / "parts" / f"{mixer}.state"
+
+
 def measure(mixer: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train one model and test it at every length."""
-    kept = options.output / "parts" / f"{mixer}.state"
-    model, steps = train(mixer, options, kept)
+    model, steps = train(mixer, options, state_path(mixer, options))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     result: dict[str, Any] = {"parameters": parameters, "steps": steps, "correct": {}, "sequences": {}}
     for length in LENGTHS:
@@ -159,7 +160,6 @@ def measure(mixer: str, options: argparse.Namespace) -> dict[str, Any]:
         correct, sequences = accuracy(model, length, options.seed)
         result["correct"][str(length)], result["sequences"][str(length)] = correct, sequences
         print(f"{mixer}: length {length}: {correct} of {sequences}", flush=True)
-    kept.unlink(missing_ok=True)
     return result
 
 
@@ -179,7 +179,10 @@ def main() -> None:
     use_threads(options.threads)
     names = ("steps", "enough", "batch", "learning_rate", "seed", "longest", "threads")
     experiment = Experiment("induction_heads", options.output, {name: getattr(options, name) for name in names})
-    results = {name: experiment.part(name, lambda name=name: measure(name, options)) for name in options.mixers}
+    results = {}
+    for name in options.mixers:
+        results[name] = experiment.part(name, lambda name=name: measure(name, options))  # type: ignore[misc]
+        state_path(name, options).unlink(missing_ok=True)
     rows, curves = [], {}
     for mixer, result in results.items():
         shares = []
