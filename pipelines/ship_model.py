@@ -11,11 +11,21 @@ import argparse
 import hashlib
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mambacore.errors import InputError
-from mambacore.model_folder import CARD_NAME, CONFIG_NAME, TENSORS_NAME, is_model_folder, read_model_folder
+from mambacore.model_folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    TENSORS_NAME,
+    is_model_folder,
+    read_model_folder,
+    write_model_folder,
+)
 from mambacore.shipped import CHECKED_FILES, TABLE_NAME
 from mambapipelines.files import write_whole
 
@@ -39,6 +49,20 @@ def weights_folder(kind: str, repository: Path = REPOSITORY) -> Path:
     """Where models of a kind ship."""
     package = "audiomamba" if kind.startswith(AUDIO_KINDS) else "genomamba"
     return repository / package / "weights"
+
+
+def rounded(source: Path, folder: Path) -> Path:
+    """Copy a model with its matrices rounded to bfloat16, which halves the file; they are float32 again in memory.
+
+    Vectors, such as norms and biases, are small and keep their precision.
+    """
+    config, tensors = read_model_folder(source)
+    halved = {
+        name: tensor.bfloat16() if tensor.dtype == torch.float32 and tensor.dim() > 1 else tensor
+        for name, tensor in tensors.items()
+    }
+    write_model_folder(folder, config, halved, (source / CARD_NAME).read_text(encoding="utf-8"))
+    return folder
 
 
 def ship(source: Path, name: str, facts: dict[str, str], card: Path | None, repository: Path = REPOSITORY) -> Path:
@@ -94,9 +118,14 @@ def main() -> None:
     parser.add_argument("--figures", required=True, help="what it reached on held-out data, beside the best control")
     parser.add_argument("--licence", required=True, help="of the weights, such as Apache-2.0 or CC-BY-SA-4.0")
     parser.add_argument("--card", type=Path, help="card to ship instead of the folder's README.md")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="round matrices to bfloat16; measure the figures after that"
+    )
     options = parser.parse_args()
     facts = {"task": options.task, "figures": options.figures, "licence": options.licence}
-    print(ship(options.folder, options.name, facts, options.card))
+    with tempfile.TemporaryDirectory() as folder:
+        source = rounded(options.folder, Path(folder) / "model") if options.bfloat16 else options.folder
+        print(ship(source, options.name, facts, options.card))
 
 
 if __name__ == "__main__":

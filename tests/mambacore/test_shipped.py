@@ -5,15 +5,17 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
 import audiomamba.weights
 import genomamba
 import genomamba.weights
+from genomamba.models.language_model import load_language_model
 from mambacore.errors import InputError
 from mambacore.model_folder import read_model_folder
 from mambacore.shipped import ShippedModels
 from mambapipelines.cli.genomamba.main import main
-from ship_model import LARGEST_MODEL_BYTES, LARGEST_TOTAL_BYTES, ship
+from ship_model import LARGEST_MODEL_BYTES, LARGEST_TOTAL_BYTES, rounded, ship
 from tiny_language_models import model_folder
 from tiny_species import bases, fasta, write_tiny_model
 
@@ -71,6 +73,19 @@ def test_a_model_folder_of_that_name_here_is_used_and_said(
     capsys.readouterr()
     assert main(["classify", "fungi", "contigs.fa"]) == 0
     assert capsys.readouterr().err.count("shipped://fungi is the shipped model") == 1
+
+
+def test_rounded_matrices_halve_the_file_and_load_as_before(tmp_path: Path):
+    source = model_folder(tmp_path / "source", "causal")
+    target = rounded(source, tmp_path / "rounded")
+    (config, before), (same, after) = read_model_folder(source), read_model_folder(target)
+    assert config == same and before.keys() == after.keys()
+    for name, tensor in before.items():
+        kept = tensor.bfloat16().float() if tensor.dim() > 1 and tensor.dtype == torch.float32 else tensor
+        torch.testing.assert_close(after[name].to(tensor.dtype), kept, rtol=0, atol=0)
+    assert any(tensor.dtype == torch.bfloat16 for tensor in after.values())
+    module = load_language_model(target).model
+    assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
