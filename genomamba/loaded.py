@@ -143,6 +143,7 @@ class LoadedSpeciesClassifier(LoadedModel):
         minimum_length: int = 1,
         unknown_below: float = 0.0,
         unknown_rate: float = 0.0,
+        unknown_shared: float = 0.0,
     ) -> ResultTable:
         """Classify sequences of any length.
 
@@ -152,26 +153,33 @@ class LoadedSpeciesClassifier(LoadedModel):
             unknown_below: records whose best class has a lower probability are `unknown`.
             unknown_rate: records with a p-value below this are `unknown`; requires a model trained with held-out
                 sequences.
+            unknown_shared: records of whose long words no class has this share are `unknown`.
 
         Returns:
-            Columns `record`, `length`, `call`, `probability`, `p_CLASS` for each class, and `p_value` with
-            `unknown_rate`.
+            Columns `record`, `length`, `call`, `probability`, `p_CLASS` for each class, `p_value` with `unknown_rate`,
+            and `shared` with `unknown_shared`.
 
         Raises:
             InputError: if an argument is out of range, or the sequences cannot be read.
         """
         quantiles = LikelihoodQuantiles.from_details(self.details, unknown_rate) if 0 < unknown_rate < 1 else None
         classifier = RecordClassifier(
-            self.model, minimum_length, unknown_below, unknown_rate=unknown_rate, quantiles=quantiles
+            self.model,
+            minimum_length,
+            unknown_below,
+            unknown_rate=unknown_rate,
+            quantiles=quantiles,
+            unknown_shared=unknown_shared,
         )
         columns = ["record", "length", "call", "probability", *(f"p_{name}" for name in self.class_names)]
-        columns += ["p_value"] * classifier.has_p_values
+        columns += classifier.extra_columns
         rows = []
         for row in classifier.classify(sequences):
             known = row.probabilities is not None
             values: list[Any] = [row.probability, *row.probabilities.tolist()] if known else []  # type: ignore[union-attr]
             values = values or [None] * (1 + len(self.class_names))
-            rows.append([row.name, row.length, row.call, *values, *([row.p_value] * classifier.has_p_values)])
+            extra = [getattr(row, name) for name in classifier.extra_columns]
+            rows.append([row.name, row.length, row.call, *values, *extra])
         return ResultTable(columns, rows)
 
 

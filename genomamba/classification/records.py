@@ -56,6 +56,7 @@ class Classification:
         call: a class name, `unknown` or `unclassified`.
         probabilities: (classes,); `None` when `unclassified`.
         p_value: p-value of the record under the classes (`novelty.LikelihoodQuantiles`), if requested.
+        shared: share of the record's long words that the class with most of them has, if requested (0 to about 1).
     """
 
     name: str
@@ -63,6 +64,7 @@ class Classification:
     call: str
     probabilities: FloatArray | None = field(compare=False)
     p_value: float | None = field(default=None, compare=False)
+    shared: float | None = field(default=None, compare=False)
 
     @property
     def probability(self) -> float:
@@ -78,6 +80,7 @@ class Group:
         total: (classes,) in nats.
         records: number of records.
         classified_records, bases: number and total length of the records with evidence.
+        known_bases: number of A, C, G and T of those records.
         weighted_p_value: sum of p-value times bases, if p-values are requested.
     """
 
@@ -85,16 +88,18 @@ class Group:
     records: int = 0
     classified_records: int = 0
     bases: int = 0
+    known_bases: int = 0
     weighted_p_value: float = 0.0
 
-    def add(self, length: int, evidence: FloatArray | None, p_value: float | None) -> None:
+    def add(self, record: RecordEvidence, p_value: float | None) -> None:
         """Add a record; one without evidence counts as a record but adds no bases."""
         self.records += 1
-        if evidence is not None:
-            self.total = self.total + evidence * length
+        if record.evidence is not None:
+            self.total = self.total + record.evidence * record.length
             self.classified_records += 1
-            self.bases += length
-            self.weighted_p_value += length * (p_value or 0.0)
+            self.bases += record.length
+            self.known_bases += record.known_bases
+            self.weighted_p_value += record.length * (p_value or 0.0)
 
 
 @dataclass
@@ -105,13 +110,13 @@ class Groups:
     by_name: dict[str, Group] = field(default_factory=dict)
     without: int = 0
 
-    def add(self, name: str, length: int, evidence: FloatArray | None, p_value: float | None = None) -> None:
+    def add(self, record: RecordEvidence, p_value: float | None = None) -> None:
         """Add a record; one without evidence counts as a record of the group but adds no bases."""
-        group_name = self.rule(name)
+        group_name = self.rule(record.name)
         if group_name is None:
             self.without += 1
             return
-        self.by_name.setdefault(group_name, Group(np.zeros(()))).add(length, evidence, p_value)
+        self.by_name.setdefault(group_name, Group(np.zeros(()))).add(record, p_value)
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ class RecordClassifier:
         piece_length: int = PIECE_LENGTH_BP,
         unknown_rate: float = 0.0,
         quantiles: LikelihoodQuantiles | None = None,
+        unknown_shared: float = 0.0,
     ) -> None:
         """Check the settings.
 
@@ -151,6 +157,7 @@ class RecordClassifier:
             piece_length: bases per forward pass, bp; results do not depend on it.
             unknown_rate: records with a p-value below this are `unknown`.
             quantiles: quantiles of held-out windows, for p-values; required for an `unknown_rate` above 0.
+            unknown_shared: records of whose long words no class has this share are `unknown`.
 
         Raises:
             InputError: if an argument is out of range, or `unknown` would be ambiguous.
@@ -163,11 +170,18 @@ class RecordClassifier:
             raise InputError(f"--piece-length is {piece_length}: give 1 or more bases.")
         if not 0 <= unknown_rate < 1:
             raise InputError(f"--unknown-rate is {unknown_rate}: give a rate from 0 to below 1.")
-        self.class_names = tuple(model.config.class_names)
-        if (unknown_below > 0 or unknown_rate > 0) and UNKNOWN in self.class_names:
+        if not 0 <= unknown_shared <= 1:
+            raise InputError(f"--unknown-shared is {unknown_shared}: give a share from 0 to 1.")
+        if unknown_shared > 0 and (model.combination is None or model.combination.words_one_in is None):
             raise InputError(
-                f"the model has a class named '{UNKNOWN}', which is also the call that --unknown-below and "
-                "--unknown-rate give: leave the options out and filter by the probability column."
+                "the model has no long words to share (--unknown-shared): train it again with parts.words, or leave "
+                "out the option."
+            )
+        self.class_names = tuple(model.config.class_names)
+        if max(unknown_below, unknown_rate, unknown_shared) > 0 and UNKNOWN in self.class_names:
+            raise InputError(
+                f"the model has a class named '{UNKNOWN}', which is also the call that --unknown-below, "
+                "--unknown-rate and --unknown-shared give: leave the options out and filter by the probability column."
             )
         self._model = model.eval()
         self._longest_order = longest_markov_order(model)
@@ -175,12 +189,18 @@ class RecordClassifier:
         self._unknown_below = unknown_below
         self._piece_length = piece_length
         self._unknown_rate = unknown_rate
+        self._unknown_shared = unknown_shared
         self._quantiles = quantiles if unknown_rate > 0 else None
 
     @property
     def has_p_values(self) -> bool:
         """Whether classifications have a p-value."""
         return self._quantiles is not None
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """Attributes of a `Classification` that were requested, in the order of the table."""
+        return ("p_value",) * self.has_p_values + ("shared",) * (self._unknown_shared > 0)
 
     def classify(self, source: SequenceSource, advance: Callable[[int], object] = _ignore) -> Iterator[Classification]:
         """Classify the records of a FASTA or FASTQ source, in order.
@@ -292,7 +312,7 @@ class RecordClassifier:
                 evidence, scored = split_evidence(self._model, record.evidence)[0], record.known_bases
             score = best_likelihood(evidence, scored / record.length) - record.own_likelihood
             p_value = self._quantiles.p_value(float(score), record.length)
-        return self._answer(record.name, record.length, record.evidence, p_value)
+        return self._answer(record.name, (record.length, record.known_bases), record.evidence, p_value)
 
     def answer_group(self, name: str, group: Group) -> Classification:
         """Call the class of a group from its summed evidence, with the confidence of one record of the total length.
@@ -310,14 +330,25 @@ class RecordClassifier:
         if self._quantiles is not None:
             mean = group.weighted_p_value / group.bases
             p_value = mean if group.classified_records == 1 else min(1.0, 2 * mean)
-        return self._answer(name, group.bases, group.total / group.bases, p_value)
+        return self._answer(name, (group.bases, group.known_bases), group.total / group.bases, p_value)
 
-    def _answer(self, name: str, length: int, evidence: FloatArray, p_value: float | None) -> Classification:
+    def _answer(self, name: str, bases: tuple[int, int], evidence: FloatArray, p_value: float | None) -> Classification:
+        length, known_bases = bases
         probabilities = softmax(class_logits(self._model, evidence[None], length)[0])
         best = int(probabilities.argmax())
         unknown = probabilities[best] < self._unknown_below
         unknown |= p_value is not None and p_value < self._unknown_rate
-        return Classification(name, length, UNKNOWN if unknown else self.class_names[best], probabilities, p_value)
+        shared = self._shared(evidence, length, known_bases) if self._unknown_shared > 0 else None
+        unknown |= shared is not None and shared < self._unknown_shared
+        call = UNKNOWN if unknown else self.class_names[best]
+        return Classification(name, length, call, probabilities, p_value, shared)
+
+    def _shared(self, evidence: FloatArray, length: int, known_bases: int) -> float:
+        """The share of long words that the class with most of them has."""
+        words, combination = split_evidence(self._model, evidence)[1], self._model.combination
+        assert words is not None and combination is not None and combination.words_one_in is not None
+        matches = float(words[len(combination.part_names)].max()) * length
+        return matches * combination.words_one_in / max(1, known_bases)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class ClassificationOptions:
         report: HTML page to write.
         piece_length: bases processed at once; the result does not depend on it.
         unknown_rate: records whose p-value against held-out windows is below this are `unknown`.
+        unknown_shared: records of whose long words no class has this share are `unknown`.
         group_by: which records belong together (see `outputs.group_rule`).
         groups_output: file for the table of groups.
         multiqc: summary for MultiQC, named `..._mqc.tsv`.
@@ -97,6 +98,7 @@ class ClassificationOptions:
     report: Path | None = None
     piece_length: int = PIECE_LENGTH_BP
     unknown_rate: float = 0.0
+    unknown_shared: float = 0.0
     group_by: str | None = None
     groups_output: Path | None = None
     multiqc: Path | None = None
@@ -116,8 +118,9 @@ def classify_files(options: ClassificationOptions) -> ClassificationSummary:
     """Classify the records of FASTA and FASTQ files; the table goes to a file or standard output, row after row.
 
     Columns are tab-separated: `record`, `length` (bp), `call`, `probability` (of the best class), then `p_NAME` for
-    every class, and `p_value` with `unknown_rate`. Probabilities have six decimals, and are NA where the call is
-    `unclassified`. Under `torchrun` only the first process writes; the others return an empty summary.
+    every class, `p_value` with `unknown_rate` and `shared` with `unknown_shared`. Probabilities and shares have six
+    decimals, and are NA where the call is `unclassified`. Under `torchrun` only the first process writes; the others
+    return an empty summary.
 
     Raises:
         InputError: anything wrong with the options, the model folder or the files. No output file is left behind.
@@ -194,6 +197,7 @@ def _make_classifier(options: ClassificationOptions, placement: Placement) -> Re
         options.piece_length,
         options.unknown_rate,
         quantiles,
+        options.unknown_shared,
     )
 
 
@@ -226,13 +230,13 @@ def _write_answers(
     counts_by_source: dict[str, dict[str, int]] = {label: {} for label in labels}
     with ExitStack() as written:
         stream = written.enter_context(written_whole(options.output)) if options.output else sys.stdout.buffer
-        stream.write(table_header(classifier.class_names, classifier.has_p_values))
+        stream.write(table_header(classifier.class_names, classifier.extra_columns))
         stream.flush()
         alone = 0
         for mates in pairs(records) if options.paired else ([record] for record in records):
             row = answer_pair(classifier, mates)
             alone += len(mates) == 1
-            stream.write(table_row(row, len(classifier.class_names), classifier.has_p_values))
+            stream.write(table_row(row, len(classifier.class_names), classifier.extra_columns))
             if options.output is None:
                 stream.flush()  # a reader at the other end of a pipe sees every row immediately
             summary.add(row)
@@ -240,7 +244,7 @@ def _write_answers(
             counts[row.call] = counts.get(row.call, 0) + 1
             for record in mates:
                 if groups is not None:
-                    groups.add(record.name, record.length, record.evidence, row.p_value)
+                    groups.add(record, row.p_value)
                 if sinks is not None:
                     sinks.add(row.call)
             progress.advance(0, counted(summary.record_count, "record"))
@@ -284,10 +288,10 @@ def _write_beside(written: ExitStack, path: Path, content: bytes) -> None:
 
 def _group_table(classifier: RecordClassifier, groups: Groups) -> bytes:
     """One row per group: group, records, length (classified bp), then the columns of the table of records."""
-    header = _cells(table_header(classifier.class_names, classifier.has_p_values))
+    header = _cells(table_header(classifier.class_names, classifier.extra_columns))
     lines = [_line(["group", "records", *header[1:]])]
     for name, group in groups.by_name.items():
-        row = table_row(classifier.answer_group(name, group), len(classifier.class_names), classifier.has_p_values)
+        row = table_row(classifier.answer_group(name, group), len(classifier.class_names), classifier.extra_columns)
         name_cell, *figures = _cells(row)
         lines.append(_line([name_cell, str(group.records), *figures]))
     return b"".join(lines)

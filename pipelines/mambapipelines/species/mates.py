@@ -54,7 +54,7 @@ def answer_pair(classifier: RecordClassifier, records: Sequence[RecordEvidence])
         return answers[0]
     group = Group(np.zeros(()))
     for record, answer in zip(records, answers, strict=True):
-        group.add(record.length, record.evidence, answer.p_value)
+        group.add(record, answer.p_value)
     whole = classifier.answer_group(pair_name(records[0].name), group)
     return replace(whole, length=sum(record.length for record in records))
 

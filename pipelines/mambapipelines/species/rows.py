@@ -67,18 +67,18 @@ class ClassificationSummary:
         return sum(self.bases.values())
 
 
-def table_header(class_names: Sequence[str], with_p_value: bool = False) -> bytes:
+def table_header(class_names: Sequence[str], extra_columns: Sequence[str] = ()) -> bytes:
     """The first line of the table, UTF-8."""
     columns = ["record", "length", "call", "probability", *(f"p_{name}" for name in class_names)]
-    return table_line(columns + ["p_value"] * with_p_value).encode() + b"\n"
+    return table_line([*columns, *extra_columns]).encode() + b"\n"
 
 
-def table_row(row: Classification, class_count: int, with_p_value: bool = False) -> bytes:
-    """One line of the table, UTF-8."""
+def table_row(row: Classification, class_count: int, extra_columns: Sequence[str] = ()) -> bytes:
+    """One line of the table, UTF-8; `extra_columns` as `RecordClassifier.extra_columns`."""
     if row.probabilities is None:
         figures = [NOT_AVAILABLE] * (1 + class_count)
     else:
         figures = [f"{value:.6f}" for value in (row.probability, *row.probabilities)]
-    if with_p_value:
-        figures.append(NOT_AVAILABLE if row.p_value is None else f"{row.p_value:.6f}")
+    for value in (getattr(row, name) for name in extra_columns):
+        figures.append(NOT_AVAILABLE if value is None else f"{value:.6f}")
     return table_line([row.name, str(row.length), row.call, *figures]).encode() + b"\n"

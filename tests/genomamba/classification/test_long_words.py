@@ -8,14 +8,16 @@ import pytest
 
 from genomamba.classification import long_words
 from genomamba.classification.combination import WORDS
-from genomamba.classification.evidence import class_logits, evidence_of_pieces, evidence_of_records
+from genomamba.classification.evidence import RecordEvidence, class_logits, evidence_of_pieces, evidence_of_records
 from genomamba.classification.long_words import LongWords, word_logits
 from genomamba.classification.part_fit import PartSettings, fit_parts
 from genomamba.classification.parts import CountedParts
+from genomamba.classification.records import Classification, Group, RecordClassifier
 from genomamba.data.genomes import GenomeCollection
 from genomamba.models.species_classifier import SpeciesClassifier, load_classifier, save_classifier
 from genomamba.tokenizer import ANY_BASE_TOKEN, COMPLEMENT_IDS
 from mambacore.errors import InputError
+from mambapipelines.species.rows import table_header, table_row
 from tests.support.tiny_species import CLASS_NAMES, combined_model, some_parts
 
 LENGTH = 20_000
@@ -160,3 +162,44 @@ def test_training_keeps_words_unless_the_recipe_says_otherwise(dense: None):
     without = fit_parts(genomes, replace(settings, words=False), seed=0)
     assert without is not None and without.parts.words is None and without.combination.words_one_in is None
     np.testing.assert_array_equal(without.combination.counted.coefficients, fit.combination.counted.coefficients)
+
+
+def test_records_that_share_too_few_words_are_unknown(words: LongWords):
+    classifier = RecordClassifier(model_with(words), unknown_shared=0.3)
+    half = np.concatenate([genome(2)[:1000], genome(60)[:1000]])
+    half[1000:1500] = ANY_BASE_TOKEN
+    letters = {"strain": mutated(genome(1), 0.02)[:2000], "stranger": genome(60)[:2000], "half": half}
+    table = {name: "".join("ACGTN"[min(int(token) - 7, 4)] for token in tokens) for name, tokens in letters.items()}
+    assert set(table["half"]) == set("ACGTN")
+    found = {row.name: row for row in classifier.classify(table | {"empty": "N" * 50})}
+    assert found["strain"].call == CLASS_NAMES[1] and found["strain"].shared == pytest.approx(0.98**21, abs=0.1)
+    assert found["stranger"].call == "unknown" and found["stranger"].shared == 0
+    # 500 of its 1,500 known bases are a stranger's.
+    assert found["half"].call == CLASS_NAMES[2] and found["half"].shared == pytest.approx(2 / 3, abs=0.08)
+    assert found["empty"].call == "unclassified" and found["empty"].shared is None
+    assert genomamba_row(found["stranger"]) == "stranger\t2000\tunknown"
+
+
+def genomamba_row(row: Classification) -> str:
+    header = table_header(CLASS_NAMES, ("shared",)).decode().split("\t")
+    cells = table_row(row, len(CLASS_NAMES), ("shared",)).decode().rstrip("\n").split("\t")
+    assert header[-1] == "shared\n" and cells[-1] == "0.000000" and len(cells) == len(header)
+    return "\t".join(cells[:3])
+
+
+def test_pairs_and_groups_share_what_their_records_do(words: LongWords):
+    classifier = RecordClassifier(model_with(words), unknown_shared=0.3)
+    group = Group(np.zeros(()))
+    records = [(genome(0)[:1000], 1000), (genome(60)[:500], 500)]
+    for tokens, length in records:
+        evidence = evidence_of_records(classifier._model, [tokens])[0]
+        group.add(RecordEvidence("r", length, length, evidence), None)
+    assert classifier.answer_group("bin", group).shared == pytest.approx(2 / 3, abs=0.12)
+
+
+def test_a_model_without_words_cannot_be_asked_for_shares():
+    with pytest.raises(InputError, match="no long words to share"):
+        RecordClassifier(combined_model(), unknown_shared=0.3)
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(InputError, match="give a share from 0 to 1"):
+            RecordClassifier(combined_model(), unknown_shared=share)

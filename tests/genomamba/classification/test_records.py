@@ -22,7 +22,7 @@ def test_records_without_a_known_base_add_nothing_to_their_group() -> None:
     classifier = RecordClassifier(tiny_model())
     groups = Groups(lambda name: "all")
     for _, record in classifier.evidence([io.BytesIO(fasta({"a": bases(60), "b": b"N" * 600}))], Share()):
-        groups.add(record.name, record.length, record.evidence)
+        groups.add(record)
     group = groups.by_name["all"]
     assert (group.records, group.classified_records, group.bases) == (2, 1, 60)
     alone = next(classifier.classify(io.BytesIO(fasta({"a": bases(60)}))))

@@ -84,7 +84,7 @@ def test_a_group_is_as_typical_as_its_records_on_average() -> None:
     for chosen, call, factor in (([0], "unknown", 1), ([0, 0], "unknown", 2), ([0, 1], "alba", 2)):
         groups = Groups(lambda name: "all")
         for place in chosen:
-            groups.add(rows[place].name, 64, records[place].evidence, rows[place].p_value)
+            groups.add(records[place], rows[place].p_value)
         answer = classifier.answer_group("all", groups.by_name["all"])
         mean = np.mean([rows[place].p_value for place in chosen])
         assert (answer.call, answer.p_value) == (call, pytest.approx(factor * mean))

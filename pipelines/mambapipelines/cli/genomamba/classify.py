@@ -44,6 +44,13 @@ def classify(
             help="Call a record unknown if its p-value against held-out windows is below R.",
         ),
     ] = 0.0,
+    unknown_shared: Annotated[
+        float,
+        typer.Option(
+            metavar="S",
+            help="Call a record unknown if no class has this share of its words of 21 bases (0 to 1).",
+        ),
+    ] = 0.0,
     group_by: Annotated[
         str | None,
         typer.Option(
@@ -97,7 +104,8 @@ def classify(
     no known base, is unclassified and has NA for probabilities. FASTQ qualities are not used.
 
     --unknown-rate detects out-of-distribution records, which are predicted worse than held-out windows of the classes,
-    and adds the column p_value. The table is the same for any number of --processes, and under torchrun.
+    and adds the column p_value. --unknown-shared detects relatives of the classes, and loci that the training genomes
+    do not have, and adds the column shared. The table is the same for any number of --processes, and under torchrun.
 
     **Examples**
 
@@ -127,6 +135,7 @@ def classify(
             report=report,
             piece_length=piece_length,
             unknown_rate=unknown_rate,
+            unknown_shared=unknown_shared,
             group_by=group_by,
             groups_output=groups_output,
             multiqc=multiqc,
