@@ -178,11 +178,8 @@ def test_mistakes_are_one_sentence(call: object, message: str) -> None:
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     script = (
-        "import sys, time; start = time.perf_counter(); import genomamba; seconds = time.perf_counter() - start; "
-        "print(seconds, *[name for name in ('torch', 'lightning', 'numpy', 'pandas') if name in sys.modules])"
+        "import sys; import genomamba; "
+        "print(*[name for name in ('torch', 'lightning', 'numpy', 'pandas') if name in sys.modules])"
     )
-    seconds, *heavy = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ
-    ).stdout.split()
-    assert not heavy
-    assert float(seconds) < 0.3
+    heavy = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ)
+    assert not heavy.stdout.split()

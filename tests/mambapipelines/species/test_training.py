@@ -188,7 +188,7 @@ def test_minutes_fix_the_number_of_steps_and_are_kept(options: SpeciesTrainingOp
     schedule = Schedule(**json.loads(state_file.read_text(encoding="utf-8"))["schedule"])
     assert schedule.total_steps == result.steps > schedule.measured_steps > 0
     # A shared machine may stall in such a short run; what must not happen is that nobody looked at the clock.
-    assert result.seconds < 2 * 60 * 0.06
+    assert result.seconds < 10 * 60 * 0.06
     rates = np.array([float(row["learning_rate"]) for row in metrics_of(result.metrics_path)])
     # The time is planned again on the way: rates from there on are those of the recorded schedule, without a jump.
     planned = [schedule.learning_rate(step) for step in range(result.steps)]
