@@ -409,8 +409,10 @@ def listed_clips(path: Path) -> list[str]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}); write one path per line") from error
     names = [PurePosixPath(line.strip().replace("\\", "/")).as_posix() for line in lines if line.strip()]
+    if not names:
+        raise InputError(f"{path} is empty; list the clips of the split, or remove it")
     for name in names:
-        if name.startswith("/") or ".." in name.split("/"):
+        if name.startswith("/") or ".." in name.split("/") or name == ".":
             raise InputError(f"{path} lists {name}, which is outside its folder; list paths within the folder")
     return [_as_converted(path.parent, name) for name in names]
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -42,6 +43,9 @@ _HEADER_SLACK: Final = 128
 _RF64_LENGTH_ELSEWHERE: Final = 0xFFFF_FFFF
 _AU_UNKNOWN_LENGTH: Final = 0xFFFF_FFFF
 _OGG_LAST_PAGE_FLAG: Final = 0x04
+_OGG_FIRST_PAGE_FLAG: Final = 0x02
+_OGG_PAGE: Final = re.compile(rb"OggS\0([\0-\x07])(.{8})", re.DOTALL)
+_FLAC_START: Final = re.compile(rb"fLaC[\0\x80]\0\0\x22")
 _OGG_LARGEST_PAGE: Final = 65_307
 _MP3_SUFFIX: Final = ".mp3"
 _STANDARD_ERROR_DESCRIPTOR: Final = 2
@@ -113,6 +117,10 @@ def opened_sound(path: Path) -> Iterator[Sound]:
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder; name an audio file")
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{path} is a link that leads nowhere; fetch the file it stands for, or leave it out")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a regular file (a pipe or device); write the sound to a file")
         with path.open("rb") as stream:
             repaired = _checked(path, stream)
         # As bytes: a name that is not UTF-8 cannot be encoded otherwise.
@@ -121,6 +129,8 @@ def opened_sound(path: Path) -> Iterator[Sound]:
             complaints = functools.partial(named_complaints, path) if _is_mp3(path) else contextlib.nullcontext
             with complaints():
                 parts = [stack.enter_context(soundfile.SoundFile(source)) for source in sources]
+            if len({(part.samplerate, part.channels) for part in parts}) > 1:
+                raise InputError(f"{path} consists of recordings of different rates or channels; cut it into its parts")
             sound = Sound(parts, complaints)
             if not SLOWEST_RATE_HZ <= sound.samplerate <= FASTEST_RATE_HZ:
                 raise InputError(
@@ -181,14 +191,18 @@ def _is_mp3(path: Path) -> bool:
 
 
 def _checked(path: Path, stream: BinaryIO) -> list[bytes] | None:
-    """Reject a truncated file; return the content with corrected lengths if the header states too little."""
+    """Reject a truncated file; return its content in parts that libsndfile reads whole, if not the file as it is.
+
+    The parts are recordings joined into one file, of which libsndfile reads the first, or a file whose header states
+    too short a length.
+    """
     size = stream.seek(0, io.SEEK_END)
     if size == 0:
         raise InputError(f"{path} is empty (0 bytes); copy it again, or leave it out")
     stream.seek(0)
     head = stream.read(12)
     if head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
-        return _checked_wave(path, stream, size)
+        return _checked_waves(path, stream, size)
     if head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
         for name, start, length in _chunks(stream, size, ">"):
             if name == b"SSND":
@@ -203,6 +217,9 @@ def _checked(path: Path, stream: BinaryIO) -> list[bytes] | None:
         page = tail.rfind(b"OggS")
         if page < 0 or page + 6 > len(tail) or not tail[page + 5] & _OGG_LAST_PAGE_FLAG:
             raise InputError(f"{path} is cut off: its last page is missing; copy it again")
+        return _cut_at(stream, _ogg_starts)
+    elif head[:4] == b"fLaC":
+        return _cut_at(stream, lambda content: [match.start() for match in _FLAC_START.finditer(content)])
     elif head[:3] == b"ID3" or path.suffix.lower() == _MP3_SUFFIX:
         stream.seek(0)
         try:
@@ -210,6 +227,42 @@ def _checked(path: Path, stream: BinaryIO) -> list[bytes] | None:
         except ValueError as error:
             raise InputError(f"{path} cannot be read as one recording: {error}; cut it into its parts") from error
     return None
+
+
+def _cut_at(stream: BinaryIO, starts_in: Callable[[bytes], list[int]]) -> list[bytes] | None:
+    """The recordings of a file; `None` if there is only one."""
+    stream.seek(0)
+    content = stream.read()
+    starts = starts_in(content)
+    return [content[begin:end] for begin, end in pairwise([*starts, len(content)])] if len(starts) > 1 else None
+
+
+def _ogg_starts(content: bytes) -> list[int]:
+    """Where recordings begin in an Ogg file: at the first page of a stream, unless another begins before it ends."""
+    starts, is_heading = [0], True
+    for match in _OGG_PAGE.finditer(content):
+        begins = bool(match[1][0] & _OGG_FIRST_PAGE_FLAG) and match[2] == bytes(8)
+        if begins and not is_heading:
+            starts.append(match.start())
+        is_heading = begins
+    return starts
+
+
+def _checked_waves(path: Path, stream: BinaryIO, size: int) -> list[bytes] | None:
+    """As `_checked`, for one WAV file or several, one after the other."""
+    starts, position = [], 0
+    while position + 12 <= size:
+        stream.seek(position)
+        name, length, kind = struct.unpack("<4sI4s", stream.read(12))
+        if name not in (b"RIFF", b"RF64") or kind != b"WAVE":
+            break
+        starts.append(position)
+        position += 8 + length + length % 2
+    if len(starts) == 1:
+        return _checked_wave(path, stream, size)
+    parts = _cut_at(stream, lambda content: starts) or []
+    checked = [(part, _checked_wave(path, io.BytesIO(part), len(part))) for part in parts]
+    return [one for part, repaired in checked for one in repaired or [part]]
 
 
 def _checked_wave(path: Path, stream: BinaryIO, size: int) -> list[bytes] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
@@ -24,7 +26,7 @@ from audiomamba.data.clock import LabelDurations, label_durations
 from audiomamba.data.labels import UNLABELLED, WORD_RULE, ClipLabels, LabelSet, read_clip_labels
 from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import Quantiser
-from audiomamba.data.waveforms import find_audio_files
+from audiomamba.data.waveforms import SUFFIXES, find_audio_files
 from mambacore.errors import InputError
 
 NO_LABELS: Final = "none"
@@ -32,6 +34,9 @@ NO_LABELS: Final = "none"
 
 LIST_NAMES: Final[Mapping[str, str]] = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 """Files in a folder that list the clips of a split, one per line, named as in Speech Commands."""
+
+LOGGER: Final = logging.getLogger(__name__)
+_LONGEST_LISTED_NAME: Final = 4096
 
 FEWEST_FILES: Final = 20
 """A folder with fewer files is taken to hold long recordings, each of which is cut by time."""
@@ -131,12 +136,29 @@ def read_split_clips(
         return how.read(files_by_patterns(data, paths, valid, test), "by pattern")
     if any((data / name).is_file() for name in LIST_NAMES.values()):
         return how.read(files_by_lists(data, paths), "by the lists in the folder")
+    _warn_of_other_lists(data)
     if len(paths) < FEWEST_FILES:
         return how.cut(paths)
-    by_checksum = sorted(paths, key=lambda path: zlib.crc32(path.relative_to(data).as_posix().encode()))
+    by_checksum = sorted(paths, key=lambda path: zlib.crc32(os.fsencode(path.relative_to(data).as_posix())))
     held_out = set(by_checksum[: -(-len(paths) // VALIDATION_SHARE)])
     files = {"train": [path for path in paths if path not in held_out], "valid": sorted(held_out)}
     return how.read(files, "one file in twenty for validation, by their names")
+
+
+def _warn_of_other_lists(folder: Path) -> None:
+    """Warn of text files that list clips but are not named as lists are, which would be left out of account."""
+    for path in sorted(folder.glob("*.txt")):
+        try:
+            with path.open(encoding="utf-8-sig", errors="replace") as lines:
+                first = lines.readline(_LONGEST_LISTED_NAME).strip().replace("\\", "/")
+        except OSError:
+            continue
+        if first.lower().endswith(SUFFIXES) and "\0" not in first and (folder / first).is_file():
+            LOGGER.warning(
+                "%s lists clips but is not used: lists of splits are called %s",
+                path,
+                " and ".join(LIST_NAMES.values()),
+            )
 
 
 def _is_speech_commands(folder: Path, words: Sequence[str] | None) -> bool:

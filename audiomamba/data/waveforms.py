@@ -186,7 +186,8 @@ def condition_of(samples: Tensor) -> Condition:
 def find_audio_files(folder: Path | str) -> list[Path]:
     """List the audio files below a folder, recognised by their endings, sorted by name.
 
-    Symbolic links to folders are followed, each folder once. Hidden files and folders are skipped.
+    Symbolic links to folders are followed, each folder once. Hidden files and folders are skipped. Links that lead
+    nowhere and pipes are listed: whoever reads them says so, where leaving them out would lose clips without a word.
 
     Raises:
         InputError: if the folder does not exist or has no audio files.
@@ -199,13 +200,7 @@ def find_audio_files(folder: Path | str) -> list[Path]:
         inside = [(name, os.path.realpath(os.path.join(place, name))) for name in sorted(folders)]
         folders[:] = [name for name, real in inside if not name.startswith(".") and real not in entered]
         entered.update(real for name, real in inside if name in folders)
-        found += [
-            Path(place, name)
-            for name in names
-            if not name.startswith(".")
-            and name.lower().endswith(SUFFIXES)
-            and os.path.isfile(os.path.join(place, name))
-        ]
+        found += [Path(place, name) for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
     if not found:
         raise InputError(f"the folder {folder} holds no audio file ({', '.join(SUFFIXES)}); check the path")
     return sorted(found)

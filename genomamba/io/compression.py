@@ -14,8 +14,8 @@ import lzma
 import os
 import sys
 import zlib
-from collections.abc import Generator, Iterator
-from typing import Any, BinaryIO, Final, Protocol, cast
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, BinaryIO, Final, Protocol
 
 from mambacore.errors import InputError
 
@@ -42,8 +42,22 @@ _MAGICS: Final[dict[bytes, str]] = {
     b"BZh": "bzip2",
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
+    # Frames that are skipped; parallel compressors begin with one.
+    **{bytes([first]) + b"\x2a\x4d\x18": "zstd" for first in range(0x50, 0x60)},
 }
+_LARGEST_DICTIONARY_BYTES: Final = 1 << 29
+"""Memory that decompression of xz may take; `xz -9` needs 65 MiB."""
 _LONGEST_MAGIC: Final = max(map(len, _MAGICS))
+_NOT_TEXT: Final[dict[bytes, str]] = {
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8 text (CSV UTF-8 in Excel)",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8 text (CSV UTF-8 in Excel)",
+    b"PK\x03\x04": "a workbook or zip archive: save the sheet as CSV UTF-8, or extract the file",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook: save the sheet as CSV UTF-8",
+    b"PAR1": "a Parquet file: save it as text (`DataFrame.to_csv`)",
+    b"{\\rtf": "a document of a word processor: save it as plain text",
+    b"%PDF": "a PDF: give the table as text",
+}
+_LONGEST_SIGNATURE: Final = max(map(len, _NOT_TEXT))
 
 
 class Readable(Protocol):
@@ -121,6 +135,7 @@ def read_lines(source: Source, label: str) -> Generator[str, None, None]:
     blanks = 0
     with opened(source, label) as content:
         raw = io.BufferedReader(_Raw(content), BLOCK_BYTES)
+        _require_text(raw.peek(_LONGEST_SIGNATURE), label)
         text = io.TextIOWrapper(raw, encoding="utf-8", newline="")
         try:
             while line := text.readline(LONGEST_LINE_BYTES):
@@ -131,11 +146,25 @@ def read_lines(source: Source, label: str) -> Generator[str, None, None]:
                         f"{label} has {what} of more than {LONGEST_LINE_BYTES if not blanks else MOST_BLANK_BYTES:,} "
                         "characters: it is damaged or not a table."
                     )
+                if "\0" in line:
+                    raise InputError(f"{label} holds binary content: give UTF-8 text, plain or compressed.")
                 yield line
         except UnicodeDecodeError as error:
-            raise InputError(f"{label} holds binary content: give UTF-8 text, plain or compressed.") from error
+            raise InputError(
+                f"{label} has byte 0x{error.object[error.start]:02x}, which is not UTF-8: it is text in another "
+                "encoding or holds binary content; give UTF-8 text, plain or compressed."
+            ) from error
         finally:
             text.detach().detach()
+
+
+def _require_text(start: bytes, label: str) -> None:
+    """Raise if a file that should be text begins as files of other kinds do."""
+    for signature, what in _NOT_TEXT.items():
+        if start.startswith(signature):
+            raise InputError(f"{label} is {what}.")
+    if start[1:2] == b"\0" or start[:1] == b"\0":
+        raise InputError(f"{label} is UTF-16 text or holds binary content: save it as UTF-8 text (CSV UTF-8 in Excel).")
 
 
 @contextlib.contextmanager
@@ -262,14 +291,60 @@ class _GzipMembers:
         if not self._waiting:
             return False
         if not self._waiting.startswith(GZIP_MAGIC):
-            LOGGER.warning(
-                "%s has other bytes after its compressed content, which are ignored: check that it is complete.",
-                self._label,
-            )
+            _warn_of_other_bytes(self._label)
             self._done = True
             return False
         self._member = zlib.decompressobj(zlib.MAX_WBITS | 16)
         return True
+
+
+def _warn_of_other_bytes(label: str) -> None:
+    LOGGER.warning(
+        "%s has other bytes after its compressed content, which are ignored: check that it is complete.", label
+    )
+
+
+class _Streams:
+    """The concatenated content of bzip2 or xz streams; other trailing bytes are ignored with a warning.
+
+    The files of the standard library ignore them without one, and with them whatever follows a damaged start.
+    """
+
+    def __init__(self, stream: Readable, label: str, magic: bytes, new: Callable[[], Any]) -> None:
+        self._stream = stream
+        self._label = label
+        self._magic = magic
+        self._new = new
+        self._decompressor: Any = new()
+        self._waiting = b""
+
+    def read(self, size: int, /) -> bytes:
+        while self._decompressor is not None:
+            if self._decompressor.needs_input and not self._waiting:
+                self._waiting = self._stream.read(BLOCK_BYTES)
+                if not self._waiting:
+                    raise EOFError
+            try:
+                content: bytes = self._decompressor.decompress(self._waiting, size)
+            except OSError as error:
+                raise zlib.error(str(error)) from error
+            self._waiting = b""
+            if self._decompressor.eof:
+                self._decompressor = self._next(self._decompressor.unused_data)
+            if content:
+                return content
+        return b""
+
+    def _next(self, waiting: bytes) -> Any:
+        """The decompressor of the next stream, skipping zero padding; `None` at the end."""
+        while len(waiting := waiting.lstrip(b"\0")) < len(self._magic) and (more := self._stream.read(BLOCK_BYTES)):
+            waiting += more
+        if not waiting.startswith(self._magic):
+            if waiting:
+                _warn_of_other_bytes(self._label)
+            return None
+        self._waiting = waiting
+        return self._new()
 
 
 def _compression_of(start: bytes) -> str | None:
@@ -281,26 +356,28 @@ def _decompressed(stream: Readable, compression: str | None, label: str) -> Read
         return stream
     if compression == "gzip":
         return _GzipMembers(stream, label)
-    file = cast(BinaryIO, io.BufferedReader(_Raw(stream), BLOCK_BYTES))
     if compression == "bzip2":
-        return bz2.BZ2File(file)
+        return _Streams(stream, label, b"BZh", bz2.BZ2Decompressor)
     if compression == "xz":
-        return lzma.LZMAFile(file)
+        return _Streams(
+            stream, label, b"\xfd7zXZ\x00", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _LARGEST_DICTIONARY_BYTES)
+        )
     if importlib.util.find_spec("zstandard") is None:
         raise InputError(
             f"{label} is compressed with Zstandard, which needs the package zstandard, which is not installed: "
             "`pip install zstandard`, or decompress the file."
         )
-    return _ZstandardFrames(stream)
+    return _ZstandardFrames(stream, label)
 
 
 class _ZstandardFrames:
-    """The concatenated content of Zstandard frames."""
+    """The concatenated content of Zstandard frames; other trailing bytes are ignored with a warning."""
 
-    def __init__(self, stream: Readable) -> None:
+    def __init__(self, stream: Readable, label: str) -> None:
         import zstandard  # noqa: PLC0415 - a second to import, for a rare compression
 
         self._stream = stream
+        self._label = label
         self._new_frame = zstandard.ZstdDecompressor().decompressobj
         self._error = zstandard.ZstdError
         self._frame: Any = None
@@ -322,6 +399,8 @@ class _ZstandardFrames:
 
     def _decompress_some(self) -> bytes:
         if self._frame is None:
+            if not self._begin_frame():
+                return b""
             self._frame = self._new_frame()
         some = self._waiting[self._position : self._position + _ZSTANDARD_BYTES]
         self._position += len(some)
@@ -333,6 +412,19 @@ class _ZstandardFrames:
             self._position -= len(self._frame.unused_data)
             self._frame = None
         return content
+
+    def _begin_frame(self) -> bool:
+        """Whether a frame follows, rather than other bytes, which are passed over."""
+        start = self._waiting[self._position :]
+        if len(start) < _LONGEST_MAGIC:
+            start += _read_exactly(self._stream, _LONGEST_MAGIC - len(start))
+            self._waiting, self._position = start, 0
+        if _compression_of(start) == "zstd":
+            return True
+        _warn_of_other_bytes(self._label)
+        self._waiting, self._position = b"", 0
+        self._stream = io.BytesIO()
+        return False
 
 
 def _read_exactly(stream: Readable, size: int) -> bytes:

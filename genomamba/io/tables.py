@@ -3,16 +3,17 @@
 A table has a header and columns separated by tabs, commas or semicolons; it is plain or compressed. Its sequences are
 in a column `sequence` (or `seq`, in any case), or are records of a FASTA file named in a column `record`, or intervals
 of a reference given by the columns `chrom`, `start`, `end` (0-based, half-open) and optionally `strand`. A column
-`name` names the rows; a column `split` has train, valid or test. A first column without a name is the index that pandas
-writes, and is ignored. The other columns are labels, in which an empty field, NA, N/A, nan and null, in any case, are
-missing values.
+`name` names the rows; a column `split` has train, valid or test. Names of these columns are understood in any case. A
+first column without a name is the index that pandas writes, and is ignored, as are row names that R writes without a
+name for their column, and the line `sep=;` that Excel reads. The other columns are labels, in which an empty field, NA,
+N/A, nan and null, in any case, are missing values.
 """
 
 import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -45,6 +46,8 @@ CLASS_COLUMN: Final = "class"
 _SEQUENCE_NAMES: Final = ("sequence", "seq")
 _LONGEST_FIELD: Final = 2**31 - 1
 _POSITION: Final = re.compile(r"[0-9]{1,15}")
+_BLANK: Final = re.compile(r"\s")
+_EXCEL_SEPARATOR: Final = re.compile(r"sep=.?")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class SequenceTable:
         places: origin of each sequence, for messages: `line 7`, or a file.
         labels: values by column, as written; None if missing.
         splits: train, valid or test; None if not given in the table.
+        other_columns: distinct values, in lower case, of columns that are not used, while they are few.
     """
 
     source: str
@@ -66,6 +70,7 @@ class SequenceTable:
     places: list[str]
     labels: dict[str, list[str | None]]
     splits: list[str | None]
+    other_columns: dict[str, set[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -100,9 +105,14 @@ def read_sequence_table(
     symbols = _SymbolCount(label)
     fetch = _sequence_source(columns, label, fasta, reference, symbols)
     table = SequenceTable(label, [], [], [], {name: [] for name in wanted}, [])
+    unused = {name for name in columns if name} - set(wanted) - set(RESERVED_COLUMNS)
+    table.other_columns.update({name: set() for name in sorted(unused)})
     seen: dict[str, int] = {}
+    row_names: bool | None = None
     for number, cells in lines:
-        row = _row(columns, cells, label, number)
+        if row_names is None:
+            row_names = _have_row_names(columns, cells)
+        row = _row(columns, cells, row_names, label, number)
         name = row.get("name") or row.get("record") or f"row_{len(table) + 1}"
         if name in seen:
             raise InputError(
@@ -112,16 +122,21 @@ def read_sequence_table(
         seen[name] = number
         tokens = fetch(row, f"{label} line {number}")
         if not len(tokens):
-            raise InputError(f"{label} has an empty sequence in line {number}: remove the row.")
+            raise InputError(f"{label} line {number} has an empty sequence: remove the row.")
         table.names.append(name)
         table.tokens.append(tokens)
         table.places.append(f"line {number}")
         table.splits.append(_split(row.get("split"), f"{label} line {number}"))
         for column in wanted:
             table.labels[column].append(None if is_missing(row[column]) else row[column])
+        for column, distinct in table.other_columns.items():
+            # More distinct values than there are names of splits are not splits, however many follow.
+            if len(distinct) <= len(SPLIT_NAMES):
+                distinct.add(row[column].lower())
     if not len(table):
         raise InputError(f"{label} has a header but no rows: give one line for each sequence.")
     symbols.report()
+    _warn_of_other_splits(table)
     for column, values in table.labels.items():
         missing = values.count(None)
         if missing:
@@ -138,6 +153,19 @@ def read_sequence_table(
 def is_missing(text: str) -> bool:
     """Whether the text of a cell is a missing value."""
     return text.strip().lower() in MISSING
+
+
+def _warn_of_other_splits(table: SequenceTable) -> None:
+    """Warn of a column that holds splits but is not called so: the rows would be split otherwise without a word."""
+    if any(table.splits):
+        return
+    for column, values in table.other_columns.items():
+        if values and values <= SPLIT_NAMES.keys() and "train" in {SPLIT_NAMES[value] for value in values}:
+            LOGGER.warning(
+                "%s: the column '%s' names splits but is not used: call it 'split' if the rows are to be split by it",
+                table.source,
+                safe_field(column),
+            )
 
 
 def read_class_folders(folder: Path) -> SequenceTable:
@@ -239,9 +267,12 @@ def _rows(path: str | BinaryIO, label: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of every line that is not blank, the header first."""
     with closing(read_lines(path, label)) as lines:
         first = next((line for line in lines if line.strip()), "")
+        if _EXCEL_SEPARATOR.fullmatch(first.strip()):
+            first = next((line for line in lines if line.strip()), "")
         counts = {delimiter: first.count(delimiter) for delimiter in ",;"}
         delimiter = "\t" if "\t" in first else max(counts, key=lambda one: counts[one])
-        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+        # Some programs write a blank after each comma, before a quoted field too.
+        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True, skipinitialspace=True)
         try:
             for cells in reader:
                 if any(cell.strip() for cell in cells):
@@ -253,11 +284,12 @@ def _rows(path: str | BinaryIO, label: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _checked_header(columns: list[str], label: str) -> list[str]:
-    """Return the column names: "" for a leading index, and after a trailing tab."""
-    if "sequence" not in columns:
-        spellings = [name for name in columns if name.lower() in _SEQUENCE_NAMES]
-        if len(spellings) == 1:
-            columns = ["sequence" if name == spellings[0] else name for name in columns]
+    """Return the column names: "" for a leading index, and after a trailing tab; reserved names in lower case."""
+    for reserved in RESERVED_COLUMNS:
+        known = _SEQUENCE_NAMES if reserved == "sequence" else (reserved,)
+        spellings = [name for name in columns if name.lower() in known]
+        if reserved not in columns and len(spellings) == 1:
+            columns = [reserved if name == spellings[0] else name for name in columns]
     for number, name in enumerate(columns, start=1):
         if not name and 1 < number < len(columns):
             raise InputError(f"{label} has no name for column {number} in its header: name every column.")
@@ -266,21 +298,24 @@ def _checked_header(columns: list[str], label: str) -> list[str]:
     return columns
 
 
-def _row(columns: Sequence[str], cells: list[str], label: str, number: int) -> dict[str, str]:
+def _have_row_names(columns: Sequence[str], cells: Sequence[str]) -> bool:
+    """Whether the first row begins with a row name, for whose column R writes no name in the header."""
+    return all(columns) and len(cells) == len(columns) + 1 and bool(cells[-1])
+
+
+def _row(columns: Sequence[str], cells: list[str], has_row_name: bool, label: str, number: int) -> dict[str, str]:
     """Return the cells of a line by column."""
-    if len(cells) == len(columns) + 1:
-        if not cells[-1]:
-            cells = cells[:-1]
-        elif all(columns):
-            # R writes row names without a name for their column.
-            cells = cells[1:]
-    elif len(cells) == len(columns) - 1 and not columns[-1]:
+    expected = len(columns) + has_row_name
+    if len(cells) == expected + 1 and not cells[-1]:
+        cells = cells[:-1]
+    elif len(cells) == expected - 1 and not columns[-1]:
         cells = [*cells, ""]
-    if len(cells) != len(columns):
+    if len(cells) != expected:
         raise InputError(
-            f"{label} has {len(cells)} fields in line {number} but {len(columns)} columns in its header: fill missing "
-            "values with NA."
+            f"{label} has {len(cells)} fields in line {number} but {len(columns)} columns in its header"
+            f"{' and row names before them' if has_row_name else ''}: fill missing values with NA."
         )
+    cells = cells[has_row_name:]
     if not columns[-1] and cells[-1]:
         raise InputError(f"{label} has no name for column {len(columns)} in its header: name every column.")
     return {name: cell for name, cell in zip(columns, cells, strict=True) if name}
@@ -319,7 +354,17 @@ def _sequence_source(
             f"{label} has no column 'sequence': add it, or name records in a column 'record' and give --fasta, or "
             f"intervals in 'chrom', 'start' and 'end' and give --reference; its columns are {', '.join(columns)}."
         )
-    return lambda row, place: symbols.encoded(row["sequence"], place)
+    return lambda row, place: symbols.encoded(_letters(row["sequence"], place), place)
+
+
+def _letters(text: str, place: str) -> str:
+    """The letters of a cell: those of a missing value (NA, nan) would be read as bases."""
+    if is_missing(text):
+        raise InputError(f"{place} has no sequence{f' ({text})' if text else ''}: remove the row.")
+    if (blank := _BLANK.search(text)) is not None:
+        what = "a line break" if blank[0] in "\r\n" else "a blank"
+        raise InputError(f"{place} has {what} within its sequence: remove it.")
+    return text
 
 
 def _require(columns: Sequence[str], needed: Sequence[str], label: str, option: str) -> None:

@@ -11,3 +11,7 @@ if "GOMP_SPINCOUNT" not in os.environ:
 # Verbosity of the commands: `quiet` (only warnings and errors), `verbose`, or anything else for the default. It is an
 # environment variable so that processes started by a command inherit it.
 VERBOSITY_VARIABLE = "MAMBA_VERBOSITY"
+
+# Limits of options: PyTorch's of seeds, and more threads than any machine has cores for, which would only take memory.
+LARGEST_SEED = 2**64 - 1
+MOST_THREADS = 4096

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from mambacore.errors import InputError
 from mambacore.safe_text import safe_for_terminal
-from mambapipelines import VERBOSITY_VARIABLE
+from mambapipelines import MOST_THREADS, VERBOSITY_VARIABLE
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -50,12 +50,12 @@ def use_threads(count: int | None) -> None:
     """Set the number of CPU threads of PyTorch; `None` keeps its default.
 
     Raises:
-        InputError: if `count` is below 1.
+        InputError: if `count` is below 1 or above `MOST_THREADS`.
     """
     if count is None:
         return
-    if count < 1:
-        raise InputError(f"--threads is {count}: give 1 or more.")
+    if not 1 <= count <= MOST_THREADS:
+        raise InputError(f"--threads is {count}: give 1 or more, up to {MOST_THREADS}.")
     import torch  # noqa: PLC0415 - a second to import, which `--help` does not need
 
     torch.set_num_threads(count)

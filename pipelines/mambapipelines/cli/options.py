@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mambapipelines import LARGEST_SEED, MOST_THREADS
+
 if TYPE_CHECKING:
     from genomamba.data.genomes import GenomeSpecification
 
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", "-t", min=1, help="CPU threads.", show_default="all cores")
+    int | None, typer.Option("--threads", "-t", min=1, max=MOST_THREADS, help="CPU threads.", show_default="all cores")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same result.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed; the same seed gives the same result.")]
 
 DeviceOption = Annotated[
     str,

@@ -25,6 +25,8 @@ EXIT_CODES = (
     "Exit codes: 0 success; 2 invalid input or options, explained in one line on standard error; 130 interrupted; "
     "143 terminated by SIGTERM and 129 by SIGHUP, training saved."
 )
+NO_MEMORY = ("can't allocate memory", "not enough memory")
+"""What PyTorch's allocator says on a CPU."""
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -218,11 +220,11 @@ def run_program(application: Callable[..., Any], program_name: str, arguments: S
             raise
         _print_error(program_name, error)
         return EXIT_INPUT_ERROR
-    except RuntimeError as error:
-        # PyTorch's, which is not imported for its name.
-        if type(error).__name__ != "OutOfMemoryError":
+    except (MemoryError, RuntimeError) as error:
+        sentence = _memory_sentence(error)
+        if sentence is None:
             raise
-        _print_error(program_name, RuntimeError("the memory of the device is too small for this: use --device cpu."))
+        _print_error(program_name, RuntimeError(sentence))
         return EXIT_INPUT_ERROR
     except OSError as error:
         # A full disk or a revoked permission that no reader or writer expected is still not a mistake of the program.
@@ -243,6 +245,16 @@ def run_program(application: Callable[..., Any], program_name: str, arguments: S
         else:
             os.environ[VERBOSITY_VARIABLE] = verbosity
     return 0
+
+
+def _memory_sentence(error: Exception) -> str | None:
+    """What to say of memory that the machine does not have; `None` for other errors."""
+    # PyTorch's, which is not imported for its name; on a CPU it has no class of its own.
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the memory of the device is too small for this: use --device cpu."
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+        return "the memory of this machine is too small for this: use smaller sizes, lengths or batches."
+    return None
 
 
 def _print_error(program_name: str, error: Exception) -> None:

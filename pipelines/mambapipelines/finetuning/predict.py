@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -60,10 +59,7 @@ def predict_files(options: PredictionOptions) -> int:
     if list(options.sources).count(STANDARD_INPUT) > 1:
         raise InputError("standard input ('-') is named twice: it can be read only once.")
     if options.output is not None:
-        check_writable_place(options.output, "--output")
-        for source in options.sources:
-            if source != STANDARD_INPUT and options.output.is_file() and os.path.samefile(options.output, source):
-                raise InputError(f"--output {options.output} is also an input: choose another name.")
+        check_writable_place(options.output, "--output", (*options.sources, options.fasta, options.reference))
     placement = begin_computing(options.device, options.precision, options.threads)
     model = load_sequence_model(options.model_folder)[0].to(placement.device)
     description, count = model.config.targets, 0

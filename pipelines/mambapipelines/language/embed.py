@@ -62,7 +62,7 @@ def run_embedding(options: EmbeddingOptions) -> None:
             f"writing {ending} needs {library}, which is not installed: `pip install 'genomamba[tables]'`, or name a "
             "file that ends in .npz."
         )
-    check_writable_place(options.output, "--output")
+    check_writable_place(options.output, "--output", (*options.fasta, options.bed, options.reference))
     require_windows(options.window, options.stride)
     if (options.bed is None) != (options.reference is None):
         raise InputError("--bed and --reference belong together: give both, or FASTA files.")

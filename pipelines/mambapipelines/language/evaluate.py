@@ -162,7 +162,7 @@ def _check(options: PerplexityOptions) -> None:
     if options.bases < 1:
         raise InputError(f"--bases is {options.bases}: use 1 or more.")
     if options.output is not None:
-        check_writable_place(options.output, "--output")
+        check_writable_place(options.output, "--output", (*options.references, options.intervals))
 
 
 def _corpus(options: PerplexityOptions, language_model: LanguageModel) -> Corpus:

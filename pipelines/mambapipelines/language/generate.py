@@ -58,7 +58,7 @@ def run_generation(options: GenerationOptions) -> None:
             f"--records is {options.records}: use {MOST_RECORDS:,} at most, and other values of --seed for more."
         )
     if options.output is not None:
-        check_writable_place(options.output, "--output")
+        check_writable_place(options.output, "--output", (options.prompt,))
     placement = begin_computing(options.device, threads=options.threads)
     prompts = [("", np.empty(0, dtype=np.uint8))] if options.prompt is None else _prompts(options.prompt)
     language_model = load_language_model(options.model).to(placement.device)

@@ -60,7 +60,8 @@ def run_variant_scoring(options: VariantScoringOptions) -> None:
     require_window(options.window)
     output_format = _format(options)
     if options.output is not None:
-        check_writable_place(options.output, "--output")
+        inputs = (options.variants, options.reference, options.chromosome_map)
+        check_writable_place(options.output, "--output", inputs)
     placement = begin_computing(options.device, options.precision, options.threads)
     names = {} if options.chromosome_map is None else read_chromosome_map(options.chromosome_map)
     with VariantFile(options.variants) as variants, Reference(options.reference) as genome:

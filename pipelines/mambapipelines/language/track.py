@@ -57,9 +57,9 @@ def run_track(options: TrackOptions) -> None:
             raise InputError("--igv-session opens the file of --output: give both.")
         if options.igv_session.suffix != ".xml":
             raise InputError(f"--igv-session {options.igv_session}: IGV opens sessions whose names end in .xml.")
-        check_writable_place(options.igv_session, "--igv-session")
+        check_writable_place(options.igv_session, "--igv-session", (options.reference, options.bed))
     if options.output is not None:
-        check_writable_place(options.output, "--output")
+        check_writable_place(options.output, "--output", (options.reference, options.bed))
         if _is_bigwig(options.output) and importlib.util.find_spec("pyBigWig") is None:
             raise InputError(
                 "writing bigWig needs pyBigWig, which is not installed: `pip install 'genomamba[tables]'`, or name a "

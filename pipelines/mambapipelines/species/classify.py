@@ -334,8 +334,7 @@ def _check_places(options: ClassificationOptions) -> None:
     for option, path in places.items():
         if path is None:
             continue
-        check_writable_place(path, option)
-        _refuse_inputs([path], options.sources, option)
+        check_writable_place(path, option, (*options.sources, options.group_by))
         other = taken.setdefault(path.resolve(), option)
         if other != option:
             raise InputError(f"{other} and {option} are both {path}: choose two names.")

@@ -360,12 +360,13 @@ def _check_options(options: EvaluationOptions) -> None:
     for name in options.baselines:
         if name not in BASELINE_NAMES:
             raise InputError(f"there is no baseline '{name}': give {', '.join(BASELINE_NAMES)} or none.")
+    genomes = [path for one in (*options.genomes, *options.ood_genomes) for path in one.paths]
     if options.output is not None and not _is_folder(options.output):
-        check_writable_place(options.output, "--output")
+        check_writable_place(options.output, "--output", genomes)
     if options.output is not None and _is_folder(options.output) and options.output.is_file():
         raise InputError(f"--output {options.output} is a file: give a folder, or a name that ends in .tsv.")
     if options.plot is not None:
-        check_writable_place(options.plot, "--plot")
+        check_writable_place(options.plot, "--plot", genomes)
 
 
 def _is_folder(output: Path) -> bool:

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from mambacore.errors import InputError
 from mambacore.model_folder import CONFIG_NAME
+from mambapipelines import LARGEST_SEED
+from mambapipelines.files import STANDARD_OUTPUT
 from mambapipelines.training.ranks import check_strategy
 from mambapipelines.training.recipe import TrainingRecipe
 from mambapipelines.training.state import RunFolder
@@ -69,6 +71,8 @@ def check_options(options: RunOptions, unit: str = "bases") -> None:
         raise InputError(f"--steps is {options.steps}: use a number of 1 or more.")
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads is {options.threads}: use a number of 1 or more.")
+    if not 0 <= options.seed <= LARGEST_SEED:
+        raise InputError(f"--seed is {options.seed}: use an integer from 0 to {LARGEST_SEED}.")
     check_strategy(*strategy_of(options))
 
 
@@ -84,6 +88,8 @@ def check_output(options: RunOptions, run: RunFolder) -> None:
         InputError: if it has other contents, which the message describes.
     """
     output = options.output
+    if str(output) == STANDARD_OUTPUT:
+        raise InputError("--output - is not the name of a folder: a run is written to a folder.")
     if output.exists() and not output.is_dir():
         raise InputError(f"the output {output} is a file: give a folder as --output.")
     if run.holds_a_run():

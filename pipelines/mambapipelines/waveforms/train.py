@@ -25,6 +25,7 @@ from audiomamba.models import WaveformModel, WaveformModelConfig, load_waveform_
 from genomamba.models.transfer import weights_checksum
 from mambacore.errors import InputError
 from mambapipelines.console import format_duration
+from mambapipelines.files import check_output_outside
 from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, RunPlan
 from mambapipelines.training.progress import TrainingProgress
 from mambapipelines.training.recipe import load_task_recipe
@@ -150,6 +151,7 @@ def train_waveform_model(options: WaveformTrainingOptions) -> WaveformTrainingRe
     """
     recipe = load_task_recipe(WaveformTrainingRecipe, options.recipe, options.changes)
     config = recipe.model_config()
+    check_output_outside(options.output, options.data, "clips")
     with TrainingSession(options, recipe, WaveformTask) as session:
         clips = read_split_clips(
             options.data,

@@ -31,6 +31,7 @@ from audiomamba.models.clip_classifier import (
 )
 from audiomamba.models.log_mel import LogMelConfig
 from mambacore.errors import InputError
+from mambapipelines.files import check_output_outside
 from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, RunPlan
 from mambapipelines.training.progress import TrainingProgress
 from mambapipelines.training.recipe import TrainingRecipe, load_task_recipe
@@ -231,6 +232,7 @@ def train_clip_classifier(options: ClassifierTrainingOptions) -> float | None:
     """
     recipe = load_task_recipe(ClassifierRecipe, options.recipe, options.changes)
     noise = recipe.noise_change()
+    check_output_outside(options.output, options.data, "clips")
     with TrainingSession(options, recipe, ClassifierTask) as session:
         splits = labelled_splits(
             options.data,

@@ -215,3 +215,37 @@ def test_what_others_write_on_standard_error_meanwhile_is_passed_on(tmp_path, ca
     others = [line for line in capfd.readouterr().err.splitlines() if "the MP3 decoder says:" not in line]
     assert others == ["step 1", "[bar] 5 %"]
     assert "x.mp3: the MP3 decoder says: Note: Trying to resync" in caplog.text
+
+
+@pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "MP3"])
+def test_recordings_joined_into_one_file_are_read_to_the_end(container, tmp_path):
+    content = io.BytesIO()
+    soundfile.write(content, 0.3 * np.sin(np.arange(8000)), 8000, format=container)
+    (tmp_path / "joined").with_suffix(f".{container.lower()}").write_bytes(content.getvalue() * 3)
+    found = read_waveform(tmp_path / f"joined.{container.lower()}")
+    assert found.seconds == pytest.approx(3, rel=0.05)
+    assert float(found.samples[-4000:].abs().max()) > 0.2
+
+
+def test_joined_recordings_of_different_rates_are_refused(tmp_path):
+    parts = []
+    for rate in (8000, 16000):
+        content = io.BytesIO()
+        soundfile.write(content, np.zeros(800), rate, format="FLAC")
+        parts.append(content.getvalue())
+    (tmp_path / "x.flac").write_bytes(b"".join(parts))
+    with pytest.raises(InputError, match="different rates"):
+        read_waveform(tmp_path / "x.flac")
+
+
+@pytest.mark.parametrize("kind", ["link", "loop", "pipe"])
+def test_what_is_no_file_is_listed_and_named(kind, tmp_path):
+    """A link whose file was not fetched is a lost clip; a pipe would be waited for."""
+    path = tmp_path / "x.wav"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("x.wav" if kind == "loop" else "nowhere.wav")
+    assert find_audio_files(tmp_path) == [path]
+    with pytest.raises(InputError, match="not a regular file" if kind == "pipe" else "leads nowhere"):
+        read_waveform(path)

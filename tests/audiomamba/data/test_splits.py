@@ -1,5 +1,8 @@
 """Which clips are trained on, validated on and left out, whatever a folder offers."""
 
+import logging
+import os
+
 import pytest
 import torch
 
@@ -105,3 +108,29 @@ def test_bad_files_are_named_or_skipped(tmp_path):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="there is no folder"):
         read_split_clips(tmp_path / "none", QUANTISER)
+
+
+def test_names_that_are_not_utf8_are_split_like_others(tmp_path):
+    write(tmp_path, *(f"{number}.wav" for number in range(30)))
+    os.rename(tmp_path / "7.wav", os.path.join(os.fsencode(tmp_path), b"caf\xe9.wav"))
+    split = read_split_clips(tmp_path, QUANTISER)
+    assert len(split.train.clips) + len(split.valid.clips) == 30
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "is empty"), ("\n \n", "is empty"), (".\n", "outside its folder")]
+)
+def test_lists_that_name_nothing_are_refused(content, message, tmp_path):
+    write(tmp_path, *(f"{number}.wav" for number in range(30)))
+    (tmp_path / "testing_list.txt").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_split_clips(tmp_path, QUANTISER)
+
+
+@pytest.mark.parametrize(("name", "is_noted"), [("test_list.txt", True), ("README.txt", False)])
+def test_a_list_of_another_name_is_noted(name, is_noted, tmp_path, caplog):
+    write(tmp_path, *(f"{number}.wav" for number in range(30)))
+    (tmp_path / name).write_text("3.wav\n4.wav\n" if is_noted else "Clips of 2020\n")
+    with caplog.at_level(logging.WARNING):
+        read_split_clips(tmp_path, QUANTISER)
+    assert ("lists clips but is not used" in caplog.text) is is_noted

@@ -109,3 +109,38 @@ def test_symbols_for_unknown_bases_are_read_as_n_and_counted(
     (record,) = read_sequences(source)
     assert [int(token) for token in record.tokens].count(11) == 6
     assert ["6 letters" in line.getMessage() for line in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("compress", COMPRESSIONS[:-1])
+@pytest.mark.parametrize(("after", "is_noted"), [(b"left over by an upload", True), (b"\0" * 512, False), (b"x", True)])
+def test_other_bytes_after_the_content_are_noted(
+    compress: Callable[[bytes], bytes], after: bytes, is_noted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Decompressors ignore them silently, and so would lose whatever follows a damaged start of a second part."""
+    if compress is zstandard and not is_noted:
+        pytest.skip("Zstandard has no padding")
+    with caplog.at_level(logging.WARNING):
+        assert b"".join(read_blocks(io.BytesIO(compress(TEXT) + after), "x")) == TEXT
+    assert ("other bytes after" in caplog.text) is is_noted
+
+
+def test_a_frame_that_is_skipped_may_come_first() -> None:
+    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+    assert b"".join(read_blocks(io.BytesIO(skipped + zstandard(TEXT)), "x")) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("sequence\ty\n".encode("utf-16"), "UTF-16"),
+        ("sequence\ty\n".encode("utf-16-le"), "UTF-16"),
+        (b"PK\x03\x04" + bytes(100), "workbook"),
+        (b"\xd0\xcf\x11\xe0" + bytes(100), "workbook"),
+        (b"PAR1" + bytes(100), "Parquet"),
+        ("sequence\tcaf\xe9\n".encode("latin-1"), "0xe9"),
+        (b"sequence\ty\nACGT\ta\0\n", "binary"),
+    ],
+)
+def test_what_is_not_text_is_named(content: bytes, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        list(read_lines(io.BytesIO(content), "x"))

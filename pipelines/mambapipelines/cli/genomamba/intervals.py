@@ -68,7 +68,7 @@ def audit(
     if output is not None:
         if fix is None:
             raise input_error(f"--output {output} is for repaired intervals: choose a repair with --fix drop or trim.")
-        check_writable_place(output, "--output")
+        check_writable_place(output, "--output", (intervals, reference))
     with Reference(reference) as genome:
         lengths = genome.lengths
     rows = read_intervals(intervals, lengths, reference)
@@ -128,7 +128,7 @@ def make(
     if not 0 <= max_unknown <= 1:
         raise input_error(f"--max-unknown is {max_unknown}: use a share from 0 to 1.")
     if output is not None:
-        check_writable_place(output, "--output")
+        check_writable_place(output, "--output", (reference,))
     excluded = names(exclude or [], "--exclude")
     with Reference(reference) as genome:
         rows = list(tile_contigs(genome.lengths, length, names(valid, "--valid"), names(test, "--test"), excluded))
