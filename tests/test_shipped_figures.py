@@ -14,6 +14,7 @@ import pytest
 
 import audiomamba.weights
 import genomamba.weights
+from audiomamba.models.clip_classifier import fitted_clip, load_clip_classifier, opinions
 from genomamba.data.genomes import GenomeSpecification
 from genomamba.models.species_classifier import load_classifier
 from mambacore.shipped import ShippedModels
@@ -197,3 +198,20 @@ def test_the_likelihood_of_the_voice_is_reproduced(tmp_path: Path) -> None:
     assert float(row["bits_per_sample"]) == pytest.approx(float(bits), abs=SHIPPED_BITS)
     scored = (tmp_path / "scores" / "likelihoods.tsv").read_text(encoding="utf-8").splitlines()
     assert len(scored) == 1 + int(clips)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_accuracy_of_the_clip_classifier_is_reproduced() -> None:
+    text = card(audiomamba.weights.MODELS, "digits-classifier")
+    if not DIGITS.is_dir():
+        pytest.skip(f"the data is not at hand: {DIGITS}")
+    clips, percent = re.search(r"^\| test \| (\d+) \| ([\d.]+) %", text, re.MULTILINE).groups()
+    assert audiomamba.weights.MODELS.table["digits-classifier"].figures.startswith(f"{percent} % of {clips} test clips")
+    classifier, _ = load_clip_classifier(audiomamba.weights.MODELS.folder / "digits-classifier")
+    settings, names = classifier.config.log_mel, classifier.config.class_names
+    paths = sorted(DIGITS.glob(re.search(r"--test '([^']+)'", text)[1]))
+    assert len(paths) == int(clips)
+    heard = opinions(classifier, (fitted_clip(path, settings) for path in paths)).probabilities.argmax(axis=1)
+    right = sum(names[one] == path.name[0] for one, path in zip(heard, paths, strict=True))
+    assert abs(right - float(percent) / 100 * len(paths)) <= SHIPPED_WINDOWS
