@@ -8,6 +8,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed (on Linux it comes with torch)", allow_module_level=True)
 
 from mambacore.convolution import triton_kernels as convolution_kernels
+from mambacore.layers import triton_norm
 from mambacore.layers import triton_step as step
 from mambacore.layers import triton_step_kernels as step_kernels
 from mambacore.layout import DEVICE_INTERVAL
@@ -42,6 +43,11 @@ ADVANCE = {"HAS_STATE": True, "BLOCK_STATES": STATES, "BLOCK_CHANNELS": step.ADV
 KERNELS |= {
     "step's convolution": (step_kernels.convolve, CONVOLVE_STEP, step.CONVOLVE_WARPS),
     "step": (step_kernels.advance, ADVANCE, step.ADVANCE_WARPS),
+}
+KERNELS |= {
+    "sum of parts": (scan_backward.add_up, {"BLOCK": scan.SUM_BLOCK}, scan.SUM_WARPS),
+    "norm": (triton_norm.normalise, {"BLOCK_ROWS": 2, "BLOCK_WIDTH": 1024}, triton_norm.WARPS),
+    "norm's gradient": (triton_norm.normalise_back, {"BLOCK_ROWS": 2, "BLOCK_WIDTH": 1024}, triton_norm.WARPS),
 }
 OF_SCAN = ("summary", "outputs", "carry", "backward's summary", "retreat")
 WITH_COMPLEX_NUMBERS = (*OF_SCAN, "step")

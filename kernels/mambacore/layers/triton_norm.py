@@ -14,7 +14,7 @@ from mambacore.triton.arithmetic import total
 from mambacore.triton.launch import kernel, multiprocessors
 
 # Numbers of a program's tile, as rows of the width.
-TILE, WARPS = 4096, 4
+TILE, WARPS = 2048, 4
 # Backward, each program walks over many tiles and keeps the gradient of the weight, of which few parts are left.
 PROGRAMS_PER_PROCESSOR = 4
 

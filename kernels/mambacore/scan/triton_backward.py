@@ -20,6 +20,7 @@ from mambacore.triton.arithmetic import (
     load_states,
     load_step,
     sigmoid,
+    softplus_and_slope,
     store_states,
     total,
 )
@@ -157,12 +158,13 @@ def retreat(
             there = first + passed < end
             here = length - 1 - first - passed if REVERSE else first + passed
             use = present & there
-            raw, step = load_step(step_size + batch * step_batch + here * step_row, channels, use, bias, SOFTPLUS)
+            step, _ = load_step(step_size + batch * step_batch + here * step_row, channels, use, bias, False)
+            if SOFTPLUS:
+                step, slope = softplus_and_slope(step)
+                slope = tl.where(there, slope, 0.0)
+                tl.store(noted + (2 * passed + 1) * channel_count + channels, slope, mask=present)
             step = tl.where(there, step, 0.0)
             tl.store(noted + 2 * passed * channel_count + channels, step, mask=present)
-            if SOFTPLUS:
-                slope = tl.where(there, sigmoid(raw), 0.0)
-                tl.store(noted + (2 * passed + 1) * channel_count + channels, slope, mask=present)
             if HAS_RESETS:
                 begins = tl.load(resets + batch * length + here, mask=there, other=0) != 0
                 held = tl.where(begins, 0.0, held)
@@ -191,6 +193,8 @@ def retreat(
                 scratch + offset * numbers * state_count * channel_count, states, channels, tile, channel_count,
                 IS_COMPLEX,
             )  # fmt: skip
+            # The state before this position is the one after the position that is next on the way back.
+            next_held, next_held_imaginary = before, before_imaginary
             if HAS_RESETS:
                 begins = tl.load(resets + batch * length + here, mask=there, other=0) != 0
                 before = tl.where(begins, 0.0, before)
@@ -213,11 +217,6 @@ def retreat(
             at = (batch * length + here) * channel_count + channels
             left, left_imaginary = decay(step, rate, frequency, IS_COMPLEX)
             drive = (step * given)[None, :]
-            if IS_COMPLEX:
-                held = left * before - left_imaginary * before_imaginary + drive * into
-                held_imaginary = left * before_imaginary + left_imaginary * before + drive * into_imaginary
-            else:
-                held = left * before + drive * into
             if HAS_GATE:
                 opening = tl.load(gate + batch * gate_batch + here * gate_row + channels, mask=use, other=0.0)
                 opening = opening.to(tl.float32)
@@ -293,6 +292,7 @@ def retreat(
             tl.store(grad_inputs + at, grad_given.to(grad_inputs.dtype.element_ty), mask=use)
             sum_skip += grad * given
             sum_bias += grad_step
+            held, held_imaginary = next_held, next_held_imaginary
         tl.debug_barrier()
     of_part = program * numbers * state_count * channel_count
     store_states(grad_rates + of_part, states, channels, tile, channel_count, sum_rate, sum_rate_imaginary, IS_COMPLEX)

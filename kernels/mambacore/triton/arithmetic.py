@@ -36,7 +36,21 @@ def softplus(values):
     1e-4, which the logarithm of a number near 1 would lose. A step that is not a number stays so.
     """
     small = exponential_of_minus_absolute(values)
-    ratio = small / (2.0 + small)
+    return softplus_of_ratio(values, small / (2.0 + small))
+
+
+@kernel
+def softplus_and_slope(values):
+    """softplus and its derivative, the sigmoid, by one exponential and one division."""
+    small = exponential_of_minus_absolute(values)
+    shared = 1.0 / ((2.0 + small) * (1.0 + small))
+    slope = tl.where(values >= 0, 1.0, small) * (2.0 + small) * shared
+    return softplus_of_ratio(values, small * (1.0 + small) * shared), slope
+
+
+@kernel
+def softplus_of_ratio(values, ratio):
+    """softplus of x from e / (2 + e)."""
     square = ratio * ratio
     series = 1.0 / 13.0
     series = series * square + 1.0 / 11.0

@@ -22,9 +22,9 @@ from mambacore.triton.launch import Kernel
 OF_INPUTS: Final = {
     "inputs", "step_size", "gate", "grad_outputs", "outputs", "grad_inputs", "grad_step_size", "grad_gate", "state",
     "grad_state", "new_state", "matrices", "input_rows", "output_rows", "input_matrix", "output_matrix",
-    "grad_scores",
+    "grad_scores", "sum_into", "sum_out_of",
 }  # fmt: skip
-"""Arguments of the kernels that are tensors in the inputs' dtype."""
+"""Arguments of the kernels that are tensors in the inputs' dtype; matrices of complex states are in float32."""
 
 FLAGS: Final = {"resets", "kept", "record"}
 """Arguments that are tensors of flags."""
@@ -34,12 +34,16 @@ FLOATS: Final = {
     "boundaries", "scratch_states", "scratch_steps", "chunk_carries", "grad_into", "grad_out_of", "grad_rates",
     "grad_skip", "grad_bias", "grad_first_state", "first_state", "weight", "bias", "grads", "grad_weight",
     "scan_state", "new_scan_state", "log_decay_rate", "frequency", "written", "added", "chunk_decays", "states",
-    "high", "low", "own", "to_end", "from_start", "grad_states", "grad_numbers", "grad_matrix",
+    "high", "low", "own", "to_end", "from_start", "grad_states", "grad_numbers", "grad_matrix", "inverse",
+    "into", "out_of",
 }  # fmt: skip
 """Arguments that are tensors in float32, whatever the inputs are."""
 
 LONG: Final = {"length", "inputs_row"}
 """Sizes of 64 bits."""
+
+NUMBERS: Final = {"epsilon"}
+"""Arguments that are single numbers in float32."""
 
 TOOLS: Final = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 """Where Triton keeps ptxas, cuobjdump and nvdisasm; empty on platforms without CUDA."""
@@ -107,13 +111,14 @@ def compiled(kernel: Kernel, switches: Mapping[str, Any], capability: int, dtype
 def _type_of(name: str, switches: Mapping[str, Any], dtype: str) -> str:
     if name in switches:
         return "constexpr"
-    if name in OF_INPUTS:
+    of_complex = name in ("input_matrix", "output_matrix") and switches.get("IS_COMPLEX")
+    if name in OF_INPUTS and not of_complex:
         return f"*{dtype}"
     if name in FLAGS:
         return "*u8"
-    if name in FLOATS:
+    if name in FLOATS or of_complex:
         return "*fp64" if name == "step_sums" and switches["IS_COMPLEX"] else "*fp32"
-    return "i64" if name in LONG else "i32"
+    return "fp32" if name in NUMBERS else "i64" if name in LONG else "i32"
 
 
 def resource_usage(cubin: bytes) -> dict[str, int]:
