@@ -115,6 +115,27 @@ class BlockStep(ctypes.Structure):
     )
 
 
+class DualStep(ctypes.Structure):
+    """The arguments of one position through a residual Mamba-2 or Mamba-3 block: `MambacoreDualStep`."""
+
+    _fields_ = (
+        *_fields(
+            ctypes.c_int64,
+            "batch model_width projected_width inner_width state_size heads groups kernel_width rank angles",
+        ),
+        *_fields(ctypes.c_int32, "element threads is_mamba3 is_trapezoidal"),
+        *_fields(ctypes.c_double, "epsilon inner_epsilon output_epsilon smallest_step largest_step"),
+        *_fields(
+            ctypes.c_void_p,
+            "norm_weight input_weight input_bias step_bias skip_weight output_weight output_bias convolution_weight "
+            "convolution_bias log_decay_rate gate_norm_weight input_norm_weight output_norm_weight input_matrix_bias "
+            "output_matrix_bias rank_inputs rank_gates rank_outputs head_norm_weight sequence convolution_state "
+            "scan_state angle_state key_state value_state outputs new_convolution_state new_scan_state "
+            "new_angle_state new_key_state new_value_state",
+        ),
+    )
+
+
 class StepOperation(ctypes.Structure):
     """One operation of a program of steps: `MambacoreStepOperation`."""
 
@@ -250,6 +271,15 @@ class Library:
     def block_step(self, step: BlockStep) -> None:
         """Run one position through a block (`mambacore.layers.step`)."""
         self._run(self._library.mambacore_block_step, step)
+
+    @property
+    def has_dual_step(self) -> bool:
+        """Whether `dual_step` is there; a library that was built before it is used without it."""
+        return hasattr(self._library, "mambacore_dual_step")
+
+    def dual_step(self, step: DualStep) -> None:
+        """Run one position through a block (`mambacore.layers.mamba2_step`, `mamba3_step`)."""
+        self._run(self._library.mambacore_dual_step, step)
 
     def ssd_forward(self, scan: Ssd) -> None:
         """Run the state space dual scan (`mambacore.ssd.native`)."""

@@ -21,7 +21,8 @@ def vmap_by_loop(operator: CustomOpDef | OpOverload, library: Library | None = N
         items = [
             operator(
                 *(
-                    argument if dim is None else argument.select(dim, item)
+                    # A list of numbers has a list of None.
+                    argument.select(dim, item) if isinstance(dim, int) else argument
                     for argument, dim in zip(arguments, in_dims, strict=True)
                 )
             )

@@ -1,5 +1,5 @@
-// One position through what lies between the two projections of a Mamba-2 or Mamba-3 mixer, for programs of steps
-// (mambacore/layers/mamba2.py and mamba3.py have the equations). All states of a head fade alike.
+// One position through what lies between the two projections of a Mamba-2 or Mamba-3 mixer, for single steps and programs
+// of them (mambacore/layers/mamba2.py and mamba3.py have the equations). All states of a head fade alike.
 //
 // A state of a head is (head_width, state_size), as the modules have it: states run along the lanes.
 #pragma once
@@ -79,14 +79,14 @@ template <typename Real> struct Mamba2 : Dual<Real> {
     }
   }
 
-  // `projected`: gate, inputs, input and output matrix, step; it is used up. `state`: history, then the scan's states.
-  void run(Real* projected, Real* state, Real* outputs) const {
+  // `projected`: gate, inputs, input and output matrix, step; it is used up. `past`: history of the convolution. `states`:
+  // (inner, state_size).
+  void run(Real* projected, Real* past, Real* states, Real* outputs) const {
     const int64_t inner = this->inner(), width = this->head_width, size = this->state_size;
     const Real *gate = projected, *raw_step = projected + inner + mixed();
     Real* inputs = projected + inner;
-    convolve(inputs, state);
+    convolve(inputs, past);
     const Real *matrices = inputs + inner, *out_matrices = matrices + this->groups * size;
-    Real* states = state + history();
     for (int64_t head = 0; head < this->heads; ++head) {
       Real step = Base::softplus(raw_step[head] + step_bias[head]);
       if (step_limits != nullptr) step = std::min(std::max(step, step_limits[0]), step_limits[1]);
@@ -141,9 +141,19 @@ template <typename Real> struct Mamba3 : Dual<Real> {
     }
   }
 
-  // `projected`: gate, inputs, input and output matrices, step, decay, share, turn; the matrices are used up. `state`:
-  // angles, scan, keys (heads, rank, state_size), values (inner). `room` has `room_numbers()`.
-  void run(Real* projected, Real* state, Real* outputs, Real* room) const {
+  // The parts of a state. An angle is the sum of `angle` and `rest`, (heads, angles); `scan` is (inner, state_size), `keys`
+  // (heads, rank, state_size), `values` (inner).
+  struct State {
+    Real *angle, *rest, *scan, *keys, *values;
+  };
+  State state_at(Real* memory) const {
+    Real *rest = memory + angle_numbers(), *scan = rest + angle_numbers(), *keys = scan + this->scan_numbers();
+    return {memory, rest, scan, keys, keys + key_numbers()};
+  }
+
+  // `projected`: gate, inputs, input and output matrices, step, decay, share, turn; the matrices are used up. `room` has
+  // `room_numbers()`.
+  void run(Real* projected, const State& state, Real* outputs, Real* room) const {
     constexpr double pi = 3.14159265358979323846;
     const int64_t inner = this->inner(), width = this->head_width, size = this->state_size, rank = this->rank;
     const int64_t matrices = rank * this->groups, heads = this->heads;
@@ -151,8 +161,8 @@ template <typename Real> struct Mamba3 : Dual<Real> {
     Real *into = projected + 2 * inner, *out_of = into + matrices * size;
     const Real *raw_step = out_of + matrices * size, *raw_decay = raw_step + heads;
     const Real *raw_share = raw_decay + heads, *raw_turn = raw_share + (trapezoidal ? heads : 0);
-    Real *angle = state, *rest = angle + angle_numbers(), *states = rest + angle_numbers();
-    Real *last_keys = states + this->scan_numbers(), *last_values = last_keys + key_numbers();
+    Real *angle = state.angle, *rest = state.rest, *states = state.scan;
+    Real *last_keys = state.keys, *last_values = state.values;
     Real *keys = room, *queries = keys + rank * size, *cosine = queries + rank * size, *sine = cosine + angles;
     Real *before = sine + angles, *own = before + rank, *values = own + rank;
     for (int64_t matrix = 0; matrix < matrices; ++matrix) {

@@ -160,7 +160,7 @@ template <typename Real, typename Weight> struct Steps {
     const Mamba2<Real> mixer{heads_of(operation, 1), operation.kernel_width, of(3), of(4), of(5), of(6), of(7), of(8), of(9),
                              operation.inner_epsilon};
     dual(operation, 10, memory, items, rooms,
-         [&](Real* projected, Real* state, Real* outputs) { mixer.run(projected, state, outputs); });
+         [&](Real* projected, Real* state, Real* outputs) { mixer.run(projected, state, state + mixer.history(), outputs); });
   }
 
   // weights: 0 norm, 1 projection, 2 step bias, 3 and 4 norms and 5 and 6 biases of the input and output matrices, 7 to 9
@@ -172,7 +172,7 @@ template <typename Real, typename Weight> struct Steps {
                              operation.inner_epsilon, operation.output_epsilon};
     Scratch<Real> room(mixer.room_numbers());
     dual(operation, 11, memory, items, rooms,
-         [&](Real* projected, Real* state, Real* outputs) { mixer.run(projected, state, outputs, room.data()); });
+         [&](Real* projected, Real* state, Real* outputs) { mixer.run(projected, mixer.state_at(state), outputs, room.data()); });
   }
 
   // ---- the program ----

@@ -24,6 +24,7 @@ struct InstructionSet {
   void (*norm_forward)(const MambacoreNorm&);
   void (*norm_backward)(const MambacoreNorm&);
   void (*block_step)(const MambacoreBlockStep&);
+  void (*dual_step)(const MambacoreDualStep&);
   void (*generate)(const MambacoreGeneration&);
   void (*ssd_forward)(const MambacoreSsd&);
   void (*ssd_backward)(const MambacoreSsd&);
@@ -35,7 +36,8 @@ struct InstructionSet {
     #set, mambacore::set::plan_scan, mambacore::set::scan_forward, mambacore::set::scan_backward,             \
         mambacore::set::convolution_forward, mambacore::set::convolution_backward,                            \
         mambacore::set::norm_forward, mambacore::set::norm_backward, mambacore::set::block_step,              \
-        mambacore::set::generate, mambacore::set::ssd_forward, mambacore::set::ssd_backward, [] { return bool(test); }                                                   \
+        mambacore::set::dual_step, mambacore::set::generate, mambacore::set::ssd_forward,                     \
+        mambacore::set::ssd_backward, [] { return bool(test); }                                               \
   }
 
 // Best first.
@@ -88,7 +90,8 @@ template <typename Kernel> int32_t status_of(const Kernel& kernel) noexcept {
 
 }  // namespace
 
-// The layout of the structures in interface.h; Python refuses a library whose number differs from its own.
+// The layout of the structures in interface.h; Python refuses a library whose number differs from its own. A function that
+// is new needs no new number: Python asks whether it is there (`Library.has_dual_step`).
 MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 13; }
 
 MAMBACORE_EXPORT const char* mambacore_instruction_set() { return current().name; }
@@ -121,6 +124,7 @@ MAMBACORE_EXPORT_KERNEL(convolution_backward, MambacoreConvolution)
 MAMBACORE_EXPORT_KERNEL(norm_forward, MambacoreNorm)
 MAMBACORE_EXPORT_KERNEL(norm_backward, MambacoreNorm)
 MAMBACORE_EXPORT_KERNEL(block_step, MambacoreBlockStep)
+MAMBACORE_EXPORT_KERNEL(dual_step, MambacoreDualStep)
 MAMBACORE_EXPORT_KERNEL(generate, MambacoreGeneration)
 MAMBACORE_EXPORT_KERNEL(ssd_forward, MambacoreSsd)
 MAMBACORE_EXPORT_KERNEL(ssd_backward, MambacoreSsd)

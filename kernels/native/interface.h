@@ -102,6 +102,26 @@ struct MambacoreBlockStep {
   void *outputs, *new_convolution_state, *new_scan_state;
 };
 
+// One position of `batch` sequences through a residual Mamba-2 or Mamba-3 block. Parameters, the sequence and the states are
+// elements; but the scan's state is in the compute type and angles are double. States may be null: zeros.
+struct MambacoreDualStep {
+  int64_t batch, model_width, projected_width, inner_width, state_size, heads, groups;
+  int64_t kernel_width;  // of Mamba-2
+  int64_t rank, angles;  // of Mamba-3
+  int32_t element, threads, is_mamba3, is_trapezoidal;
+  double epsilon, inner_epsilon, output_epsilon;  // of the norm before the mixer and of those within it
+  double smallest_step, largest_step;             // of Mamba-2
+  // Biases of projections may be null.
+  const void *norm_weight, *input_weight, *input_bias, *step_bias, *skip_weight, *output_weight, *output_bias;
+  const void *convolution_weight, *convolution_bias, *log_decay_rate, *gate_norm_weight;  // of Mamba-2; the bias may be null
+  // Of Mamba-3: the norms' weights (state_size,), the biases (heads, rank, state_size); (heads, rank, head_width) or null
+  // for rank 1; (inner_width,) or null.
+  const void *input_norm_weight, *output_norm_weight, *input_matrix_bias, *output_matrix_bias;
+  const void *rank_inputs, *rank_gates, *rank_outputs, *head_norm_weight;
+  const void *sequence, *convolution_state, *scan_state, *angle_state, *key_state, *value_state;
+  void *outputs, *new_convolution_state, *new_scan_state, *new_angle_state, *new_key_state, *new_value_state;
+};
+
 // What one operation of a program of steps does to the memory of a sequence. Offsets and sizes count numbers.
 enum MambacoreOperationKind : int32_t {
   MAMBACORE_EMBED = 0,         // target = row of the token in weights[0] (tokens, width)

@@ -7,27 +7,11 @@
 #include <cmath>
 
 #include "kernels.h"
-#include "selective.h"
+#include "widened.h"
 
 namespace mambacore {
 namespace MAMBACORE_INSTRUCTION_SET {
 namespace {
-
-// `count` numbers of any type in the compute type, with zeros up to the padding.
-template <typename Real, typename Weight> class Widened {
- public:
-  Widened(const void* data, int64_t count) : numbers_(data == nullptr ? 0 : padded(count)) {
-    if (data == nullptr) return;
-    for (int64_t first = 0; first < count; first += lane_count<Real>) {
-      const int here = count_at<Real>(count, first);
-      store(numbers_.data() + first, load<Real>(static_cast<const Weight*>(data) + first, here), here);
-    }
-  }
-  Real* data() { return numbers_.size() == 0 ? nullptr : numbers_.data(); }
-
- private:
-  Scratch<Real> numbers_;
-};
 
 template <typename Element> struct Step {
   using Real = typename ComputeType<Element>::type;
@@ -37,18 +21,6 @@ template <typename Element> struct Step {
 
   const Element* elements(const void* data) const { return static_cast<const Element*>(data); }
 
-  // (channels, numbers) parameters as (numbers, padded channels), each number put through a function.
-  template <typename Function>
-  Scratch<Real> turned(const void* data, int64_t numbers, const Function& function) const {
-    const int64_t channels = step.inner_width;
-    if (data == nullptr) return Scratch<Real>(0);
-    Widened<Real, Element> rows(data, channels * numbers);
-    for (int64_t first = 0; first < channels * numbers; first += lanes) keep(rows.data() + first, function(whole(rows.data() + first)));
-    Scratch<Real> columns(numbers * padded(channels));
-    transpose_matrix(rows.data(), numbers, channels, numbers, columns.data(), padded(channels));
-    return columns;
-  }
-
   void run() const {
     using Weights = Selective<Real, Element>;
     const int64_t inner = step.inner_width, width = padded(inner), model = step.model_width;
@@ -56,11 +28,10 @@ template <typename Element> struct Step {
     Widened<Real, Element> norm_weight(step.norm_weight, model), input_bias(step.input_bias, 2 * inner),
         convolution_bias(step.convolution_bias, inner), step_bias(step.step_bias, inner),
         skip_weight(step.skip_weight, inner), output_bias(step.output_bias, model);
-    const auto unchanged = [](Vector value) { return value; };
-    Scratch<Real> taps = turned(step.convolution_weight, step.kernel_width, unchanged);
-    Scratch<Real> rates = turned(step.log_decay_rate, step.state_size,
+    Scratch<Real> taps = turned<Real, Element>(step.convolution_weight, inner, step.kernel_width);
+    Scratch<Real> rates = turned<Real, Element>(step.log_decay_rate, inner, step.state_size,
                                  [](Vector value) { return exp_lanes<Real>(value) * Real(-log2_of_e); });
-    Scratch<Real> turns = turned(step.frequency, step.state_size,
+    Scratch<Real> turns = turned<Real, Element>(step.frequency, inner, step.state_size,
                                  [](Vector value) { return value * Real(0.15915494309189533577); });
     Weights block{model, inner, step.state_size, step.kernel_width, step.step_rank, is_complex, step.epsilon,
                   norm_weight.data(), {}, {}, taps.data(), convolution_bias.data(), {}, {}, rates.data(), turns.data(),
@@ -82,10 +53,10 @@ template <typename Element> struct Step {
     Room<Real> sequences(items, model), histories(items, past * width);
     const Pointers<Real> sequence(sequences, items);
     for (int64_t item = 0; item < items; ++item) {
-      convert(elements(step.sequence) + (first + item) * model, sequence.of[item], model);
+      convert<Real>(elements(step.sequence) + (first + item) * model, sequence.of[item], model);
       if (step.convolution_state == nullptr) continue;
       for (int64_t tap = 0; tap < past; ++tap)
-        convert(elements(step.convolution_state) + ((first + item) * past + tap) * inner, histories[item] + tap * width, inner);
+        convert<Real>(elements(step.convolution_state) + ((first + item) * past + tap) * inner, histories[item] + tap * width, inner);
     }
     const auto states = [&](int64_t item, const auto& task) {
       Scratch<Real> held(numbers * lanes);
@@ -101,17 +72,10 @@ template <typename Element> struct Step {
     block.run(sequence.of, items, rooms, step.threads, [&](int64_t item) { return histories[item]; }, states);
     for (int64_t item = 0; item < items; ++item) {
       add(sequence.of[item], rooms.normalised[item], model);
-      convert(sequence.of[item], static_cast<Element*>(step.outputs) + (first + item) * model, model);
+      convert<Real>(sequence.of[item], static_cast<Element*>(step.outputs) + (first + item) * model, model);
       for (int64_t tap = 0; tap < past; ++tap)
-        convert(histories[item] + tap * width,
+        convert<Real>(histories[item] + tap * width,
                 static_cast<Element*>(step.new_convolution_state) + ((first + item) * past + tap) * inner, inner);
-    }
-  }
-
-  template <typename From, typename To> static void convert(const From* from, To* to, int64_t count) {
-    for (int64_t first = 0; first < count; first += lanes) {
-      const int here = count_at<Real>(count, first);
-      store(to + first, load<Real>(from + first, here), here);
     }
   }
 };

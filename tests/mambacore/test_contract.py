@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from mambacore import causal_convolution, selective_scan, use_backend
+from mambacore.layers.dual_blocks import Mamba2Parameters, Mamba3Choices, Mamba3Parameters, Mamba3States
+from mambacore.layers.mamba2_step import mamba2_step
+from mambacore.layers.mamba3_step import mamba3_step
 from mambacore.layers.norm import root_mean_square_norm
 from mambacore.layers.step import StepParameters, selective_step
 from mambacore.native_library import native_library
@@ -99,6 +102,51 @@ def step(inputs, convolution_state, scan_state, **parameters):
     return selective_step(inputs, convolution_state, scan_state, 1e-5, StepParameters(frequency=None, **parameters))
 
 
+HEADS, GROUPS, RANK, ANGLES = 4, 2, 2, 1
+
+
+def tensors_of(shapes):
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) / 2 for name, shape in shapes.items()}
+
+
+def mamba2_arguments(batch, _length):
+    inner, mixed = 2 * WIDTH, 2 * WIDTH + 2 * GROUPS * STATE_SIZE
+    return tensors_of({
+        "inputs": (batch, 1, WIDTH), "convolution_state": (batch, KERNEL_WIDTH - 1, mixed),
+        "scan_state": (batch, HEADS, inner // HEADS, STATE_SIZE), "norm_weight": (WIDTH,),
+        "input_weight": (inner + mixed + HEADS, WIDTH), "input_bias": (inner + mixed + HEADS,),
+        "convolution_weight": (mixed, KERNEL_WIDTH), "convolution_bias": (mixed,), "step_bias": (HEADS,),
+        "log_decay_rate": (HEADS,), "skip_weight": (HEADS,), "gate_norm_weight": (inner,),
+        "output_weight": (WIDTH, inner), "output_bias": (WIDTH,),
+    })  # fmt: skip
+
+
+def of_mamba2(inputs, convolution_state, scan_state, **parameters):
+    return mamba2_step(
+        inputs, convolution_state, scan_state, GROUPS, 1e-5, 1e-5, (0.01, 0.5), Mamba2Parameters(**parameters)
+    )
+
+
+def mamba3_arguments(batch, _length):
+    inner, states = 2 * WIDTH, STATE_SIZE - 1  # which turn in pairs
+    head, of_rank, biases = inner // HEADS, (HEADS, RANK, inner // HEADS), (HEADS, RANK, states)
+    return tensors_of({
+        "inputs": (batch, 1, WIDTH), "angle_state": (batch, HEADS, ANGLES), "scan_state": (batch, HEADS, head, states),
+        "key_state": (batch, RANK, HEADS, states), "value_state": (batch, HEADS, head), "norm_weight": (WIDTH,),
+        "input_weight": (2 * inner + 2 * RANK * GROUPS * states + 3 * HEADS + ANGLES, WIDTH), "step_bias": (HEADS,),
+        "input_matrix_norm_weight": (states,), "output_matrix_norm_weight": (states,), "input_matrix_bias": biases,
+        "output_matrix_bias": biases, "rank_inputs": of_rank, "rank_gates": of_rank, "rank_outputs": of_rank,
+        "skip_weight": (HEADS,), "output_norm_weight": (inner,), "output_weight": (WIDTH, inner),
+    })  # fmt: skip
+
+
+def of_mamba3(inputs, angle_state, scan_state, key_state, value_state, **parameters):
+    choices = Mamba3Choices(GROUPS, ANGLES, True, 1e-5, 1e-5, 1e-5)
+    states = Mamba3States(angle_state, scan_state, key_state, value_state)
+    return mamba3_step(inputs, states, choices, Mamba3Parameters(**parameters))
+
+
 MATRICES = ("state_matrix", "input_matrix", "output_matrix", "skip_weight", "step_bias", "initial_state")
 ENTRIES = {
     "scan": Entry(
@@ -113,6 +161,14 @@ ENTRIES = {
     "norm": Entry(norm_arguments, norm, ("weight",), "weight"),
     "step": Entry(
         step_arguments, step, ("scan_state",), "output_bias", "scan_state", differentiable=False, sequence="sequence"
+    ),
+    "Mamba-2 step": Entry(
+        mamba2_arguments, of_mamba2, ("scan_state",), "output_bias", "scan_state", differentiable=False,
+        sequence="sequence",
+    ),
+    "Mamba-3 step": Entry(
+        mamba3_arguments, of_mamba3, ("scan_state", "angle_state"), "output_weight", "scan_state",
+        differentiable=False, sequence="sequence",
     ),
 }  # fmt: skip
 

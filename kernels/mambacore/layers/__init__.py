@@ -1,5 +1,7 @@
 """Layers that follow `(sequence, state) -> (sequence, state)`."""
 
+import mambacore.layers.mamba2_step
+import mambacore.layers.mamba3_step  # noqa: F401  both register the operators that blocks call
 from mambacore.layers.attention import AttentionMixer, AttentionState
 from mambacore.layers.bidirectional import BidirectionalBlock, BidirectionalMixer, BidirectionalStack
 from mambacore.layers.embedding import ContextEmbedding

@@ -55,11 +55,6 @@ def mamba3_operation(norm: RootMeanSquareNorm, mixer: Mamba3Mixer) -> DualOperat
     return DualOperation(weights, sizes, sum(_sizes_of_state(mixer)))
 
 
-def has_operation(mixer: DualMixer) -> bool:
-    """Whether the native operation computes this mixer: its two norms of matrices have one epsilon."""
-    return isinstance(mixer, Mamba2Mixer) or mixer.input_matrix_norm.epsilon == mixer.output_matrix_norm.epsilon
-
-
 def state_numbers(state: DualState) -> Tensor:
     """A state as it lies in the memory of a sequence, (batch, numbers)."""
     if isinstance(state, Mamba2State):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambacore.backends import compute_dtype
+from mambacore.layers.dual_blocks import step_mamba2
 from mambacore.layers.mixer import Mixer, register_mixer
 from mambacore.layers.norm import RootMeanSquareNorm, root_mean_square_norm
+from mambacore.layers.plain_modules import are_plain_linear, is_plain, is_plain_state
 from mambacore.layers.selective import initial_step_bias
 from mambacore.parallel import convolution_over_ranks, ssd_over_ranks
 
@@ -163,6 +165,21 @@ class Mamba2Mixer(Mixer):
         """
         outputs, state = self.mix(self.input_projection(sequence), state, sequence_starts, reverse)
         return self.output_projection(outputs), state
+
+    def step(self, norm: RootMeanSquareNorm, sequence: Tensor, state: Any) -> tuple[Tensor, Mamba2State] | None:
+        """Compute one position with the native library (see `Mixer.step`)."""
+        if not (
+            are_plain_linear(self.input_projection, self.output_projection)
+            and is_plain(self.gate_norm, RootMeanSquareNorm)
+            and (state is None or is_plain_state(state, Mamba2State, self._state_shapes(sequence), sequence.device))
+        ):
+            return None
+        stepped = step_mamba2(norm, self, sequence, state)
+        return None if stepped is None else (stepped[0], Mamba2State(*stepped[1:]))
+
+    def _state_shapes(self, sequence: Tensor) -> tuple[tuple[int, ...], ...]:
+        batch, (mixed, kernel_width) = sequence.shape[0], self.convolution_weight.shape
+        return (batch, kernel_width - 1, mixed), (batch, self.heads, self.head_width, self.state_size)
 
     def mix(
         self, projected: Tensor, state: Mamba2State | None, sequence_starts: Tensor | None, reverse: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from mambacore.backends import compute_dtype
 from mambacore.devices import wide_dtype, widened
+from mambacore.layers.dual_blocks import Mamba3States, step_mamba3
 from mambacore.layers.mamba2 import check_groups, head_width_for
-from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.layers.mixer import Mixer, check_state, register_mixer
 from mambacore.layers.norm import RootMeanSquareNorm
+from mambacore.layers.plain_modules import are_plain_linear, is_plain, is_plain_state
 from mambacore.layers.selective import initial_step_bias
 from mambacore.packing import resets_before
 from mambacore.parallel import active_ranks, history_over_ranks, recurrence_over_ranks, ssd_over_ranks
@@ -162,10 +164,45 @@ class Mamba3Mixer(Mixer):
         outputs, state = self.mix(self.input_projection(sequence), state, sequence_starts, reverse)
         return self.output_projection(outputs), state
 
+    def step(self, norm: RootMeanSquareNorm, sequence: Tensor, state: Any) -> tuple[Tensor, Mamba3State] | None:
+        """Compute one position with the native library (see `Mixer.step`)."""
+        come, go, norms = self.input_projection, self.output_projection, self._matrix_norms()
+        if not (
+            are_plain_linear(come, go)
+            and all(is_plain(part, RootMeanSquareNorm) for part in norms)
+            and self.has_native_step
+            and (state is None or is_plain_state(state, Mamba3State, self._state_shapes(sequence), sequence.device))
+        ):
+            return None
+        states = Mamba3States(*((None,) * 4 if state is None else state))
+        stepped = step_mamba3(norm, self, sequence, states)
+        return None if stepped is None else (stepped[0], Mamba3State(*stepped[1:]))
+
+    @property
+    def has_native_step(self) -> bool:
+        """Whether the native library computes this mixer: projections without biases, one epsilon for both norms."""
+        one, other = self._matrix_norms()
+        return (
+            self.input_projection.bias is None and self.output_projection.bias is None and one.epsilon == other.epsilon
+        )
+
+    def _matrix_norms(self) -> tuple[RootMeanSquareNorm, RootMeanSquareNorm]:
+        return self.input_matrix_norm, self.output_matrix_norm
+
+    def _state_shapes(self, sequence: Tensor) -> tuple[tuple[int, ...], ...]:
+        batch, heads, width = sequence.shape[0], self.heads, self.head_width
+        return (
+            (batch, heads, self.angles), (batch, heads, width, self.state_size),
+            (batch, self.rank, heads, self.state_size), (batch, heads, width),
+        )  # fmt: skip
+
     def mix(
         self, projected: Tensor, state: Mamba3State | None, sequence_starts: Tensor | None, reverse: bool
     ) -> tuple[Tensor, Mamba3State]:
         """Compute everything between the two projections, to (batch, length, inner_width)."""
+        if state is not None:
+            for name, tensor, shape in zip(state._fields, state, self._state_shapes(projected), strict=True):
+                check_state(f"state.{name}", tensor, shape)
         gate, inputs, into, out_of, raw_step, raw_decay, raw_share, raw_turn = projected.split(self.parts, dim=-1)
         dtype = compute_dtype(projected.dtype)
         gate, inputs = (part.unflatten(-1, (self.heads, self.head_width)) for part in (gate, inputs))

@@ -8,6 +8,8 @@ Otherwise the modules are called.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_internals
@@ -43,6 +45,21 @@ def are_plain_linear(*layers: nn.Module) -> bool:
 def is_plain_tensor(tensor: Tensor) -> bool:
     """Return whether this is an ordinary tensor with its own memory, not a wrapper."""
     return type(tensor) in PLAIN_TENSORS and tensor.device.type != "meta"
+
+
+def is_plain_state(state: object, kind: type, shapes: Sequence[tuple[int, ...]], device: torch.device) -> bool:
+    """Return whether a mixer's state has the shapes and the device that a kernel may read, in ordinary real tensors.
+
+    Args:
+        state: what a block was given.
+        kind: the named tuple of tensors that it must be.
+        shapes: the shape of each.
+        device: where they must be.
+    """
+    return type(state) is kind and all(
+        is_plain_tensor(tensor) and tensor.shape == shape and tensor.device == device and not tensor.is_complex()
+        for tensor, shape in zip(state, shapes, strict=True)
+    )
 
 
 def operators_are_watched() -> bool:

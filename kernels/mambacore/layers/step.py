@@ -29,18 +29,14 @@ from mambacore.backends import (
     triton_computes,
     wanted_backend,
 )
-from mambacore.contracts import Expected, check_devices, check_sequence, check_shapes
 from mambacore.convolution import causal_convolution
 from mambacore.layers.norm import root_mean_square_norm
+from mambacore.layers.step_operator import check_step, define_step, schema_of, steps_in_library
 from mambacore.native_library import BlockStep, Library
 from mambacore.scan import selective_scan
-from mambacore.vmap import vmap_by_loop
 
 if TYPE_CHECKING:
     from mambacore.layers.norm import RootMeanSquareNorm
-
-# Up to this many sequences, which share each weight that is read, one call is faster than matrix products.
-LARGEST_BATCH = 64
 
 
 class StepParameters(NamedTuple):
@@ -73,15 +69,8 @@ class StepParameters(NamedTuple):
         )  # fmt: skip
 
 
+_STATES = ("convolution_state", "scan_state")
 _OPTIONAL = ("input_bias", "convolution_bias", "frequency", "output_bias")
-_PARAMETERS_SCHEMA = ", ".join(f"Tensor{'?' if name in _OPTIONAL else ''} {name}" for name in StepParameters._fields)
-_NAME = "mambacore::selective_step"
-# Defined directly in the dispatcher: the wrapper of `torch.library.custom_op` takes longer than a step.
-_library = torch.library.Library("mambacore", "FRAGMENT")
-_library.define(
-    "selective_step(Tensor sequence, Tensor? convolution_state, Tensor? scan_state, float epsilon, "
-    f"{_PARAMETERS_SCHEMA}) -> (Tensor, Tensor, Tensor)"
-)
 
 
 def selective_step(
@@ -132,72 +121,27 @@ def _step_fake(sequence, convolution_state, scan_state, epsilon, *given):
     )
 
 
-def _refuse_gradients(*arguments):
-    if torch.is_grad_enabled() and any(
-        isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
-    ):
-        raise RuntimeError(
-            "mambacore::selective_step computes no gradients but one of its tensors requires one; "
-            "call the block itself, whose operators do, or run under torch.no_grad()"
-        )
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.mambacore.selective_step.default(*arguments)
-
-
-_library.impl("selective_step", _step, "CompositeExplicitAutograd")
-_library.impl("selective_step", _refuse_gradients, "Autograd")
-torch.library.register_fake(_NAME, _step_fake, lib=_library)
-vmap_by_loop(torch.ops.mambacore.selective_step.default, _library)
+_library = define_step(
+    "selective_step",
+    "(Tensor sequence, Tensor? convolution_state, Tensor? scan_state, float epsilon, "
+    f"{schema_of(StepParameters, _OPTIONAL)}) -> (Tensor, Tensor, Tensor)",
+    _step,
+    _step_fake,
+)
 
 
 def _check(
     sequence: Tensor, convolution_state: Tensor | None, scan_state: Tensor | None, parameters: StepParameters
 ) -> None:
-    """Check the arguments, with a single comparison if all are valid."""
+    """Check the arguments."""
     wanted = parameters.fitting_shapes()
-    batch, (inner_width, state_size), device = sequence.shape[0], wanted[8], sequence.device
-    of_convolution = (batch, wanted[3][1] - 1, inner_width)
-    of_scan = (batch, inner_width, state_size)
-    if (
-        sequence.shape == (batch, 1, wanted[0][0])
-        and (convolution_state is None or convolution_state.shape == of_convolution)
-        and (scan_state is None or (scan_state.shape == of_scan and scan_state.device == device))
-        and (convolution_state is None or convolution_state.device == device)
-        and all(
-            parameter is None
-            or (parameter.shape == shape and parameter.dtype == sequence.dtype and parameter.device == device)
-            for parameter, shape in zip(parameters, wanted, strict=True)
-        )
-        and sequence.dtype in (*ELEMENT_TYPES, torch.float16)
-        and (scan_state is None or not scan_state.is_complex() or parameters.frequency is not None)
-    ):
-        return
-    named = parameters._asdict()
-    check_sequence("sequence", sequence)
-    check_shapes({"sequence": Expected(sequence, (batch, 1, wanted[0][0]), "give one position of the model's width")},
-                 of="norm_weight")  # fmt: skip
-    remedy = "take the parameters of one block"
-    check_shapes(
-        {name: Expected(named[name], shape, remedy) for name, shape in zip(named, wanted, strict=True)},
-        of="other parameters",
-    )
-    hand_on = "pass the state of the same batch and block"
-    check_shapes(
-        {
-            "convolution_state": Expected(convolution_state, of_convolution, hand_on),
-            "scan_state": Expected(scan_state, of_scan, hand_on),
-        },
-        of="sequence and parameters",
-    )
-    states = {"convolution_state": convolution_state, "scan_state": scan_state}
-    check_devices(sequence, named | states, of="sequence")
-    for name, parameter in named.items():
-        if parameter is not None and parameter.dtype != sequence.dtype:
-            raise TypeError(
-                f"{name} must have the dtype of the sequence, {sequence.dtype}, but is {parameter.dtype}; "
-                "convert the block or the sequence"
-            )
-    raise TypeError("scan_state is complex but the block has no frequency; pass the state of the same block")
+    batch, (inner_width, state_size) = sequence.shape[0], wanted[8]
+    check_step(
+        sequence, parameters, wanted, (convolution_state, scan_state),
+        ((batch, wanted[3][1] - 1, inner_width), (batch, inner_width, state_size)), _STATES,
+    )  # fmt: skip
+    if scan_state is not None and scan_state.is_complex() and parameters.frequency is None:
+        raise TypeError("scan_state is complex but the block has no frequency; pass the state of the same block")
 
 
 def _by_library(
@@ -314,23 +258,10 @@ def step_block(
     if steps_on_device(sequence):
         return step_on_device(norm, mixer, sequence, state)
     parameters = parameters_of(norm, mixer)
-    if not _steps_in_library(sequence, parameters):
+    if not steps_in_library(sequence, parameters):
         return None
     convolution_state, scan_state = (None, None) if state is None else state
     return selective_step(sequence, convolution_state, scan_state, norm.epsilon, parameters)
-
-
-def _steps_in_library(sequence: Tensor, parameters: StepParameters) -> bool:
-    """Return whether the native library supports this sequence and these parameters."""
-    return (
-        not torch.is_grad_enabled()
-        and sequence.shape[1] == 1
-        and 0 < sequence.shape[0] <= LARGEST_BATCH
-        and not torch.is_autocast_enabled("cpu")
-        and wanted_backend() != "triton"
-        and all(parameter is None or parameter.dtype == sequence.dtype for parameter in parameters)
-        and native_library_for(sequence) is not None
-    )
 
 
 _in_place: ContextVar[bool] = ContextVar("mambacore_states_in_place", default=False)

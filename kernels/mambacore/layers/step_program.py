@@ -18,7 +18,6 @@ from mambacore.backends import ELEMENT_TYPES, compute_dtype
 from mambacore.contracts import Expected, check_devices, check_shapes
 from mambacore.layers.dual_steps import (
     DualState,
-    has_operation,
     mamba2_operation,
     mamba3_operation,
     state_from,
@@ -81,7 +80,7 @@ def can_step(block: nn.Module) -> bool:
     mixer = block.mixer
     if type(mixer) not in (SelectiveMixer, S4DMixer, Mamba2Mixer, Mamba3Mixer):
         return False
-    return not isinstance(mixer, Mamba2Mixer | Mamba3Mixer) or has_operation(mixer)
+    return not isinstance(mixer, Mamba3Mixer) or mixer.has_native_step
 
 
 class StepProgram:

@@ -16,6 +16,8 @@ from mambacore.layers import (
     EquivariantStack,
     GatedFeedForward,
     LastPooling,
+    Mamba2Mixer,
+    Mamba3Mixer,
     MeanPooling,
     ResidualBlock,
     ResidualStack,
@@ -27,11 +29,13 @@ from mambacore.state import map_state, state_tensors
 from tolerances import BFLOAT16_LAYERS, COMPLEX_FLOAT32, FLOAT16_LAYERS, relative_error
 
 WIDTH, BATCH, LENGTH = 16, 3, 7
-MIXERS = ("selective", "s4d", "attention", "linear_attention", "retention", "rwkv", "gru")
+MIXERS = ("selective", "s4d", "mamba2", "mamba3", "attention", "linear_attention", "retention", "rwkv", "gru")
 
 MODULES = {name: lambda name=name: build_mixer(WIDTH, name) for name in MIXERS} | {
     "block": lambda: ResidualBlock(WIDTH, SelectiveMixer(WIDTH)),
     "complex block": lambda: ResidualBlock(WIDTH, SelectiveMixer(WIDTH, complex_state=True)),
+    "Mamba-2 block": lambda: ResidualBlock(WIDTH, Mamba2Mixer(WIDTH, state_size=6, head_width=4, groups=2)),
+    "Mamba-3 block": lambda: ResidualBlock(WIDTH, Mamba3Mixer(WIDTH, state_size=6, head_width=4, rank=2)),
     "stack": lambda: ResidualStack(WIDTH, ["selective", "s4d"], feed_forward_width=8),
     "feed-forward": lambda: GatedFeedForward(WIDTH, 8),
     "bidirectional": lambda: BidirectionalStack(WIDTH, 1),
@@ -39,7 +43,7 @@ MODULES = {name: lambda name=name: build_mixer(WIDTH, name) for name in MIXERS} 
     "mean": MeanPooling,
     "last": LastPooling,
 }
-CAUSAL = (*MIXERS, "block", "complex block", "stack")
+CAUSAL = (*MIXERS, "block", "complex block", "Mamba-2 block", "Mamba-3 block", "stack")
 POOLINGS = ("mean", "last")
 
 
