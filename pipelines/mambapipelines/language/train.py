@@ -26,7 +26,7 @@ from mambacore.errors import InputError
 from mambacore.models import CausalLanguageModel
 from mambapipelines.language.recipe import PretrainingRecipe
 from mambapipelines.language.task import CausalTask, LanguageTask, MaskedTask
-from mambapipelines.training.fingerprint import ends_checksum
+from mambapipelines.training.fingerprint import sequence_identity
 from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, RunPlan
 from mambapipelines.training.recipe import load_task_recipe
 from mambapipelines.training.session import TrainingSession, parameter_count
@@ -188,7 +188,8 @@ def pretrain(options: PretrainingOptions) -> PretrainingResult:
     with TrainingSession(options, recipe, TASKS[recipe.objective]) as session:
         corpus = read_corpus(options, recipe.pretraining.rule)
         training, validation = _windows(options, recipe, corpus)
-        if session.resume(_depends_on(options, corpus), _checksums(corpus)):
+        depends_on = _depends_on(options, corpus)
+        if session.resume(depends_on, _checksums(corpus, depends_on["reference"])):
             return _finished_result(session)
         model = _starting_model(options, recipe)
         task = TASKS[recipe.objective](model, recipe, training, validation)
@@ -320,19 +321,19 @@ def _depends_on(options: PretrainingOptions, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _checksums(corpus: Corpus) -> dict[str, str]:
-    """Every reference with a checksum of its contigs."""
+def _checksums(corpus: Corpus, identities: list[list[Any]]) -> dict[str, str]:
+    """Every reference with a checksum of its contigs, whose identities are known."""
     found: dict[str, int] = {}
-    for contig in corpus.references.lengths:
-        path = corpus.references.file(contig)
-        found[path] = zlib.crc32(json.dumps(_identity(corpus.references, contig)).encode(), found.get(path, 0))
+    for identity in identities:
+        path = corpus.references.file(identity[0])
+        found[path] = zlib.crc32(json.dumps(identity).encode(), found.get(path, 0))
     return {path: f"{checksum:08x}" for path, checksum in found.items()}
 
 
 def _identity(references: ReferenceSet, contig: str) -> list[Any]:
-    """Identifies a contig by its name, its length and a checksum of both ends."""
+    """Identifies a contig by its name, its length and checksums."""
     length = references.lengths[contig]
-    return [contig, length, ends_checksum(lambda start, end: references.letters(contig, start, end), length)]
+    return sequence_identity(contig, length, lambda start, end: references.letters(contig, start, end))
 
 
 def _introduce(

@@ -114,7 +114,8 @@ def run_species_task(options: SpeciesProtocolOptions) -> str:
         pretrained = load_start(options.start_from, options.changes)
         genomes = load_protocol_genomes(protocol, options.data)
         WindowSampler(genomes.train, options.length, options.seed)  # every species must have windows of this length
-        if session.resume(_depends_on(options, genomes, pretrained), genome_files(genomes.train)):
+        depends_on = _depends_on(options, genomes, pretrained)
+        if session.resume(depends_on, genome_files(genomes.train, depends_on["sequences"])):
             return (options.output / TABLE_NAME).read_text(encoding="utf-8")
         targets = TargetDescription("classes", (TARGET_COLUMN,), protocol.class_names)
         pooling = recipe.pooling(options.length)

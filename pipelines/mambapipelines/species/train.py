@@ -49,7 +49,7 @@ from genomamba.models.transfer import (
 from mambacore.errors import InputError
 from mambapipelines.species.recipe import SpeciesRecipe
 from mambapipelines.species.task import SpeciesTask
-from mambapipelines.training.fingerprint import ends_checksum
+from mambapipelines.training.fingerprint import sequence_identity
 from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, STRANDS, RunPlan
 from mambapipelines.training.recipe import load_task_recipe
 from mambapipelines.training.session import TrainingSession, parameter_count
@@ -206,7 +206,8 @@ def train_species_classifier(options: SpeciesTrainingOptions) -> SpeciesTraining
         groups = read_groups(options.groups) if options.groups is not None else None
         holdouts = hold_out(options, genomes, groups)
         sampler = WindowSampler(holdouts.training, options.length, options.seed, by_length=True)
-        if session.resume(_depends_on(options, genomes, pretrained), genome_files(genomes)):
+        depends_on = _depends_on(options, genomes, pretrained)
+        if session.resume(depends_on, genome_files(genomes, depends_on["sequences"])):
             return _finished_result(session)
         model = _build_model(genomes.class_names, recipe, options.seed, pretrained)
         run = _Run(session, options, recipe, model, sampler, holdouts)
@@ -380,25 +381,22 @@ def read_groups(path: Path) -> dict[str, str]:
     return groups
 
 
-def sequence_identity(sequence: GenomeSequence) -> list[Any]:
-    """Return the identity of a sequence: name, length, and the checksum of both ends."""
-    checksum = ends_checksum(lambda start, end: sequence.tokens(start, end).tobytes(), sequence.length)
-    return [sequence.name, sequence.length, checksum]
+def _identity(sequence: GenomeSequence) -> list[Any]:
+    return sequence_identity(sequence.name, sequence.length, lambda start, end: sequence.tokens(start, end).tobytes())
 
 
 def sequences_by_class(genomes: GenomeCollection) -> dict[str, list[list[Any]]]:
     """The identities of all sequences of each class."""
-    return {
-        name: [sequence_identity(sequence) for sequence in genomes.sequences_of(name)] for name in genomes.class_names
-    }
+    return {name: [_identity(sequence) for sequence in genomes.sequences_of(name)] for name in genomes.class_names}
 
 
-def genome_files(genomes: GenomeCollection) -> dict[str, str]:
-    """The files of all classes, each with a checksum of its sequences."""
+def genome_files(genomes: GenomeCollection, identities: dict[str, list[list[Any]]]) -> dict[str, str]:
+    """The files of all classes, each with a checksum of its sequences, whose identities are known."""
     checksums: dict[str, int] = {}
-    for sequence in genomes.sequences:
-        identity = json.dumps(sequence_identity(sequence)).encode()
-        checksums[sequence.path] = zlib.crc32(identity, checksums.get(sequence.path, 0))
+    for name in genomes.class_names:
+        for sequence, identity in zip(genomes.sequences_of(name), identities[name], strict=True):
+            text = json.dumps(identity).encode()
+            checksums[sequence.path] = zlib.crc32(text, checksums.get(sequence.path, 0))
     return {path: f"{checksum:08x}" for path, checksum in checksums.items()}
 
 

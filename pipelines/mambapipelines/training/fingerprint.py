@@ -13,17 +13,28 @@ from mambacore.files import replaced_when_whole
 
 CONTENTS_NAME: Final = "contents.json"
 
-# Long sequences with the same name and length but other bases are distinguished by a checksum of both ends.
+# States of earlier versions have only this checksum, of both ends of a sequence.
 CHECKSUM_POSITIONS = 4096
+_POSITIONS_AT_ONCE: Final = 1 << 22
+_OLD_IDENTITY: Final = 3
 MOST_NAMED = 3
 STARTED_WITH: Final = "which are not what it was started with"
 
 
-def ends_checksum(read: Callable[[int, int], Any], length: int) -> int:
-    """CRC-32 of the first and the last `CHECKSUM_POSITIONS` of a sequence; `read(start, end)` gives its bytes."""
+def sequence_identity(name: str, length: int, read: Callable[[int, int], Any]) -> list[Any]:
+    """Return the identity of a sequence: name, length, and CRC-32 of both ends and of the whole.
+
+    Args:
+        name: of the sequence.
+        length: in bases.
+        read: `read(start, end)` gives the bytes of a part; the whole is read in pieces.
+    """
     head = read(0, min(CHECKSUM_POSITIONS, length))
     tail = read(max(0, length - CHECKSUM_POSITIONS), length)
-    return zlib.crc32(bytes(tail), zlib.crc32(bytes(head)))
+    whole = 0
+    for start in range(0, length, _POSITIONS_AT_ONCE):
+        whole = zlib.crc32(bytes(read(start, min(start + _POSITIONS_AT_ONCE, length))), whole)
+    return [name, length, zlib.crc32(bytes(tail), zlib.crc32(bytes(head))), whole]
 
 
 def write_contents(folder: Path, contents: Mapping[str, str]) -> None:
@@ -72,13 +83,26 @@ def refuse_other_run(
     Raises:
         InputError: names the first difference.
     """
-    difference = _first_difference(recorded, given)
+    difference = _first_difference(recorded, _as_recorded(recorded, given))
     if difference is not None:
         if difference.endswith(STARTED_WITH) and (names := changed()) is not None:
             difference = f"{difference} ({names})"
         raise InputError(
             f"cannot resume the run in {output}: {difference}; give the same as before or choose another --output."
         )
+
+
+def _as_recorded(recorded: Any, given: Any) -> Any:
+    """What is given, without checksums of whole sequences where a state of an earlier version has none."""
+    if isinstance(recorded, dict) and isinstance(given, dict):
+        return {key: _as_recorded(recorded.get(key), value) for key, value in given.items()}
+    if isinstance(recorded, list) and isinstance(given, list) and all(map(_is_old_identity, recorded)):
+        return [one[:_OLD_IDENTITY] if isinstance(one, list) else one for one in given]
+    return given
+
+
+def _is_old_identity(one: object) -> bool:
+    return isinstance(one, list) and len(one) == _OLD_IDENTITY and isinstance(one[0], str)
 
 
 def _first_difference(recorded: dict[str, Any], given: dict[str, Any], prefix: str = "") -> str | None:
