@@ -38,9 +38,9 @@ def best_candidates(
 ) -> Tensor:
     """Return the number of the best candidate of each clip.
 
-    That is the one with the highest log p(clip | labels) - log p(clip), both given the clock: how much more likely it is
-    for what was asked. On spoken digits this was no better than one candidate (docs/audio-evaluation.md). A silent candidate is taken
-    only where all are. Each clip is compared by itself, so that the choice depends on nothing else.
+    That is the one with the highest log p(clip | labels) - log p(clip), both given the clock: how much more likely it
+    is for what was asked. Spoken digits are not heard more often by it (docs/audio-evaluation.md). A silent candidate
+    is taken only where all are. Each clip is compared by itself, so that the choice depends on nothing else.
 
     Args:
         model: the model that generated them.
