@@ -31,8 +31,10 @@ results: install
 	@echo '  $(BIN)/python pipelines/experiments/induction_heads.py --output results/induction-all --mixers selective s4d attention linear_attention retention rwkv gru'
 	@echo '  $(BIN)/python pipelines/experiments/pretraining.py --yeasts DIR --output results/pretraining'
 
+# Files of tests are shared among this many processes.
+TEST_PROCESSES ?= 2
 test: install
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
