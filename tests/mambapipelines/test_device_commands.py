@@ -45,16 +45,3 @@ def test_models_loaded_from_python_and_pages_compute_on_the_device(tmp_path: Pat
 def test_commands_need_no_float64_of_a_device(group: str, tmp_path: Path) -> None:
     found, _ = figures(group, tmp_path, PRETEND_WITHOUT_FLOAT64="1")
     assert {name: both[0] for name, both in found.items() if both[0] > FLOAT32} == {}
-
-
-@pytest.mark.slow
-def test_the_demo_trains_evaluates_and_classifies_on_the_device(tmp_path: Path) -> None:
-    small = ["--recipe", "tiny", "--minutes", "0.05", "--set", "calibration.bases_per_class=4096"]
-    done = subprocess.run(
-        [sys.executable, str(SUPPORT / "pretend_device.py"), "genomamba", "demo", "--device", "pretend", *small,
-         "--threads", "1", "--output", str(tmp_path / "demo")],
-        capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "computing on pretend:0" in done.stderr
-    assert "<svg" in (tmp_path / "demo" / "report.html").read_text()

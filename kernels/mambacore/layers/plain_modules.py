@@ -56,9 +56,13 @@ def is_plain_state(state: object, kind: type, shapes: Sequence[tuple[int, ...]],
         shapes: the shape of each.
         device: where they must be.
     """
-    return type(state) is kind and all(
-        is_plain_tensor(tensor) and tensor.shape == shape and tensor.device == device and not tensor.is_complex()
-        for tensor, shape in zip(state, shapes, strict=True)
+    return (
+        isinstance(state, tuple)
+        and type(state) is kind
+        and all(
+            is_plain_tensor(tensor) and tensor.shape == shape and tensor.device == device and not tensor.is_complex()
+            for tensor, shape in zip(state, shapes, strict=True)
+        )
     )
 
 
