@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from audiomamba.data.sound_files import FASTEST_RATE_HZ
 from mambacore.errors import InputError
 
 SCHEMES: Final = ("mu-law", "linear")
@@ -57,6 +58,8 @@ class Quantiser:
             raise InputError(f"a quantiser has {FEWEST_BITS} to {MOST_BITS} bits but {self.bits!r} were requested")
         if not _is_whole(self.sample_rate_hz) or self.sample_rate_hz < 1:
             raise InputError(f"sample_rate_hz is {self.sample_rate_hz!r}; give an integer number of samples per second")
+        if self.sample_rate_hz > FASTEST_RATE_HZ:
+            raise InputError(f"sample_rate_hz is {self.sample_rate_hz}; give at most {FASTEST_RATE_HZ}")
         if isinstance(self.full_scale, bool) or not isinstance(self.full_scale, int | float):
             raise InputError(f"full_scale is {self.full_scale!r}; give the largest amplitude as a number")
         if not math.isfinite(self.full_scale) or self.full_scale <= 0:

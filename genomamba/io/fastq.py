@@ -126,19 +126,26 @@ def _look_at_start(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
 
 def _lines(blocks: Iterable[bytes], label: str) -> Iterator[bytes]:
     """Yield lines without their endings (LF, CRLF or CR)."""
-    rest = b""
+    held: list[bytes] = []
+    rest, size = b"", 0
     for block in blocks:
-        lines = (rest + block).splitlines(keepends=True)
-        # A carriage return at the end may be half of CRLF.
-        rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
-        if len(rest) > _LONGEST_LINE_BYTES:
+        # Blocks within a line are joined once, at its end: joining each would take the square of its length.
+        is_within = not (rest.endswith(b"\r") or b"\n" in block or b"\r" in block)
+        held.append(block)
+        size += len(block)
+        lines = [] if is_within else b"".join(held).splitlines(keepends=True)
+        if not is_within:
+            # A carriage return at the end may be half of CRLF.
+            rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
+            held, size = [rest], len(rest)
+        if size > _LONGEST_LINE_BYTES:
             raise InputError(
                 f"{label} has a line of more than {_LONGEST_LINE_BYTES:,} characters, too long for FASTQ: give FASTA."
             )
         for line in lines:
             yield line.rstrip(b"\r\n")
-    if rest:
-        yield rest.rstrip(b"\r\n")
+    if last := b"".join(held):
+        yield last.rstrip(b"\r\n")
 
 
 def _fasta_texts(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:

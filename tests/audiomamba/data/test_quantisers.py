@@ -95,6 +95,7 @@ MISTAKES = {
     "many bits": ({"bits": 17}, "8 to 16 bits but 17"),
     "half a bit": ({"bits": 8.5}, "8 to 16 bits but 8.5"),
     "rate": ({"sample_rate_hz": 0}, "sample_rate_hz is 0"),
+    "rate beyond any": ({"sample_rate_hz": 10**9}, "at most 768000"),
     "rate in words": ({"sample_rate_hz": "16k"}, "sample_rate_hz is '16k'"),
     "no scale": ({"full_scale": 0.0}, "positive amplitude"),
     "endless scale": ({"full_scale": float("inf")}, "positive amplitude"),
