@@ -148,7 +148,7 @@ def test_a_reader_draws_clips_goes_on_with_one_and_hears_them(model_folder, uplo
         page.fill("#clips input", "1")
         page.click("#generate")
         page.wait_for_function(
-            "document.querySelectorAll('#sounds audio').length === 1"
+            "document.querySelectorAll('#sounds audio:not([autoplay])').length === 1"
             " && document.querySelector('#sounds audio').duration > 0"
         )
         duration = page.evaluate("document.querySelector('#sounds audio').duration")
