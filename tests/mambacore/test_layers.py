@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mambacore.layers import ContextEmbedding, ResidualStack, SelectiveMixer
+from mambacore.errors import InputError
+from mambacore.layers import ContextEmbedding, ResidualStack, SelectiveMixer, build_mixer
 from mambacore.layers import stack as stack_module
 from mambacore.state import state_tensors
 from tolerances import PIECES_FLOAT32, PIECES_FLOAT64, relative_error
@@ -97,3 +98,10 @@ def test_a_stack_compiles_into_one_graph(mixer):
         relative_error(parameter.grad, grad) < PIECES_FLOAT32
         for parameter, grad in zip(stack.parameters(), wanted, strict=True)
     )
+
+
+def test_a_mixer_that_cannot_exchange_states_refuses_a_sequence_over_ranks(monkeypatch):
+    mixer = build_mixer(16, "gru")
+    monkeypatch.setattr("mambacore.layers.mixer.active_ranks", object)
+    with pytest.raises(InputError, match="the mixer 'gru' cannot process a sequence that is split over ranks; build"):
+        mixer(torch.zeros(1, 3, 16))

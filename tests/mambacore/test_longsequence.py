@@ -472,3 +472,12 @@ def test_memory_does_not_grow_with_the_length():
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     _, short, long = json.loads(finished.stdout)
     assert long - short < 24 * 2**20
+
+
+def test_an_initial_state_that_hides_tensors_is_refused():
+    weight = torch.ones(1, requires_grad=True)
+    with pytest.raises(ValueError, match=r"a state must be nested tuples .* but holds a dict; make it a tuple"):
+        backward_in_pieces(
+            lambda piece, state: (weight * piece, None), torch.ones(1, 4, 2), lambda outputs, _: outputs.sum(),
+            piece_length=2, state={"hidden": torch.ones(1)},
+        )  # fmt: skip

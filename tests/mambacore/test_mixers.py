@@ -561,6 +561,8 @@ def test_an_unknown_option_is_refused_with_the_names_of_those_there_are(name):
             "a share of 0.5 of 5 states cannot rotate in pairs",
         ),
         ({"name": "mamba3", "rank": 0}, "rank must be at least 1 but is 0"),
+        ({"name": "attention", "heads": 0}, "0 heads do not divide a model_width of 8; choose a divisor"),
+        ({"name": "linear_attention", "heads": 3}, "3 heads do not divide a model_width of 8; choose a divisor"),
         ({"name": "rwkv", "relative_depth": 2}, "relative_depth must lie between 0 and 1 but is 2"),
     ],
 )

@@ -44,7 +44,7 @@ def test_steps_equal_the_operators(options, dtype, tolerance, batch):
     for piece in sequence.split(1, dim=1):
         expected, expected_state = block(piece, expected_state)  # with gradients: operator by operator
         with torch.inference_mode():
-            assert step_block(block.norm, block.mixer, piece, None) is not None
+            assert block.mixer.step(block.norm, piece, state) is not None
             found, state = block(piece, state)
         assert relative_error(found, expected) < tolerance
         for one, other in zip(state_tensors(state), state_tensors(expected_state), strict=True):
@@ -162,3 +162,11 @@ def test_the_operator_passes_opcheck_and_refuses_gradients():
     torch.library.opcheck(operator, (sequence, convolution, scan, epsilon, *detached), test_utils=tests)
     with pytest.raises(RuntimeError, match="computes no gradients but one of its tensors requires one; call the block"):
         selective_step(sequence, convolution, scan, epsilon, parameters)
+
+
+def test_parameters_of_several_dtypes_are_refused():
+    sequence, convolution, scan, epsilon, parameters = arguments_of(block_of(torch.float32), 2, torch.float32)
+    assert parameters.input_bias is None  # which has no dtype
+    mixed = parameters._replace(step_bias=parameters.step_bias.double())
+    with torch.no_grad(), pytest.raises(TypeError, match="step_bias must have the dtype of the sequence"):
+        selective_step(sequence, convolution, scan, epsilon, mixed)
