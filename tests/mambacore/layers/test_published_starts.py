@@ -33,3 +33,8 @@ def test_real_state_matrices_start_from_the_published_values():
 def test_retention_has_twice_the_channels_for_its_values():
     """Section 2.4 of arXiv 2307.08621."""
     assert build_mixer(16, "retention").output_projection.in_features == 32
+
+
+def test_the_convolution_of_a_selective_mixer_has_a_bias():
+    """As in the published implementation of arXiv 2312.00752."""
+    assert build_mixer(16, "selective").convolution_bias is not None
