@@ -1,5 +1,6 @@
 """The framework of both programs: assembly from a table of commands, exit codes and one-line errors."""
 
+import errno
 import logging
 import os
 import sys
@@ -200,6 +201,21 @@ def show_warnings() -> None:
             logger.addHandler(Notes())
 
 
+def replace_closed_streams() -> None:
+    """Replace standard streams that are closed, which Python has as `None`.
+
+    Input is then empty, messages go nowhere, and writing to standard output is an error, so that no result is lost
+    without a word.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        # Not for writing: whoever writes is told.
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
+
+
 def run_program(application: Callable[..., Any], program_name: str, arguments: Sequence[str] | None) -> int:
     """Run a command line and return the exit code.
 
@@ -208,6 +224,7 @@ def run_program(application: Callable[..., Any], program_name: str, arguments: S
         program_name: prefix of its messages.
         arguments: arguments without the program name; `None` uses those of the process.
     """
+    replace_closed_streams()
     show_warnings()
     verbosity, started = os.environ.get(VERBOSITY_VARIABLE), time.monotonic()
     try:
@@ -230,6 +247,10 @@ def run_program(application: Callable[..., Any], program_name: str, arguments: S
         # A full disk or a revoked permission that no reader or writer expected is still not a mistake of the program.
         if error.errno is None:
             raise
+        if error.errno == errno.EBADF:
+            # A closed standard output would be flushed again at exit.
+            sys.stdout = None  # type: ignore[assignment]
+            error = OSError(error.errno, "standard output is closed: redirect it, or name a file with --output")
         from mambacore.safe_text import safe_for_terminal  # noqa: PLC0415
 
         place = f" ({error.filename})" if error.filename is not None else ""
