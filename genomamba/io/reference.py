@@ -162,7 +162,7 @@ class Reference:
                 f"{self.path} has byte 0x{error.object[error.start]:02x} in contig '{contig}', which looks like binary "
                 "content: give a FASTA text file."
             ) from error
-        except (OSError, ValueError, pyfaidx.FetchError) as error:
+        except (OSError, ValueError, OverflowError, MemoryError, pyfaidx.FetchError) as error:
             raise InputError(
                 f"{self.path} cannot be read at '{contig}' ({error}): copy or download it again."
             ) from error
