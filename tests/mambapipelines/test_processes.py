@@ -68,6 +68,23 @@ def _session_has_ended(leader: int) -> bool:
     return False
 
 
+def test_processes_start_where_the_path_of_the_temporary_folder_is_long(material: Path, tmp_path: Path):
+    temporary = tmp_path / ("long" * 30)
+    table = tmp_path / "table.tsv"
+    arguments = [
+        "classify",
+        str(material / "species"),
+        str(material / "pairs.fa"),
+        "--processes",
+        "2",
+        "-o",
+        str(table),
+    ]
+    with _running(arguments, temporary) as process:
+        assert process.wait(timeout=SECONDS) == 0, process.stderr.read().decode()  # type: ignore[union-attr]
+    assert table.read_text().startswith("record\t")
+
+
 @pytest.mark.parametrize(
     ("number", "arguments"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from audiomamba.data.writing import encoded
 from audiomamba.generation import GeneratedClips, WaveformGenerator
 from mambacore.errors import InputError
 from mambapipelines.apps.clip_stream import stream_address, stream_route
-from mambapipelines.apps.server import load_gradio, paragraph
+from mambapipelines.apps.server import load_gradio, paragraph, player
 from mambapipelines.device import begin_computing
 from mambapipelines.pages.clips import clip_picture
 from mambapipelines.pages.html import Player, embedded_players
@@ -173,9 +172,8 @@ def clip_app(
             page.stream(**numbers, labels=labels)  # whose mistakes are told here rather than by the player
         except InputError as error:
             return paragraph(str(error), mistake=True), ""
-        address = html.escape(stream_address(numbers, labels))
         sentence = "The first clip of these settings, generated while it plays:"
-        return paragraph(sentence), f'<audio controls autoplay src="{address}"></audio>'
+        return paragraph(sentence), player(stream_address(numbers, labels))
 
     with gradio.Blocks(title="audiomamba", analytics_enabled=False) as blocks:
         gradio.Markdown("# Generate clips, or continue one")

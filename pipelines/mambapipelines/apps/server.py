@@ -56,6 +56,11 @@ def paragraph(sentence: str, mistake: bool = False) -> str:
     return f'<p role="alert" style="color: #b3261e"><b>{text}</b></p>' if mistake else f"<p>{text}</p>"
 
 
+def player(address: str) -> str:
+    """A player, as HTML, that begins to play what is at an address."""
+    return f'<audio controls autoplay src="{html.escape(address)}"></audio>'
+
+
 def serve(
     page: Any, host: str, port: int, largest_upload_megabytes: float, wait: bool = True, routes: Sequence[Any] = ()
 ) -> str:

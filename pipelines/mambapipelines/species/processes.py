@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -29,6 +30,8 @@ from mambapipelines.heartbeat import Heartbeat, rank_timeout_seconds
 from mambapipelines.processes import end_with_parent
 
 SECONDS_BETWEEN_LOOKS = 0.05
+LONGEST_TEMPORARY_FOLDER = 70
+"""Bytes: the fork server adds a folder and a name of its own."""
 _ERROR_SUFFIX, _PART_SUFFIX = ".error", ".part"
 
 
@@ -123,6 +126,16 @@ def _is_stream(source: str) -> bool:
         return False
 
 
+def _start_method() -> str:
+    """How processes are started.
+
+    One process imports everything and is forked; it has no threads yet, which a fork would lose. It listens on a socket
+    in the temporary folder, and the path of a socket is short (107 bytes): elsewhere every process imports for itself.
+    """
+    folder = os.fsencode(tempfile.gettempdir())
+    return "forkserver" if len(folder) <= LONGEST_TEMPORARY_FOLDER else "spawn"
+
+
 @contextmanager
 def evidence_by_processes(
     worker: Callable[..., None], arguments: tuple[object, ...], count: int, watch: Callable[[], None]
@@ -138,8 +151,7 @@ def evidence_by_processes(
     Raises:
         InputError: a process has failed; the others are stopped.
     """
-    # One process imports everything and is forked; it has no threads yet, which a fork would lose.
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context(_start_method())
     context.set_forkserver_preload([worker.__module__])
     with temporary_folder() as folder:
         processes: list[BaseProcess] = [
