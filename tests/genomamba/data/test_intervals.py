@@ -217,7 +217,7 @@ def test_a_file_of_intervals_reads_as_it_was_written(
         ("chra\t0\t5\ttrain\n", "line 1 names the chromosome 'chra', .*did you mean 'a'"),
         ("a\t0\t201\ttest\n", "line 1 ends at 201, beyond the 200 bp of 'a' in ref.fa"),
         ("\t0\t5\ttrain\n", "line 1 names no chromosome"),
-        ("\xff\xfe", "holds binary content"),
+        ("\xff\xfe", "is UTF-16 text"),
     ],
 )
 def test_mistakes_are_named_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
