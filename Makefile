@@ -23,12 +23,12 @@ $(STAMP): pyproject.toml $(NATIVE)
 demo: install
 	$(BIN)/python demo/run.py
 
-# The short experiments; each takes minutes on a quiet core, and continues where it was stopped.
+# The short experiments; each takes up to a quarter of an hour on a quiet core, and continues where it was stopped.
 results: install
 	$(BIN)/python pipelines/experiments/speed.py --output results/speed
-	$(BIN)/python pipelines/experiments/induction_heads.py --output results/induction_heads
+	$(BIN)/python pipelines/experiments/induction_heads.py --output results/induction_heads --mixers selective --enough 0 --steps 24000
 	@echo 'Longer, each with its time in its --help or page in docs/results:'
-	@echo '  $(BIN)/python pipelines/experiments/induction_heads.py --output results/induction-all --mixers selective s4d attention linear_attention retention rwkv gru'
+	@echo '  $(BIN)/python pipelines/experiments/induction_heads.py --output results/induction-all --enough 0 --steps 24000 --mixers selective s4d attention linear_attention retention rwkv gru'
 	@echo '  $(BIN)/python pipelines/experiments/pretraining.py --yeasts DIR --output results/pretraining'
 
 # Files of tests are shared among this many processes.
