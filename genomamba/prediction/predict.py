@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from genomamba.baselines.words import BASES, FIRST_BASE_TOKEN
 from genomamba.data.targets import TargetDescription
 from genomamba.models.sequence_model import SequenceModel, SequenceState
 from genomamba.prediction.metrics import Predictions
@@ -66,16 +67,21 @@ def predict_sequences(
 ) -> Iterator[tuple[str, int, npt.NDArray[np.float64]]]:
     """Yield name, length (bp) and predictions (outputs,) of each sequence, in order and in bounded memory.
 
-    Predictions are those of `predictions_from`, NaN for a sequence without bases.
+    Predictions are those of `predictions_from`, NaN for a sequence without a known base (A, C, G or T).
     """
     for waiting in _groups(sequences):
         predictions = np.full((len(waiting), model.config.targets.outputs), np.nan)
-        present = [place for place, (_, tokens) in enumerate(waiting) if len(tokens)]
+        present = [place for place, (_, tokens) in enumerate(waiting) if has_known_base(tokens)]
         if present:
             outputs = model_outputs(model, [waiting[place][1] for place in present], advance)
             predictions[present] = predictions_from(model.config.targets, outputs)
         for (name, tokens), values in zip(waiting, predictions, strict=True):
             yield name, len(tokens), values
+
+
+def has_known_base(tokens: Tokens) -> bool:
+    """Whether a sequence has an A, C, G or T: of others, such as masked ones, nothing can be said."""
+    return bool(((tokens >= FIRST_BASE_TOKEN) & (tokens < FIRST_BASE_TOKEN + BASES)).any())
 
 
 def prediction_columns(description: TargetDescription) -> list[str]:

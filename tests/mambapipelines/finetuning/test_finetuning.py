@@ -128,13 +128,16 @@ def test_predictions_keep_order_and_names_and_do_not_depend_on_company_or_strand
     complement = bytes.maketrans(b"ACGT", b"TGCA")
     long = bases(40_000, seed=1, gc=0.8)
     records = {"b": bases(70, seed=2), "empty": b"", "long": long, "other": long.translate(complement)[::-1], "a": b"A"}
+    records |= {"masked": b"N" * 80, "ambiguous": b"RYKM" * 9}
     (tmp_path / "sequences.fa").write_bytes(fasta(records))
     assert main(["predict", str(options.output), str(tmp_path / "sequences.fa")]) == 0
     rows = read_tsv(capsysbinary.readouterr().out.decode())
     assert [(row["record"], row["length"]) for row in rows] == [
         (name, str(len(text))) for name, text in records.items()
     ]
-    assert [rows[1][name] for name in ("call", "probability", "p_low")] == ["NA", "NA", "NA"]
+    for row in (rows[1], *rows[5:]):
+        assert [row[name] for name in ("call", "probability", "p_low")] == ["NA", "NA", "NA"]
+    assert rows[4]["call"] != "NA"
     assert abs(float(rows[2]["p_high"]) - float(rows[3]["p_high"])) < 1e-5
     assert abs(sum(float(rows[0][f"p_{name}"]) for name in ("high", "low", "mid")) - 1) < 1e-5
     (tmp_path / "one.fa").write_bytes(fasta({"b": records["b"]}))
