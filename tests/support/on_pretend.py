@@ -17,8 +17,7 @@ def passed_on_pretend(file: str, timeout: int = 280, marker: str = "not slow") -
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", "pretend", "-m", marker]
     done = subprocess.run(
         command,
-        # A backward pass runs in a thread of the device, in which several OpenMP threads of a convolution abort.
-        env=os.environ | {"TESTS_ON_PRETEND": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"TESTS_ON_PRETEND": "1"},
         capture_output=True,
         text=True,
         timeout=timeout,
