@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TextIO
@@ -126,14 +127,16 @@ def _is_stream(source: str) -> bool:
         return False
 
 
-def _start_method() -> str:
+def _context() -> ForkServerContext | SpawnContext:
     """How processes are started.
 
     One process imports everything and is forked; it has no threads yet, which a fork would lose. It listens on a socket
     in the temporary folder, and the path of a socket is short (107 bytes): elsewhere every process imports for itself.
     """
     folder = os.fsencode(tempfile.gettempdir())
-    return "forkserver" if len(folder) <= LONGEST_TEMPORARY_FOLDER else "spawn"
+    if len(folder) > LONGEST_TEMPORARY_FOLDER:
+        return multiprocessing.get_context("spawn")
+    return multiprocessing.get_context("forkserver")
 
 
 @contextmanager
@@ -151,7 +154,7 @@ def evidence_by_processes(
     Raises:
         InputError: a process has failed; the others are stopped.
     """
-    context = multiprocessing.get_context(_start_method())
+    context = _context()
     context.set_forkserver_preload([worker.__module__])
     with temporary_folder() as folder:
         processes: list[BaseProcess] = [
