@@ -1,7 +1,7 @@
 """The counted parts of a classifier: tables of words whose evidence adds up over a record.
 
 A part assigns every word of w bases a value for each class, and the evidence of a record is the sum over its words, so
-it can be streamed with the last w - 1 bases as state. There are two kinds of parts:
+it can be streamed with the last w - 1 bases as state. There are three kinds of parts:
 
 - `markov K`: log P(last base | the K before it) under the interpolated Markov model of each class
   (`genomamba.baselines.interpolated_markov`). Each order is a separate part, so that a combination can weight them by
