@@ -44,7 +44,7 @@ TRAINING_ROWS, TEST_ROWS = 0, 1  # the two streams of random numbers
 TEST_POSITIONS = 2**18
 MOST_SEQUENCES, FEWEST_SEQUENCES = 1024, 4
 # Attention keeps every key and compares with all of them: its time grows with the square of the length.
-LONGEST_FOR = {"attention": 2**14}
+LONGEST_FOR = {"attention": 2**16}
 LOSSES_AVERAGED = 100
 STEPS_BETWEEN_STATES = 500
 # Of the warm-up: the first length, the loss in nats at which a length counts as learned, and its share of the steps.

@@ -153,9 +153,11 @@ def test_damaged_and_pickled_files_are_refused(tmp_path):
 
 def test_models_that_have_no_foreign_form_are_refused(tmp_path):
     complex_state = {"name": "selective", "complex_state": True}
+    fixed_output = {"name": "selective", "selective": ["step", "input"]}
     for model, save, part in [
-        (causal(mixers=("selective", "attention")), save_transformers, "only selective mixers with a real state"),
-        (causal(mixers=(complex_state,)), save_mamba_ssm, "only selective mixers with a real state"),
+        (causal(mixers=("selective", "attention")), save_transformers, "only fully selective mixers with a real state"),
+        (causal(mixers=(complex_state,)), save_mamba_ssm, "only fully selective mixers with a real state"),
+        (causal(mixers=(fixed_output,)), save_mamba_ssm, "only fully selective mixers with a real state"),
         (causal(mixers=("selective", {"name": "selective", "state_size": 3})), save_transformers, "differ"),
         (causal(norm_epsilon=1e-6), save_mamba_ssm, "no setting for norm_epsilon"),
         (masked(), save_transformers, "a MaskedLanguageModel"),

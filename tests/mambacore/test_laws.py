@@ -58,6 +58,8 @@ class Convolution(nn.Module):
 MODULES = {name: name for name in MIXERS} | {
     "selective": {"name": "selective", "state_size": 4},
     "selective complex": {"name": "selective", "state_size": 3, "complex_state": True},
+    "selective in the step": {"name": "selective", "state_size": 3, "selective": ["step"]},
+    "selective in both matrices": {"name": "selective", "state_size": 3, "selective": ["input", "output"]},
     "mamba2": {"name": "mamba2", "state_size": 4, "head_width": 4, "groups": 2},
     "mamba3": {"name": "mamba3", "state_size": 4, "head_width": 4, "groups": 2},
     "mamba3 of rank 2": {"name": "mamba3", "state_size": 4, "rank": 2, "output_norm": True},

@@ -42,14 +42,18 @@ def selective_reference(mixer, sequence):
         matrix = matrix + 1j * mixer.frequency
     state, outputs = torch.zeros(len(sequence), *matrix.shape, dtype=matrix.dtype), []
     for now in inputs.unbind(1):
-        low_rank, write, read = mixer.selection_projection(now).tensor_split(
-            [mixer.step_rank, mixer.step_rank + mixer.matrix_width], dim=-1
-        )
+        selected = None if mixer.selection_projection is None else mixer.selection_projection(now)
+        step = mixer.step_bias
+        if "step" in mixer.selective:
+            step = mixer.step_projection(selected[:, : mixer.step_rank]) + step
+            selected = selected[:, mixer.step_rank :]
+        step = F.softplus(step).unsqueeze(-1)
+        write = selected[:, : mixer.matrix_width].unsqueeze(1) if "input" in mixer.selective else mixer.input_matrix
+        read = selected[:, -mixer.matrix_width :].unsqueeze(1) if "output" in mixer.selective else mixer.output_matrix
         if mixer.complex_state:
-            write, read = (pairs[:, 0::2] + 1j * pairs[:, 1::2] for pairs in (write, read))
-        step = F.softplus(mixer.step_projection(low_rank) + mixer.step_bias).unsqueeze(-1)
-        state = torch.exp(step * matrix) * state + step * now.unsqueeze(-1) * write.unsqueeze(1)
-        product = (state * read.unsqueeze(1)).sum(-1)
+            write, read = (pairs[..., 0::2] + 1j * pairs[..., 1::2] for pairs in (write, read))
+        state = torch.exp(step * matrix) * state + step * now.unsqueeze(-1) * write
+        product = (state * read).sum(-1)
         outputs.append((2 * product.real if mixer.complex_state else product) + mixer.skip_weight * now)
     return mixer.output_projection(torch.stack(outputs, dim=1) * F.silu(gate))
 
@@ -247,6 +251,20 @@ REFERENCES = {
             "linear_bias": True,
             "convolution_bias": False,
         },
+        selective_reference,
+    ),
+    "selective in nothing": ({"state_size": 5, "selective": []}, selective_reference),
+    "selective in the step": ({"state_size": 5, "selective": ["step"]}, selective_reference),
+    "selective in the input": ({"state_size": 5, "selective": ["input"]}, selective_reference),
+    "selective in the output": ({"state_size": 5, "selective": ["output"]}, selective_reference),
+    "selective in step and input": ({"state_size": 5, "selective": ["input", "step"]}, selective_reference),
+    "selective in step and output": ({"state_size": 5, "selective": ["step", "output"]}, selective_reference),
+    "selective in both matrices, complex": (
+        {"state_size": 5, "selective": ["input", "output"], "complex_state": True},
+        selective_reference,
+    ),
+    "selective in the step, complex": (
+        {"state_size": 5, "selective": ["step"], "complex_state": True},
         selective_reference,
     ),
     "s4d": ({"state_size": 6, "convolution": False}, s4d_reference),
@@ -548,6 +566,9 @@ def test_an_unknown_option_is_refused_with_the_names_of_those_there_are(name):
     [
         ({"name": "attention", "heads": 3}, "3 heads do not divide a model_width of 8; choose a divisor"),
         ({"name": "retention", "heads": 8}, "heads of width 1 cannot be rotated in pairs"),
+        ({"name": "selective", "selective": ["step", "gate"]}, "selective must be a list of step, input, output"),
+        ({"name": "selective", "selective": "step"}, "selective must be a list of step, input, output"),
+        ({"name": "selective", "selective": ["step", "step"]}, "selective must be a list of step, input, output"),
         ({"name": "s4d", "state_matrix": "hippo"}, "a complex state cannot be initialised with 'hippo'; choose"),
         ({"name": "s4d", "sampling_rate_factor": 0}, "sampling_rate_factor must be positive but is 0"),
         ({"name": "mamba2", "head_width": 3}, "heads of width 3 do not divide 16 inner channels; choose a divisor"),

@@ -8,6 +8,7 @@ import torch
 from mambacore import use_backend
 from mambacore.layers import ResidualBlock, ResidualStack, SelectiveMixer
 from mambacore.layers.step import by_operators, parameters_of, selective_step, step_block
+from mambacore.layers.step_program import can_step
 from mambacore.native_library import native_library
 from mambacore.state import state_tensors
 from tolerances import BFLOAT16_LAYERS, COMPLEX_FLOAT32, FLOAT64, relative_error
@@ -50,6 +51,18 @@ def test_steps_equal_the_operators(options, dtype, tolerance, batch):
         for one, other in zip(state_tensors(state), state_tensors(expected_state), strict=True):
             assert one.dtype == other.dtype
             assert relative_error(one, other) < tolerance
+
+
+@pytest.mark.parametrize("selective", [[], ["step"], ["input", "output"]], ids=lambda names: "-".join(names) or "none")
+def test_a_mixer_that_is_not_fully_selective_steps_by_operators(selective):
+    block, sequence = block_of(torch.float64, selective=selective), torch.randn(2, 9, WIDTH, dtype=torch.float64)
+    expected, state = block(sequence)[0], None
+    with torch.inference_mode():
+        for position, piece in enumerate(sequence.split(1, dim=1)):
+            assert block.mixer.step(block.norm, piece, state) is None
+            found, state = block(piece, state)
+            assert relative_error(found, expected[:, position : position + 1]) < FLOAT64
+    assert not can_step(block)
 
 
 def test_a_step_follows_parameters_that_change_or_move():

@@ -30,6 +30,7 @@ from mambacore.checkpoints.tensors import ForeignTensors
 from mambacore.errors import InputError
 from mambacore.layers import Mixer, SelectiveMixer
 from mambacore.layers.equivariant import complement_table
+from mambacore.layers.selective import SELECTED
 from mambacore.models import (
     CausalLanguageModel,
     CausalLanguageModelConfig,
@@ -224,9 +225,9 @@ def _mixer_settings(mixers: Sequence[Mixer], title: str) -> dict[str, Any]:
     """Return the settings of all mixers, which must be equal."""
     found = []
     for mixer in mixers:
-        if not isinstance(mixer, SelectiveMixer) or mixer.complex_state:
+        if not isinstance(mixer, SelectiveMixer) or mixer.complex_state or mixer.selective != SELECTED:
             raise InputError(
-                f"{title} has only selective mixers with a real state, but this model has others: "
+                f"{title} has only fully selective mixers with a real state, but this model has others: "
                 "it cannot be saved in that format."
             )
         values = {

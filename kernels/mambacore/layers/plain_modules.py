@@ -37,9 +37,9 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
-def are_plain_linear(*layers: nn.Module) -> bool:
+def are_plain_linear(*layers: nn.Module | None) -> bool:
     """Return whether all of these are plain `nn.Linear` layers."""
-    return all(is_plain(layer, nn.Linear) for layer in layers)
+    return all(layer is not None and is_plain(layer, nn.Linear) for layer in layers)
 
 
 def is_plain_tensor(tensor: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from mambacore.parallel import convolution_over_ranks, scan_over_ranks
 
 # Initial step sizes (section 3.6 of the paper): log-uniform between these, never below the floor.
 SMALLEST_STEP, LARGEST_STEP, STEP_FLOOR = 1e-3, 1e-1, 1e-4
+# What may depend on the input (table 7 of the paper): the step size, the input matrix B and the output matrix C.
+STEP, INPUT, OUTPUT = SELECTED = ("step", "input", "output")
 
 
 class SelectiveState(NamedTuple):
@@ -54,6 +57,11 @@ class SelectiveMixer(Mixer):
             S4D-Lin for a complex state.
         linear_bias: the input and output projections have biases.
         convolution_bias: the convolution has a bias.
+        selective: which of `step`, `input` and `output` depend on the input; by default all. The others are parameters
+            that are the same at every position, initialised as in S4D. With none, the mixer is time-invariant.
+
+    Raises:
+        ValueError: if `selective` holds anything else, or the same twice.
     """
 
     name = "selective"
@@ -71,8 +79,12 @@ class SelectiveMixer(Mixer):
         state_matrix: str | None = None,
         linear_bias: bool = False,
         convolution_bias: bool = True,
+        selective: Sequence[str] = SELECTED,
     ) -> None:
         super().__init__()
+        if isinstance(selective, str) or len(set(selective)) < len(selective) or not set(selective) <= set(SELECTED):
+            raise ValueError(f"selective must be a list of {', '.join(SELECTED)}, each at most once, not {selective!r}")
+        self.selective = tuple(name for name in SELECTED if name in selective)
         self.model_width = model_width
         self.inner_width = expansion * model_width
         self.state_size = state_size
@@ -83,8 +95,14 @@ class SelectiveMixer(Mixer):
         self.input_projection = nn.Linear(model_width, 2 * self.inner_width, bias=linear_bias)
         self.convolution_weight = nn.Parameter(torch.empty(self.inner_width, kernel_width))
         self.convolution_bias = nn.Parameter(torch.empty(self.inner_width)) if convolution_bias else None
-        self.selection_projection = nn.Linear(self.inner_width, self.step_rank + 2 * self.matrix_width, bias=False)
-        self.step_projection = nn.Linear(self.step_rank, self.inner_width, bias=False)
+        widths = {STEP: self.step_rank, INPUT: self.matrix_width, OUTPUT: self.matrix_width}
+        self.selected_widths = [widths[name] for name in self.selective]
+        # Modules and parameters are None where others take their place.
+        self.selection_projection = optional_linear(self.inner_width, sum(self.selected_widths))
+        self.step_projection = optional_linear(self.step_rank, self.inner_width if STEP in self.selective else 0)
+        fixed = (self.inner_width, self.matrix_width)
+        self.input_matrix = None if INPUT in self.selective else nn.Parameter(torch.empty(fixed))
+        self.output_matrix = None if OUTPUT in self.selective else nn.Parameter(torch.empty(fixed))
         self.step_bias = nn.Parameter(torch.empty(self.inner_width))
         self.log_decay_rate = nn.Parameter(torch.empty(self.inner_width, state_size))
         self.frequency = nn.Parameter(torch.empty(self.inner_width, state_size)) if complex_state else None
@@ -99,7 +117,14 @@ class SelectiveMixer(Mixer):
         self.convolution_weight.uniform_(-bound, bound)
         if self.convolution_bias is not None:
             self.convolution_bias.uniform_(-bound, bound)
-        nn.init.uniform_(self.step_projection.weight, -(self.step_rank**-0.5), self.step_rank**-0.5)
+        if self.step_projection is not None:
+            nn.init.uniform_(self.step_projection.weight, -(self.step_rank**-0.5), self.step_rank**-0.5)
+        if self.input_matrix is not None:
+            self.input_matrix.fill_(1.0)
+            if self.complex_state:
+                self.input_matrix[:, 1::2] = 0.0  # imaginary parts
+        if self.output_matrix is not None:
+            self.output_matrix.normal_(std=0.5**0.5 if self.complex_state else 1.0)
         self.step_bias.copy_(initial_step_bias(self.inner_width))
         start = initial_state_matrix(self.state_matrix_start, self.inner_width, self.state_size, self.complex_state)
         self.log_decay_rate.copy_((-start.real).log())
@@ -137,7 +162,9 @@ class SelectiveMixer(Mixer):
 
     def step(self, norm: RootMeanSquareNorm, sequence: Tensor, state: Any) -> tuple[Tensor, SelectiveState] | None:
         """Compute one position with the native library or the GPU kernels (see `Mixer.step`)."""
-        if not self._takes(state, sequence) or not are_plain_linear(
+        if self.selective != SELECTED or not self._takes(state, sequence):
+            return None
+        if not are_plain_linear(
             self.input_projection, self.selection_projection, self.step_projection, self.output_projection
         ):
             return None
@@ -170,14 +197,10 @@ class SelectiveMixer(Mixer):
             reverse=reverse,
             sequence_starts=sequence_starts,
         )
-        low_rank_step, input_matrix, output_matrix = self.selection_projection(inputs).split(
-            [self.step_rank, self.matrix_width, self.matrix_width], dim=-1
-        )
-        if self.complex_state:
-            input_matrix, output_matrix = (as_complex(matrix) for matrix in (input_matrix, output_matrix))
+        step_size, input_matrix, output_matrix = self._selection(inputs)
         outputs, scan_state = scan_over_ranks(
             inputs,
-            self.step_projection(low_rank_step),
+            step_size,
             self.state_matrix,
             input_matrix,
             output_matrix,
@@ -190,6 +213,30 @@ class SelectiveMixer(Mixer):
             sequence_starts=sequence_starts,
         )
         return outputs, SelectiveState(convolution_state, scan_state)
+
+    def _selection(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute step sizes before their bias and softplus, and the input and output matrices of the scan.
+
+        A matrix is (batch, length, state_size), or (inner_width, state_size) if it is the same at every position.
+        """
+        selected: dict[str, Tensor] = {}
+        if self.selection_projection is not None:
+            parts = self.selection_projection(inputs).split(self.selected_widths, dim=-1)
+            selected = dict(zip(self.selective, parts, strict=True))
+        if self.step_projection is None:
+            step_size = inputs.new_zeros(self.inner_width).expand(inputs.shape)  # the bias is all there is
+        else:
+            step_size = self.step_projection(selected[STEP])
+        input_matrix = selected[INPUT] if self.input_matrix is None else self.input_matrix
+        output_matrix = selected[OUTPUT] if self.output_matrix is None else self.output_matrix
+        if self.complex_state:
+            return step_size, as_complex(input_matrix), as_complex(output_matrix)
+        return step_size, input_matrix, output_matrix
+
+
+def optional_linear(inputs: int, outputs: int) -> nn.Linear | None:
+    """Return a linear layer without a bias, or None if it had no outputs."""
+    return nn.Linear(inputs, outputs, bias=False) if outputs else None
 
 
 def as_complex(pairs: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from mambacore.layers.mamba2 import Mamba2Mixer, Mamba2State
 from mambacore.layers.mamba3 import Mamba3Mixer, Mamba3State
 from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.s4d import S4DMixer, S4DState
-from mambacore.layers.selective import SelectiveMixer, SelectiveState, as_complex
+from mambacore.layers.selective import SELECTED, SelectiveMixer, SelectiveState, as_complex
 from mambacore.layers.stack import ResidualBlock
 from mambacore.layers.step_layout import channels_last, padded
 from mambacore.native_library import Generation, Library, StepOperation
@@ -79,6 +79,8 @@ def can_step(block: nn.Module) -> bool:
         return False
     mixer = block.mixer
     if type(mixer) not in (SelectiveMixer, S4DMixer, Mamba2Mixer, Mamba3Mixer):
+        return False
+    if isinstance(mixer, SelectiveMixer) and mixer.selective != SELECTED:
         return False
     return not isinstance(mixer, Mamba3Mixer) or mixer.has_native_step
 
@@ -189,6 +191,7 @@ class StepProgram:
         inner, kernel_width = mixer.convolution_weight.shape
         state_matrix = mixer.state_matrix.to(torch.complex128)
         come, go = mixer.input_projection, mixer.output_projection
+        assert mixer.selection_projection is not None and mixer.step_projection is not None  # see `can_step`
         turns = state_matrix.imag / (2 * torch.pi)
         state = self.place((kernel_width - 1 + mixer.matrix_width) * padded(inner))
         weights = [
