@@ -266,6 +266,18 @@ def fake_tensors(entry):
     assert [(tensor.shape, tensor.dtype) for tensor in found] == [(tensor.shape, tensor.dtype) for tensor in expected]
 
 
+def fake_gradients(entry):
+    if not entry.differentiable:
+        pytest.skip("has no gradients")
+    from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415
+
+    arguments = cast(entry.arguments(BATCH, LENGTH), torch.float32)
+    expected = with_gradients(entry, arguments)
+    with FakeTensorMode() as mode:
+        found = with_gradients(entry, {name: mode.from_tensor(tensor) for name, tensor in arguments.items()})
+    assert [(tensor.shape, tensor.dtype) for tensor in found] == [(tensor.shape, tensor.dtype) for tensor in expected]
+
+
 def traced(entry):
     arguments = cast(entry.arguments(BATCH, LENGTH), torch.float32)
     names = list(arguments)
@@ -368,6 +380,7 @@ ROWS = {
     "other device": other_device,
     "tensor subclass": tensor_subclass,
     "fake tensors": fake_tensors,
+    "gradients of fake tensors": fake_gradients,
     "traced": traced,
     "exported": exported,
     "vmapped": vmapped,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from mambacore.layers import MIXERS, EquivariantEmbedding, ResidualStack, build_mixer, stack
@@ -51,6 +52,26 @@ def test_s4d_under_autocast_transforms_in_float32(convolution):
         found, state = mixer(sequence)
     assert root_mean_square_error(found, expected) < ONE_BFLOAT16_LAYER
     assert relative_error(state.scan, expected_state.scan) < 1e-4  # nothing on its way is in bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_s4d_under_the_autocast_of_cuda_transforms_in_float32():
+    """Tensors without numbers stand in for a device: what autocast casts, and what a transform refuses, are the same."""
+    mixer = build_mixer(WIDTH, "s4d")
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+            on_device = {name: torch.empty(tensor.shape) for name, tensor in mixer.state_dict().items()}
+            mixer.load_state_dict(on_device, assign=True)
+            sequence = torch.empty(2, 100, WIDTH)
+            assert mixer.output_projection(sequence).dtype == torch.bfloat16  # autocast is at work
+            outputs, state = mixer(sequence)
+            narrow, _ = mixer(sequence.bfloat16())
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert outputs.shape == sequence.shape and outputs.device.type == "cuda"
+    assert narrow.dtype == torch.bfloat16 and state.scan.dtype == torch.complex64
 
 
 @pytest.mark.parametrize("name", ["retention", "linear_attention"])
