@@ -56,7 +56,7 @@ def test_s4d_under_autocast_transforms_in_float32(convolution):
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available")
 def test_s4d_under_the_autocast_of_cuda_transforms_in_float32():
-    """Tensors without numbers stand in for a device: what autocast casts, and what a transform refuses, are the same."""
+    """Tensors without numbers stand in for a device: autocast casts alike, and a transform refuses alike."""
     mixer = build_mixer(WIDTH, "s4d")
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     torch.set_autocast_enabled("cuda", True)
