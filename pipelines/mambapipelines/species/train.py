@@ -47,17 +47,13 @@ from genomamba.models.transfer import (
     weights_checksum,
 )
 from mambacore.errors import InputError
+from mambapipelines.species.plan import CLASSES_IN_FULL, MOST_PASSES, SpeciesPlan, steps_of_passes
 from mambapipelines.species.recipe import SpeciesRecipe
 from mambapipelines.species.task import SpeciesTask
 from mambapipelines.training.fingerprint import sequence_identity
-from mambapipelines.training.plan import FORWARD_PASSES_PER_STEP, STRANDS, RunPlan
 from mambapipelines.training.recipe import load_task_recipe
 from mambapipelines.training.session import TrainingSession, parameter_count
 
-MAXIMUM_CALIBRATION_FRACTION = 0.1
-MINIMUM_CALIBRATION_BASES = 16_384
-# With more classes than this, validation and the least calibration have proportionally fewer windows of each.
-CLASSES_IN_FULL = 20
 # The user is notified if a class has this many times the bases of another.
 IMBALANCE = 3
 
@@ -132,62 +128,6 @@ class SpeciesTrainingResult:
     already_finished: bool = False
 
 
-@dataclass(frozen=True)
-class SpeciesPlan(RunPlan):
-    """The plan of training a species classifier.
-
-    Attributes:
-        recipe: the recipe.
-        length: length of a training window in bases.
-        classes: number of classes.
-        validation_windows: held-out windows of one validation; 0 when there is none.
-        calibration_lengths: number of window lengths of the calibration; 0 when there is none.
-    """
-
-    recipe: SpeciesRecipe
-    length: int
-    classes: int
-    validation_windows: int
-    calibration_lengths: int
-
-    @property
-    def windows_per_step(self) -> int:
-        """Windows in one optimiser step."""
-        return self.recipe.batch.windows_per_step(self.length)
-
-    def step_positions(self, step: int) -> float:
-        """Its bases."""
-        length = self.recipe.length.warmup(self.length).length_at(step)
-        return self.recipe.batch.windows_per_step(length) * length
-
-    @property
-    def validation_steps(self) -> float:
-        """Return the cost of one validation in optimiser steps."""
-        return STRANDS * self.validation_windows / (FORWARD_PASSES_PER_STEP * self.windows_per_step)
-
-    @property
-    def calibration_steps_per_base(self) -> float:
-        """Return the cost of one base of the calibration budget in optimiser steps."""
-        bases = STRANDS * self.classes * self.calibration_lengths
-        return bases / (FORWARD_PASSES_PER_STEP * self.windows_per_step * self.length)
-
-    def calibration_bases_per_class(self, total_steps: int) -> int:
-        """Return the budget per calibration length: that of the recipe, but at most 10 % of the work.
-
-        Very short runs exceed this limit, because a calibration needs a minimum number of windows.
-        """
-        wanted = self.recipe.calibration.bases_per_class
-        if self.calibration_lengths == 0:
-            return wanted
-        affordable = int(MAXIMUM_CALIBRATION_FRACTION * total_steps / self.calibration_steps_per_base)
-        least = MINIMUM_CALIBRATION_BASES * CLASSES_IN_FULL // max(CLASSES_IN_FULL, self.classes)
-        return min(wanted, max(least, affordable))
-
-    def final_steps(self, total_steps: int) -> float:
-        """Return the cost of the calibration in optimiser steps."""
-        return self.calibration_bases_per_class(total_steps) * self.calibration_steps_per_base
-
-
 def train_species_classifier(options: SpeciesTrainingOptions) -> SpeciesTrainingResult:
     """Train, calibrate and save a species classifier; messages go to standard error.
 
@@ -243,12 +183,14 @@ class _Run:
         per_class = max(1, per_class * CLASSES_IN_FULL // max(CLASSES_IN_FULL, len(held_out.class_names)))
         self.validation = evaluation_windows(held_out, options.length, per_class, options.seed)
         self.task = SpeciesTask(model, recipe, sampler, self.training, self.validation)
+        time_is_given = options.minutes is not None or options.steps is not None
         self.plan = SpeciesPlan(
             recipe=recipe,
             length=options.length,
             classes=len(held_out.class_names),
             validation_windows=len(self.validation.windows) if self.task.can_validate() else 0,
             calibration_lengths=len(calibration_lengths(held_out, options.length, budget)),
+            most_steps=None if time_is_given else steps_of_passes(recipe, options.length, self.training),
         )
 
     def introduce(self) -> None:
@@ -258,6 +200,11 @@ class _Run:
             f"{len(self.sampler.class_names)} classes, {parameter_count(self.model):,} parameters, "
             f"{self.plan.windows_per_step} windows of {length:,} bp per step"
         )
+        if self.plan.most_steps is not None:
+            note(
+                f"planned: {self.recipe.minutes:g} minutes, but at most {self.plan.most_steps:,} steps, {MOST_PASSES} "
+                "passes over the training sequence (--minutes or --steps overrides both)"
+            )
         if short:
             note(f"{len(short)} training sequences are shorter than {length:,} bp: they are concatenated to windows")
         bases = [sum(s.length for s in self.training.sequences_of(name)) for name in self.training.class_names]

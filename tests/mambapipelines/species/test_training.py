@@ -12,14 +12,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from genomamba.data.genomes import GenomeSpecification
+from genomamba.data.genomes import GenomeSpecification, load_genomes
 from genomamba.models.species_classifier import load_classifier
 from mambacore.errors import InputError
 from mambapipelines.console import format_duration
 from mambapipelines.species.evaluate import EvaluationOptions, evaluate_species_classifier
+from mambapipelines.species.plan import MOST_PASSES, SpeciesPlan, steps_of_passes
 from mambapipelines.species.recipe import SpeciesRecipe
 from mambapipelines.species.task import SpeciesTask
-from mambapipelines.species.train import SpeciesPlan, SpeciesTrainingOptions, train_species_classifier
+from mambapipelines.species.train import SpeciesTrainingOptions, hold_out, train_species_classifier
 from mambapipelines.training.progress import TrainingProgress
 from mambapipelines.training.recipe import load_task_recipe
 from mambapipelines.training.recorder import metrics_columns
@@ -315,6 +316,22 @@ def test_a_plan_takes_at_least_one_more_step_when_there_is_no_time_left() -> Non
     )
     assert plan.schedule_for_time(12, 1.0, seconds_left=-5.0).total_steps == 13
     assert plan.work(100) == 100
+
+
+def test_a_run_without_a_time_ends_after_some_passes_over_the_training_sequence(
+    options: SpeciesTrainingOptions, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_task_recipe(SpeciesRecipe, "small")
+    plan = SpeciesPlan(recipe, 8192, classes=2, validation_windows=0, calibration_lengths=0, most_steps=200)
+    assert plan.schedule_for_time(12, 0.1, seconds_left=2400.0).total_steps == 200
+    assert plan.schedule_for_time(12, 0.1, seconds_left=10.0).total_steps == 112
+    assert plan.steps_within(300, 50.0) == 301
+    training = hold_out(options, load_genomes(options.genomes)).training
+    trained = train_species_classifier(replace(options, steps=None, minutes=None))
+    own = load_task_recipe(SpeciesRecipe, options.recipe, options.changes)
+    expected = steps_of_passes(own, options.length, training)
+    assert trained.steps <= expected
+    assert f"at most {expected:,} steps, {MOST_PASSES} passes" in capfd.readouterr().err
 
 
 def test_long_runs_spend_little_on_held_out_windows() -> None:

@@ -13,8 +13,9 @@ from torch import nn
 from genomamba.data.genomes import GenomeSpecification
 from mambapipelines.language.recipe import PretrainingRecipe
 from mambapipelines.language.train import LanguagePlan
+from mambapipelines.species.plan import SpeciesPlan
 from mambapipelines.species.recipe import SpeciesRecipe
-from mambapipelines.species.train import SpeciesPlan, SpeciesTrainingOptions, train_species_classifier
+from mambapipelines.species.train import SpeciesTrainingOptions, train_species_classifier
 from mambapipelines.training import recorder
 from mambapipelines.training.averaging import AveragedWeights
 from mambapipelines.training.metrics import read_metrics
