@@ -208,7 +208,11 @@ def with_clips(config: WaveformModelConfig, clips: SplitClips) -> WaveformModelC
 
 
 def start_from(model: WaveformModel, earlier: WaveformModel, source: str) -> None:
-    """Copy the weights of an earlier model; without a clock of its own, one of the new model is left as it is.
+    """Copy the weights of an earlier model, which may be shallower and have no clock.
+
+    Layers that a stage has in addition come after its earlier ones and begin as the identity: their output projections are
+    zero, so the model computes at first what the earlier one did (function-preserving growth, Chen et al. 2016,
+    Net2Net). A clock that the earlier model lacks is left as it is.
 
     Args:
         model: the model to be trained, changed in place.
@@ -216,18 +220,27 @@ def start_from(model: WaveformModel, earlier: WaveformModel, source: str) -> Non
         source: where the earlier model is from, for the message.
 
     Raises:
-        InputError: if the architectures, quantisers, label sets or clocks differ.
+        InputError: if the architectures differ otherwise, or the quantisers, label sets or clocks.
     """
-    for name in ("stages", "model_width", "pooling", "width_growth", "blocks_on_the_way_down", "quantiser"):
+    for name in ("model_width", "pooling", "width_growth", "blocks_on_the_way_down", "quantiser"):
         if getattr(model.config, name) != getattr(earlier.config, name):
             raise InputError(f"{source} has another {name} than the recipe; choose the recipe that it was trained with")
+    for depth, (stage, before) in enumerate(zip(model.config.stages, earlier.config.stages, strict=True)):
+        same = stage.feed_forward_expansion == before.feed_forward_expansion
+        if not same or stage.mixers()[: before.layers] != before.mixers():
+            raise InputError(
+                f"stage {depth} of {source} has other layers than the recipe's; the recipe may only have more of them"
+            )
     if model.config.label_sets != earlier.config.label_sets:
         raise InputError(f"{source} has other labels than these clips; give the --labels that it was trained with")
     ours, theirs = (replace(one.config.clock, durations=()) for one in (model, earlier))
     if theirs.bins and ours != theirs:
         raise InputError(f"{source} has another clock than the recipe; --set clock.bins={theirs.bins} and by_label")
-    clock = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("clock_embedding.")}
-    model.load_state_dict({**clock, **earlier.state_dict()})
+    weights, added = earlier.state_dict(), {}
+    for name, tensor in model.state_dict().items():
+        if name not in weights:
+            added[name] = torch.zeros_like(tensor) if ".output_projection." in name else tensor
+    model.load_state_dict({**weights, **added})
 
 
 def _finish(
