@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiomamba.candidates import best_candidates, check_candidates
+from audiomamba.candidates import best_candidates
 from audiomamba.data.clock import NO_CLOCK
 from audiomamba.data.labels import UNLABELLED, LabelSet, check_labels, label_numbers, labels_of_clip
 from audiomamba.data.quantisers import Quantiser
+from audiomamba.data.sampling_settings import SamplingSettings
 from audiomamba.data.waveforms import Waveform, read_header, read_waveform, resample
 from audiomamba.models import WaveformModel, WaveformState, load_waveform_model
 from audiomamba.models.step_program import WaveformSteps, steps_library
@@ -35,7 +36,6 @@ from audiomamba.sampling import (
 from mambacore.devices import available_device
 from mambacore.errors import InputError
 from mambacore.layers.step_program import WEIGHT_FORMATS
-from mambacore.models.sampling import check_sampling
 from mambacore.state import map_state, state_tensors
 
 SAMPLES_AT_ONCE: Final = 1024
@@ -43,8 +43,6 @@ SAMPLES_AT_ONCE: Final = 1024
 
 LONGEST_SECONDS: Final = 3600
 """A clip is kept in memory until it is complete, 16 bytes per sample: 0.9 GB for an hour at 16 kHz."""
-
-LARGEST_GUIDANCE: Final = 20.0
 
 STREAMED_PIECES_PER_SECOND: Final = 100
 """How often `WaveformGenerator.stream` hands over what has come: a piece lasts 10 ms, which nobody hears as a delay."""
@@ -129,18 +127,21 @@ class WaveformGenerator:
         clips: int = 1,
         seconds: float = 1.0,
         seed: int = 0,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        temperature: float | None = None,
+        top_p: float | None = None,
         *,
         labels: Mapping[str, str] | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         clock: float | None = None,
-        candidates: int = 1,
+        candidates: int | None = None,
         prompt: Prompt | Tensor | None = None,
         first_clip: int = 0,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedClips:
         """Generate clips sample by sample.
+
+        `None` for `temperature`, `top_p`, `guidance` or `candidates` is what the model suggests
+        (`WaveformModelConfig.sampling`); for most models that is 1.
 
         Args:
             clips: number of clips, generated as a batch.
@@ -166,9 +167,9 @@ class WaveformGenerator:
         Raises:
             InputError: if a number is out of range, or the model does not have a label.
         """
-        begun = self._begin(
-            clips, seconds, seed, temperature, top_p, labels, guidance, clock, prompt, first_clip, candidates
-        )
+        settings = self.settings(temperature, top_p, guidance, candidates, labels=labels)
+        begun = self._begin(clips, seconds, seed, labels, settings, clock, prompt, first_clip)
+        candidates = settings.candidates
         before = begun.known.shape[1] - 1
         classes = torch.empty(clips * candidates, before + begun.length, dtype=torch.int64)
         likelihoods = torch.empty(clips * candidates, begun.length, dtype=torch.float64)
@@ -195,11 +196,11 @@ class WaveformGenerator:
         self,
         seconds: float = 1.0,
         seed: int = 0,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        temperature: float | None = None,
+        top_p: float | None = None,
         *,
         labels: Mapping[str, str] | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         clock: float | None = None,
         prompt: Prompt | Tensor | None = None,
         number: int = 0,
@@ -224,7 +225,8 @@ class WaveformGenerator:
             at_once = max(1, self.quantiser.sample_rate_hz // STREAMED_PIECES_PER_SECOND)
         if at_once < 1:
             raise InputError(f"pieces of {at_once} samples were asked for; ask for at least one")
-        begun = self._begin(1, seconds, seed, temperature, top_p, labels, guidance, clock, prompt, number)
+        settings = self.settings(temperature, top_p, guidance, 1, labels=labels)
+        begun = self._begin(1, seconds, seed, labels, settings, clock, prompt, number)
         return self._streamed(begun, at_once)
 
     @torch.inference_mode()
@@ -233,6 +235,23 @@ class WaveformGenerator:
             yield self.quantiser.decode(begun.known[0, 1:])
         for _, chosen, _ in begun.pieces(self._walk(begun), at_once):
             yield self.quantiser.decode(chosen[0])
+
+    def settings(
+        self,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        guidance: float | None = None,
+        candidates: int | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+    ) -> SamplingSettings:
+        """Return the settings that clips with these labels are sampled with: the model's where none is given.
+
+        Raises:
+            InputError: if a value is out of range, or needs labels and there are none.
+        """
+        stored = self.model.config.sampling
+        return stored.chosen(temperature, top_p, guidance, candidates, labelled=bool(labels))
 
     def gain(self, prompt: Prompt | None = None) -> float:
         """Return the gain of samples relative to recordings: that of the prompt, or the typical one in training."""
@@ -243,30 +262,24 @@ class WaveformGenerator:
         clips: int,
         seconds: float,
         seed: int,
-        temperature: float,
-        top_p: float,
         labels: Mapping[str, str] | None,
-        guidance: float,
+        settings: SamplingSettings,
         clock: float | None,
         prompt: Prompt | Tensor | None,
         first_clip: int,
-        candidates: int = 1,
     ) -> Begun:
-        """Check the arguments of a generation; each clip has as many rows as candidates.
+        """Check the other arguments of a generation; each clip has as many rows as candidates.
 
         Raises:
             InputError: see `generate`.
         """
-        check_sampling(temperature, top_p)
         if clips < 1:
             raise InputError(f"{clips} clips were asked for; ask for at least one")
         if not 0 < seconds <= LONGEST_SECONDS:
             raise InputError(f"clips of {seconds} seconds were asked for; ask for more than 0 and at most an hour")
         if not 0 <= seed < 2**64:
             raise InputError(f"the seed is {seed}; use an integer from 0 to 2^64 - 1")
-        check_guidance(guidance, labels)
         check_labels(labels or {}, self.label_sets)
-        check_candidates(candidates, bool(labels))
         numbers = tuple(range(first_clip, first_clip + clips))
         asked = tuple(labels_of_clip(labels or {}, self.label_sets, number) for number in numbers)
         rows = torch.tensor([label_numbers(one, self.label_sets) for one in asked]).view(clips, len(self.label_sets))
@@ -282,13 +295,13 @@ class WaveformGenerator:
         return Begun(
             known=known,
             length=length,
-            rows=rows.repeat_interleave(candidates, 0),
-            clocks=torch.tensor(clocks).repeat_interleave(candidates),
-            sampling=Sampling(temperature, top_p, guidance),
+            rows=rows.repeat_interleave(settings.candidates, 0),
+            clocks=torch.tensor(clocks).repeat_interleave(settings.candidates),
+            sampling=Sampling(settings.temperature, settings.top_p, settings.guidance),
             streams=tuple(
                 random_stream(seed, number, SAMPLE_STREAM, candidate)
                 for number in numbers
-                for candidate in range(candidates)
+                for candidate in range(settings.candidates)
             ),
             numbers=numbers,
             asked=asked,
@@ -329,13 +342,13 @@ class WaveformGenerator:
         seconds: float = 1.0,
         clips: int = 1,
         seed: int = 0,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        temperature: float | None = None,
+        top_p: float | None = None,
         *,
         labels: Mapping[str, str] | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         clock: float | None = None,
-        candidates: int = 1,
+        candidates: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedClips:
         """Continue a clip; the results begin with it.
@@ -419,18 +432,6 @@ class WaveformGenerator:
         return map_state(
             lambda _: torch.cat([next(part) for part in parts])[kind_of.to(device)].contiguous(), states[0]
         )
-
-
-def check_guidance(guidance: float, labels: Mapping[str, str] | None) -> None:
-    """Check a guidance value.
-
-    Raises:
-        InputError: if it is out of range, or there are no labels.
-    """
-    if not 0 <= guidance <= LARGEST_GUIDANCE:
-        raise InputError(f"the guidance is {guidance:g}; use a number from 0 to {LARGEST_GUIDANCE:g}")
-    if guidance != 1 and not labels:
-        raise InputError("guidance exaggerates what labels say; ask for a label too")
 
 
 def load(folder: Path | str, device: str | torch.device = "cpu", weights: str | None = None) -> WaveformGenerator:

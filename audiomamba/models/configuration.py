@@ -10,6 +10,7 @@ from audiomamba.data.clock import Clock
 from audiomamba.data.labels import LabelSet
 from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import Quantiser
+from audiomamba.data.sampling_settings import SamplingSettings
 from mambacore.errors import InputError
 from mambacore.layers.configuration import MixerChoice, layer_descriptions
 
@@ -59,6 +60,7 @@ class WaveformModelConfig:
         label_sets: label sets that the model is conditioned on; empty for an unconditional model.
         preparation: preparation of the training clips, and so of all inputs.
         clock: the clock that the model is conditioned on, if it has bins.
+        sampling: how clips are sampled unless a caller says otherwise.
 
     Raises:
         InputError: if values are inconsistent.
@@ -73,6 +75,7 @@ class WaveformModelConfig:
     label_sets: tuple[LabelSet, ...] = ()
     preparation: ClipPreparation = dataclasses.field(default_factory=ClipPreparation)
     clock: Clock = dataclasses.field(default_factory=Clock)
+    sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -106,6 +109,7 @@ class WaveformModelConfig:
         values["label_sets"] = [one.to_config() for one in self.label_sets]
         values["preparation"] = self.preparation.to_config()
         values["clock"] = self.clock.to_config()
+        values["sampling"] = self.sampling.to_config()
         return {**values, "pooling": list(self.pooling), "quantiser": self.quantiser.to_config()}
 
     @classmethod
@@ -133,14 +137,15 @@ class WaveformModelConfig:
             "label_sets": tuple(LabelSet(**one) for one in sets),
             "preparation": ClipPreparation.from_config(values["preparation"]),
             "clock": Clock.from_config(values["clock"]),
+            "sampling": SamplingSettings.from_config(values["sampling"]),
             "stages": tuple(StageConfig(**stage) for stage in stages),
             "quantiser": Quantiser.from_config(values["quantiser"]),
         }
         return cls(**{**values, **built})
 
 
-# Folders written before models had labels, or a clock, lack these keys.
-_ABSENT_EARLIER: Mapping[str, Any] = {"label_sets": (), "preparation": {}, "clock": {}}
+# Folders written before models had labels, a clock, or settings of sampling lack these keys.
+_ABSENT_EARLIER: Mapping[str, Any] = {"label_sets": (), "preparation": {}, "clock": {}, "sampling": {}}
 
 
 def _plain(mixer: Any) -> Any:

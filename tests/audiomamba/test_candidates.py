@@ -18,35 +18,45 @@ ASKED = {"digit": "each"}
 @pytest.fixture(scope="module")
 def generator():
     torch.manual_seed(0)
-    sets = (LabelSet("digit", ("3", "7")),)
+    sets = (LabelSet("digit", ("3", "7", "9")), LabelSet("speaker", ("anna",)))
     model = WaveformModel(
         WaveformModelConfig((SELECTIVE, SELECTIVE), 8, (2,), quantiser=Quantiser(sample_rate_hz=1000), label_sets=sets)
     )
     with torch.no_grad():
-        model.label_embedding.tables[0].weight.mul_(20)
+        for table in model.label_embedding.tables:
+            table.weight.mul_(20)
         model.head.weight.mul_(8)
     return WaveformGenerator(model.double())
 
 
-def ratios(model, clips, label):
-    """log p(clip | label) - log p(clip) of (clips, samples) classes, from the logits."""
+def margins(model, clips, labels):
+    """log p(clip | labels) - the highest log p(clip | one label replaced) of (clips, samples), from the logits."""
     inputs = torch.cat([torch.full((len(clips), 1), model.config.quantiser.middle_class), clips[:, :-1]], dim=1)
+    digit, speaker = labels
+    others = [(other, speaker) for other in (1, 2, 3) if other != digit]
     found = []
-    for number in (label, UNLABELLED):
+    for row in (labels, *others, *([(digit, UNLABELLED)] if speaker else [])):
         with torch.no_grad():
-            logits, _ = model(inputs, model.labelled_state(torch.full((len(clips), 1), number)))
+            logits, _ = model(inputs, model.labelled_state(torch.tensor(row).expand(len(clips), 2)))
         found.append(torch.log_softmax(logits, -1).gather(2, clips.unsqueeze(2)).sum((1, 2)))
-    return found[0] - found[1]
+    return found[0] - torch.stack(found[1:]).amax(0)
 
 
-def test_the_candidate_with_the_highest_likelihood_ratio_is_kept(generator):
-    clips = torch.randint(256, (2, 5, 40), generator=torch.Generator().manual_seed(1))
-    chosen = best_candidates(generator.model, clips, torch.tensor([[1], [2]]), torch.zeros(2, dtype=torch.int64))
-    expected = [int(ratios(generator.model, clips[number], number + 1).argmax()) for number in range(2)]
+def test_the_candidate_that_is_told_apart_best_is_kept(generator):
+    clips = torch.randint(256, (3, 7, 40), generator=torch.Generator().manual_seed(1))
+    rows, clocks = torch.tensor([[1, 0], [2, 0], [3, 1]]), torch.zeros(3, dtype=torch.int64)
+    chosen = best_candidates(generator.model, clips, rows, clocks)
+    expected = [
+        int(margins(generator.model, of_clip, row).argmax()) for of_clip, row in zip(clips, rows.tolist(), strict=True)
+    ]
     assert chosen.tolist() == expected
     clips[0, expected[0]] = generator.quantiser.middle_class  # silence loses
-    again = best_candidates(generator.model, clips, torch.tensor([[1], [2]]), torch.zeros(2, dtype=torch.int64))
-    assert again[0] != expected[0] and again[1] == expected[1]
+    again = best_candidates(generator.model, clips, rows, clocks)
+    assert again[0] != expected[0] and again[1:].tolist() == expected[1:]
+    # What comes after the end of the clock does not count.
+    clips[1, :, 30:] = torch.randint(256, (7, 10), generator=torch.Generator().manual_seed(2))
+    expected[1] = int(margins(generator.model, clips[1, :, :30], (2, 0)).argmax())
+    assert best_candidates(generator.model, clips[1:2], rows[1:2], torch.tensor([30])).tolist() == expected[1:2]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -55,7 +65,7 @@ def test_the_choice_depends_on_seed_and_number_alone(generator, guidance):
     one, best = generator.generate(6, **options), generator.generate(6, candidates=4, **options)
     assert best.classes.shape == one.classes.shape and best.labels == one.labels and best.numbers == one.numbers
     improved = [
-        ratios(generator.model, clips[number : number + 1], number % 2 + 1).item()
+        margins(generator.model, clips[number : number + 1], (number % 3 + 1, 0)).item()
         for number in range(6)
         for clips in (best.classes, one.classes)
     ]

@@ -11,6 +11,7 @@ import torch
 
 import audiomamba
 from audiomamba.data.labels import EVERY_VALUE
+from audiomamba.data.sampling_settings import SamplingSettings
 from audiomamba.data.waveforms import read_waveform
 from audiomamba.data.writing import encoded
 from audiomamba.generation import GeneratedClips, WaveformGenerator
@@ -36,6 +37,11 @@ class ClipPage:
 
     generator: WaveformGenerator
     longest_seconds: float
+
+    @property
+    def suggested(self) -> SamplingSettings:
+        """The settings that the model suggests, with which the page opens."""
+        return self.generator.model.config.sampling
 
     def generate(
         self,
@@ -76,6 +82,7 @@ class ClipPage:
                 float(top_p),
                 labels=labels,
                 guidance=float(guidance) if labels else 1.0,
+                candidates=self.suggested.candidates if labels else 1,
                 prompt=prompt,
             )
 
@@ -88,7 +95,7 @@ class ClipPage:
         guidance: float = 1.0,
         labels: Mapping[str, str] | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Yield the first clip that `generate` returns, as it is generated.
+        """Yield a clip as it is generated: the first that `generate` returns if the model suggests one candidate.
 
         Raises:
             InputError: as `generate`, immediately.
@@ -181,8 +188,8 @@ def clip_app(
             clips = gradio.Number(4, label="Clips", precision=0, minimum=1, maximum=MOST_CLIPS, elem_id="clips")
             seconds = gradio.Number(1.0, label="Seconds of each", elem_id="seconds")
             seed = gradio.Number(0, label="Seed", precision=0, elem_id="seed")
-            temperature = gradio.Number(1.0, label="Temperature", elem_id="temperature")
-            top_p = gradio.Number(1.0, label="Top p", elem_id="top-p")
+            temperature = gradio.Number(page.suggested.temperature, label="Temperature", elem_id="temperature")
+            top_p = gradio.Number(page.suggested.top_p, label="Top p", elem_id="top-p")
         with gradio.Row(visible=bool(sets)):
             choices = [
                 gradio.Dropdown(
@@ -190,7 +197,7 @@ def clip_app(
                 )
                 for one in sets
             ]
-            guidance = gradio.Number(1.0, label="Guidance", elem_id="guidance")
+            guidance = gradio.Number(page.suggested.guidance, label="Guidance", elem_id="guidance")
         upload = gradio.File(label="A clip to continue (optional)", type="filepath", elem_id="upload")
         with gradio.Row():
             button = gradio.Button("Generate", variant="primary", elem_id="generate")

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", min=1, max=MOST_THREADS, help="CPU threads.", show_default="all cores")
 ]
+SUGGESTED = "what the model suggests, else 1"
+"""Default of the settings of sampling that are stored with a waveform model."""
+
 SeedOption = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed; the same seed gives the same result.")]
 
 DeviceOption = Annotated[

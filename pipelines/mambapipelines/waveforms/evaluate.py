@@ -44,10 +44,10 @@ class AudioEvaluationOptions:
     classifier: str | None = None
     clips: Sequence[str] = ()
     generate: int | None = None
-    guidance: float = 1.0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    candidates: int = 1
+    guidance: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    candidates: int | None = None
     label_pattern: str | None = None
     valid: str | None = None
     test: str | None = None

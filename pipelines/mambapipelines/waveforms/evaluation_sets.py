@@ -41,12 +41,12 @@ TRAIN, TEST, NOISE, SILENCE = ROW_NAMES = ("train data", "test data", "shuffled 
 
 
 class Asking(NamedTuple):
-    """Settings of generation; see `audiomamba.generation.WaveformGenerator.generate`."""
+    """Settings of generation (`audiomamba.generation.WaveformGenerator.generate`); None is what a model suggests."""
 
-    guidance: float = 1.0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    candidates: int = 1
+    guidance: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    candidates: int | None = None
 
 
 class BadFiles:
@@ -136,7 +136,12 @@ class SetScorer:
         labels = {one.name: EVERY_VALUE for one in generator.label_sets}
         asked: list[str] = []
         self._kept = []
-        total = count * (self.asking.candidates if labels else 1) * round(self.log_mel.seconds * rate)
+        wanted = self.asking if labels else self.asking._replace(guidance=None, candidates=None)
+        settings = generator.settings(
+            wanted.temperature, wanted.top_p, wanted.guidance, wanted.candidates, labels=labels
+        )
+        note(f"{row.name}: sampling with {settings}")
+        total = count * settings.candidates * round(self.log_mel.seconds * rate)
 
         def clips(advance: Callable[[int], object]) -> Iterator[Tensor]:
             for first in range(0, count, GENERATED_AT_ONCE):
@@ -145,11 +150,11 @@ class SetScorer:
                     here,
                     self.log_mel.seconds,
                     self.seed,
-                    self.asking.temperature,
-                    self.asking.top_p,
+                    settings.temperature,
+                    settings.top_p,
                     labels=labels,
-                    guidance=self.asking.guidance if labels else 1.0,
-                    candidates=self.asking.candidates if labels else 1,
+                    guidance=settings.guidance,
+                    candidates=settings.candidates,
                     first_clip=first,
                     progress=advance,
                 )

@@ -10,12 +10,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from audiomamba.candidates import check_candidates
 from audiomamba.data.clips import read_clips
 from audiomamba.data.labels import parse_labels
+from audiomamba.data.sampling_settings import SamplingSettings
 from audiomamba.data.waveforms import find_audio_files
 from audiomamba.data.writing import check_format, write_waveform
-from audiomamba.generation import LONGEST_SECONDS, GeneratedClips, Prompt, WaveformGenerator, check_guidance, load
+from audiomamba.generation import LONGEST_SECONDS, GeneratedClips, Prompt, WaveformGenerator, load
 from audiomamba.metrics.likelihood import bits_per_sample, clip_likelihoods
 from audiomamba.metrics.scores import likelihood_rejection
 from audiomamba.metrics.selection import flags_of, likelihoods_of_real_clips
@@ -60,10 +60,10 @@ class ClipRequest:
     clips: int = 16
     seconds: float = 1.0
     seed: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float | None = None
+    top_p: float | None = None
     labels: Sequence[str] = ()
-    guidance: float = 1.0
+    guidance: float | None = None
     clock: float | None = None
     continued: Path | None = None
     undo_gain: bool = False
@@ -87,7 +87,7 @@ class WaveformGenerationOptions(ClipRequest):
     """
 
     output: Path
-    candidates: int = 1
+    candidates: int | None = None
     batch: int = 16
     audio_format: str = "wav"
     reject: str | None = None
@@ -117,8 +117,11 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     placement = begin_computing(options.device, threads=options.threads)
     generator = load(options.model, placement.device, options.weights)
     labels = parse_labels(options.labels, generator.label_sets)
-    check_guidance(options.guidance, labels)
-    check_candidates(options.candidates, bool(labels))
+    settings = generator.settings(
+        options.temperature, options.top_p, options.guidance, options.candidates, labels=labels
+    )
+    if settings != generator.settings(1, 1, 1, 1, labels=labels):
+        note(f"sampling with {settings}")
     real = None if options.real is None else real_bits_per_sample(generator.model, options.real)
     prompt = None if options.continued is None else generator.prompt(options.continued)
     for flag in () if prompt is None else flags_of(generator.quantiser.decode(prompt.classes)):
@@ -128,10 +131,10 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     rows: list[ClipRow] = []
     generated, seconds_taken = 0, 0.0
     shown: list[Tensor] = []
-    batch = _clips_at_once(options, generator.quantiser.sample_rate_hz, prompt)
-    total = options.clips * options.candidates * max(1, round(options.seconds * generator.quantiser.sample_rate_hz))
+    batch = _clips_at_once(options, settings.candidates, generator.quantiser.sample_rate_hz, prompt)
+    total = options.clips * settings.candidates * max(1, round(options.seconds * generator.quantiser.sample_rate_hz))
     with WorkProgress("generating", total, lines_elsewhere=True, unit="samples") as progress:
-        for found in _batches(generator, options, labels, batch, prompt, progress):
+        for found in _batches(generator, options, settings, labels, batch, prompt, progress):
             generated += found.log_likelihoods.numel()
             seconds_taken += found.seconds_taken
             rows += _write(found, options, prompt)
@@ -141,7 +144,7 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     note(
         f"{speed:,.0f} samples/s, real-time factor {speed / generator.quantiser.sample_rate_hz:.2f} "
         f"({min(batch, options.clips)} clips at once"
-        + (f", the best of {options.candidates} candidates each)" if options.candidates > 1 else ")")
+        + (f", the best of {settings.candidates} candidates each)" if settings.candidates > 1 else ")")
     )
     rows = _rejected(rows, options, real)
     for row in rows:
@@ -153,7 +156,7 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
         note(f"{sum(row.kept for row in rows)} of {len(rows)} clips kept by their likelihood")
     write_whole(options.output / TABLE_NAME, _table_text(rows, options.seed))
     pairs = [(clip, row) for clip, row in zip(shown, rows, strict=False) if row.kept]
-    write_whole(options.output / PAGE_NAME, _page(options, pairs, rows, generator.quantiser.sample_rate_hz))
+    write_whole(options.output / PAGE_NAME, _page(options, settings, pairs, rows, generator.quantiser.sample_rate_hz))
     return rows
 
 
@@ -190,10 +193,10 @@ def _check(options: WaveformGenerationOptions) -> None:
         raise InputError(f"{parent} cannot be made ({error.strerror}): choose another --output") from error
 
 
-def _clips_at_once(options: WaveformGenerationOptions, rate: int, prompt: Prompt | None) -> int:
+def _clips_at_once(options: WaveformGenerationOptions, candidates: int, rate: int, prompt: Prompt | None) -> int:
     """Return the number of clips to generate at once, limited by `MOST_SAMPLES_AT_ONCE`."""
     samples = max(1, round(options.seconds * rate)) + (0 if prompt is None else prompt.classes.shape[0])
-    fitting = max(1, MOST_SAMPLES_AT_ONCE // (samples * options.candidates))
+    fitting = max(1, MOST_SAMPLES_AT_ONCE // (samples * candidates))
     if fitting < min(options.batch, options.clips):
         note(f"to save memory, {fitting} clips of this length are generated at once, not {options.batch}")
     return min(options.batch, fitting)
@@ -202,6 +205,7 @@ def _clips_at_once(options: WaveformGenerationOptions, rate: int, prompt: Prompt
 def _batches(
     generator: WaveformGenerator,
     options: WaveformGenerationOptions,
+    settings: SamplingSettings,
     labels: Mapping[str, str],
     batch: int,
     prompt: Prompt | None,
@@ -212,12 +216,12 @@ def _batches(
             min(batch, options.clips - first),
             options.seconds,
             options.seed,
-            options.temperature,
-            options.top_p,
+            settings.temperature,
+            settings.top_p,
             labels=labels,
-            guidance=options.guidance,
+            guidance=settings.guidance,
             clock=options.clock,
-            candidates=options.candidates,
+            candidates=settings.candidates,
             prompt=prompt,
             first_clip=first,
             progress=progress.advance,
@@ -274,15 +278,17 @@ def _cells(row: ClipRow, seed: int) -> list[str]:
 
 
 def _page(
-    options: WaveformGenerationOptions, pairs: Sequence[tuple[Tensor, ClipRow]], rows: Sequence[ClipRow], rate: int
+    options: WaveformGenerationOptions,
+    settings: SamplingSettings,
+    pairs: Sequence[tuple[Tensor, ClipRow]],
+    rows: Sequence[ClipRow],
+    rate: int,
 ) -> str:
-    settings = f"temperature {options.temperature:g}, top-p {options.top_p:g}, seed {options.seed}"
-    introduction = [f"{len(rows)} clips of {options.model.name}, {settings}; {sum(row.kept for row in rows)} kept."]
+    kept = sum(row.kept for row in rows)
+    introduction = [f"{len(rows)} clips of {options.model.name}, {settings}, seed {options.seed}; {kept} kept."]
     if options.labels:
-        guided = "" if options.guidance == 1 else f", guidance {options.guidance:g}"
-        best = "" if options.candidates == 1 else f", the best of {options.candidates} candidates each"
-        introduction.append(f"Labels: {', '.join(options.labels)}{guided}{best}.")
-    if len(pairs) < sum(row.kept for row in rows):
+        introduction.append(f"Labels: {', '.join(options.labels)}.")
+    if len(pairs) < kept:
         introduction.append(f"{len(pairs) or 'None'} can be played here; the others are in separate files.")
     if options.continued is not None:
         introduction.append(f"Each continues {options.continued.name}.")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, Self
 from audiomamba.data.clock import Clock
 from audiomamba.data.preparation import ClipPreparation
 from audiomamba.data.quantisers import SCHEMES, Quantiser
+from audiomamba.data.sampling_settings import SamplingSettings
 from audiomamba.models import ARCHITECTURES, StageConfig, WaveformModelConfig, architecture
 from audiomamba.models.architectures import ABLATION
 from mambacore.errors import InputError
@@ -18,7 +19,7 @@ from mambapipelines.training.recipe import TrainingRecipe
 _MODEL_KEYS = tuple(
     item.name
     for item in fields(WaveformModelConfig)
-    if item.name not in ("quantiser", "label_sets", "preparation", "clock")
+    if item.name not in ("quantiser", "label_sets", "preparation", "clock", "sampling")
 )
 # What the section `samples` was called in recipes and in the fingerprints of runs.
 _EARLIER_SAMPLES_KEY = "drawn"
@@ -134,6 +135,7 @@ class WaveformTrainingRecipe(TrainingRecipe):
     preparation: PreparationRecipe = field(default_factory=PreparationRecipe)
     labels: LabelsRecipe = field(default_factory=LabelsRecipe)
     clock: ClockRecipe = field(default_factory=ClockRecipe)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
     samples: SamplesRecipe = field(default_factory=SamplesRecipe)
 
     @classmethod
@@ -165,6 +167,7 @@ class WaveformTrainingRecipe(TrainingRecipe):
         """Return the recipe as recorded by runs: new sections only if not default, so that older runs can resume."""
         values = self.to_dict()
         values[_EARLIER_SAMPLES_KEY] = values.pop("samples")
+        del values["sampling"]  # which training does not depend on
         defaults = {"preparation": PreparationRecipe(), "labels": LabelsRecipe(), "clock": ClockRecipe()}
         for name, default in defaults.items():
             if getattr(self, name) == default:
@@ -211,6 +214,7 @@ class WaveformTrainingRecipe(TrainingRecipe):
             "quantiser": self.build_quantiser(),
             "preparation": self.build_preparation(),
             "clock": Clock(self.clock.bins, self.clock.by_label),
+            "sampling": self.sampling,
         }
         if name is None:
             if any(blocks.values()):

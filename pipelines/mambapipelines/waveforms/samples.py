@@ -32,7 +32,7 @@ def write_samples(model: WaveformModel, folder: Path, step: int, clips: int, sec
         raise InputError(f"the folder {folder} cannot be made ({error.strerror}): choose another --output.") from error
     rate = model.config.quantiser.sample_rate_hz
     labels = {one.name: EVERY_VALUE for one in model.config.label_sets}
-    found = WaveformGenerator(model).generate(clips, seconds, seed, labels=labels)
+    found = WaveformGenerator(model).generate(clips, seconds, seed, labels=labels, candidates=1)
     pause = torch.zeros(round(PAUSE_SECONDS * rate))
     strip = torch.cat([part for clip in found.samples for part in (clip, pause)])
     write_waveform(folder / f"step-{step:06d}.wav", strip, rate)

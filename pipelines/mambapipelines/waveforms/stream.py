@@ -17,7 +17,7 @@ from torch import Tensor
 
 from audiomamba.data.labels import parse_labels
 from audiomamba.data.writing import raw_pcm
-from audiomamba.generation import Prompt, WaveformGenerator, check_guidance, load
+from audiomamba.generation import Prompt, WaveformGenerator, load
 from mambacore.errors import InputError
 from mambapipelines.console import note
 from mambapipelines.device import begin_computing
@@ -69,7 +69,6 @@ def stream_clips(options: WaveformStreamOptions) -> StreamFigures:
     placement = begin_computing(options.device, threads=options.threads)
     generator = load(options.model, placement.device, options.weights)
     labels = parse_labels(options.labels, generator.label_sets)
-    check_guidance(options.guidance, labels)
     prompt = None if options.continued is None else generator.prompt(options.continued)
     rate = generator.quantiser.sample_rate_hz
     if not generator.is_native:

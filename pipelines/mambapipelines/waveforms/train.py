@@ -210,9 +210,10 @@ def with_clips(config: WaveformModelConfig, clips: SplitClips) -> WaveformModelC
 def start_from(model: WaveformModel, earlier: WaveformModel, source: str) -> None:
     """Copy the weights of an earlier model, which may be shallower and have no clock.
 
-    Layers that a stage has in addition come after its earlier ones and begin as the identity: their output projections are
-    zero, so the model computes at first what the earlier one did (function-preserving growth, Chen et al. 2016,
-    Net2Net). A clock that the earlier model lacks is left as it is.
+    Layers that the centre has in addition come after its earlier ones and begin as the identity: their output
+    projections are zero, so the model computes at first what the earlier one did (function-preserving growth: Chen,
+    Goodfellow & Shlens 2016). Other stages cannot grow like that, because each of their layers has a skip. A clock
+    that the earlier model lacks is left as it is.
 
     Args:
         model: the model to be trained, changed in place.
@@ -226,10 +227,11 @@ def start_from(model: WaveformModel, earlier: WaveformModel, source: str) -> Non
         if getattr(model.config, name) != getattr(earlier.config, name):
             raise InputError(f"{source} has another {name} than the recipe; choose the recipe that it was trained with")
     for depth, (stage, before) in enumerate(zip(model.config.stages, earlier.config.stages, strict=True)):
-        same = stage.feed_forward_expansion == before.feed_forward_expansion
-        if not same or stage.mixers()[: before.layers] != before.mixers():
+        is_centre = depth == len(earlier.config.stages) - 1
+        kept = stage.mixers()[: before.layers] if is_centre else stage.mixers()
+        if stage.feed_forward_expansion != before.feed_forward_expansion or kept != before.mixers():
             raise InputError(
-                f"stage {depth} of {source} has other layers than the recipe's; the recipe may only have more of them"
+                f"stage {depth} of {source} has other layers than the recipe's; only the last stage may have more"
             )
     if model.config.label_sets != earlier.config.label_sets:
         raise InputError(f"{source} has other labels than these clips; give the --labels that it was trained with")

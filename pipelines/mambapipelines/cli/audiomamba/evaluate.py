@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mambapipelines.cli.options import (
+    SUGGESTED,
     DeviceOption,
     InferencePrecisionOption,
     LabelPatternOption,
@@ -44,12 +45,22 @@ def evaluate(
     generate: Annotated[
         int | None, typer.Option(metavar="N", help="Generate N clips with each MODEL that has no --clips.")
     ] = None,
-    guidance: Annotated[float, typer.Option(metavar="G", help="Guidance of labelled clips, see `generate`.")] = 1.0,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature, see `generate`.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling, see `generate`.")] = 1.0,
+    guidance: Annotated[
+        float | None,
+        typer.Option(metavar="G", help="Guidance of labelled clips, see `generate`.", show_default=SUGGESTED),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature, see `generate`.", show_default=SUGGESTED)
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Nucleus sampling, see `generate`.", show_default=SUGGESTED)
+    ] = None,
     candidates: Annotated[
-        int, typer.Option(metavar="N", help="Clips to choose each labelled clip from, see `generate`.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            metavar="N", help="Clips to choose each labelled clip from, see `generate`.", show_default=SUGGESTED
+        ),
+    ] = None,
     label_pattern: LabelPatternOption = None,
     valid: ValidPatternOption = None,
     test: TestPatternOption = None,

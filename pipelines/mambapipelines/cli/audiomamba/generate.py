@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mambapipelines.cli.options import DeviceOption, SeedOption, ThreadsOption
+from mambapipelines.cli.options import SUGGESTED, DeviceOption, SeedOption, ThreadsOption
 
 
 def generate(
@@ -33,10 +33,17 @@ def generate(
         float, typer.Option(metavar="S", help="Duration of each clip, without the clip it continues.")
     ] = 1.0,
     seed: SeedOption = 0,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the most probable value.")] = 1.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Sampling temperature; 0 takes the most probable value.", show_default=SUGGESTED),
+    ] = None,
     top_p: Annotated[
-        float, typer.Option(help="Sample among the fewest values whose probabilities add up to P (nucleus sampling).")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="Sample among the fewest values whose probabilities add up to P (nucleus sampling).",
+            show_default=SUGGESTED,
+        ),
+    ] = None,
     labels: Annotated[
         list[str] | None,
         typer.Option(
@@ -47,11 +54,13 @@ def generate(
         ),
     ] = None,
     guidance: Annotated[
-        float,
+        float | None,
         typer.Option(
-            metavar="G", help="Strength of classifier-free guidance by the labels; values other than 1 double the cost."
+            metavar="G",
+            help="Strength of classifier-free guidance by the labels; values other than 1 double the cost.",
+            show_default=SUGGESTED,
         ),
-    ] = 1.0,
+    ] = None,
     clock: Annotated[
         float | None,
         typer.Option(
@@ -62,12 +71,13 @@ def generate(
         ),
     ] = None,
     candidates: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="N",
             help="Generate N clips for each and keep the one that fits its labels best by the model's own likelihoods.",
+            show_default=f"{SUGGESTED}; 1 with --stream or --play",
         ),
-    ] = 1,
+    ] = None,
     continued: Annotated[
         Path | None, typer.Option("--continue", metavar="CLIP", help="Continue this clip, at the model's rate.")
     ] = None,
@@ -113,15 +123,15 @@ def generate(
     model, its labels, the seed and its number.
 
     With --stream or --play samples are sent as they are generated, clip after clip, and the latency of the first one is
-    printed. They are the samples that the files in DIR would contain.
+    printed. They are the samples that the files in DIR would contain with --candidates 1.
 
     **Examples**
 
     `audiomamba generate model --clips 16 --seconds 1 --seed 0 --output clips`
 
-    `audiomamba generate digits --label digit=7 --label speaker=jackson --guidance 2 --output sevens`
+    `audiomamba generate digits --label digit=7 --label speaker=jackson --output sevens`
 
-    `audiomamba generate digits --label digit=each --clock 0.5 --candidates 4 --output best-of-four`
+    `audiomamba generate digits --label digit=each --clock 0.5 --candidates 8 --output best-of-eight`
 
     `audiomamba generate model --continue beginning.wav --clips 4 --seconds 2 --temperature 0.95 --output continued`
 
@@ -151,7 +161,7 @@ def generate(
         "device": device,
     }
     if streams:
-        if reject is not None or real is not None or audio_format != "wav" or candidates != 1:
+        if reject is not None or real is not None or audio_format != "wav" or candidates not in (None, 1):
             raise InputError(
                 "--candidates, --reject, --real and --format are for whole clips: leave them out with --stream or "
                 "--play"

@@ -55,7 +55,8 @@ def train(
         typer.Option(
             "--from",
             metavar="MODEL",
-            help="Start from the weights of a model of the same architecture and labels; layers and a clock can be added.",
+            help="Start from the weights of a model of the same architecture and labels; layers and a clock can be "
+            "added.",
             show_default="from scratch",
         ),
     ] = None,
