@@ -8,19 +8,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from audiomamba.candidates import best_candidates
+from audiomamba.candidates import Judge, best_candidates, judge_of
 from audiomamba.data.clock import NO_CLOCK
 from audiomamba.data.labels import UNLABELLED, LabelSet, check_labels, label_numbers, labels_of_clip
-from audiomamba.data.quantisers import Quantiser
-from audiomamba.data.sampling_settings import SamplingSettings
+from audiomamba.data.sampling_settings import BY_LIKELIHOOD, SamplingSettings
 from audiomamba.data.waveforms import Waveform, read_header, read_waveform, resample
+from audiomamba.generated import GeneratedClips, Prompt
 from audiomamba.models import WaveformModel, WaveformState, load_waveform_model
+from audiomamba.models.clip_classifier import ClipClassifier, load_clip_classifier
 from audiomamba.models.step_program import WaveformSteps, steps_library
 from audiomamba.models.waveform_model import PIECE_POSITIONS
 from audiomamba.sampling import (
@@ -48,50 +49,6 @@ STREAMED_PIECES_PER_SECOND: Final = 100
 """How often `WaveformGenerator.stream` hands over what has come: a piece lasts 10 ms, which nobody hears as a delay."""
 
 
-class Prompt(NamedTuple):
-    """The prepared beginning of a clip."""
-
-    classes: Tensor  # (samples,)
-    gain: float = 1.0  # factor that the recording was multiplied by
-
-
-class GeneratedClips(NamedTuple):
-    """Generated clips, each beginning with its prompt, if any."""
-
-    classes: Tensor  # (clips, samples), int64
-    log_likelihoods: Tensor  # (clips, generated samples), float64: nats, under the model with the labels as they are
-    quantiser: Quantiser
-    numbers: tuple[int, ...]  # numbers of the clips, which with the seed determine them
-    seconds_taken: float  # duration of the steps, without the prompt
-    labels: tuple[dict[str, str], ...] = ()  # labels of each clip; empty for a model without labels
-    gain: float = 1.0  # of the prompt, or the typical one of the clips trained on: by which `samples` are louder
-
-    @property
-    def samples(self) -> Tensor:
-        """(clips, samples), float32, from -full_scale to full_scale, at the level that the model was trained on."""
-        return self.quantiser.decode(self.classes)
-
-    @property
-    def samples_as_recorded(self) -> Tensor:
-        """(clips, samples), float32, as loud as the prompt, or as the recordings that the model was trained on."""
-        return self.samples / self.gain
-
-    @property
-    def bits_per_sample(self) -> Tensor:
-        """(clips,), float64: negative log-likelihood of each clip under the model, in bits per sample."""
-        return -self.log_likelihoods.mean(1) / np.log(2)
-
-    @property
-    def samples_per_second(self) -> float:
-        """Speed of generation, over all clips."""
-        return self.log_likelihoods.numel() / max(self.seconds_taken, 1e-9)
-
-    @property
-    def real_time_factor(self) -> float:
-        """Seconds of audio generated per second, over all clips; at least 1 is real time."""
-        return self.samples_per_second / self.quantiser.sample_rate_hz
-
-
 class WaveformGenerator:
     """Generates clips with a waveform model.
 
@@ -108,6 +65,7 @@ class WaveformGenerator:
     def __init__(self, model: WaveformModel, weights: str | None = None) -> None:
         self.model = model.eval()
         self.quantiser = model.config.quantiser
+        self._classifiers: dict[str, ClipClassifier] = {}
         library = steps_library(model)
         _check_weights(weights, model, native=library is not None)
         self._steps = None if library is None else WaveformSteps(model, library, weights)
@@ -134,13 +92,14 @@ class WaveformGenerator:
         guidance: float | None = None,
         clock: float | None = None,
         candidates: int | None = None,
+        judge: str | None = None,
         prompt: Prompt | Tensor | None = None,
         first_clip: int = 0,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedClips:
         """Generate clips sample by sample.
 
-        `None` for `temperature`, `top_p`, `guidance` or `candidates` is what the model suggests
+        `None` for `temperature`, `top_p`, `guidance`, `candidates` or `judge` is what the model suggests
         (`WaveformModelConfig.sampling`); for most models that is 1.
 
         Args:
@@ -159,6 +118,8 @@ class WaveformGenerator:
                 duration of training clips with these labels, but at most the whole clip.
             candidates: clips to generate for each, of which the one that fits its labels best is kept
                 (`audiomamba.candidates.best_candidates`), at so many times the work.
+            judge: what fits best is chosen by: `likelihood`, the model's own, or a clip classifier (a folder, or the
+                name of a shipped one) that tells the values of one of the label sets asked for apart.
             prompt: what every clip begins with (see `prompt`), or its (samples,) classes; read in parallel, not step by
                 step.
             first_clip: number of the first clip; (seed, number) determines its random numbers.
@@ -167,7 +128,8 @@ class WaveformGenerator:
         Raises:
             InputError: if a number is out of range, or the model does not have a label.
         """
-        settings = self.settings(temperature, top_p, guidance, candidates, labels=labels)
+        settings = self.settings(temperature, top_p, guidance, candidates, judge, labels=labels)
+        chooses_by = self._judge(settings, labels or {}, suggested=judge is None)
         begun = self._begin(clips, seconds, seed, labels, settings, clock, prompt, first_clip)
         candidates = settings.candidates
         before = begun.known.shape[1] - 1
@@ -184,7 +146,8 @@ class WaveformGenerator:
                     progress(chosen.numel())
             if candidates > 1:
                 each = classes.unflatten(0, (clips, candidates))
-                best = best_candidates(self.model, each, begun.rows[::candidates], begun.clocks[::candidates])
+                rows, clocks = begun.rows[::candidates], begun.clocks[::candidates]
+                best = best_candidates(self.model, each, rows, clocks, chooses_by)
                 kept = torch.arange(clips) * candidates + best
                 classes, likelihoods = classes[kept], likelihoods[kept]
         seconds_taken = time.perf_counter() - begin
@@ -242,6 +205,7 @@ class WaveformGenerator:
         top_p: float | None = None,
         guidance: float | None = None,
         candidates: int | None = None,
+        judge: str | None = None,
         *,
         labels: Mapping[str, str] | None = None,
     ) -> SamplingSettings:
@@ -251,7 +215,26 @@ class WaveformGenerator:
             InputError: if a value is out of range, or needs labels and there are none.
         """
         stored = self.model.config.sampling
-        return stored.chosen(temperature, top_p, guidance, candidates, labelled=bool(labels))
+        return stored.chosen(temperature, top_p, guidance, candidates, judge, labelled=bool(labels))
+
+    def _judge(self, settings: SamplingSettings, labels: Mapping[str, str], suggested: bool) -> Judge | None:
+        """The classifier that candidates are compared by; one that is only suggested may know none of the labels.
+
+        Raises:
+            InputError: if it cannot be read, or was chosen and knows none of the labels asked for.
+        """
+        if settings.candidates == 1 or settings.judge == BY_LIKELIHOOD:
+            return None
+        if settings.judge not in self._classifiers:
+            classifier = load_clip_classifier(settings.judge)[0].to(self.model.head.weight.device)
+            self._classifiers[settings.judge] = classifier
+        judge = judge_of(self._classifiers[settings.judge], self.label_sets, labels)
+        if judge is None and not suggested:
+            raise InputError(
+                f"{settings.judge} tells none of the labels apart that were asked for ({', '.join(labels)}); choose "
+                f"another judge, or {BY_LIKELIHOOD}"
+            )
+        return judge
 
     def gain(self, prompt: Prompt | None = None) -> float:
         """Return the gain of samples relative to recordings: that of the prompt, or the typical one in training."""
@@ -349,20 +332,22 @@ class WaveformGenerator:
         guidance: float | None = None,
         clock: float | None = None,
         candidates: int | None = None,
+        judge: str | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedClips:
         """Continue a clip; the results begin with it.
 
         Args:
             clip: a file at the model's rate, or a waveform of any rate, which is resampled.
-            seconds, clips, seed, temperature, top_p, labels, guidance, clock, candidates, progress: see `generate`.
+            seconds, clips, seed, temperature, top_p, labels, guidance, clock, candidates, judge, progress: see
+                `generate`.
 
         Raises:
             InputError: as `generate`, or if the file cannot be read or does not have the model's rate.
         """
         return self.generate(
             clips, seconds, seed, temperature, top_p, labels=labels, guidance=guidance, clock=clock,
-            candidates=candidates, prompt=self.prompt(clip), progress=progress,
+            candidates=candidates, judge=judge, prompt=self.prompt(clip), progress=progress,
         )  # fmt: skip
 
     def prompt(self, clip: Path | str | Waveform) -> Prompt:

@@ -12,6 +12,7 @@ from mambacore.models.sampling import check_sampling
 
 MOST_CANDIDATES: Final = 256
 LARGEST_GUIDANCE: Final = 20.0
+BY_LIKELIHOOD: Final = "likelihood"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class SamplingSettings:
         top_p: above 0 and at most 1.
         guidance: from 0, for clips with labels.
         candidates: from 1, for clips with labels that are generated whole.
+        judge: what the best of several candidates is chosen by: `likelihood`, or the name of a clip classifier.
 
     Raises:
         InputError: if a value is out of range.
@@ -32,9 +34,13 @@ class SamplingSettings:
     top_p: float = 1.0
     guidance: float = 1.0
     candidates: int = 1
+    judge: str = BY_LIKELIHOOD
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
+        if not isinstance(self.judge, str) or not self.judge:
+            raise InputError(f"the judge is {self.judge!r}; name a clip classifier, or {BY_LIKELIHOOD}")
+        for name in ("temperature", "top_p", "guidance", "candidates"):
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise InputError(f"the {name} of the sampling settings is {value!r}; give a finite number")
         check_sampling(self.temperature, self.top_p)
@@ -46,7 +52,8 @@ class SamplingSettings:
     def __str__(self) -> str:
         """Return the settings in words: temperature and top-p, and what applies to labels where it does."""
         guided = "" if self.guidance == 1 else f", guidance {self.guidance:g}"
-        best = "" if self.candidates == 1 else f", the best of {self.candidates} candidates each"
+        by = "" if self.judge == BY_LIKELIHOOD else f" by {self.judge}"
+        best = "" if self.candidates == 1 else f", the best of {self.candidates} candidates each{by}"
         return f"temperature {self.temperature:g}, top-p {self.top_p:g}{guided}{best}"
 
     def chosen(
@@ -55,13 +62,14 @@ class SamplingSettings:
         top_p: float | None = None,
         guidance: float | None = None,
         candidates: int | None = None,
+        judge: str | None = None,
         *,
         labelled: bool,
     ) -> SamplingSettings:
         """Return these settings with those that a caller chose instead; `None` leaves one as it is.
 
         Args:
-            temperature, top_p, guidance, candidates: see the class.
+            temperature, top_p, guidance, candidates, judge: see the class.
             labelled: whether labels are asked for; without them there is neither guidance nor a choice of candidates.
 
         Raises:
@@ -73,11 +81,14 @@ class SamplingSettings:
             stored.top_p if top_p is None else top_p,
             stored.guidance if guidance is None else guidance,
             stored.candidates if candidates is None else candidates,
+            stored.judge if judge is None else judge,
         )
         if settings.guidance != 1 and not labelled:
             raise InputError("guidance exaggerates what labels say; ask for a label too")
         if settings.candidates != 1 and not labelled:
             raise InputError("candidates are compared by how well they fit their labels; ask for a label too")
+        if judge is not None and settings.candidates == 1:
+            raise InputError("a judge chooses among candidates; ask for two or more of them")
         return settings
 
     def to_config(self) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class AudioEvaluationOptions:
     temperature: float | None = None
     top_p: float | None = None
     candidates: int | None = None
+    judge: str | None = None
     label_pattern: str | None = None
     valid: str | None = None
     test: str | None = None
@@ -113,7 +114,7 @@ def evaluate_audio(options: AudioEvaluationOptions) -> list[ScoredSet]:
             options.resamples,
             options.inception_over_all,
             splits["valid"],
-            Asking(options.guidance, options.temperature, options.top_p, options.candidates),
+            Asking(options.guidance, options.temperature, options.top_p, options.candidates, options.judge),
         )
         rows = scorer.real_rows(splits["test"])
         for name in [*facts, *(name for name in found_clips if name not in facts)]:

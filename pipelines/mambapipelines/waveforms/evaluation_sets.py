@@ -47,6 +47,7 @@ class Asking(NamedTuple):
     temperature: float | None = None
     top_p: float | None = None
     candidates: int | None = None
+    judge: str | None = None
 
 
 class BadFiles:
@@ -136,9 +137,9 @@ class SetScorer:
         labels = {one.name: EVERY_VALUE for one in generator.label_sets}
         asked: list[str] = []
         self._kept = []
-        wanted = self.asking if labels else self.asking._replace(guidance=None, candidates=None)
+        wanted = self.asking if labels else self.asking._replace(guidance=None, candidates=None, judge=None)
         settings = generator.settings(
-            wanted.temperature, wanted.top_p, wanted.guidance, wanted.candidates, labels=labels
+            wanted.temperature, wanted.top_p, wanted.guidance, wanted.candidates, wanted.judge, labels=labels
         )
         note(f"{row.name}: sampling with {settings}")
         total = count * settings.candidates * round(self.log_mel.seconds * rate)
@@ -155,6 +156,7 @@ class SetScorer:
                     labels=labels,
                     guidance=settings.guidance,
                     candidates=settings.candidates,
+                    judge=wanted.judge,
                     first_clip=first,
                     progress=advance,
                 )

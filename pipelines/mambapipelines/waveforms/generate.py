@@ -78,7 +78,7 @@ class WaveformGenerationOptions(ClipRequest):
 
     Attributes:
         output: the folder for everything; it must be new or empty.
-        candidates: see `audiomamba.generation.WaveformGenerator.generate`.
+        candidates, judge: see `audiomamba.generation.WaveformGenerator.generate`.
         batch: number of clips generated at once, each with its candidates; clips do not depend on it.
         audio_format: format of the sound files.
         reject: `paper` leaves out the least likely 40 % and the most likely 5 %, `search` what is less or more likely
@@ -88,6 +88,7 @@ class WaveformGenerationOptions(ClipRequest):
 
     output: Path
     candidates: int | None = None
+    judge: str | None = None
     batch: int = 16
     audio_format: str = "wav"
     reject: str | None = None
@@ -118,9 +119,9 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     generator = load(options.model, placement.device, options.weights)
     labels = parse_labels(options.labels, generator.label_sets)
     settings = generator.settings(
-        options.temperature, options.top_p, options.guidance, options.candidates, labels=labels
+        options.temperature, options.top_p, options.guidance, options.candidates, options.judge, labels=labels
     )
-    if settings != generator.settings(1, 1, 1, 1, labels=labels):
+    if settings != SamplingSettings():
         note(f"sampling with {settings}")
     real = None if options.real is None else real_bits_per_sample(generator.model, options.real)
     prompt = None if options.continued is None else generator.prompt(options.continued)
@@ -222,6 +223,7 @@ def _batches(
             guidance=settings.guidance,
             clock=options.clock,
             candidates=settings.candidates,
+            judge=options.judge,
             prompt=prompt,
             first_clip=first,
             progress=progress.advance,

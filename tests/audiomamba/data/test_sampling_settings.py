@@ -56,7 +56,8 @@ def test_the_settings_are_stored_with_the_model(generator, tmp_path):
         ({"guidance": 21}, "guidance is 21"),
         ({"candidates": 1.5}, "candidates"),
         ({"candidates": True}, "finite number"),
-        ({"judge": "x"}, "sampling is"),
+        ({"judges": "x"}, "sampling is"),
+        ({"judge": ""}, "name a clip classifier"),
         ([], "sampling is"),
     ],
 )

@@ -61,6 +61,14 @@ def evaluate(
             metavar="N", help="Clips to choose each labelled clip from, see `generate`.", show_default=SUGGESTED
         ),
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|likelihood",
+            help="What chooses among them, see `generate`; one like --classifier makes only the second accuracy fair.",
+            show_default="what the model suggests, else likelihood",
+        ),
+    ] = None,
     label_pattern: LabelPatternOption = None,
     valid: ValidPatternOption = None,
     test: TestPatternOption = None,
@@ -110,6 +118,7 @@ def evaluate(
             temperature=temperature,
             top_p=top_p,
             candidates=candidates,
+            judge=judge,
             label_pattern=label_pattern,
             valid=valid,
             test=test,

@@ -74,8 +74,16 @@ def generate(
         int | None,
         typer.Option(
             metavar="N",
-            help="Generate N clips for each and keep the one that fits its labels best by the model's own likelihoods.",
+            help="Generate N clips for each and keep the one that fits its labels best, see --judge.",
             show_default=f"{SUGGESTED}; 1 with --stream or --play",
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|likelihood",
+            help="Choose among candidates by this clip classifier, or by the model's own likelihoods.",
+            show_default="what the model suggests, else likelihood",
         ),
     ] = None,
     continued: Annotated[
@@ -161,10 +169,11 @@ def generate(
         "device": device,
     }
     if streams:
-        if reject is not None or real is not None or audio_format != "wav" or candidates not in (None, 1):
+        whole = {"--candidates": candidates != 1 and candidates, "--judge": judge, "--reject": reject, "--real": real}
+        asked = [name for name, value in whole.items() if value] + ["--format"] * (audio_format != "wav")
+        if asked:
             raise InputError(
-                "--candidates, --reject, --real and --format are for whole clips: leave them out with --stream or "
-                "--play"
+                f"leave out {' and '.join(asked)} with --stream or --play: these options are for whole clips"
             )
         stream_clips(WaveformStreamOptions(**request, output=output, play=play))
         return
@@ -175,6 +184,7 @@ def generate(
             **request,
             output=output,
             candidates=candidates,
+            judge=judge,
             batch=batch,
             audio_format=audio_format,
             reject=reject,
