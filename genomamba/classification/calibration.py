@@ -27,7 +27,8 @@ from genomamba.models.species_classifier import SpeciesClassifier
 
 REFERENCE_LENGTH_BP = 1024
 CALIBRATION_LENGTHS_BP = (1024, 4096, 16_384, 65_536, 262_144)
-# Used only for the p-values of short records; their probabilities follow from the fit to the lengths above.
+# Used only for the p-values of short records, whose probabilities follow from the fit to the lengths above, unless no
+# held-out sequence is as long as those.
 SHORT_LENGTHS_BP = (256, 512)
 CALIBRATION_ERROR_BINS = 15
 # Width, in units of the log confidence, of the Gaussian prior around the trained confidence: wide enough to be
@@ -88,13 +89,15 @@ class CalibrationReport:
 def calibration_lengths(held_out: GenomeCollection, training_length: int, bases_per_class: int) -> list[int]:
     """Return window lengths for which every class has a held-out sequence, with at least two windows in the budget.
 
-    The training length is always among them when the held-out sequences are long enough.
+    The training length is always among them when the held-out sequences are long enough. Where they are all too short,
+    as those of a draft assembly in short contigs, `SHORT_LENGTHS_BP` take their place.
     """
     longest = dict.fromkeys(held_out.class_names, 0)
     for sequence in held_out.sequences:
         longest[sequence.class_name] = max(longest[sequence.class_name], sequence.length)
     within_budget = {length for length in CALIBRATION_LENGTHS_BP if 2 * length <= bases_per_class}
-    return sorted(length for length in within_budget | {training_length} if length <= min(longest.values()))
+    usual = sorted(length for length in within_budget | {training_length} if length <= min(longest.values()))
+    return usual or [length for length in SHORT_LENGTHS_BP if length <= min(longest.values())]
 
 
 def collect_evidence(

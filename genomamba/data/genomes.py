@@ -17,6 +17,7 @@ from mambacore.errors import InputError
 _CHECKED_TAIL_BP: Final = 16
 _COMPARED_BP: Final = 256
 _COMPARED_RECORDS: Final = 16
+_COMPARED_AT_A_TIME_BP: Final = 1 << 22
 """Number of first records whose last bases are compared to detect identical files."""
 _MOST_NEAR_NAMES: Final = 5
 
@@ -247,18 +248,32 @@ def _shared_files(sequences: Sequence[GenomeSequence]) -> Iterator[str]:
     by_file: dict[tuple[str, str], list[GenomeSequence]] = {}
     for sequence in sequences:
         by_file.setdefault((sequence.class_name, sequence.path), []).append(sequence)
-    seen: dict[tuple[Any, ...], tuple[str, str]] = {}
+    seen: dict[tuple[Any, ...], list[tuple[str, str]]] = {}
     for (class_name, path), inside in by_file.items():
         signature = tuple(
             (sequence.length, sequence.tokens(max(0, sequence.length - _COMPARED_BP), sequence.length).tobytes())
             for sequence in inside[:_COMPARED_RECORDS]
         )
-        other_class, other_path = seen.setdefault((len(inside), signature), (class_name, path))
-        if other_class != class_name:
-            yield (
-                f"{other_path} (class '{other_class}') and {path} (class '{class_name}') hold the same sequences: give "
-                "each class its own"
-            )
+        alike = seen.setdefault((len(inside), signature), [])
+        for other_class, other_path in alike:
+            # Two strains may agree in length and at the end, so every base of these records is compared.
+            if other_class != class_name and _are_equal(inside, by_file[other_class, other_path]):
+                yield (
+                    f"{other_path} (class '{other_class}') and {path} (class '{class_name}') hold the same sequences: "
+                    "give each class its own"
+                )
+                break
+        alike.append((class_name, path))
+
+
+def _are_equal(sequences: Sequence[GenomeSequence], others: Sequence[GenomeSequence]) -> bool:
+    """Whether the first `_COMPARED_RECORDS` of the sequences, of the same lengths, have the same bases."""
+    return all(
+        np.array_equal(sequence.tokens(start, end), other.tokens(start, end))
+        for sequence, other in list(zip(sequences, others, strict=True))[:_COMPARED_RECORDS]
+        for start in range(0, sequence.length, _COMPARED_AT_A_TIME_BP)
+        for end in [min(sequence.length, start + _COMPARED_AT_A_TIME_BP)]
+    )
 
 
 def _index_file(path: str, lengths: Mapping[str, int], tails: Mapping[str, Tokens]) -> IndexedStore | None:

@@ -263,16 +263,17 @@ class _Run:
             note("nothing is held out, so probabilities are not calibrated: they are as confident as trained")
             return None
         bases_per_class = self.plan.calibration_bases_per_class(total_steps)
+        lengths = calibration_lengths(self.held_out, self.options.length, bases_per_class)
         evidence, short = (
             collect_evidence(
                 self.model,
                 self.held_out,
-                lengths,
+                wanted,
                 bases_per_class=bases_per_class,
                 maximum_windows_per_class=self.recipe.calibration.maximum_windows_per_class,
                 seed=self.options.seed,
             )
-            for lengths in (calibration_lengths(self.held_out, self.options.length, bases_per_class), SHORT_LENGTHS_BP)
+            for wanted in (lengths, [length for length in SHORT_LENGTHS_BP if length not in lengths])
         )
         if evidence is None:
             note("the held-out sequences are too short, so probabilities are not calibrated")

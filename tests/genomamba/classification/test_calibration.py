@@ -132,7 +132,8 @@ def test_calibration_lengths_are_those_every_class_and_the_budget_can_carry() ->
     assert calibration_lengths(held_out, 8192, bases_per_class=10**6) == [1024, 4096, 8192, 16_384]
     assert calibration_lengths(held_out, 8192, bases_per_class=8192) == [1024, 4096, 8192]
     assert calibration_lengths(held_out, 65_536, bases_per_class=2048) == [1024]
-    assert calibration_lengths(collection(a=500, b=20_000), 8192, bases_per_class=10**6) == []
+    assert calibration_lengths(collection(a=500, b=20_000), 8192, bases_per_class=10**6) == [256]
+    assert calibration_lengths(collection(a=200, b=20_000), 8192, bases_per_class=10**6) == []
 
 
 def test_collected_evidence_keeps_to_the_budget_and_covers_every_class() -> None:

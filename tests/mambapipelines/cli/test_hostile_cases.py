@@ -244,6 +244,9 @@ def test_one_file_for_two_classes_is_noted(tmp_path: Path) -> None:
     assert "hold the same sequences" not in notes((one, one), other)
     for path in (one, copy):
         assert "hold the same sequences" in notes((one,), path)
+    strain = tmp_path / "strain.fa"
+    write_fasta(strain, {"chr1": bases(300, 2) + bases(900)[300:]})
+    assert "hold the same sequences" not in notes((one,), strain)
 
 
 @pytest.mark.parametrize("name", ["a\tb\nFAKE\t5\tu\t0.9", "a\rb", "\x1b[31mred", "a\u2028b\u200b"])

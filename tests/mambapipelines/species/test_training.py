@@ -183,6 +183,20 @@ def test_held_out_sequences_shorter_than_a_window_still_calibrate_at_their_own_l
     assert "no held-out accuracy" in capfd.readouterr().err
 
 
+def test_a_draft_in_short_contigs_is_calibrated_at_short_lengths(
+    options: SpeciesTrainingOptions, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(4)
+    drafts = []
+    for name, probabilities in (("at", [0.4, 0.1, 0.1, 0.4]), ("gc", [0.1, 0.4, 0.4, 0.1])):
+        path = tmp_path / f"{name}-draft.fa"
+        contigs = ("".join(random.choice(list("ACGT"), random.integers(520, 900), p=probabilities)) for _ in range(60))
+        path.write_text("".join(f">{number}\n{contig}\n" for number, contig in enumerate(contigs)), encoding="ascii")
+        drafts.append(GenomeSpecification(name, (str(path),)))
+    result = train_species_classifier(replace(options, genomes=drafts, holdout=[], length=2048, steps=2))
+    assert result.calibration is not None and list(result.calibration["windows_by_length"]) == ["256", "512"]
+
+
 def test_minutes_fix_the_number_of_steps_and_are_kept(options: SpeciesTrainingOptions) -> None:
     result = train_species_classifier(replace(options, steps=None, minutes=0.06))
     state_file = next(options.output.glob("training/step-*/state.json"))
