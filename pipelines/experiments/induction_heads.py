@@ -14,23 +14,20 @@ A run that was stopped continues from the last state it kept. A row is a functio
 """
 
 import argparse
-import io
-import math
-import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
+import length_warmup
 import numpy as np
 import torch
 from experiment import Experiment, line_plot, wilson_interval
+from length_warmup import Schedule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambacore.errors import InputError
 from mambacore.layers import MIXERS, ResidualStack
 from mambapipelines.console import use_threads
-from mambapipelines.files import write_whole
 
 TOKENS = 16  # as in the paper, table 11; the special token is one more
 SPECIAL = TOKENS
@@ -45,10 +42,9 @@ TEST_POSITIONS = 2**18
 MOST_SEQUENCES, FEWEST_SEQUENCES = 1024, 4
 # Attention keeps every key and compares with all of them: its time grows with the square of the length.
 LONGEST_FOR = {"attention": 2**16}
-LOSSES_AVERAGED = 100
-STEPS_BETWEEN_STATES = 500
-# Of the warm-up: the first length, the loss in nats at which a length counts as learned, and its share of the steps.
-FIRST_LENGTH, LEARNED_LOSS, STAGE_SHARE = 8, 0.1, 0.15
+# A model that answers fewer than this share at so many lengths in a row is not tested at longer ones.
+LOST_SHARE, LENGTHS_LOST = 0.25, 2
+FIRST_LENGTH = 8
 
 
 def rows_of(length: int, rows: int, seed: int, stream: int, first: int) -> tuple[Tensor, Tensor]:
@@ -77,55 +73,18 @@ class InductionModel(nn.Module):
 
 
 def train(mixer: str, options: argparse.Namespace, kept: Path) -> tuple[InductionModel, int]:
-    """A model after at most `options.steps` steps of AdamW, and the steps.
-
-    Training ends early when the mean loss at the training length is below `options.enough` nats, whatever the mixer. It
-    continues from the state in `kept`, if there is one, to the same bits.
-    """
+    """A model trained with the warm-up of `length_warmup`, and its steps; `kept` is where states are kept."""
     torch.manual_seed(options.seed)
     model = InductionModel(mixer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.0)
-    warmup = max(1, min(200, options.steps // 20))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
-    begin, length, stage_begin, first = time.perf_counter(), FIRST_LENGTH, 0, 0
-    losses: deque[float] = deque(maxlen=LOSSES_AVERAGED)
-    owners: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    if kept.exists():
-        state = torch.load(kept, weights_only=True)
-        for name, owner in owners.items():
-            owner.load_state_dict(state[name])
-        first, length, stage_begin = state["step"], state["length"], state["stage_begin"]
-        losses.extend(state["losses"])
-        print(f"{mixer}: continues after step {first}", flush=True)
-    for step in range(first, options.steps):
-        if step > first and step % STEPS_BETWEEN_STATES == 0:
-            state = {name: owner.state_dict() for name, owner in owners.items()}
-            state |= {"step": step, "length": length, "stage_begin": stage_begin, "losses": list(losses)}
-            content = io.BytesIO()
-            torch.save(state, content)
-            write_whole(kept, content.getvalue())
+
+    def loss_at(length: int, step: int) -> Tensor:
         rows = options.batch * TRAINING_LENGTH // length
         tokens, answers = rows_of(length, rows, options.seed, TRAINING_ROWS, step)
-        loss = F.cross_entropy(model(tokens)[0], answers)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        mean, whole = sum(losses) / len(losses), len(losses) == LOSSES_AVERAGED
-        if (step + 1) % LOSSES_AVERAGED == 0:
-            seconds = time.perf_counter() - begin
-            print(f"{mixer}: step {step + 1}, length {length}, loss {mean:.4f}, {seconds:.0f} s", flush=True)
-        if not math.isfinite(mean):
-            raise InputError(f"the loss of {mixer} is not finite at step {step + 1}: use a lower --learning-rate.")
-        if length == TRAINING_LENGTH:
-            if whole and mean < options.enough:
-                return model.eval(), step + 1
-        elif (whole and mean < LEARNED_LOSS) or step + 1 - stage_begin >= STAGE_SHARE * options.steps:
-            length, stage_begin = 2 * length, step + 1
-            losses.clear()
-    return model.eval(), options.steps
+        return F.cross_entropy(model(tokens)[0], answers)
+
+    schedule = Schedule(FIRST_LENGTH, TRAINING_LENGTH, options.steps, options.enough, options.learning_rate)
+    steps, _ = length_warmup.train(mixer, model, loss_at, schedule, kept)
+    return model, steps
 
 
 @torch.inference_mode()
@@ -154,11 +113,13 @@ def measure(mixer: str, options: argparse.Namespace) -> dict[str, Any]:
     model, steps = train(mixer, options, state_path(mixer, options))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     result: dict[str, Any] = {"parameters": parameters, "steps": steps, "correct": {}, "sequences": {}}
+    lost = 0
     for length in LENGTHS:
-        if length > min(options.longest, LONGEST_FOR.get(mixer, options.longest)):
+        if length > min(options.longest, LONGEST_FOR.get(mixer, options.longest)) or lost == LENGTHS_LOST:
             break
         correct, sequences = accuracy(model, length, options.seed)
         result["correct"][str(length)], result["sequences"][str(length)] = correct, sequences
+        lost = lost + 1 if correct < LOST_SHARE * sequences else 0
         print(f"{mixer}: length {length}: {correct} of {sequences}", flush=True)
     return result
 

@@ -2,6 +2,7 @@
 
 python pipelines/experiments/speed.py --output results/speed
 python pipelines/experiments/speed.py --output results/speed --threads 2 --longest 65536
+python pipelines/experiments/speed.py --output results/generation --only generation
 
 First the operators alone: the selective scan over 256 channels with 16 states, and causal attention with 4 heads of 64
 channels, forward, and forward with backward. Then generation: a stack of selective blocks beside a Transformer of the
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from experiment import Experiment, line_plot
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from mambacore import selective_scan
@@ -32,6 +34,7 @@ WIDTH, BLOCKS = 128, 8
 FEED_FORWARD_WIDTH = 136
 PROMPTS = (128, 512, 2_048, 8_192, 32_768)
 NEW_TOKENS = 32
+KINDS = ("selective", "transformer")
 # A pass that takes longer than this ends the series of its operator.
 LONGEST_SECONDS = 20.0
 
@@ -108,21 +111,20 @@ def stack_of(kind: str) -> ResidualStack:
 
 
 @torch.inference_mode()
-def time_generation(kind: str) -> dict[str, Any]:
-    """Tokens per second of processor time after prompts of growing length, one sequence."""
+def time_generation(kind: str, prompt: int) -> dict[str, Any]:
+    """Tokens per second of processor time after a prompt, one sequence."""
     stack = stack_of(kind)
-    found: dict[str, float] = {}
-    for prompt in PROMPTS:
-        state = stack(torch.randn(1, prompt, WIDTH))[1]
-        position = torch.randn(1, 1, WIDTH)
+    begin = stack(torch.randn(1, prompt, WIDTH))[1]
+    position = torch.randn(1, 1, WIDTH)
 
-        def step(state: Any = state, position: torch.Tensor = position) -> None:
-            for _ in range(NEW_TOKENS):
-                _, state = stack(position, state)
+    def steps() -> None:
+        state = begin
+        for _ in range(NEW_TOKENS):
+            _, state = stack(position, state)
 
-        found[str(prompt)] = NEW_TOKENS / processor_seconds(step, 3)
-        print(f"{kind}: {found[str(prompt)]:.0f} tokens/s after {prompt}", flush=True)
-    return {"tokens_per_second": found, "parameters": sum(one.numel() for one in stack.parameters())}
+    speed = NEW_TOKENS / processor_seconds(steps, 3)
+    print(f"{kind}: {speed:.0f} tokens/s after {prompt}", flush=True)
+    return {"tokens_per_second": speed, "parameters": sum(one.numel() for one in stack.parameters())}
 
 
 def crossover(scan: dict[str, float], attention: dict[str, float]) -> str:
@@ -132,28 +134,18 @@ def crossover(scan: dict[str, float], attention: dict[str, float]) -> str:
     return f"from {int(faster[0]):,} positions on" if faster else f"at no length up to {int(lengths[-1]):,}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--longest", type=int, default=32_768, help="positions of the longest pass")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    use_threads(options.threads)
-    experiment = Experiment("speed", options.output, {"longest": options.longest, "threads": options.threads})
+def operator_rows(experiment: Experiment, longest: int) -> tuple[list[list[str]], list[str], Figure]:
+    """Rows, notes and plot of the passes of both operators."""
     passes = {"forward": False, "forward and backward": True}
     times = {
         (name, which): experiment.part(
             f"{name}-{'backward' if backward else 'forward'}",
-            lambda name=name, backward=backward: time_operator(name, backward, options.longest),
+            lambda name=name, backward=backward: time_operator(name, backward, longest),  # type: ignore[misc]
         )["microseconds"]
         for which, backward in passes.items()
         for name in OPERATORS
     }
-    speeds = {
-        kind: experiment.part(f"generation-{kind}", lambda kind=kind: time_generation(kind))
-        for kind in ("selective", "transformer")
-    }
-    rows = []
+    rows, notes = [], []
     for which in passes:
         scan, attention = times["scan", which], times["attention", which]
         for length in sorted(set(scan) | set(attention), key=int):
@@ -161,24 +153,54 @@ def main() -> None:
             ratio = f"{attention[length] / scan[length]:.2f}" if both else ""
             cells = [f"{times[name, which][length]:.2f}" if length in times[name, which] else "" for name in OPERATORS]
             rows.append([f"{which}, us per position", f"{int(length):,}", *cells, ratio])
-    for prompt in PROMPTS:
-        ours, other = (speeds[kind]["tokens_per_second"][str(prompt)] for kind in speeds)
-        rows.append(
-            ["generation, tokens/s after a prompt", f"{prompt:,}", f"{ours:.0f}", f"{other:.0f}", f"{ours / other:.2f}"]
-        )
-    notes = [
-        *(
-            f"{which.capitalize()}: the scan is faster {crossover(times['scan', which], times['attention', which])}.\n"
-            for which in passes
-        ),
-        f"Generation: {BLOCKS} blocks of width {WIDTH}, {speeds['selective']['parameters']:,} parameters beside "
-        f"{speeds['transformer']['parameters']:,} of the Transformer, float32, batch 1.\n",
-    ]
+        notes.append(f"{which.capitalize()}: the scan is faster {crossover(scan, attention)}.\n")
     curves = {
         f"{name}, {which}": ([int(length) for length in found], list(found.values()))
         for (name, which), found in times.items()
     }
-    picture = line_plot(curves, "length", "us per position, one thread", logarithmic=True)
+    return rows, notes, line_plot(curves, "length", "us per position, one thread", logarithmic=True)
+
+
+def generation_rows(experiment: Experiment) -> tuple[list[list[str]], list[str], Figure]:
+    """Rows, notes and plot of generation."""
+    found = {
+        (kind, prompt): experiment.part(
+            f"generation-{kind}-{prompt}",
+            lambda kind=kind, prompt=prompt: time_generation(kind, prompt),  # type: ignore[misc]
+        )
+        for prompt in PROMPTS
+        for kind in KINDS
+    }
+    rows = []
+    for prompt in PROMPTS:
+        ours, other = (found[kind, prompt]["tokens_per_second"] for kind in KINDS)
+        rows.append(
+            ["generation, tokens/s after a prompt", f"{prompt:,}", f"{ours:.0f}", f"{other:.1f}", f"{ours / other:.2f}"]
+        )
+    ours, other = (found[kind, PROMPTS[0]]["parameters"] for kind in KINDS)
+    note = (
+        f"Generation: {BLOCKS} blocks of width {WIDTH}, {ours:,} parameters beside {other:,} of the Transformer, "
+        "float32, batch 1.\n"
+    )
+    curves = {kind: (list(PROMPTS), [found[kind, one]["tokens_per_second"] for one in PROMPTS]) for kind in KINDS}
+    return rows, [note], line_plot(curves, "prompt", "tokens per second, one thread", logarithmic=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--longest", type=int, default=32_768, help="positions of the longest pass")
+    parser.add_argument("--only", choices=("operators", "generation"), help="one half instead of both")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    use_threads(options.threads)
+    experiment = Experiment("speed", options.output, {"longest": options.longest, "threads": options.threads})
+    rows, notes, picture = [], [], None
+    if options.only != "operators":
+        rows, notes, picture = generation_rows(experiment)
+    if options.only != "generation":
+        of_operators, noted, picture = operator_rows(experiment, options.longest)
+        rows, notes = [*of_operators, *rows], [*noted, *notes]
     experiment.write(["what", "length", "scan or selective", "attention", "ratio"], rows, picture, notes)
 
 
