@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from genomamba.baselines.words import FIRST_BASE_TOKEN, MAXIMUM_WORD_LENGTH, reverse_complement_codes, word_codes
+from genomamba.baselines.words import FIRST_BASE_TOKEN, word_codes
 from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
 from mambacore.errors import InputError
 
@@ -53,22 +53,14 @@ class StrandSymmetricCounts:
     def add(self, sequences: Iterable[Tokens]) -> "StrandSymmetricCounts":
         """Count sequences, tokens uint8 (length,) each; words with anything but A, C, G, T are skipped."""
         self._by_order = None
-        length = self.order + 1
-        # A word's count on the other strand is that of its reverse complement on this one, so one strand is enough.
-        is_short = length <= MAXIMUM_WORD_LENGTH
-        counts = np.zeros_like(self._longest) if is_short else self._longest
         waiting: list[npt.NDArray[np.int32]] = []
         for tokens in sequences:
-            waiting.append(word_codes(tokens, length))
-            if not is_short:
-                waiting.append(word_codes(COMPLEMENT_IDS[tokens[::-1]], length))
+            for strand in (tokens, COMPLEMENT_IDS[tokens[::-1]]):
+                waiting.append(word_codes(strand, self.order + 1))
             if sum(map(len, waiting)) >= _CODES_AT_A_TIME:
-                _count(waiting, counts)
+                self._count(waiting)
                 waiting = []
-        _count(waiting, counts)
-        if is_short:
-            self._longest += counts
-            self._longest += counts[reverse_complement_codes(length)]
+        self._count(waiting)
         return self
 
     def of_order(self, order: int) -> Counts:
@@ -79,6 +71,10 @@ class StrandSymmetricCounts:
                 by_order.append(by_order[-1].reshape(_BASES, -1).sum(axis=0, dtype=np.int32))
             self._by_order = by_order[::-1]
         return self._by_order[order]
+
+    def _count(self, codes: Sequence[npt.NDArray[np.int32]]) -> None:
+        if codes:
+            self._longest += np.bincount(np.concatenate(codes), minlength=len(self._longest)).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -223,11 +219,6 @@ def _look_up(counts: StrandSymmetricCounts, tokens: Tokens, order: int) -> Itera
         siblings = words & ~np.int32(_BASES - 1)
         of_context = sum((table[siblings + base].astype(np.float64) for base in range(_BASES)), np.zeros(len(words)))
         yield _LookedUp(positions, of_word, of_context)
-
-
-def _count(codes: Sequence[npt.NDArray[np.int32]], counts: Counts) -> None:
-    if codes:
-        counts += np.bincount(np.concatenate(codes), minlength=len(counts)).astype(np.int32)
 
 
 def _is_base(tokens: Tokens) -> npt.NDArray[np.bool_]:
