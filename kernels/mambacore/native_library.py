@@ -115,6 +115,25 @@ class BlockStep(ctypes.Structure):
     )
 
 
+class Block(ctypes.Structure):
+    """The arguments of many positions through a residual selective block: `MambacoreBlock`."""
+
+    _fields_ = (
+        *_fields(
+            ctypes.c_int64,
+            "batch length model_width inner_width state_size kernel_width step_rank batch_stride row_stride",
+        ),
+        *_fields(ctypes.c_int32, "bfloat16 threads"),
+        ("epsilon", ctypes.c_double),
+        *_fields(
+            ctypes.c_void_p,
+            "norm_weight input_weight input_bias convolution_weight convolution_bias selection_weight step_weight "
+            "step_bias log_decay_rate skip_weight output_weight output_bias sequence convolution_state scan_state "
+            "outputs new_convolution_state new_scan_state",
+        ),
+    )
+
+
 class DualStep(ctypes.Structure):
     """The arguments of one position through a residual Mamba-2 or Mamba-3 block: `MambacoreDualStep`."""
 
@@ -271,6 +290,15 @@ class Library:
     def block_step(self, step: BlockStep) -> None:
         """Run one position through a block (`mambacore.layers.step`)."""
         self._run(self._library.mambacore_block_step, step)
+
+    @property
+    def has_block_forward(self) -> bool:
+        """Whether `block_forward` is there; a library that was built before it is used without it."""
+        return hasattr(self._library, "mambacore_block_forward")
+
+    def block_forward(self, block: Block) -> None:
+        """Run many positions through a block (`mambacore.layers.selective_block`)."""
+        self._run(self._library.mambacore_block_forward, block)
 
     @property
     def has_dual_step(self) -> bool:

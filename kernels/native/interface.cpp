@@ -24,6 +24,7 @@ struct InstructionSet {
   void (*norm_forward)(const MambacoreNorm&);
   void (*norm_backward)(const MambacoreNorm&);
   void (*block_step)(const MambacoreBlockStep&);
+  void (*block_forward)(const MambacoreBlock&);
   void (*dual_step)(const MambacoreDualStep&);
   void (*generate)(const MambacoreGeneration&);
   void (*ssd_forward)(const MambacoreSsd&);
@@ -36,8 +37,8 @@ struct InstructionSet {
     #set, mambacore::set::plan_scan, mambacore::set::scan_forward, mambacore::set::scan_backward,             \
         mambacore::set::convolution_forward, mambacore::set::convolution_backward,                            \
         mambacore::set::norm_forward, mambacore::set::norm_backward, mambacore::set::block_step,              \
-        mambacore::set::dual_step, mambacore::set::generate, mambacore::set::ssd_forward,                     \
-        mambacore::set::ssd_backward, [] { return bool(test); }                                               \
+        mambacore::set::block_forward, mambacore::set::dual_step, mambacore::set::generate,                   \
+        mambacore::set::ssd_forward, mambacore::set::ssd_backward, [] { return bool(test); }                  \
   }
 
 // Best first.
@@ -124,6 +125,7 @@ MAMBACORE_EXPORT_KERNEL(convolution_backward, MambacoreConvolution)
 MAMBACORE_EXPORT_KERNEL(norm_forward, MambacoreNorm)
 MAMBACORE_EXPORT_KERNEL(norm_backward, MambacoreNorm)
 MAMBACORE_EXPORT_KERNEL(block_step, MambacoreBlockStep)
+MAMBACORE_EXPORT_KERNEL(block_forward, MambacoreBlock)
 MAMBACORE_EXPORT_KERNEL(dual_step, MambacoreDualStep)
 MAMBACORE_EXPORT_KERNEL(generate, MambacoreGeneration)
 MAMBACORE_EXPORT_KERNEL(ssd_forward, MambacoreSsd)

@@ -102,6 +102,19 @@ struct MambacoreBlockStep {
   void *outputs, *new_convolution_state, *new_scan_state;
 };
 
+// `length` positions of `batch` sequences through a residual selective block with real states, all in float32; products in
+// bfloat16 where that is asked for. Parameters are as in `MambacoreBlockStep`; biases and states that come in may be null.
+struct MambacoreBlock {
+  int64_t batch, length, model_width, inner_width, state_size, kernel_width, step_rank;
+  int64_t batch_stride, row_stride;  // of the sequence
+  int32_t bfloat16, threads;
+  double epsilon;
+  const float *norm_weight, *input_weight, *input_bias, *convolution_weight, *convolution_bias, *selection_weight;
+  const float *step_weight, *step_bias, *log_decay_rate, *skip_weight, *output_weight, *output_bias;
+  const float *sequence, *convolution_state, *scan_state;
+  float *outputs, *new_convolution_state, *new_scan_state;  // outputs: (batch, length, model_width), contiguous
+};
+
 // One position of `batch` sequences through a residual Mamba-2 or Mamba-3 block. Parameters, the sequence and the states are
 // elements; but the scan's state is in the compute type and angles are double. States may be null: zeros.
 struct MambacoreDualStep {

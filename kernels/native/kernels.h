@@ -14,6 +14,7 @@
   void norm_forward(const MambacoreNorm& norm);                       \
   void norm_backward(const MambacoreNorm& norm);                      \
   void block_step(const MambacoreBlockStep& step);                    \
+  void block_forward(const MambacoreBlock& block);                    \
   void dual_step(const MambacoreDualStep& step);                      \
   void generate(const MambacoreGeneration& generation);               \
   void ssd_forward(const MambacoreSsd& scan);                         \

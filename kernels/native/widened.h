@@ -17,6 +17,7 @@ template <typename Real, typename Weight> class Widened {
     }
   }
   Real* data() { return numbers_.size() == 0 ? nullptr : numbers_.data(); }
+  const Real* data() const { return numbers_.size() == 0 ? nullptr : numbers_.data(); }
 
  private:
   Scratch<Real> numbers_;

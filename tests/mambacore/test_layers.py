@@ -27,9 +27,17 @@ def sequence(length=130):
 def test_a_stack_walks_in_pieces_without_gradients_and_gives_the_same(monkeypatch):
     layer, inputs = build_stack(), sequence()
     expected, expected_state = layer(inputs)
-    monkeypatch.setattr(stack_module, "PIECE_POSITIONS", 64)
+    monkeypatch.setattr(stack_module, "PIECE_POSITIONS_OF_CALLS", 64)
+    lengths, walk = [], ResidualStack._walk
+
+    def seen(stack, piece, *rest):
+        lengths.append(piece.shape[1])
+        return walk(stack, piece, *rest)
+
+    monkeypatch.setattr(ResidualStack, "_walk", seen)
     with torch.inference_mode():
         found, state = layer(inputs)
+    assert lengths == [64, 64, 2]
     assert relative_error(found, expected) < PIECES_FLOAT64
     for one, other in zip(state_tensors(state), state_tensors(expected_state), strict=True):
         assert relative_error(one, other) < PIECES_FLOAT64

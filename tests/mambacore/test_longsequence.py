@@ -250,7 +250,9 @@ def test_nothing_to_learn_from_is_a_loss_of_zero(loss):
 @pytest.mark.parametrize("piece_length", [16, 45])
 def test_dropout_draws_the_same_numbers_again(piece_length, monkeypatch):
     """The reference walks the same pieces with one graph through all of them, so that nothing is run twice."""
-    monkeypatch.setattr(stack_module, "PIECE_POSITIONS", 8)  # without gradients a stack walks, and draws, otherwise
+    monkeypatch.setattr(
+        stack_module, "PIECE_POSITIONS_OF_CALLS", 8
+    )  # without gradients a stack walks, and draws, otherwise
     model = build(dropout=0.3)
     for block in model.stack.blocks:
         block.norm = nn.Sequential(block.norm, nn.Dropout(0.3))

@@ -228,7 +228,7 @@ def without_gradients(rank: int, count: int) -> list[str]:
     """Stretches longer than a stack's pieces, and of one position, which a native step takes alone."""
     torch.manual_seed(0)
     stack, problems = ResidualStack(WIDTH, [SELECTIVE] * 2).double(), []
-    stack_module.PIECE_POSITIONS = 8
+    stack_module.PIECE_POSITIONS_OF_CALLS = 8
     with torch.inference_mode():
         for length in (50, count):
             sequence = torch.randn(BATCH, length, WIDTH, dtype=torch.float64)

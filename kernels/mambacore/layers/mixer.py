@@ -30,6 +30,8 @@ class Mixer(nn.Module):
     supports_context_parallel: ClassVar[bool] = False
     # Whether `forward` reads the sequence through its input projection alone; not inherited, as a subclass may differ.
     begins_with_linear: ClassVar[bool] = False
+    # Whether `step` may be given several positions; not inherited either.
+    steps_many: ClassVar[bool] = False
     output_projection: nn.Linear
     # Channels of the sequence; None if not specified by the mixer.
     model_width: int | None = None
@@ -62,16 +64,17 @@ class Mixer(nn.Module):
         raise TypeError(f"{type(self).__name__} has no forward")
 
     def step(self, norm: RootMeanSquareNorm, sequence: Tensor, state: Any) -> tuple[Tensor, Any] | None:
-        """Compute the whole residual branch for a single position, if this mixer has a fast path.
+        """Compute the whole residual branch in one call, if this mixer has a fast path.
 
-        A hook for generation. `ResidualBlock` calls it for sequences (batch, 1, model_width) without gradients, records
-        or ranks, if `norm` and this mixer are plain (`mambacore.layers.plain_modules`) and operators are not traced.
-        The mixer itself checks its submodules and the shapes, dtypes and devices that its fast path supports. Only the
-        `step` of a module's own class is called, as a subclass may compute something else.
+        A hook for generation and inference. `ResidualBlock` calls it without gradients, records or ranks, for sequences
+        (batch, 1, model_width) and, if the mixer `steps_many`, of any length, if `norm` and this mixer are plain
+        (`mambacore.layers.plain_modules`) and operators are not traced. The mixer itself checks its submodules and the
+        shapes, dtypes and devices that its fast path supports. Only the `step` of a module's own class is called, as a
+        subclass may compute something else.
 
         Args:
             norm: the norm before the mixer.
-            sequence: (batch, 1, model_width), before the norm.
+            sequence: (batch, length, model_width), before the norm.
             state: as in `forward`.
 
         Returns:

@@ -13,6 +13,7 @@ from mambacore.layers import step
 from mambacore.layers.mixer import Mixer, register_mixer
 from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.plain_modules import are_plain_linear, is_plain_tensor
+from mambacore.layers.selective_block import run_block
 from mambacore.layers.state_matrices import initial_state_matrix
 from mambacore.parallel import convolution_over_ranks, scan_over_ranks
 
@@ -67,6 +68,7 @@ class SelectiveMixer(Mixer):
     name = "selective"
     supports_context_parallel = True
     begins_with_linear = True
+    steps_many = True
 
     def __init__(
         self,
@@ -161,14 +163,15 @@ class SelectiveMixer(Mixer):
         return self.output_projection(outputs), state
 
     def step(self, norm: RootMeanSquareNorm, sequence: Tensor, state: Any) -> tuple[Tensor, SelectiveState] | None:
-        """Compute one position with the native library or the GPU kernels (see `Mixer.step`)."""
+        """Compute the block with the native library, or one position with the GPU kernels (see `Mixer.step`)."""
         if self.selective != SELECTED or not self._takes(state, sequence):
             return None
         if not are_plain_linear(
             self.input_projection, self.selection_projection, self.step_projection, self.output_projection
         ):
             return None
-        stepped = step.step_block(norm, self, sequence, state)
+        compute = step.step_block if sequence.shape[1] == 1 else run_block
+        stepped = compute(norm, self, sequence, state)
         return None if stepped is None else (stepped[0], SelectiveState(*stepped[1:]))
 
     def _takes(self, state: Any, sequence: Tensor) -> bool:

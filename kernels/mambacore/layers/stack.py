@@ -26,6 +26,10 @@ StackState = tuple[Any, ...]
 PIECE_POSITIONS = 4096
 # A piece of a large batch has at least this many positions: calling the operators costs as much as so many.
 SHORTEST_PIECE = 64
+# Of blocks that are one call each (`Mixer.steps_many`), which keep to the cache by themselves.
+PIECE_POSITIONS_OF_CALLS = 65_536
+# What fewer pieces save does not make up for putting their outputs together.
+FEWEST_PIECES = 3
 
 
 class ResidualBlock(nn.Module):
@@ -89,9 +93,11 @@ class ResidualBlock(nn.Module):
 
     def _may_step(self, sequence: Tensor, sequence_starts: Tensor | None) -> bool:
         """Return whether the mixer's `step` may be used, bypassing its `forward` and that of the norm."""
-        if torch.is_grad_enabled() or sequence.dim() != 3 or sequence.shape[1] != 1 or sequence_starts is not None:
+        if torch.is_grad_enabled() or sequence.dim() != 3 or sequence_starts is not None:
             return False
         mixer = type(self.mixer)
+        if sequence.shape[1] != 1 and not vars(mixer).get("steps_many", False):
+            return False
         return (
             "step" in vars(mixer)
             and is_plain(self.mixer, mixer)
@@ -188,7 +194,7 @@ class ResidualStack(nn.Module):
         outputs: Tensor | None = None
         batch, length, begin = sequence.shape[0], sequence.shape[1], 0
         while begin < length:
-            positions = max(SHORTEST_PIECE, positions_at_once(sequence.device, PIECE_POSITIONS) // batch)
+            positions = max(SHORTEST_PIECE, positions_at_once(sequence.device, self._piece_positions) // batch)
             piece = slice(begin, begin + positions)
             starts = None if sequence_starts is None else sequence_starts[:, piece]
             try:
@@ -213,7 +219,15 @@ class ResidualStack(nn.Module):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or active_ranks() is not None:
             return False
         batch, length = sequence.shape[:2]
-        return length > SHORTEST_PIECE and (batch * length > PIECE_POSITIONS or sequence.device.type != "cpu")
+        if sequence.device.type != "cpu":
+            return length > SHORTEST_PIECE
+        return length > (FEWEST_PIECES - 1) * max(SHORTEST_PIECE, self._piece_positions // max(batch, 1))
+
+    @property
+    def _piece_positions(self) -> int:
+        """Positions of a piece, over the batch, on a CPU."""
+        calls = all(vars(type(block.mixer)).get("steps_many", False) for block in self.blocks)
+        return PIECE_POSITIONS_OF_CALLS if calls else PIECE_POSITIONS
 
     def _walk(
         self, sequence: Tensor, state: StackState | None, sequence_starts: Tensor | None
