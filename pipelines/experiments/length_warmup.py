@@ -17,8 +17,8 @@ from mambapipelines.files import write_whole
 LOSSES_AVERAGED = 100
 STEPS_BETWEEN_STATES = 500
 WARMUP_STEPS, WARMUP_SHARE = 200, 0.05  # of the learning rate: whichever is shorter
-# The loss in nats at which a length counts as learned, and its share of the steps at most.
-LEARNED_LOSS, STAGE_SHARE = 0.1, 0.15
+# The loss in nats at which a length counts as learned, its share of the steps at most, and that of all but the last.
+LEARNED_LOSS, STAGE_SHARE, SHARE_BEFORE_LAST = 0.1, 0.15, 0.75
 LARGEST_GRADIENT_NORM = 1.0
 
 
@@ -61,6 +61,8 @@ def train(
     Raises:
         InputError: the loss is not finite.
     """
+    doublings = max(1, (schedule.last_length // schedule.first_length).bit_length() - 1)
+    stage_steps = min(STAGE_SHARE, SHARE_BEFORE_LAST / doublings) * schedule.steps
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=0.0)
     warmup = max(1, min(WARMUP_STEPS, int(WARMUP_SHARE * schedule.steps)))
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
@@ -98,7 +100,7 @@ def train(
             if whole and mean < schedule.enough:
                 model.eval()
                 return step + 1, length
-        elif (whole and mean < LEARNED_LOSS) or step + 1 - stage_begin >= STAGE_SHARE * schedule.steps:
+        elif (whole and mean < LEARNED_LOSS) or step + 1 - stage_begin >= stage_steps:
             length, stage_begin = 2 * length, step + 1
             losses.clear()
     model.eval()
