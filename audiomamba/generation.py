@@ -36,7 +36,7 @@ from audiomamba.sampling import (
 )
 from mambacore.devices import available_device
 from mambacore.errors import InputError
-from mambacore.layers.step_program import WEIGHT_FORMATS
+from mambacore.layers.step_weights import WEIGHT_FORMATS
 from mambacore.state import map_state, state_tensors
 
 SAMPLES_AT_ONCE: Final = 1024
@@ -54,9 +54,9 @@ class WaveformGenerator:
 
     Args:
         model: on the CPU its selective, S4D and feed-forward layers run as native steps; all else in PyTorch.
-        weights: what native steps keep the weights of linear layers in: `float32`, `bfloat16` or `int8`, which are read
-            faster but are rounded (a scale per output in int8); None for those of the model. Prompts are read with the
-            model's own.
+        weights: what native steps keep the weights of linear layers in: `float32`, `bfloat16`, `int8` (a scale per
+            output; their inputs are rounded to 8 bits too) or `mixed` (int8 below a pooling, else bfloat16), which are
+            read faster; None for those of the model. Prompts are read with the model's own.
 
     Raises:
         InputError: if the format is unknown, or weights are to be rounded for a model without native steps.

@@ -75,9 +75,10 @@ class WaveformSteps:
         places.partial, places.current = program.place(factor * width), program.place(factor * width)
         received, coarse = program.place(width), program.place(coarse_width)
         group: dict[str, Any] = {"period": period, "factor": factor}
-        program.add(FOLD, source=hidden, target=places.partial, width=width, **group)
-        # What the group before this one knew, before it is replaced by what this one knows.
+        # What the group before this one knew, before it is replaced by what this one knows; and before anything is
+        # written to its inputs, for up to here another thread may work on it.
         program.add(UNFOLD, source=places.current, target=received, width=width, **group)
+        program.add(FOLD, source=hidden, target=places.partial, width=width, **group)
         complete = program.add(GROUP, **group)
         program.linear(scale.down_pooling.linear, places.partial, coarse)
         self._scale(scale.deeper, model, depth + 1, period * factor, coarse)

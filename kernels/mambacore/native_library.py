@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 13
+INTERFACE_VERSION = 14
 OK, OUT_OF_MEMORY = 0, 1  # MambacoreStatus
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 # Path of another build of the library, such as one with sanitizers.
@@ -166,6 +166,7 @@ class StepOperation(ctypes.Structure):
             "groups rank angles is_trapezoidal",
         ),
         *_fields(ctypes.c_double, "epsilon inner_epsilon output_epsilon"),
+        ("weight_element", ctypes.c_int64),
         ("weights", ctypes.c_void_p * 13),
     )
 
@@ -178,7 +179,7 @@ class Generation(ctypes.Structure):
         *_fields(ctypes.c_int32, "element threads"),
         *_fields(ctypes.c_double, "temperature top_p"),
         *_fields(ctypes.c_void_p, "operations memory tokens uniforms given drawn log_likelihoods"),
-        *_fields(ctypes.c_int64, "weight_element paired"),
+        *_fields(ctypes.c_int64, "helped paired"),
         ("guidance", ctypes.c_double),
     )
 

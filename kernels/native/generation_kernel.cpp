@@ -6,40 +6,63 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <numeric>
+#include <memory>
 #include <vector>
 
+#include "draw.h"
 #include "dual.h"
 #include "kernels.h"
+#include "panels.h"
+#include "schedule.h"
 
 namespace mambacore {
 namespace MAMBACORE_INSTRUCTION_SET {
 namespace {
 
-template <typename Real, typename Weight> struct Steps {
+template <typename Real> struct Steps {
   using Vector = Lanes<Real>;
   using Operation = MambacoreStepOperation;
-  using Block = Selective<Real, Weight>;
+  using Layer = PanelLayer<Real>;
+  using Block = Selective<Real, Layer>;
   static constexpr int lanes = lane_count<Real>;
   const MambacoreGeneration& work;
 
-  static const Real* numbers(const void* data) { return static_cast<const Real*>(data); }
-  static Linear<Real, Weight> linear(const void* weight, const void* bias, int64_t inputs, int64_t outputs) {
-    return {static_cast<const Weight*>(weight), inputs, outputs, numbers(bias)};
-  }
-  // The second half of a linear layer that has twice as many outputs.
-  static Linear<Real, Weight> second_half(const void* weight, const void* bias, int64_t inputs, int64_t outputs) {
-    return {static_cast<const Weight*>(weight) + outputs * Linear<Real, Weight>::row_stride(inputs), inputs, outputs,
-            bias == nullptr ? nullptr : numbers(bias) + outputs};
-  }
-
+  // Activations within an operation, as large as the largest needs, and the numbers of a draw.
+  struct Sizes {
+    int64_t width = padding, inner = padding, selected = padding;
+    explicit Sizes(const MambacoreGeneration& work) {
+      for (int64_t number = 0; number < work.operation_count; ++number) {
+        const Operation& operation = work.operations[number];
+        width = std::max(width, operation.width);
+        inner = std::max({inner, operation.inner_width, operation.width, operation.outputs});
+        selected = std::max(selected, operation.step_rank + 4 * operation.state_size);
+      }
+    }
+  };
   struct Rooms {
     Room<Real> normalised, inner, gate;
-    std::vector<double> probabilities, guided;
-    std::vector<int64_t> order;
-    std::vector<typename Block::Rooms> selective;  // one for each such operation
+    typename Block::Rooms selective;
+    RoundedInputs rounded;
+    Draw<Real> draw;
+    Rooms(const MambacoreGeneration& work, const Sizes& sizes, int64_t items)
+        : normalised(items, sizes.width), inner(items, sizes.inner), gate(items, sizes.inner),
+          selective(items, sizes.width, sizes.inner, sizes.selected), rounded(items, sizes.inner),
+          draw(work.classes, work.temperature, work.top_p) {}
   };
+
+  static const Real* numbers(const void* data) { return static_cast<const Real*>(data); }
+  static Layer layer(const Operation& operation, int number, int64_t inputs, int64_t outputs, Rooms& rooms) {
+    return {static_cast<const uint8_t*>(operation.weights[number]), operation.weight_element, inputs, outputs,
+            numbers(operation.weights[number + 1]), &rooms.rounded};
+  }
+  // The second of two matrices with as many outputs each, which follows the first.
+  static Layer second(const Layer& first) {
+    Layer found = first;
+    const int64_t outputs = padded(first.outputs);
+    found.weight += outputs / panel * first.stride();
+    if (first.bias != nullptr) found.bias += outputs;
+    return found;
+  }
 
   // ---- parts of blocks ----
 
@@ -51,29 +74,34 @@ template <typename Real, typename Weight> struct Steps {
   // weights: 0 norm, 1 and 2 projection to (inputs, gate), 3 taps (kernel_width, channels), 4 convolution bias,
   // 5 selection, 6 and 7 step size, 8 log2 of the decay and 9 turns per unit of step size, 10 skip, 11 and 12 projection
   // back.
-  static Block block_of(const Operation& operation) {
+  static Block block_of(const Operation& operation, Rooms& rooms) {
     const auto& weights = operation.weights;
     const int64_t model = operation.width, inner = operation.inner_width;
+    const Layer inputs = layer(operation, 1, model, inner, rooms);
     Block block{model, inner, operation.state_size, operation.kernel_width, operation.step_rank, operation.is_complex != 0,
-                operation.epsilon, numbers(weights[0]),
-                linear(weights[1], weights[2], model, inner), second_half(weights[1], weights[2], model, inner),
-                numbers(weights[3]), numbers(weights[4]), {}, linear(weights[6], weights[7], operation.step_rank, inner),
-                numbers(weights[8]), numbers(weights[9]), numbers(weights[10]), linear(weights[11], weights[12], inner, model)};
-    block.selection = linear(weights[5], nullptr, inner, block.selected_width());
+                operation.epsilon, numbers(weights[0]), inputs, second(inputs), numbers(weights[3]), numbers(weights[4]),
+                {}, layer(operation, 6, operation.step_rank, inner, rooms), numbers(weights[8]), numbers(weights[9]),
+                numbers(weights[10]), layer(operation, 11, inner, model, rooms), true};
+    block.selection = layer(operation, 5, inner, block.selected_width(), rooms);
+    block.selection.bias = nullptr;
+    block.step.element = work_element;  // few inputs, which decide how fast states fade: never rounded
     return block;
   }
+  static constexpr int64_t work_element = sizeof(Real) == sizeof(double) ? MAMBACORE_FLOAT64 : MAMBACORE_FLOAT32;
 
-  void selective(const Operation& operation, Real* const* memory, int64_t items, typename Block::Rooms& rooms) const {
-    const Block block = block_of(operation);
-    const int64_t width = block.width(), history = (operation.kernel_width - 1) * width;
+  void selective(const Operation& operation, Real* const* memory, int64_t items, Rooms& rooms) const {
+    const Block block = block_of(operation, rooms);
+    const int64_t width = block.width(), history = (operation.kernel_width - 1) * width, numbers = block.numbers();
     const Real* sequence[items_at_once];
     for (int64_t item = 0; item < items; ++item) sequence[item] = memory[item] + operation.target;
-    block.run(sequence, items, rooms, 1, [&](int64_t item) { return memory[item] + operation.state; },
+    block.run(sequence, items, rooms.selective, 1, [&](int64_t item) { return memory[item] + operation.state; },
               [&](int64_t item, const auto& task) {
-                Real* states = memory[item] + operation.state + history;
-                for (int64_t channel = 0; channel < width; channel += lanes) task(channel, states + channel, width);
+                Real* states = memory[item] + operation.state + history;  // (channels / 16, numbers, 16)
+                for (int64_t channel = 0; channel < width; channel += lanes)
+                  task(channel, states + channel / padding * padding * numbers + channel % padding, padding);
               });
-    for (int64_t item = 0; item < items; ++item) add(memory[item] + operation.target, rooms.normalised[item], operation.width);
+    for (int64_t item = 0; item < items; ++item)
+      add(memory[item] + operation.target, rooms.selective.normalised[item], operation.width);
   }
 
   // weights: 0 norm; 1 to 6 decay, input and output matrix, each a real and an imaginary part; 7 skip; 8 and 9 gated
@@ -111,8 +139,9 @@ template <typename Real, typename Weight> struct Steps {
       }
       gelu(inputs, operation.width);
     }
-    linear(operation.weights[8], operation.weights[9], operation.width, operation.width).all(normalised.of, inner.of, items);
-    second_half(operation.weights[8], operation.weights[9], operation.width, operation.width).all(normalised.of, gate.of, items);
+    const Layer projection = layer(operation, 8, operation.width, operation.width, rooms);
+    projection.all(normalised.of, inner.of, items);
+    second(projection).all(normalised.of, gate.of, items);
     for (int64_t item = 0; item < items; ++item) {
       Real *here = inner.of[item], *open = gate.of[item];
       for (int64_t channel = 0; channel < width; channel += lanes)
@@ -127,9 +156,9 @@ template <typename Real, typename Weight> struct Steps {
     const Pointers<Real> normalised(rooms.normalised, items), inner(rooms.inner, items);
     for (int64_t item = 0; item < items; ++item)
       normalise(memory[item] + operation.target, numbers(weights[0]), operation.width, operation.epsilon, normalised.of[item]);
-    linear(weights[1], weights[2], operation.width, operation.inner_width).all(normalised.of, inner.of, items);
+    layer(operation, 1, operation.width, operation.inner_width, rooms).all(normalised.of, inner.of, items);
     for (int64_t item = 0; item < items; ++item) gelu(inner.of[item], operation.inner_width);
-    linear(weights[3], weights[4], operation.inner_width, operation.width).all(inner.of, normalised.of, items);
+    layer(operation, 3, operation.inner_width, operation.width, rooms).all(inner.of, normalised.of, items);
     for (int64_t item = 0; item < items; ++item) add(memory[item] + operation.target, normalised.of[item], operation.width);
   }
 
@@ -141,12 +170,13 @@ template <typename Real, typename Weight> struct Steps {
     const Pointers<Real> normalised(rooms.normalised, items), projected(rooms.inner, items), outputs(rooms.gate, items);
     for (int64_t item = 0; item < items; ++item)
       normalise(memory[item] + operation.target, numbers(weights[0]), operation.width, operation.epsilon, normalised.of[item]);
-    const void* bias = operation.kind == MAMBACORE_MAMBA2 ? weights[2] : nullptr;
-    linear(weights[1], bias, operation.width, operation.inner_width).all(normalised.of, projected.of, items);
+    Layer come = layer(operation, 1, operation.width, operation.inner_width, rooms);
+    Layer go = layer(operation, back, operation.outputs, operation.width, rooms);
+    if (operation.kind == MAMBACORE_MAMBA3) come.bias = go.bias = nullptr;
+    come.all(normalised.of, projected.of, items);
     for (int64_t item = 0; item < items; ++item)
       between(projected.of[item], memory[item] + operation.state, outputs.of[item]);
-    bias = operation.kind == MAMBACORE_MAMBA2 ? weights[back + 1] : nullptr;
-    linear(weights[back], bias, operation.outputs, operation.width).all(outputs.of, normalised.of, items);
+    go.all(outputs.of, normalised.of, items);
     for (int64_t item = 0; item < items; ++item) add(memory[item] + operation.target, normalised.of[item], operation.width);
   }
   static Dual<Real> heads_of(const Operation& operation, int64_t rank) {
@@ -177,18 +207,47 @@ template <typename Real, typename Weight> struct Steps {
 
   // ---- the program ----
 
-  void run(int64_t position, const int64_t* tokens, Real* const* memory, int64_t items, Rooms& rooms) const {
-    size_t blocks = 0;  // selective ones that came before, run or not
-    for (int64_t number = 0; number < work.operation_count; ++number) {
+  // Sequences that go through the program together: their memories and the tokens that they read. With a schedule, groups
+  // are left to whichever thread comes first.
+  struct Walk {
+    Real* memory[items_at_once];
+    int64_t tokens[items_at_once];
+    int64_t items;
+    const Schedule* schedule;
+    Handover* handover;
+    Rooms* rooms[2];  // of the first thread and of the second
+  };
+
+  void run_group(Walk& walk, int64_t group, int64_t position, bool helper) const {
+    const Schedule::Group& found = walk.schedule->groups()[static_cast<size_t>(group)];
+    run(walk, found.begin, found.end, position, helper);
+  }
+  auto group_runner(Walk& walk) const {
+    return [this, &walk](int64_t group, int64_t position, bool helper) { run_group(walk, group, position, helper); };
+  }
+
+  // Operations from `begin` to `end` at this position.
+  void run(Walk& walk, int64_t begin, int64_t end, int64_t position, bool helper) const {
+    Rooms& rooms = *walk.rooms[helper ? 1 : 0];
+    Real* const* memory = walk.memory;
+    const int64_t items = walk.items;
+    for (int64_t number = begin; number < end; ++number) {
       const Operation& operation = work.operations[number];
       const int64_t phase = operation.factor > 0 ? position / operation.period % operation.factor : 0;
+      if (walk.handover != nullptr) {
+        const uint64_t needed = walk.schedule->needed_by(number);
+        if (needed != 0) walk.handover->need(needed, helper, group_runner(walk));
+      }
       switch (operation.kind) {
         case MAMBACORE_GROUP:
-          if ((position + 1) % (operation.period * operation.factor) == 0) break;
-          for (const int64_t end = number + operation.skip; number < end;)
-            blocks += work.operations[++number].kind == MAMBACORE_SELECTIVE;
+          if ((position + 1) % (operation.period * operation.factor) != 0) {
+            number += operation.skip;
+          } else if (walk.handover != nullptr) {
+            walk.handover->post(walk.schedule->group_at(number), position);
+            number += operation.skip;
+          }
           break;
-        case MAMBACORE_SELECTIVE: selective(operation, memory, items, rooms.selective[blocks++]); break;
+        case MAMBACORE_SELECTIVE: selective(operation, memory, items, rooms); break;
         case MAMBACORE_S4D: s4d(operation, memory, items, rooms); break;
         case MAMBACORE_MAMBA2: mamba2(operation, memory, items, rooms); break;
         case MAMBACORE_MAMBA3: mamba3(operation, memory, items, rooms); break;
@@ -200,11 +259,11 @@ template <typename Real, typename Weight> struct Steps {
             from[item] = memory[item] + operation.source;
             to[item] = memory[item] + operation.target;
           }
-          linear(operation.weights[0], operation.weights[1], operation.width, operation.outputs).all(from, to, items);
+          layer(operation, 0, operation.width, operation.outputs, rooms).all(from, to, items);
           break;
         }
         default:
-          for (int64_t item = 0; item < items; ++item) simple(operation, phase, tokens[item], memory[item]);
+          for (int64_t item = 0; item < items; ++item) simple(operation, phase, walk.tokens[item], memory[item]);
       }
     }
   }
@@ -224,118 +283,89 @@ template <typename Real, typename Weight> struct Steps {
     }
   }
 
-  // ---- the draw ----
-
-  // The first class, in their order, at which the probabilities add up to more than this share of their sum.
-  template <typename Number> int64_t draw(const Number* logits, double uniform, Rooms& rooms) const {
-    const int64_t classes = work.classes;
-    const int64_t likeliest = std::max_element(logits, logits + classes) - logits;
-    if (work.temperature == 0) return likeliest;
-    std::vector<double>& probabilities = rooms.probabilities;
-    for (int64_t number = 0; number < classes; ++number)
-      probabilities[number] = std::exp((double(logits[number]) - double(logits[likeliest])) / work.temperature);
-    if (work.top_p < 1) {  // only the fewest classes that make up this share
-      std::vector<int64_t>& order = rooms.order;
-      std::iota(order.begin(), order.end(), int64_t(0));
-      std::stable_sort(order.begin(), order.end(), [&](int64_t one, int64_t other) { return probabilities[one] > probabilities[other]; });
-      const double limit = work.top_p * std::accumulate(probabilities.begin(), probabilities.end(), 0.0);
-      double before = 0;
-      for (int64_t number : order) {
-        const double probability = probabilities[number];
-        if (before >= limit) probabilities[number] = 0;
-        before += probability;
-      }
-    }
-    const double wanted = uniform * std::accumulate(probabilities.begin(), probabilities.end(), 0.0);
-    double sum = 0;
-    int64_t last = likeliest;
-    for (int64_t number = 0; number < classes; ++number) {
-      if (probabilities[number] == 0) continue;
-      sum += probabilities[number];
-      last = number;
-      if (sum > wanted) break;
-    }
-    return last;
-  }
-
-  double log_likelihood(const Real* logits, int64_t token) const {
-    const double largest = double(*std::max_element(logits, logits + work.classes));
-    double sum = 0;
-    for (int64_t number = 0; number < work.classes; ++number) sum += std::exp(double(logits[number]) - largest);
-    return double(logits[token]) - largest - std::log(sum);
-  }
-
-  // Classifier-free guidance: from the logits of the sequence without labels towards, and past, those of the one with them.
-  const double* guided(const Real* labelled, const Real* unlabelled, Rooms& rooms) const {
-    for (int64_t number = 0; number < work.classes; ++number) {
-      const double without = double(unlabelled[number]);
-      rooms.guided[number] = without + work.guidance * (double(labelled[number]) - without);
-    }
-    return rooms.guided.data();
-  }
+  // ---- the steps ----
 
   // Sequences that draw a token: of a pair, which follows one drawn token, the first.
   int64_t drawing() const { return work.paired != 0 ? work.batch / 2 : work.batch; }
 
   // All steps of sequences `first` to `first + items - 1`, and of their partners.
-  void walk(int64_t first, int64_t items, Rooms& rooms) const {
+  void walk_through(int64_t first, int64_t items, Walk& walk) const {
     const int64_t partners = work.paired != 0 ? items : 0;
-    Real* memory[items_at_once];
-    int64_t tokens[items_at_once];
+    Draw<Real>& draw = walk.rooms[0]->draw;
     const auto row = [&](int64_t item) { return first + item + (item < items ? 0 : drawing() - items); };
-    for (int64_t item = 0; item < items + partners; ++item) {
-      memory[item] = static_cast<Real*>(work.memory) + row(item) * work.memory_size;
-      tokens[item] = work.tokens[row(item)];
+    walk.items = items + partners;
+    for (int64_t item = 0; item < walk.items; ++item) {
+      walk.memory[item] = static_cast<Real*>(work.memory) + row(item) * work.memory_size;
+      walk.tokens[item] = work.tokens[row(item)];
     }
     for (int64_t step = 0; step < work.count; ++step) {
-      run(work.position + step, tokens, memory, items + partners, rooms);
+      run(walk, 0, work.operation_count, work.position + step, false);
+      if (walk.handover != nullptr) walk.handover->need(walk.schedule->needed_by_draw(), false, group_runner(walk));
       for (int64_t item = 0; item < items; ++item) {
         const int64_t here = (first + item) * work.count + step;
-        const Real* logits = memory[item] + work.logits;
-        int64_t& token = tokens[item];
+        const Real* logits = walk.memory[item] + work.logits;
+        int64_t& token = walk.tokens[item];
         if (work.given != nullptr) token = work.given[here];
-        else if (partners == 0) token = draw(logits, work.uniforms[here], rooms);
-        else token = draw(guided(logits, memory[items + item] + work.logits, rooms), work.uniforms[here], rooms);
+        else if (partners == 0) token = draw(logits, work.uniforms[here]);
+        else token = draw(draw.guided(logits, walk.memory[items + item] + work.logits, work.guidance), work.uniforms[here]);
         work.drawn[here] = token;
-        work.log_likelihoods[here] = log_likelihood(logits, token);
-        if (partners != 0) tokens[items + item] = token;
+        work.log_likelihoods[here] = draw.log_likelihood(logits, token);
+        if (partners != 0) walk.tokens[items + item] = token;
       }
     }
-    for (int64_t item = 0; item < items + partners; ++item) work.tokens[row(item)] = tokens[item];
+    if (walk.handover != nullptr) walk.handover->need_all(group_runner(walk));
+    for (int64_t item = 0; item < walk.items; ++item) work.tokens[row(item)] = walk.tokens[item];
   }
 
   void all() const {
-    int64_t widest = padding, inner = padding;
-    for (int64_t number = 0; number < work.operation_count; ++number) {
-      widest = std::max(widest, work.operations[number].width);
-      inner = std::max({inner, work.operations[number].inner_width, work.operations[number].width});
-    }
+    const Sizes sizes(work);
     // Sequences that fill the threads come before sequences that share weights; a pair stays together.
     const int64_t count = drawing(), each = work.paired != 0 ? 2 : 1;
-    const int64_t threads = std::max<int64_t>(1, std::min<int64_t>(work.threads, count));
-    const int64_t together = std::min(items_at_once / each, (count + threads - 1) / threads);
-    const int64_t tasks = count == 0 ? 0 : (count + together - 1) / together;
-    parallel_for(tasks, threads, [&](int64_t task) {
-      const auto classes = static_cast<size_t>(work.classes);
-      const int64_t rows = together * each;
-      Rooms rooms{Room<Real>(rows, widest),     Room<Real>(rows, inner),       Room<Real>(rows, inner),
-                  std::vector<double>(classes), std::vector<double>(classes), std::vector<int64_t>(classes), {}};
-      for (int64_t number = 0; number < work.operation_count; ++number) {
-        if (work.operations[number].kind == MAMBACORE_SELECTIVE)
-          rooms.selective.emplace_back(block_of(work.operations[number]), rows);
-      }
-      walk(task * together, std::min(together, count - task * together), rooms);
+    const int64_t threads = std::max<int64_t>(1, work.threads), walkers = std::max<int64_t>(1, std::min(threads, count));
+    const int64_t together = std::max<int64_t>(1, std::min(walk_together / each, (count + walkers - 1) / walkers));
+    const int64_t tasks = (count + together - 1) / together, rows = together * each;
+    const Schedule schedule(work.operations, work.operation_count, work.logits, work.classes);
+    // Threads that are left over help with groups.
+    const bool helped = work.helped != 0 && threads >= 2 * tasks && !schedule.groups().empty();
+    if (!helped) {
+      parallel_for(tasks, walkers, [&](int64_t task) {
+        Rooms rooms(work, sizes, rows);
+        Walk walk{{}, {}, 0, nullptr, nullptr, {&rooms, nullptr}};
+        walk_through(task * together, std::min(together, count - task * together), walk);
+      });
+      return;
+    }
+    struct Shared {
+      Rooms first, second;
+      Handover handover;
+      Walk walk;
+    };
+    std::vector<std::unique_ptr<Shared>> shared;
+    for (int64_t task = 0; task < tasks; ++task) {
+      shared.emplace_back(new Shared{Rooms(work, sizes, rows), Rooms(work, sizes, rows), Handover(schedule), {}});
+      Shared& one = *shared.back();
+      one.walk = {{}, {}, 0, &schedule, &one.handover, {&one.first, &one.second}};
+    }
+    parallel_for(2 * tasks, 2 * tasks, [&](int64_t index) {
+      const int64_t task = index / 2;
+      Shared& one = *shared[static_cast<size_t>(task)];
+      if (index % 2 == 1) return one.handover.help(group_runner(one.walk));
+      struct Closing {
+        Handover& handover;
+        ~Closing() { handover.close(); }
+      } closing{one.handover};
+      walk_through(task * together, std::min(together, count - task * together), one.walk);
     });
   }
+  // Enough to share what is read of the weights, few enough for their states to stay in a cache.
+  static constexpr int64_t walk_together = 16;
 };
 
 }  // namespace
 
 void generate(const MambacoreGeneration& generation) {
-  if (generation.element == MAMBACORE_FLOAT64) Steps<double, double>{generation}.all();
-  else if (generation.weight_element == MAMBACORE_BFLOAT16) Steps<float, BFloat16>{generation}.all();
-  else if (generation.weight_element == MAMBACORE_INT8) Steps<float, Int8>{generation}.all();
-  else Steps<float, float>{generation}.all();
+  if (generation.element == MAMBACORE_FLOAT64) Steps<double>{generation}.all();
+  else Steps<float>{generation}.all();
 }
 
 }  // namespace MAMBACORE_INSTRUCTION_SET

@@ -153,9 +153,11 @@ enum MambacoreOperationKind : int32_t {
 };
 
 // phase = (position / period) modulo factor; a group is complete when position + 1 is a multiple of period * factor.
-// Weights of linear layers are (outputs, inputs) of the weight type, and their biases are in the compute type. Other numbers
-// per channel are padded with zeros to a multiple of 16 channels, and numbers per state lie as (states, channels): neighbouring
-// channels in neighbouring lanes. Which weight is which, kind by kind, stands in generation_kernel.cpp.
+// Weights of linear layers are of the weight type and in panels (panels.h), those from a selective layer's step rank always of
+// the compute type; their biases are of the compute type. All numbers per channel are padded with zeros to a multiple of 16 channels,
+// in each half of a projection. Numbers per state lie as (channels / 16, states, 16) in selective layers and as (states,
+// channels) in others: neighbouring channels in neighbouring lanes. Which weight is which, kind by kind, stands in
+// generation_kernel.cpp.
 struct MambacoreStepOperation {
   int32_t kind, is_complex;
   int64_t source, target, state;  // offsets into the sequence's memory
@@ -163,6 +165,7 @@ struct MambacoreStepOperation {
   int64_t period, factor, skip;
   int64_t heads, groups, rank, angles, is_trapezoidal;  // of Mamba-2 and Mamba-3, with outputs inner channels
   double epsilon, inner_epsilon, output_epsilon;        // of the norm before the mixer and of those within it
+  int64_t weight_element;   // of linear layers: the compute type, or bfloat16 or int8 beside float32
   const void* weights[13];  // those that a kind does not need, and biases that are not there, are null
 };
 
@@ -178,9 +181,7 @@ struct MambacoreGeneration {
   const int64_t* given;     // (batch, count): tokens to take instead of drawing them; may be null
   int64_t* drawn;           // (batch, count)
   double* log_likelihoods;  // (batch, count): of what was drawn, by the logits as they are
-  // Of linear layers: that of `element`, or bfloat16 or int8 beside float32. A row of int8 weights is its numbers, filled up
-  // to a multiple of four, and then the float32 that they are multiples of.
-  int64_t weight_element;
+  int64_t helped;  // not 0: threads beyond the sequences run groups of the program beside its other operations
   // Pairs: sequence `n` of the first half of the batch and sequence `n` of the second follow one token, drawn from
   // second + guidance (first - second) of their logits. Then uniforms, given, drawn and log_likelihoods (by the first's
   // logits) have half as many rows as the batch, which is even.

@@ -109,22 +109,6 @@ template <typename Real> inline Lanes<Real> load(const BFloat16* from, int count
   for (int lane = 0; lane < count; ++lane) lanes[lane] = widen(from[lane]);
   return lanes;
 }
-// A weight of a linear layer: a multiple of its row's scale.
-struct Int8 {
-  int8_t value;
-};
-template <typename Real> inline Lanes<Real> load(const Int8* from, int count) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(Real) == sizeof(float)) {
-    const __m128i bytes = count == 16 ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))
-                                      : _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1), from);
-    return reinterpret_cast<Lanes<Real>>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
-  }
-#endif
-  Lanes<Real> lanes = Lanes<Real>{};
-  for (int lane = 0; lane < count; ++lane) lanes[lane] = static_cast<Real>(from[lane].value);
-  return lanes;
-}
 template <typename Real> inline void store(Real* to, Lanes<Real> lanes, int count) {
   if (count == lane_count<Real>) {
     std::memcpy(to, &lanes, sizeof lanes);

@@ -121,29 +121,21 @@ void transpose_matrix(const Real* from, int64_t from_stride, int64_t rows, int64
   }
 }
 
-// A linear layer as it is kept, (outputs, inputs), with weights in float32, float64, bfloat16 or int8; biases may be null.
+// A linear layer as modules keep it, (outputs, inputs); biases may be null. Programs of steps have layouts of their own
+// (panels.h).
 template <typename Real, typename Weight> struct Linear {
   using Vector = Lanes<Real>;
   static constexpr int lanes = lane_count<Real>;
-  static constexpr bool has_scales = std::is_same_v<Weight, Int8>;
   const Weight* weight;
   int64_t inputs, outputs;
   const Real* bias;
-
-  // Weights from one row to the next. Int8 rows end with their scale, which lies at a multiple of four bytes.
-  static constexpr int64_t row_stride(int64_t inputs) { return has_scales ? (inputs + 3) / 4 * 4 + 4 : inputs; }
-  Real scale(int64_t row) const {
-    float factor;
-    std::memcpy(&factor, weight + (row + 1) * row_stride(inputs) - 4, sizeof factor);
-    return Real(factor);
-  }
 
   // Some outputs: those from `row` on of `Items` sequences, as many as make `lanes` numbers.
   template <int Items>
   void tile(int64_t row, int64_t end, const Real* const* from, Real* const* to) const {
     constexpr int rows = lanes / Items;
     const Weight* weights[rows];  // past the end, the last row again, whose sums are not used
-    for (int number = 0; number < rows; ++number) weights[number] = weight + std::min(row + number, end - 1) * row_stride(inputs);
+    for (int number = 0; number < rows; ++number) weights[number] = weight + std::min(row + number, end - 1) * inputs;
     Vector sums[lanes] = {};
     const auto add = [&](int64_t input, int count) {
       Vector values[Items];
@@ -160,11 +152,7 @@ template <typename Real, typename Weight> struct Linear {
     const int count = static_cast<int>(std::min<int64_t>(rows, end - row));
     for (int number = 0; number < count; ++number) {
       const Real offset = bias != nullptr ? bias[row + number] : Real(0);
-      const Real factor = has_scales ? scale(row + number) : Real(1);
-      for (int item = 0; item < Items; ++item) {
-        const Real sum = total[number * Items + item];
-        to[item][row + number] = (has_scales ? sum * factor : sum) + offset;
-      }
+      for (int item = 0; item < Items; ++item) to[item][row + number] = total[number * Items + item] + offset;
     }
   }
 

@@ -57,7 +57,7 @@ template <typename Real> struct Pointers {
 };
 
 // The sizes and weights of a block. Those per channel are padded with zeros to a multiple of 16 channels.
-template <typename Real, typename Weight> struct Selective {
+template <typename Real, typename Layer> struct Selective {
   using Vector = Lanes<Real>;
   static constexpr int lanes = lane_count<Real>;
   static_assert(padding % lanes == 0, "padded widths are whole vectors");
@@ -66,12 +66,13 @@ template <typename Real, typename Weight> struct Selective {
   bool is_complex;
   double epsilon;
   const Real* norm_weight;
-  Linear<Real, Weight> inputs, gate;           // the two halves of the projection that comes in
+  Layer inputs, gate;                          // the two halves of the projection that comes in
   const Real *taps, *convolution_bias;         // (kernel_width, channels); (channels,) or null
-  Linear<Real, Weight> selection, step;
+  Layer selection, step;
   const Real *rates, *turns;                   // log2 of the decay, and turns, per unit of step size: (states, channels)
   const Real* skip_weight;                     // (channels,)
-  Linear<Real, Weight> output;
+  Layer output;
+  bool by_panel;  // rates and turns are (channels / 16, states, 16)
 
   int64_t width() const { return padded(inner_width); }
   int64_t numbers() const { return state_size * (is_complex ? 2 : 1); }
@@ -79,9 +80,9 @@ template <typename Real, typename Weight> struct Selective {
 
   struct Rooms {
     Room<Real> normalised, inputs, gate, selected, step_size;
-    Rooms(const Selective& block, int64_t items)
-        : normalised(items, block.model_width), inputs(items, block.inner_width), gate(items, block.inner_width),
-          selected(items, block.selected_width()), step_size(items, block.inner_width) {}
+    Rooms(int64_t items, int64_t model_width, int64_t inner_width, int64_t selected_width)
+        : normalised(items, model_width), inputs(items, inner_width), gate(items, inner_width),
+          selected(items, selected_width), step_size(items, inner_width) {}
   };
 
   // The convolution at this position, in place, and its history (kernel_width - 1, channels), oldest first.
@@ -106,9 +107,11 @@ template <typename Real, typename Weight> struct Selective {
   Vector advance(int64_t channel, Vector size, Vector present, const Real* into, const Real* out_of, Real* states,
                  int64_t stride) const {
     const Vector drive = size * present;
+    const int64_t first = by_panel ? channel / padding * padding * state_size + channel % padding : channel;
+    const int64_t apart = by_panel ? padding : width();
     Vector sum = Vector{};
     for (int64_t state = 0; state < state_size; ++state) {
-      const int64_t place = state * width() + channel;
+      const int64_t place = first + state * apart;
       const Vector magnitude = exp2_lanes(size * whole(rates + place));
       if (!is_complex) {
         Real* held = states + state * stride;

@@ -22,7 +22,7 @@ template <typename Element> struct Step {
   const Element* elements(const void* data) const { return static_cast<const Element*>(data); }
 
   void run() const {
-    using Weights = Selective<Real, Element>;
+    using Weights = Selective<Real, Linear<Real, Element>>;
     const int64_t inner = step.inner_width, width = padded(inner), model = step.model_width;
     const bool is_complex = step.frequency != nullptr;
     Widened<Real, Element> norm_weight(step.norm_weight, model), input_bias(step.input_bias, 2 * inner),
@@ -35,7 +35,7 @@ template <typename Element> struct Step {
                                  [](Vector value) { return value * Real(0.15915494309189533577); });
     Weights block{model, inner, step.state_size, step.kernel_width, step.step_rank, is_complex, step.epsilon,
                   norm_weight.data(), {}, {}, taps.data(), convolution_bias.data(), {}, {}, rates.data(), turns.data(),
-                  skip_weight.data(), {}};
+                  skip_weight.data(), {}, false};
     const Element* come = elements(step.input_weight);
     block.inputs = {come, model, inner, input_bias.data()};
     block.gate = {come + inner * model, model, inner, step.input_bias == nullptr ? nullptr : input_bias.data() + inner};
@@ -49,7 +49,7 @@ template <typename Element> struct Step {
   template <typename Weights> void run(const Weights& block, int64_t width, int64_t first, int64_t items) const {
     const int64_t inner = step.inner_width, model = step.model_width, past = step.kernel_width - 1;
     const int64_t numbers = block.numbers();
-    typename Weights::Rooms rooms(block, items);
+    typename Weights::Rooms rooms(items, model, inner, block.selected_width());
     Room<Real> sequences(items, model), histories(items, past * width);
     const Pointers<Real> sequence(sequences, items);
     for (int64_t item = 0; item < items; ++item) {

@@ -4,12 +4,15 @@ import copy
 import math
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 import audiomamba
 from audiomamba import generation
+from audiomamba.data.clock import Clock
+from audiomamba.data.labels import LabelSet
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.data.waveforms import Waveform
 from audiomamba.generation import WaveformGenerator
@@ -19,9 +22,10 @@ from audiomamba.models.step_program import WaveformSteps, steps_library
 from audiomamba.sampling import sample_classes
 from mambacore import use_backend
 from mambacore.errors import InputError
-from mambacore.layers.step_program import WEIGHT_FORMATS, int8_rows, rounded_weight
+from mambacore.layers import step_program
+from mambacore.layers.step_weights import WEIGHT_FORMATS, rounded_weight, weight_dtype
 from mambacore.native_library import native_library
-from tolerances import PIECES_FLOAT32, PIECES_FLOAT64, relative_error
+from tolerances import PIECES_FLOAT32, PIECES_FLOAT64, ROUNDED_INPUTS, relative_error
 
 native = pytest.mark.skipif(native_library() is None, reason="installed without the native library")
 
@@ -93,9 +97,10 @@ def rounded(model, weight_format):
     """A copy of the model with the weights of its linear layers rounded as a program rounds them."""
     other = copy.deepcopy(model)
     with torch.no_grad():
-        for module in other.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.weight.copy_(rounded_weight(module.weight, weight_format))
+        for name, module in other.named_modules():
+            if isinstance(module, torch.nn.Linear) and "step_projection" not in name:
+                dtype = weight_dtype(weight_format, in_group="deeper" in name or "pooling" in name)
+                module.weight.copy_(rounded_weight(module.weight, dtype))
     return other
 
 
@@ -103,6 +108,7 @@ def rounded(model, weight_format):
 @FORMATS
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_rounded_weights_are_those_of_a_model_that_has_them(name, weight_format):
+    """But for the inputs of layers, which are rounded as well: `test_step_weights.py` checks these layer by layer."""
     model, tokens = model_of(name), classes(97)
     other = rounded(model, weight_format)
     with torch.no_grad():
@@ -111,7 +117,7 @@ def test_rounded_weights_are_those_of_a_model_that_has_them(name, weight_format)
     expected = torch.log_softmax(logits.double(), -1)[:, :-1].gather(2, tokens[:, 1:].unsqueeze(2)).squeeze(2)
     steps = WaveformSteps(model, steps_library(model), weight_format)
     _, found = steps.run(steps.memory(2), tokens[:, 0].clone(), 0, given=tokens[:, 1:])
-    assert relative_error(found, expected) < PIECES_FLOAT32
+    assert relative_error(found, expected) < (PIECES_FLOAT32 if weight_format == "float32" else ROUNDED_INPUTS)
     assert (weight_format == "float32") == torch.equal(logits, whole)
 
 
@@ -126,17 +132,89 @@ def test_rounded_clips_depend_on_seed_and_number_alone(weight_format):
         assert torch.equal(alone.log_likelihoods[0], many.log_likelihoods[number])
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 4), (5, 17), (16, 33)])
-def test_int8_rows_keep_each_row_to_within_half_a_step(shape):
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, shape[0])[:, None]
-    weight[-1] = 0  # a row without a largest number
-    step = weight.abs().amax(1, keepdim=True) / 127
-    assert ((rounded_weight(weight, "int8") - weight).abs() <= step * 0.5001).all()
-    assert int8_rows(weight).shape == (shape[0], -(-shape[1] // 4) * 4 + 4)
+@contextmanager
+def threads(count, monkeypatch):
+    """So many threads, on a machine that has them or not."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(step_program, "processors", lambda: count)
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+LABELS = (LabelSet("digit", ("0", "1", "2")),)
+SHARED = {
+    "plain": (model_of, {}),
+    "likeliest": (model_of, {"temperature": 0.8, "top_p": 0.9}),
+    "labels, clock and guidance": (
+        lambda name: conditional(name),
+        {"labels": {"digit": "each"}, "guidance": 1.7, "clock": 0.11},
+    ),
+}
+
+
+def conditional(name):
+    stages, pooling, unet = CONFIGURATIONS[name]
+    torch.manual_seed(0)
+    model = WaveformModel(
+        WaveformModelConfig(
+            stages, 8, pooling, blocks_on_the_way_down=unet, quantiser=Quantiser(sample_rate_hz=RATE),
+            label_sets=LABELS, clock=Clock(8),
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        model.head.weight.mul_(8)
+        for embedding in (model.label_embedding, model.clock_embedding):
+            for parameter in embedding.parameters():
+                parameter.normal_()
+    return model.eval()
+
+
+@native
+@pytest.mark.parametrize("weight_format", [None, "mixed"])
+@pytest.mark.parametrize(("make", "options"), SHARED.values(), ids=SHARED.keys())
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_clip_is_the_same_by_one_thread_by_two_and_in_a_batch(name, make, options, weight_format, monkeypatch):
+    """Two threads share the steps of one clip where it has poolings; four share two clips."""
+    generator = WaveformGenerator(make(name), weight_format)
+    with threads(1, monkeypatch):
+        expected = generator.generate(3, 0.3, seed=5, **options)
+    assert expected.classes.unique().numel() > 20
+    for count, first, clips in ((2, 0, 1), (2, 2, 1), (3, 0, 3), (4, 1, 2), (1, 1, 1)):
+        with threads(count, monkeypatch):
+            found = generator.generate(clips, 0.3, seed=5, first_clip=first, **options)
+        assert torch.equal(found.classes, expected.classes[first : first + clips])
+        assert torch.equal(found.log_likelihoods, expected.log_likelihoods[first : first + clips])
+
+
+@native
+def test_a_stream_is_the_same_by_one_thread_and_by_two(monkeypatch):
+    """Each piece is a call of its own, which leaves no group to the next one."""
+    generator = WaveformGenerator(model_of("two unlike poolings"))
+    with threads(1, monkeypatch):
+        expected = torch.cat(list(generator.stream(0.3, seed=5)))
+    with threads(2, monkeypatch):
+        found = torch.cat(list(generator.stream(0.3, seed=5)))
+    assert torch.equal(found, expected)
+
+
+@native
+def test_a_single_processor_is_not_shared_by_two_threads(monkeypatch):
+    helped = []
+    run = step_program.Library.generate
+    monkeypatch.setattr(
+        step_program.Library, "generate", lambda self, work: (helped.append(work.helped), run(self, work))[1]
+    )
+    for count in (1, 2):
+        with threads(count, monkeypatch):
+            WaveformGenerator(model_of("two unlike poolings")).generate(1, 0.01)
+    assert helped == [0, 1]
 
 
 def test_formats_that_make_no_sense_are_refused():
-    with pytest.raises(InputError, match="the weights 'int4' are unknown; use float32, bfloat16, int8"):
+    with pytest.raises(InputError, match="the weights 'int4' are unknown; use float32, bfloat16, int8, mixed"):
         WaveformGenerator(model_of("no pooling"), "int4")
     with use_backend("torch"), pytest.raises(InputError, match="for native steps, which this model has not"):
         WaveformGenerator(model_of("no pooling"), "int8")

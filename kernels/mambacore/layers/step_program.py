@@ -8,6 +8,7 @@ that is trained on needs another program.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -29,48 +30,24 @@ from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.s4d import S4DMixer, S4DState
 from mambacore.layers.selective import SELECTED, SelectiveMixer, SelectiveState, as_complex
 from mambacore.layers.stack import ResidualBlock
-from mambacore.layers.step_layout import channels_last, padded
+from mambacore.layers.step_layout import PADDING, channels_last, padded
+from mambacore.layers.step_weights import WEIGHT_FORMATS, in_parts, panels, weight_dtype
 from mambacore.native_library import Generation, Library, StepOperation
 
 EMBED, NORM, LINEAR, COPY, ADD, SELECTIVE, S4D, FEED_FORWARD, FOLD, UNFOLD, GROUP, MAMBA2, MAMBA3 = range(13)
-# Which weights of an operation are those of linear layers, by their number; the others are numbers per channel.
+# Which weights of an operation are those of linear layers, by their number, and of how many parts each is; the others
+# are numbers per channel. Biases of several parts are padded like them.
 MATRICES: Final = {
-    LINEAR: (0,), SELECTIVE: (1, 5, 6, 11), S4D: (8,), FEED_FORWARD: (1, 3), MAMBA2: (1, 10), MAMBA3: (1, 11),
+    LINEAR: {0: 1}, SELECTIVE: {1: 2, 5: 1, 6: 1, 11: 1}, S4D: {8: 2}, FEED_FORWARD: {1: 1, 3: 1},
+    MAMBA2: {1: 1, 10: 1}, MAMBA3: {1: 1, 11: 1},
 }  # fmt: skip
+BIASES_OF_PARTS: Final = {SELECTIVE: {2: 2}, S4D: {9: 2}}
+# From a selective layer's step rank to its channels: few inputs, which decide how fast states fade, so never rounded.
+NEVER_ROUNDED: Final = {SELECTIVE: (6,)}
 BlockState = SelectiveState | S4DState | DualState
 STEP_DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16)
-WEIGHT_FORMATS: Final = ("float32", "bfloat16", "int8")
-"""What a program may keep the weights of linear layers in, instead of the model's dtype."""
 
 _INT8_ELEMENT: Final = 3  # MAMBACORE_INT8
-_LARGEST_INT8: Final = 127
-_SCALE_BYTES: Final = 4
-
-
-def int8_rows(weight: Tensor) -> Tensor:
-    """A matrix (outputs, inputs) as the kernel reads it in int8: rows of bytes, each with its scale at the end.
-
-    Each row is rounded to multiples of a 127th of its largest magnitude. Its bytes are filled up with zeros to a
-    multiple of four, then follow the four bytes of the float32 scale.
-    """
-    largest = weight.detach().float().abs().amax(1, keepdim=True)
-    scale = torch.where(largest > 0, largest / _LARGEST_INT8, torch.ones_like(largest))
-    numbers = (weight.detach().float() / scale).round().to(torch.int8)
-    filled = -(-weight.shape[1] // _SCALE_BYTES) * _SCALE_BYTES
-    rows = torch.zeros(weight.shape[0], filled + _SCALE_BYTES, dtype=torch.int8)
-    rows[:, : weight.shape[1]] = numbers
-    rows[:, filled:] = scale.view(torch.int8)
-    return rows
-
-
-def rounded_weight(weight: Tensor, weight_format: str) -> Tensor:
-    """What a matrix becomes in one of `WEIGHT_FORMATS`, as float32."""
-    if weight_format == "bfloat16":
-        return weight.detach().bfloat16().float()
-    if weight_format == "int8":
-        rows = int8_rows(weight)
-        return rows[:, : weight.shape[1]] * rows[:, -_SCALE_BYTES:].contiguous().view(torch.float32)
-    return weight.detach().float()
 
 
 def can_step(block: nn.Module) -> bool:
@@ -91,7 +68,8 @@ class StepProgram:
     Args:
         dtype: of the model: float32, float64 or bfloat16. Weights of linear layers are kept in it; everything else, the
             memory included, is in float32, or float64 for float64.
-        weight_format: one of `WEIGHT_FORMATS`, to round the weights of linear layers to; None keeps them as they are.
+        weight_format: one of `mambacore.layers.step_weights.WEIGHT_FORMATS`, to round the weights of linear layers to;
+            None keeps them as they are.
 
     Attributes:
         memory_size: numbers in the memory of a sequence, so far.
@@ -101,20 +79,25 @@ class StepProgram:
     """
 
     def __init__(self, dtype: torch.dtype, weight_format: str | None = None) -> None:
-        self.dtype, self.weight_dtype = compute_dtype(dtype), dtype
+        self.dtype, self._model_dtype = compute_dtype(dtype), dtype
         self.weight_format = weight_format
         if weight_format is not None:
             if weight_format not in WEIGHT_FORMATS:
                 raise ValueError(f"weight_format is {weight_format!r}; use one of {', '.join(WEIGHT_FORMATS)}")
             if self.dtype != torch.float32:
                 raise ValueError(f"weights in {weight_format} are for models in float32 or bfloat16, not {dtype}")
-            self.weight_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[
-                weight_format
-            ]
         self.memory_size = 0
         self._operations: list[StepOperation] = []
         self._kept: list[Tensor] = []  # what the operations point at
         self._tokens = 0  # how many tokens every embedding knows
+        self._open_groups = 0
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """What the weights of linear layers that are added now are kept in."""
+        if self.weight_format is None:
+            return self._model_dtype
+        return weight_dtype(self.weight_format, in_group=self._open_groups > 0)
 
     def place(self, width: int) -> int:
         """Room for so many numbers, which start as zeros."""
@@ -124,33 +107,40 @@ class StepProgram:
 
     def add(self, kind: int, weights: Sequence[Tensor | None] = (), **values: float) -> int:
         """One more operation; returns its number."""
-        operation = StepOperation(kind=kind, **values)
+        element = _INT8_ELEMENT if self.weight_dtype == torch.int8 else ELEMENT_TYPES[self.weight_dtype]
+        operation = StepOperation(kind=kind, weight_element=element, **values)
         if kind == EMBED:
             assert weights[0] is not None  # an embedding is its weight
             self._tokens = min(self._tokens or len(weights[0]), len(weights[0]))
+        if kind == GROUP:
+            self._open_groups += 1
         for number, weight in enumerate(weights):
             if weight is not None:
-                kept = self._laid_out(weight, is_matrix=number in MATRICES.get(kind, ()))
+                kept = self._laid_out(kind, number, weight)
                 self._kept.append(kept)
                 operation.weights[number] = kept.data_ptr()
         self._operations.append(operation)
         return len(self._operations) - 1
 
-    def _laid_out(self, weight: Tensor, is_matrix: bool) -> Tensor:
+    def _laid_out(self, kind: int, number: int, weight: Tensor) -> Tensor:
         """A copy as the kernel reads it, also of what is so already: training goes on in place."""
-        if is_matrix and self.weight_dtype == torch.int8:
-            return int8_rows(weight)
-        dtype = self.weight_dtype if is_matrix else self.dtype
-        if is_matrix and self.weight_format is None and torch.promote_types(weight.dtype, dtype) != dtype:
+        parts = MATRICES.get(kind, {}).get(number)
+        if parts is None:
+            kept = weight.detach().to(self.dtype, memory_format=torch.contiguous_format, copy=True)
+            parts = BIASES_OF_PARTS.get(kind, {}).get(number, 1)
+            return in_parts(kept, parts) if kept.dim() == 1 else kept
+        dtype = self.dtype if number in NEVER_ROUNDED.get(kind, ()) else self.weight_dtype
+        if self.weight_format is None and torch.promote_types(weight.dtype, dtype) != dtype:
             raise ValueError(
                 f"a program of {self.weight_dtype} would round a weight of {weight.dtype}; make it of the finest dtype "
                 "in the model"
             )
-        return weight.detach().to(dtype, memory_format=torch.contiguous_format, copy=True)
+        return panels(weight, dtype, parts)
 
     def end_group(self, group: int) -> None:
         """The operations from after a GROUP up to here are those that it may leave out."""
         self._operations[group].skip = len(self._operations) - 1 - group
+        self._open_groups -= 1
 
     @torch.no_grad()
     def linear(self, layer: nn.Linear, source: int, target: int) -> None:
@@ -203,8 +193,8 @@ class StepProgram:
             mixer.selection_projection.weight,
             mixer.step_projection.weight,
             mixer.step_bias,
-            channels_last(state_matrix.real / torch.log(torch.tensor(2.0, dtype=torch.float64))),
-            channels_last(turns) if mixer.complex_state else None,
+            _by_panel(channels_last(state_matrix.real / torch.log(torch.tensor(2.0, dtype=torch.float64)))),
+            _by_panel(channels_last(turns)) if mixer.complex_state else None,
             channels_last(mixer.skip_weight),
             go.weight,
             go.bias,
@@ -255,7 +245,7 @@ class StepProgram:
         else:
             numbers = [_states_first(state.scan)]
             if isinstance(state, SelectiveState):
-                numbers.insert(0, channels_last(state.convolution.movedim(-1, 0)))
+                numbers = [channels_last(state.convolution.movedim(-1, 0)), _by_panel(numbers[0])]
             row = torch.cat([part.flatten(1) for part in numbers], dim=1)
         memory[:, place : place + row.shape[1]] = row
 
@@ -268,7 +258,10 @@ class StepProgram:
         numbers = states * (2 if mixer.complex_state else 1)
         history = mixer.convolution_weight.shape[1] - 1 if isinstance(mixer, SelectiveMixer) else 0
         rows = memory[:, place : place + (history + numbers) * padded(channels)].unflatten(1, (-1, padded(channels)))
-        convolution, scan = rows[:, :history, :channels].clone(), rows[:, history:, :channels].movedim(1, 2)
+        convolution, scan = rows[:, :history, :channels].clone(), rows[:, history:]
+        if isinstance(mixer, SelectiveMixer):
+            scan = scan.reshape(-1, padded(channels) // PADDING, numbers, PADDING).transpose(1, 2).flatten(2)
+        scan = scan[..., :channels].movedim(1, 2)
         held = as_complex(scan.contiguous()) if mixer.complex_state else scan.contiguous()
         return SelectiveState(convolution, held) if isinstance(mixer, SelectiveMixer) else S4DState(held)
 
@@ -329,7 +322,7 @@ class StepProgram:
                 operations=ctypes.addressof(operations), memory=memory.data_ptr(), tokens=tokens.data_ptr(),
                 uniforms=like.data_ptr() if given is None else None, given=None if given is None else like.data_ptr(),
                 drawn=drawn.data_ptr(), log_likelihoods=log_likelihoods.data_ptr(),
-                weight_element=_INT8_ELEMENT if self.weight_dtype == torch.int8 else ELEMENT_TYPES[self.weight_dtype],
+                helped=self._open_groups == 0 and processors() > 1,
                 paired=paired,
                 guidance=1.0 if guidance is None else guidance,
             )
@@ -387,6 +380,18 @@ class StepProgram:
                 )
         if given is None and like.numel() and not (like.min() >= 0 and like.max() < 1):
             raise ValueError("uniforms must lie from 0 to below 1 but do not; draw them with torch.rand")
+
+
+def processors() -> int:
+    """Processors that this process may run on: threads beyond them only take turns."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _by_panel(numbers: Tensor) -> Tensor:
+    """(..., states, channels) as (..., channels / 16, states, 16), which one sequence of channels reads in one go."""
+    return numbers.unflatten(-1, (-1, PADDING)).transpose(-3, -2).contiguous()
 
 
 def _states_first(states: Tensor) -> Tensor:

@@ -116,8 +116,9 @@ def generate(
     weights: Annotated[
         str | None,
         typer.Option(
-            metavar="float32|bfloat16|int8",
-            help="Round the weights of linear layers to this format: fewer bytes to read per sample.",
+            metavar="float32|bfloat16|int8|mixed",
+            help="Round the weights of linear layers to this format: fewer bytes to read per sample. mixed: int8 below a "
+            "pooling, else bfloat16.",
             show_default="the model's own",
         ),
     ] = None,
