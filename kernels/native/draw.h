@@ -19,9 +19,8 @@ template <typename Real> class Draw {
 
   // The first class, in their order, at which the probabilities add up to more than this share of their sum.
   int64_t operator()(const Real* logits, double uniform) {
-    const int64_t likeliest = std::max_element(logits, logits + classes_) - logits;
-    if (temperature_ == 0) return likeliest;
-    double sum = exponentials(logits, logits[likeliest], 1 / temperature_);
+    if (temperature_ == 0) return std::max_element(logits, logits + classes_) - logits;
+    double sum = exponentials(logits, largest_of(logits), 1 / temperature_);
     if (top_p_ < 1) sum = keep_likeliest(top_p_ * sum);
     const double wanted = uniform * sum;
     double before = 0;
@@ -32,7 +31,7 @@ template <typename Real> class Draw {
       before = here;
       first += lanes;
     }
-    int64_t last = likeliest;
+    int64_t last = first;
     for (int64_t number = first; number < classes_; ++number) {
       const double power = static_cast<double>(powers_[number]);
       if (power == 0) continue;
@@ -40,11 +39,12 @@ template <typename Real> class Draw {
       last = number;
       if (before > wanted) break;
     }
+    while (powers_[last] == 0) --last;  // roundings led past the last class that has a probability
     return last;
   }
 
   double log_likelihood(const Real* logits, int64_t token) {
-    const Real largest = *std::max_element(logits, logits + classes_);
+    const Real largest = largest_of(logits);
     return double(logits[token]) - double(largest) - std::log(exponentials(logits, largest, 1));
   }
 
@@ -60,17 +60,32 @@ template <typename Real> class Draw {
  private:
   static constexpr int lanes = lane_count<Real>;
 
+  Real largest_of(const Real* logits) const {
+    Lanes<Real> largest = splat(logits[0]);
+    int64_t first = 0;
+    for (; first + lanes <= classes_; first += lanes) {
+      const Lanes<Real> here = whole(logits + first);
+      largest = here > largest ? here : largest;
+    }
+    Real values[lanes];
+    keep(values, largest);
+    const Real found = *std::max_element(values, values + lanes);
+    return first == classes_ ? found : std::max(found, *std::max_element(logits + first, logits + classes_));
+  }
+
   // powers = exp((logits - largest) * factor), and their sum.
   double exponentials(const Real* logits, Real largest, double factor) {
     const auto scale = static_cast<Real>(factor * log2_of_e);
-    double sum = 0;
+    WideLanes<Real> sums = WideLanes<Real>{};
     for (int64_t first = 0; first < classes_; first += lanes) {
       const int count = count_at<Real>(classes_, first);
       Lanes<Real> power = exp2_lanes((load(logits + first, count) - largest) * scale);
       for (int lane = count; lane < lanes; ++lane) power[lane] = 0;
       keep(powers_.data() + first, power);
-      sum += static_cast<double>(sum_of_lanes<Real>(power));
+      add_widened<Real>(sums, power);
     }
+    double sum = 0;
+    for (int lane = 0; lane < lanes; ++lane) sum += sums[lane];
     return sum;
   }
 

@@ -81,7 +81,8 @@ template <typename Real> struct Steps {
     Block block{model, inner, operation.state_size, operation.kernel_width, operation.step_rank, operation.is_complex != 0,
                 operation.epsilon, numbers(weights[0]), inputs, second(inputs), numbers(weights[3]), numbers(weights[4]),
                 {}, layer(operation, 6, operation.step_rank, inner, rooms), numbers(weights[8]), numbers(weights[9]),
-                numbers(weights[10]), layer(operation, 11, inner, model, rooms), true};
+                numbers(weights[10]), layer(operation, 11, inner, model, rooms), true,
+                operation.weight_element != work_element};
     block.selection = layer(operation, 5, inner, block.selected_width(), rooms);
     block.selection.bias = nullptr;
     block.step.element = work_element;  // few inputs, which decide how fast states fade: never rounded
@@ -97,6 +98,10 @@ template <typename Real> struct Steps {
     block.run(sequence, items, rooms.selective, 1, [&](int64_t item) { return memory[item] + operation.state; },
               [&](int64_t item, const auto& task) {
                 Real* states = memory[item] + operation.state + history;  // (channels / 16, numbers, 16)
+                if (item + 1 < items) {
+                  const Real* next = memory[item + 1] + operation.state + history;
+                  for (int64_t number = 0; number < numbers * padding; number += 64 / sizeof(Real)) __builtin_prefetch(next + number, 1);
+                }
                 for (int64_t channel = 0; channel < width; channel += lanes)
                   task(channel, states + channel / padding * padding * numbers + channel % padding, padding);
               });

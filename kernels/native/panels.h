@@ -58,9 +58,13 @@ inline void round_to_bytes(const float* from, int64_t inputs, int8_t* to, float&
     largest = magnitude > largest ? magnitude : largest;
     unfit += value - value;
   }
+#if defined(__AVX512F__)
+  const float most = _mm512_reduce_max_ps(reinterpret_cast<__m512>(largest));
+#else
   float lane_values[lanes];
   std::memcpy(lane_values, &largest, sizeof largest);
   const float most = *std::max_element(lane_values, lane_values + lanes);
+#endif
   const float inverse = most > 0 ? largest_byte / most : 0;
   scale = most / largest_byte + sum_of_lanes<float>(unfit);
   typedef LanesOf<float>::integers Integers;
@@ -78,9 +82,13 @@ inline void round_to_bytes(const float* from, int64_t inputs, int8_t* to, float&
 #endif
   }
   const int64_t aligned = (inputs + byte_alignment - 1) / byte_alignment * byte_alignment;
-  std::fill(to + inputs, to + aligned, int8_t(0));
+  if (aligned > inputs) std::fill(to + inputs, to + aligned, int8_t(0));
+#if defined(__AVX512F__)
+  sum = _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(total));
+#else
   sum = 0;
   for (int lane = 0; lane < lanes; ++lane) sum += total[lane];
+#endif
 }
 
 template <typename Real> struct PanelLayer {
@@ -123,7 +131,6 @@ template <typename Real> struct PanelLayer {
     for (int64_t input = 0; input < inputs; ++input, weights += panel * sizeof(Real)) {
       Vector columns[Panels * vectors];
       for (int number = 0; number < Panels; ++number) {
-        if constexpr (Items == 1) __builtin_prefetch(weights + (number + Panels) * step);
         for (int vector = 0; vector < vectors; ++vector)
           columns[number * vectors + vector] =
               whole(reinterpret_cast<const Real*>(weights + number * step) + vector * lanes);
@@ -216,7 +223,6 @@ template <typename Real> struct PanelLayer {
       __m512i columns[Panels];
       for (int number = 0; number < Panels; ++number) {
         columns[number] = _mm512_loadu_si512(weights + number * step);
-        if constexpr (Items == 1) __builtin_prefetch(weights + (number + Panels) * step);
       }
       for (int item = 0; item < Items; ++item) {
         int32_t two;
@@ -242,7 +248,6 @@ template <typename Real> struct PanelLayer {
       __m512i columns[Panels];
       for (int number = 0; number < Panels; ++number) {
         columns[number] = _mm512_loadu_si512(weights + number * step);
-        if constexpr (Items == 1) __builtin_prefetch(weights + (number + Panels) * step);
       }
       for (int item = 0; item < Items; ++item) {
         int32_t four;
@@ -305,12 +310,22 @@ template <typename Real> struct PanelLayer {
     if (first < panels) columns<way, 1>(first, from, to, items);
   }
 
-  // to[item] = weight from[item] + bias. Outputs are written up to a whole panel.
-  void all(const Real* const* from, Real* const* to, int64_t items) const {
+  // Inputs as this layer's weights want them, kept for the products that follow.
+  void round(const Real* const* from, int64_t items) const {
+    if constexpr (std::is_same_v<Real, float>) {
+      for (int64_t item = 0; item < items; ++item) {
+        if (element == MAMBACORE_INT8)
+          round_to_bytes(from[item], inputs, reinterpret_cast<int8_t*>((*rounded)[item]), rounded->scales[item], rounded->sums[item]);
+#if defined(MAMBACORE_BFLOAT16_PRODUCTS)
+        if (element == MAMBACORE_BFLOAT16 && multiplies_bfloat16()) round_to_pairs(from[item], inputs, (*rounded)[item]);
+#endif
+      }
+    }
+  }
+  // to[item] = weight from[item] + bias, the inputs having been rounded. Outputs are written up to a whole panel.
+  void multiply(const Real* const* from, Real* const* to, int64_t items) const {
     if constexpr (std::is_same_v<Real, float>) {
       if (element == MAMBACORE_INT8) {
-        for (int64_t item = 0; item < items; ++item)
-          round_to_bytes(from[item], inputs, reinterpret_cast<int8_t*>((*rounded)[item]), rounded->scales[item], rounded->sums[item]);
         if (items >= fewest_for_tiles && multiplies_tiles()) return by_tiles(to, items);
 #if defined(MAMBACORE_BFLOAT16_PRODUCTS)
         if (multiplies_bytes()) return by<Way::fours>(from, to, items);
@@ -319,18 +334,23 @@ template <typename Real> struct PanelLayer {
       }
       if (element == MAMBACORE_BFLOAT16) {
 #if defined(MAMBACORE_BFLOAT16_PRODUCTS)
-        if (multiplies_bfloat16()) {
-          for (int64_t item = 0; item < items; ++item) round_to_pairs(from[item], inputs, (*rounded)[item]);
-          return by<Way::pairs>(from, to, items);
-        }
+        if (multiplies_bfloat16()) return by<Way::pairs>(from, to, items);
 #endif
         return by<Way::widened>(from, to, items);
       }
     }
     by<Way::numbers>(from, to, items);
   }
-  // As `Linear`: a program's sequences are what is shared out between threads, not a layer.
+  void all(const Real* const* from, Real* const* to, int64_t items) const {
+    round(from, items);
+    multiply(from, to, items);
+  }
+  // As those of `Linear`: a program's sequences are what is shared out between threads, not a layer.
   void shared(const Real* const* from, Real* const* to, int64_t items, int64_t) const { all(from, to, items); }
+  void shared_with(const PanelLayer& other, const Real* const* from, Real* const* to, Real* const* to_other, int64_t items, int64_t) const {
+    all(from, to, items);
+    other.multiply(from, to_other, items);
+  }
 
   // Sixteen sequences and sixteen outputs at a time. Integers add up to the same sums.
   void by_tiles(Real* const* to, int64_t items) const {

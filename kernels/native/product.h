@@ -190,6 +190,12 @@ template <typename Real, typename Weight> struct Linear {
       range(begin, end, from, to, items);
     });
   }
+  // Two layers of the same inputs.
+  void shared_with(const Linear& other, const Real* const* from, Real* const* to, Real* const* to_other, int64_t items,
+                   int64_t threads) const {
+    shared(from, to, items, threads);
+    other.shared(from, to_other, items, threads);
+  }
 };
 
 }  // namespace MAMBACORE_INSTRUCTION_SET

@@ -19,6 +19,21 @@ inline int64_t padded(int64_t width) { return (width + padding - 1) / padding * 
 template <typename Real> inline Lanes<Real> whole(const Real* from) { return load(from, lane_count<Real>); }
 template <typename Real> inline void keep(Real* to, Lanes<Real> value) { store(to, value, lane_count<Real>); }
 
+// 2^x to within 1e-4 of itself, and 1 - 2^x to within 4e-4 of itself near 1: two products fewer than `exp2_lanes`.
+template <typename Real> inline Lanes<Real> rough_exp2_lanes(Lanes<Real> exponent) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Real) == sizeof(float)) {
+    const auto whole_part = reinterpret_cast<Lanes<Real>>(_mm512_roundscale_ps(reinterpret_cast<__m512>(exponent), 8));
+    const Lanes<Real> rest = exponent - whole_part;
+    Lanes<Real> power = splat(Real(0.05500892)) * rest + Real(0.24221096);
+    power = power * rest + Real(0.69328293);
+    power = power * rest + Real(1);
+    return reinterpret_cast<Lanes<Real>>(_mm512_scalef_ps(reinterpret_cast<__m512>(power), reinterpret_cast<__m512>(whole_part)));
+  }
+#endif
+  return exp2_lanes(exponent);
+}
+
 // Root-mean-square normalisation of one position (norm_kernel.cpp is for many).
 template <typename Real> void normalise(const Real* from, const Real* weight, int64_t width, double epsilon, Real* to) {
   Lanes<Real> squares = Lanes<Real>{};
@@ -73,6 +88,7 @@ template <typename Real, typename Layer> struct Selective {
   const Real* skip_weight;                     // (channels,)
   Layer output;
   bool by_panel;  // rates and turns are (channels / 16, states, 16)
+  bool roughly;   // weights are rounded, so that decays good to 1e-4 of themselves and of their distance from 1 do
 
   int64_t width() const { return padded(inner_width); }
   int64_t numbers() const { return state_size * (is_complex ? 2 : 1); }
@@ -102,6 +118,19 @@ template <typename Real, typename Layer> struct Selective {
     }
   }
 
+  template <bool rough>
+  Vector advance_real(Vector size, Vector drive, const Real* rate, int64_t apart, const Real* into, const Real* out_of,
+                      Real* states, int64_t stride) const {
+    Vector sum = Vector{};
+    for (int64_t state = 0; state < state_size; ++state, rate += apart, states += stride) {
+      const Vector exponent = size * whole(rate);
+      const Vector now = (rough ? rough_exp2_lanes<Real>(exponent) : exp2_lanes(exponent)) * whole(states) + drive * into[state];
+      keep(states, now);
+      sum += now * out_of[state];
+    }
+    return sum;
+  }
+
   // One vector of channels through the scan: from `present` inputs to what is read out of the states, which are at
   // `states` with a stride from one number to the next. Complex numbers: real part, then imaginary part.
   Vector advance(int64_t channel, Vector size, Vector present, const Real* into, const Real* out_of, Real* states,
@@ -110,16 +139,13 @@ template <typename Real, typename Layer> struct Selective {
     const int64_t first = by_panel ? channel / padding * padding * state_size + channel % padding : channel;
     const int64_t apart = by_panel ? padding : width();
     Vector sum = Vector{};
+    if (!is_complex) {
+      return roughly ? advance_real<true>(size, drive, rates + first, apart, into, out_of, states, stride)
+                     : advance_real<false>(size, drive, rates + first, apart, into, out_of, states, stride);
+    }
     for (int64_t state = 0; state < state_size; ++state) {
       const int64_t place = first + state * apart;
       const Vector magnitude = exp2_lanes(size * whole(rates + place));
-      if (!is_complex) {
-        Real* held = states + state * stride;
-        const Vector now = magnitude * whole(held) + drive * into[state];
-        keep(held, now);
-        sum += now * out_of[state];
-        continue;
-      }
       Real *real = states + 2 * state * stride, *imaginary = real + stride;
       Vector cosine, sine;
       cosine_and_sine(size * whole(turns + place), cosine, sine);
@@ -131,7 +157,7 @@ template <typename Real, typename Layer> struct Selective {
       keep(imaginary, imaginary_now);
       sum += now * out_of[2 * state] - imaginary_now * out_of[2 * state + 1];
     }
-    return is_complex ? sum + sum : sum;
+    return sum + sum;
   }
 
   // The whole step. `states(item, task)` walks a sequence's states: it calls task(channel, states, stride) for every
@@ -143,8 +169,7 @@ template <typename Real, typename Layer> struct Selective {
         selected(rooms.selected, items), step_size(rooms.step_size, items);
     for (int64_t item = 0; item < items; ++item)
       normalise(sequence[item], norm_weight, model_width, epsilon, normalised.of[item]);
-    inputs.shared(normalised.of, before.of, items, threads);
-    gate.shared(normalised.of, gates.of, items, threads);
+    inputs.shared_with(gate, normalised.of, before.of, gates.of, items, threads);
     for (int64_t item = 0; item < items; ++item) convolve(before.of[item], history(item));
     selection.shared(before.of, selected.of, items, threads);
     step.shared(selected.of, step_size.of, items, threads);

@@ -35,7 +35,7 @@ template <typename Element> struct Step {
                                  [](Vector value) { return value * Real(0.15915494309189533577); });
     Weights block{model, inner, step.state_size, step.kernel_width, step.step_rank, is_complex, step.epsilon,
                   norm_weight.data(), {}, {}, taps.data(), convolution_bias.data(), {}, {}, rates.data(), turns.data(),
-                  skip_weight.data(), {}, false};
+                  skip_weight.data(), {}, false, false};
     const Element* come = elements(step.input_weight);
     block.inputs = {come, model, inner, input_bias.data()};
     block.gate = {come + inner * model, model, inner, step.input_bias == nullptr ? nullptr : input_bias.data() + inner};
