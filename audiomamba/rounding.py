@@ -1,4 +1,4 @@
-"""What rounding the weights of a waveform model for generation costs on real clips, and its record in the model folder."""
+"""What rounded weights cost a waveform model on real clips, and its record in the model folder."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ class RoundingCost(NamedTuple):
         return {"clips": self.clips, "samples": self.samples, "bits_per_sample": bits, "change": changes}
 
 
-def rounding_cost(
-    model: WaveformModel, clips: Iterable[Clip], formats: Sequence[str] = WEIGHT_FORMATS
-) -> RoundingCost:
+def rounding_cost(model: WaveformModel, clips: Iterable[Clip], formats: Sequence[str] = WEIGHT_FORMATS) -> RoundingCost:
     """Measure the bits per sample of clips, by native steps without labels and clock, with the weights in each format.
 
     Raises:
@@ -79,7 +77,10 @@ def record_rounding_cost(folder: Path, cost: RoundingCost) -> None:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         config.setdefault("details", {})[DETAIL] = cost.record()
         card = (folder / CARD_NAME).read_text(encoding="utf-8")
-        contents = {CONFIG_NAME: json.dumps(config, indent=2, allow_nan=False) + "\n", CARD_NAME: _with_section(card, cost)}
+        contents = {
+            CONFIG_NAME: json.dumps(config, indent=2, allow_nan=False) + "\n",
+            CARD_NAME: _with_section(card, cost),
+        }
         for name, text in contents.items():
             with replaced_when_whole(folder / name) as stream:
                 stream.write(text.encode())
@@ -101,8 +102,9 @@ def _with_section(card: str, cost: RoundingCost) -> str:
     """The card with the section on rounded weights, before the next section or at its end."""
     changes = ", ".join(f"{cost.change(name):+.4f} in {name}" for name in cost.bits if name != "float32")
     section = (
-        f"{_SECTION}\n\nBits per sample with rounded weights (`--weights`), on {cost.clips:,} real clips "
-        f"({cost.samples:,} samples) without labels and clock, beside {cost.bits['float32']:.4f} in float32: {changes}.\n"
+        f"{_SECTION}\n\nBits per sample with rounded weights (`--weights`) on {cost.clips:,} real clips "
+        f"({cost.samples:,} samples), without\nlabels and clock, beside {cost.bits['float32']:.4f} in float32: "
+        f"{changes}.\n"
     )
     present = re.compile(rf"^{_SECTION}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     if present.search(card):

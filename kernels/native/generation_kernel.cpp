@@ -217,7 +217,7 @@ template <typename Real> struct Steps {
   struct Walk {
     Real* memory[items_at_once];
     int64_t tokens[items_at_once];
-    int64_t items;
+    int64_t first, drawing, items;  // the first sequence, how many draw a token, and these with their partners
     const Schedule* schedule;
     Handover* handover;
     Rooms* rooms[2];  // of the first thread and of the second
@@ -293,33 +293,70 @@ template <typename Real> struct Steps {
   // Sequences that draw a token: of a pair, which follows one drawn token, the first.
   int64_t drawing() const { return work.paired != 0 ? work.batch / 2 : work.batch; }
 
-  // All steps of sequences `first` to `first + items - 1`, and of their partners.
-  void walk_through(int64_t first, int64_t items, Walk& walk) const {
-    const int64_t partners = work.paired != 0 ? items : 0;
-    Draw<Real>& draw = walk.rooms[0]->draw;
-    const auto row = [&](int64_t item) { return first + item + (item < items ? 0 : drawing() - items); };
-    walk.items = items + partners;
+  int64_t row(const Walk& walk, int64_t item) const {
+    return walk.first + item + (item < walk.drawing ? 0 : drawing() - walk.drawing);
+  }
+  // Sequences `first` to `first + count - 1`, and their partners.
+  void begin(Walk& walk, int64_t first, int64_t count) const {
+    walk.first = first, walk.drawing = count, walk.items = work.paired != 0 ? 2 * count : count;
     for (int64_t item = 0; item < walk.items; ++item) {
-      walk.memory[item] = static_cast<Real*>(work.memory) + row(item) * work.memory_size;
-      walk.tokens[item] = work.tokens[row(item)];
+      walk.memory[item] = static_cast<Real*>(work.memory) + row(walk, item) * work.memory_size;
+      walk.tokens[item] = work.tokens[row(walk, item)];
     }
+  }
+  void end(const Walk& walk) const {
+    for (int64_t item = 0; item < walk.items; ++item) work.tokens[row(walk, item)] = walk.tokens[item];
+  }
+
+  // The tokens after a step.
+  void choose(Walk& walk, int64_t step, Draw<Real>& draw) const {
+    for (int64_t item = 0; item < walk.drawing; ++item) {
+      const int64_t here = (walk.first + item) * work.count + step, partner = walk.drawing + item;
+      const Real* logits = walk.memory[item] + work.logits;
+      int64_t& token = walk.tokens[item];
+      if (work.given != nullptr) token = work.given[here];
+      else if (work.paired == 0) token = draw(logits, work.uniforms[here]);
+      else token = draw(draw.guided(logits, walk.memory[partner] + work.logits, work.guidance), work.uniforms[here]);
+      work.drawn[here] = token;
+      work.log_likelihoods[here] = draw.log_likelihood(logits, token);
+      if (work.paired != 0) walk.tokens[partner] = token;
+    }
+  }
+
+  void walk_through(Walk& walk) const {
     for (int64_t step = 0; step < work.count; ++step) {
       run(walk, 0, work.operation_count, work.position + step, false);
       if (walk.handover != nullptr) walk.handover->need(walk.schedule->needed_by_draw(), false, group_runner(walk));
-      for (int64_t item = 0; item < items; ++item) {
-        const int64_t here = (first + item) * work.count + step;
-        const Real* logits = walk.memory[item] + work.logits;
-        int64_t& token = walk.tokens[item];
-        if (work.given != nullptr) token = work.given[here];
-        else if (partners == 0) token = draw(logits, work.uniforms[here]);
-        else token = draw(draw.guided(logits, walk.memory[items + item] + work.logits, work.guidance), work.uniforms[here]);
-        work.drawn[here] = token;
-        work.log_likelihoods[here] = draw.log_likelihood(logits, token);
-        if (partners != 0) walk.tokens[items + item] = token;
-      }
+      choose(walk, step, walk.rooms[0]->draw);
     }
     if (walk.handover != nullptr) walk.handover->need_all(group_runner(walk));
-    for (int64_t item = 0; item < walk.items; ++item) work.tokens[row(item)] = walk.tokens[item];
+    end(walk);
+  }
+
+  // Bytes of an operation's weights, about.
+  static int64_t weight_bytes(const Operation& operation) {
+    const int64_t number = operation.weight_element == MAMBACORE_INT8       ? 1
+                           : operation.weight_element == MAMBACORE_BFLOAT16 ? 2
+                                                                            : static_cast<int64_t>(sizeof(Real));
+    const int64_t width = operation.width, inner = operation.inner_width;
+    switch (operation.kind) {
+      case MAMBACORE_LINEAR: return number * width * operation.outputs;
+      case MAMBACORE_SELECTIVE: return number * inner * (3 * width + 2 * operation.step_rank + 2 * operation.state_size);
+      case MAMBACORE_S4D: return number * 2 * width * width;
+      case MAMBACORE_FEED_FORWARD: return number * 2 * width * inner;
+      case MAMBACORE_MAMBA2:
+      case MAMBACORE_MAMBA3: return number * width * (inner + operation.outputs);
+      default: return 0;
+    }
+  }
+  // Where the weights before come closest to half of all, which is returned in `total`.
+  int64_t middle(int64_t& total) const {
+    total = 0;
+    for (int64_t number = 0; number < work.operation_count; ++number) total += weight_bytes(work.operations[number]);
+    int64_t before = 0, number = 0;
+    while (number < work.operation_count && 2 * before + weight_bytes(work.operations[number]) < total)
+      before += weight_bytes(work.operations[number++]);
+    return number;
   }
 
   void all() const {
@@ -330,38 +367,61 @@ template <typename Real> struct Steps {
     const int64_t together = std::max<int64_t>(1, std::min(walk_together / each, (count + walkers - 1) / walkers));
     const int64_t tasks = (count + together - 1) / together, rows = together * each;
     const Schedule schedule(work.operations, work.operation_count, work.logits, work.classes);
-    // Threads that are left over help with groups.
-    const bool helped = work.helped != 0 && threads >= 2 * tasks && !schedule.groups().empty();
-    if (!helped) {
-      parallel_for(tasks, walkers, [&](int64_t task) {
-        Rooms rooms(work, sizes, rows);
-        Walk walk{{}, {}, 0, nullptr, nullptr, {&rooms, nullptr}};
-        walk_through(task * together, std::min(together, count - task * together), walk);
-      });
-      return;
-    }
     struct Shared {
       Rooms first, second;
       Handover handover;
       Walk walk;
     };
-    std::vector<std::unique_ptr<Shared>> shared;
-    for (int64_t task = 0; task < tasks; ++task) {
-      shared.emplace_back(new Shared{Rooms(work, sizes, rows), Rooms(work, sizes, rows), Handover(schedule), {}});
-      Shared& one = *shared.back();
-      one.walk = {{}, {}, 0, &schedule, &one.handover, {&one.first, &one.second}};
+    const auto shared_walk = [&](int64_t task) {
+      std::unique_ptr<Shared> one(new Shared{Rooms(work, sizes, rows), Rooms(work, sizes, rows), Handover(schedule), {}});
+      one->walk.rooms[0] = &one->first, one->walk.rooms[1] = &one->second;
+      begin(one->walk, task * together, std::min(together, count - task * together));
+      return one;
+    };
+    // Threads that are left over help with groups.
+    if (work.helped != 0 && threads >= 2 * tasks && !schedule.groups().empty()) {
+      std::vector<std::unique_ptr<Shared>> shared;
+      for (int64_t task = 0; task < tasks; ++task) {
+        shared.push_back(shared_walk(task));
+        shared.back()->walk.schedule = &schedule, shared.back()->walk.handover = &shared.back()->handover;
+      }
+      parallel_for(2 * tasks, 2 * tasks, [&](int64_t index) {
+        Shared& one = *shared[static_cast<size_t>(index / 2)];
+        if (index % 2 == 1) return one.handover.help(group_runner(one.walk));
+        struct Closing {
+          Handover& handover;
+          ~Closing() { handover.close(); }
+        } closing{one.handover};
+        walk_through(one.walk);
+      });
+      return;
     }
-    parallel_for(2 * tasks, 2 * tasks, [&](int64_t index) {
-      const int64_t task = index / 2;
-      Shared& one = *shared[static_cast<size_t>(task)];
-      if (index % 2 == 1) return one.handover.help(group_runner(one.walk));
-      struct Closing {
-        Handover& handover;
-        ~Closing() { handover.close(); }
-      } closing{one.handover};
-      walk_through(task * together, std::min(together, count - task * together), one.walk);
+    int64_t bytes = 0;
+    const int64_t cut = middle(bytes);
+    if (work.helped != 0 && threads == 2 && tasks == 2 && schedule.groups().empty() && bytes > cache_bytes && bytes <= 2 * cache_bytes) {
+      const std::unique_ptr<Shared> walks[] = {shared_walk(0), shared_walk(1)};
+      Relay relay(2 * work.count);
+      parallel_for(2, 2, [&](int64_t half) {
+        relay.take_part(static_cast<int>(half), [&](int number, int64_t stage) {
+          Walk& walk = walks[number]->walk;
+          const bool second = stage % 2 == 1;
+          run(walk, second ? cut : 0, second ? work.operation_count : cut, work.position + stage / 2, half != 0);
+          if (second) choose(walk, stage / 2, walk.rooms[half]->draw);
+        });
+      });
+      for (const auto& one : walks) end(one->walk);
+      return;
+    }
+    parallel_for(tasks, walkers, [&](int64_t task) {
+      Rooms rooms(work, sizes, rows);
+      Walk walk{};
+      walk.rooms[0] = &rooms;
+      begin(walk, task * together, std::min(together, count - task * together));
+      walk_through(walk);
     });
   }
+  // A core's own cache, about: weights that fit into it need no sharing, and more than two such caches cannot hold them.
+  static constexpr int64_t cache_bytes = int64_t(1) << 20;
   // Enough to share what is read of the weights, few enough for their states to stay in a cache.
   static constexpr int64_t walk_together = 16;
 };

@@ -135,6 +135,65 @@ class Patience {
   int times_ = 0;
 };
 
+// Two threads that relay two walks through a program without groups: each prefers one half of the operations, whose weights
+// then stay in its own cache, and passes the walk on. A walk is a function of its own steps alone, so it does not matter who
+// runs what; a thread that finds nothing of its half for a while, or is alone, takes the other half too.
+class Relay {
+ public:
+  // `stages` of both halves, in turn, make up a walk.
+  explicit Relay(int64_t stages) : stages_(stages) {}
+
+  // Runs stages until both walks are over: run(walk, stage), of which the even ones are of the first half.
+  template <typename Run> void take_part(int half, const Run& run) {
+    constexpr int waits_for_own_half = 256;
+    threads_.fetch_add(1, std::memory_order_relaxed);
+    Patience patience(false);
+    int waited = 0, next = half;  // the walk to look at
+    while (!failed_.load(std::memory_order_acquire)) {
+      if (walks_[0].stage.load(std::memory_order_acquire) == stages_ && walks_[1].stage.load(std::memory_order_acquire) == stages_) return;
+      const bool any = waited >= waits_for_own_half || threads_.load(std::memory_order_relaxed) == 1;
+      bool found = false;
+      for (int tried = 0; tried < 2 && !found; ++tried, next = 1 - next) {
+        Walk& walk = walks_[next];
+        const auto fits = [&] {
+          const int64_t stage = walk.stage.load(std::memory_order_acquire);
+          return stage < stages_ && (any || stage % 2 == half);
+        };
+        if (!fits() || walk.busy.exchange(true, std::memory_order_acquire)) continue;
+        if (fits()) {
+          found = true;
+          try {
+            run(next, walk.stage.load(std::memory_order_relaxed));
+          } catch (...) {
+            failed_.store(true, std::memory_order_release);
+            walk.busy.store(false, std::memory_order_release);
+            throw;
+          }
+          walk.stage.fetch_add(1, std::memory_order_release);
+        }
+        walk.busy.store(false, std::memory_order_release);
+      }
+      if (found) {
+        waited = 0;
+        patience.renew();
+      } else {
+        ++waited;
+        patience.wait();
+      }
+    }
+  }
+
+ private:
+  struct alignas(64) Walk {
+    std::atomic<int64_t> stage{0};
+    std::atomic<bool> busy{false};
+  };
+  const int64_t stages_;
+  Walk walks_[2];
+  std::atomic<int> threads_{0};
+  std::atomic<bool> failed_{false};
+};
+
 // The groups of one walk through the steps that wait for a thread, or are being run. `Run` is called as
 // run(group, position, helper).
 class Handover {

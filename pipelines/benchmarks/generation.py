@@ -68,7 +68,14 @@ def print_bits_of_real_clips(model: WaveformModel, options: argparse.Namespace) 
     print_table(
         ["weights", "bits per sample", "change", "at most", "clips", "samples"],
         [
-            [name, f"{bits:.4f}", f"{cost.change(name):+.4f}", f"{LARGEST_CHANGE}", f"{cost.clips}", f"{cost.samples:,}"]
+            [
+                name,
+                f"{bits:.4f}",
+                f"{cost.change(name):+.4f}",
+                f"{LARGEST_CHANGE}",
+                f"{cost.clips}",
+                f"{cost.samples:,}",
+            ]
             for name, bits in cost.bits.items()
         ],
     )
@@ -114,15 +121,17 @@ def main() -> None:
                     generator = WaveformGenerator(model, weight_format)
                     if way == "call per block":
                         generator._steps = None
-                    samples = max(LEAST_SAMPLES, options.samples // batch) if generator.is_native else options.loop_samples
+                    samples = (
+                        max(LEAST_SAMPLES, options.samples // batch) if generator.is_native else options.loop_samples
+                    )
                     seconds, processor = seconds_per_sample(generator, batch, samples)
                 target = target_of(batch, weight_format) if options.model is None else None
+                speed = batch / seconds
                 rows.append(
                     [
-                        str(batch), way, str(count), f"{1 / seconds:,.0f}", f"{batch / seconds:,.0f}",
-                        "" if target is None else f"{target:,}",
-                        "" if target is None else f"{batch / seconds / target:.2f}",
-                        f"{batch / seconds / rate:.3f}", f"{1e6 * seconds / batch:,.1f}", f"{1e6 * processor / batch:,.1f}",
+                        str(batch), way, str(count), f"{1 / seconds:,.0f}", f"{speed:,.0f}",
+                        "" if target is None else f"{target:,}", "" if target is None else f"{speed / target:.2f}",
+                        f"{speed / rate:.3f}", f"{1e6 / speed:,.1f}", f"{1e6 * processor / batch:,.1f}",
                     ]
                 )  # fmt: skip
     titles = ["batch", "way", "threads", "samples/s each", "samples/s in all", "target", "of it", "real time"]

@@ -145,14 +145,6 @@ def threads(count, monkeypatch):
 
 
 LABELS = (LabelSet("digit", ("0", "1", "2")),)
-SHARED = {
-    "plain": (model_of, {}),
-    "likeliest": (model_of, {"temperature": 0.8, "top_p": 0.9}),
-    "labels, clock and guidance": (
-        lambda name: conditional(name),
-        {"labels": {"digit": "each"}, "guidance": 1.7, "clock": 0.11},
-    ),
-}
 
 
 def conditional(name):
@@ -170,6 +162,16 @@ def conditional(name):
             for parameter in embedding.parameters():
                 parameter.normal_()
     return model.eval()
+
+
+SHARED = {
+    "plain": (model_of, {}),
+    "likeliest": (model_of, {"temperature": 0.8, "top_p": 0.9}),
+    "labels, clock and guidance": (
+        conditional,
+        {"labels": {"digit": "each"}, "guidance": 1.7, "clock": 0.11},
+    ),
+}
 
 
 @native

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mambacore.layers import Mamba2Mixer, Mamba3Mixer, ResidualBlock, RootMeanSquareNorm, S4DMixer, SelectiveMixer
+from mambacore.layers import (
+    Mamba2Mixer,
+    Mamba3Mixer,
+    ResidualBlock,
+    RootMeanSquareNorm,
+    S4DMixer,
+    SelectiveMixer,
+    step_program,
+)
 from mambacore.layers.step_program import COPY, EMBED, StepProgram
 from mambacore.models.sampling import sample_tokens
 from mambacore.native_library import native_library
@@ -158,6 +166,43 @@ def test_a_sequence_is_the_same_in_any_batch_and_on_any_number_of_threads():
         for threads in (1, 3):
             found, found_likelihoods = draw(batch, threads)
             assert torch.equal(found, drawn[:batch]) and torch.equal(found_likelihoods, likelihoods[:batch])
+
+
+@pytest.mark.parametrize("guidance", [None, 1.5])
+@pytest.mark.parametrize("layers", [3, 9], ids=["two caches hold the weights", "two caches do not"])
+def test_two_threads_that_relay_halves_of_a_stack_change_nothing(layers, guidance, monkeypatch):
+    """A stack without poolings is split by its layers where the caches of two cores hold it."""
+    width, library = 128, native_library()
+    torch.manual_seed(0)
+    program, embedding, head = (
+        StepProgram(torch.float32),
+        torch.nn.Embedding(CLASSES, width),
+        torch.nn.Linear(width, CLASSES),
+    )
+    hidden, logits = program.place(width), program.place(CLASSES)
+    program.add(EMBED, [embedding.weight], target=hidden, width=width)
+    for _ in range(layers):
+        program.block(ResidualBlock(width, SelectiveMixer(width)), hidden)
+    program.linear(head, hidden, logits)
+    before = torch.get_num_threads()
+
+    def found(batch, threads):
+        rows = batch * (1 if guidance is None else 2)
+        memory, read = torch.zeros(rows, program.memory_size), torch.arange(rows) % CLASSES
+        uniforms = torch.rand(7, LENGTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)[:batch]
+        monkeypatch.setattr(step_program, "processors", lambda: threads)
+        torch.set_num_threads(threads)
+        try:
+            drawn, likelihoods = program.run(
+                library, memory, read, position=0, logits=logits, classes=CLASSES, uniforms=uniforms, guidance=guidance
+            )
+        finally:
+            torch.set_num_threads(before)
+        return drawn, likelihoods, memory, read
+
+    for batch in (2, 5, 7):
+        for one, two in zip(found(batch, 1), found(batch, 2), strict=True):
+            assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

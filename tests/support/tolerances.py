@@ -18,7 +18,7 @@ DEVICE_FLOAT32 = 2e-4
 # A sequence in pieces repeats the arithmetic of the whole, but products are cut into pieces of other shapes.
 PIECES_FLOAT32 = 1e-5
 PIECES_FLOAT64 = 1e-9
-# Inputs of linear layers in bfloat16 or 8 bits, beside the same rounded weights with inputs as they are; random weights.
+# Inputs of linear layers in bfloat16 or 8 bits, beside inputs as they are with the same rounded weights.
 ROUNDED_INPUTS = 5e-2
 # Runs of several processes in float64: sums over rows and stretches in another order, which AdamW, dividing by the size
 # of the gradient, makes as much of where gradients are small. Six steps were within 2e-14.

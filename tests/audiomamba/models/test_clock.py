@@ -21,7 +21,7 @@ from audiomamba.models import (
 from audiomamba.models.step_program import WaveformSteps, steps_library
 from mambacore.backends import use_backend
 from mambacore.errors import InputError
-from mambacore.layers.step_program import WEIGHT_FORMATS
+from mambacore.layers.step_weights import WEIGHT_FORMATS
 from mambacore.longsequence import TokenCrossEntropy, backward_in_pieces
 from tolerances import PIECES_FLOAT64, relative_error
 

@@ -66,7 +66,9 @@ def test_a_layer_multiplies_rounded_weights_by_rounded_inputs(inputs, outputs, b
             found = product(layer, values, weight_format, in_group)
             # Without instructions for products of bfloat16 numbers, inputs stay as they are.
             possible = [rounded_inputs(values, dtype), *([values] if dtype == torch.bfloat16 else [])]
-            expected = [torch.nn.functional.linear(one, rounded_weight(layer.weight, dtype), layer.bias) for one in possible]
+            expected = [
+                torch.nn.functional.linear(one, rounded_weight(layer.weight, dtype), layer.bias) for one in possible
+            ]
             assert min(relative_error(found, one) for one in expected) < FLOAT32
     finally:
         library.use_instruction_set(before)

@@ -117,8 +117,8 @@ def generate(
         str | None,
         typer.Option(
             metavar="float32|bfloat16|int8|mixed",
-            help="Round the weights of linear layers to this format: fewer bytes to read per sample. mixed: int8 below a "
-            "pooling, else bfloat16.",
+            help="Round the weights of linear layers to this format: fewer bytes to read per sample. mixed: int8 below "
+            "a pooling, else bfloat16.",
             show_default="the model's own",
         ),
     ] = None,
