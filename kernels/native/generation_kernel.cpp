@@ -267,18 +267,22 @@ template <typename Real> struct Steps {
           layer(operation, 0, operation.width, operation.outputs, rooms).all(from, to, items);
           break;
         }
+        case MAMBACORE_EMBED:
+          for (int64_t item = 0; item < items; ++item)
+            std::copy_n(numbers(operation.weights[0]) + walk.tokens[item] * operation.width, operation.width,
+                        memory[item] + operation.target);
+          break;
         default:
-          for (int64_t item = 0; item < items; ++item) simple(operation, phase, walk.tokens[item], memory[item]);
+          for (int64_t item = 0; item < items; ++item) simple(operation, phase, memory[item]);
       }
     }
   }
 
-  static void simple(const Operation& operation, int64_t phase, int64_t token, Real* memory) {
+  static void simple(const Operation& operation, int64_t phase, Real* memory) {
     const Real* source = memory + operation.source;
     Real* target = memory + operation.target;
     const int64_t width = operation.width;
     switch (operation.kind) {
-      case MAMBACORE_EMBED: std::copy_n(numbers(operation.weights[0]) + token * width, width, target); break;
       case MAMBACORE_NORM: normalise(source, numbers(operation.weights[0]), width, operation.epsilon, target); break;
       case MAMBACORE_COPY: std::copy_n(source, width, target); break;
       case MAMBACORE_ADD: add(target, source, width); break;

@@ -39,7 +39,10 @@ class Schedule {
       group_at_.push_back(number);
       groups_.push_back({number + 1, number + 1 + operation.skip, operation.period * operation.factor});
     }
-    if (static_cast<int64_t>(groups_.size()) > most_groups) groups_.clear();
+    bool fit = static_cast<int64_t>(groups_.size()) <= most_groups;
+    for (const Group& group : groups_)  // the tokens belong to the thread that draws them
+      for (int64_t number = group.begin; number < group.end; ++number) fit = fit && operations[number].kind != MAMBACORE_EMBED;
+    if (!fit) groups_.clear();
     for (size_t group = 0; group < groups_.size(); ++group) {
       std::vector<Touched> inside;
       for (int64_t number = groups_[group].begin; number < groups_[group].end; ++number) touch(operations[number], inside);
