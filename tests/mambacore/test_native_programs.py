@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-NATIVE, PROGRAMS = REPOSITORY / "kernels" / "native", Path(__file__).parent / "native"
+NATIVE, PROGRAMS = REPOSITORY / "kernels" / "native", Path(__file__).parent
 
 pytestmark = [
     pytest.mark.slow,
