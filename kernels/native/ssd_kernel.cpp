@@ -14,6 +14,8 @@
 #include "lanes.h"
 #include "matrix_product.h"
 #include "parallel.h"
+#include "ssd_decays.h"
+#include "ssd_pairs.h"
 
 namespace mambacore {
 namespace MAMBACORE_INSTRUCTION_SET {
@@ -42,13 +44,18 @@ template <typename Element, typename Unit> class Walk {
   }
 
   void forward() {
+#if defined(MAMBACORE_BFLOAT16_PRODUCTS)
+    if constexpr (per_unit == 2) {
+      if (scan_.rank == 1) return forward_in_pairs();
+    }
+#endif
     const int64_t chunks = chunk_count();
     Numbers into = matrix(rows_, size_), out_of = matrix(rows_, size_), scores = matrix(rows_, square_);
     Numbers inputs = matrix(rows_, width_), result = matrix(rows_, width_), mask = matrix(rows_, square_);
     Numbers states = matrix(heads_ * size_, width_);
     Units of_out = units(rows_, size_), of_into = units(rows_, size_), across = units(size_, square_);
     Units of_mask = units(rows_, square_), of_inputs = units(rows_, width_), of_state = units(size_, width_);
-    Decays decays(scan_.chunk, rows_);
+    Decays<Walk> decays(scan_.chunk, rows_);
     for (int64_t head = 0; head < heads_; ++head) read_state(scan_.initial_state, head, states.data() + head * size_ * width_);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       begin_chunk(chunk);
@@ -83,6 +90,52 @@ template <typename Element, typename Unit> class Walk {
       write_state(static_cast<Real*>(scan_.final_state) + state_place(head), states.data() + head * size_ * width_);
   }
 
+#if defined(MAMBACORE_BFLOAT16_PRODUCTS)
+  // As `forward`, for one position per row: products read bfloat16 numbers as they lie in memory (ssd_pairs.h).
+  void forward_in_pairs() {
+    const int64_t chunks = chunk_count(), in_state = size_ * width_, pairs_in_state = size_ / 2 * width_;
+    Numbers scores = matrix(rows_, square_), states = matrix(heads_ * size_, width_);
+    Units out_of = units(rows_, size_), into = units(rows_, size_), across = units(size_, square_);
+    Units down_into = units(rows_, size_), mask = units(rows_, square_), inputs = units(rows_, width_);
+    Units written = units(rows_, width_), pairs = units(heads_ * size_, width_);
+    Numbers columns(square_);
+    Decays<Walk> decays(scan_.chunk, rows_);
+    for (int64_t head = 0; head < heads_; ++head) {
+      Real* state = states.data() + head * in_state;
+      read_state(scan_.initial_state, head, state);
+      down_columns<Unit>(state, width_, size_, pairs.data() + head * pairs_in_state);
+    }
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      begin_chunk(chunk);
+      const PairRows of_into = pair_rows(scan_.input_matrix, group_, scan_.state_size);
+      pairs_along(pair_rows(scan_.output_matrix, group_, scan_.state_size), here_, size_, out_of.data());
+      pairs_along(of_into, here_, size_, into.data());
+      pairs_down<false>(of_into, here_, size_, nullptr, down_into.data());
+      transpose_units({into.data(), size_ / 2, 1}, here_, size_, across.data());
+      for (int64_t row = 0; row < here_; row += lanes)  // what comes later does not count
+        product<Unit>({out_of.data() + row * size_ / 2, size_ / 2, 1}, {across.data(), square_}, scores.data() + row * square_,
+                      square_, std::min<int64_t>(lanes, here_ - row), row / lanes + 1, size_ / 2, Shape::full, Real(0));
+      for (int64_t head = 0; head < heads_; ++head) {
+        Real* state = states.data() + head * in_state;
+        Unit* of_state = pairs.data() + head * pairs_in_state;
+        if (scan_.boundary_states) write_state(boundary(chunk, head), state);
+        decays.sum_up(*this, head);
+        decays.fill_rows(*this);
+        mask_scores(decays.for_pairs(), scores.data(), here_, square_, columns.data(), mask.data());
+        const PairRows read = pair_rows(scan_.inputs, first_head_ + head, scan_.head_width);
+        pairs_down<false>(read, here_, width_, nullptr, inputs.data());
+        pairs_down<true>(read, here_, width_, decays.written_rows.data(), written.data());
+        compute_outputs({here_, width_, size_, square_, out_of.data(), of_state, mask.data(), inputs.data(),
+                         decays.from_rows.data(), skip_of(head), read,
+                         pair_rows(scan_.outputs, first_head_ + head, scan_.head_width)});
+        compute_state({here_, width_, size_, down_into.data(), written.data(), decays.kept, state, of_state});
+      }
+    }
+    for (int64_t head = 0; head < heads_; ++head)
+      write_state(static_cast<Real*>(scan_.final_state) + state_place(head), states.data() + head * in_state);
+  }
+#endif
+
   void backward() {
     Numbers into = matrix(rows_, size_), out_of = matrix(rows_, size_), scores = matrix(rows_, square_);
     Numbers grad_into = matrix(rows_, size_), grad_out_of = matrix(rows_, size_), grad_scores = matrix(rows_, square_);
@@ -92,7 +145,7 @@ template <typename Element, typename Unit> class Walk {
     Units of_out = units(rows_, size_), of_into = units(rows_, size_), across = units(std::max(size_, width_), square_);
     Units down_out = units(rows_, size_), down_into = units(rows_, size_), of_mask = units(rows_, square_);
     Units of_rows = units(rows_, width_), down_rows = units(rows_, width_), of_state = units(std::max(size_, width_), std::max(size_, width_));
-    Decays decays(scan_.chunk, rows_);
+    Decays<Walk> decays(scan_.chunk, rows_);
     std::vector<double> grad_skip(static_cast<size_t>(heads_), 0.0);
     for (int64_t head = 0; head < heads_; ++head) read_state(scan_.grad_final_state, head, carries.data() + head * size_ * width_);
     for (int64_t chunk = chunk_count() - 1; chunk >= 0; --chunk) {
@@ -178,143 +231,9 @@ template <typename Element, typename Unit> class Walk {
   }
 
  private:
+  friend struct Decays<Walk>;
   using Numbers = Scratch<Real>;
   using Units = Scratch<Unit>;
-
-  // The masks of a chunk that decays and weights give one head, and their gradients.
-  struct Decays {
-    int64_t chunk;
-    std::vector<double> total;      // c, and as the sum of two numbers, of which differences are as exact
-    std::vector<Real> high, low;
-    std::vector<int64_t> record;    // 0 for the record that comes into the chunk
-    std::vector<Real> weight, own, fading, pairs, columns;
-    std::vector<Real> from_rows, to_rows, written_rows, of_from, of_to;
-    Real kept = 0;
-
-    Decays(int64_t chunk_positions, int64_t rows)
-        : chunk(chunk_positions), total(size(chunk)), high(size(padded(chunk))), low(size(padded(chunk))), record(size(chunk)), weight(size(chunk)), own(size(chunk)),
-          fading(size(chunk * padded(chunk))), pairs(size(chunk * padded(chunk))), columns(size(padded(chunk))),
-          from_rows(size(rows)), to_rows(size(rows)), written_rows(size(rows)), of_from(size(rows)), of_to(size(rows)) {}
-    static size_t size(int64_t count) { return static_cast<size_t>(count); }
-    static int64_t padded(int64_t count) { return (count + lanes - 1) / lanes * lanes; }
-
-    void compute(const Walk& walk, int64_t head) {
-      const MambacoreSsd& scan = walk.scan_;
-      const int64_t positions = walk.positions_;
-      double sum = 0;
-      int64_t records = 0;
-      for (int64_t position = 0; position < positions; ++position) {
-        const int64_t place = walk.weight_place(position, head);
-        const bool start = scan.resets && scan.resets[walk.batch_ * scan.length + walk.place_of(position)];
-        sum = start ? 0.0 : sum + static_cast<double>(static_cast<const Real*>(scan.log_decay)[place]);
-        records += start;
-        total[size(position)] = sum;
-        record[size(position)] = records;
-        high[size(position)] = static_cast<Real>(sum);
-        low[size(position)] = static_cast<Real>(sum - static_cast<double>(high[size(position)]));
-        weight[size(position)] = static_cast<const Real*>(scan.input_weight)[place];
-        own[size(position)] = scan.own_weight ? static_cast<const Real*>(scan.own_weight)[place] : weight[size(position)];
-      }
-      const int64_t stride = padded(positions);
-      for (int64_t position = 0; position < positions; ++position) {
-        Real* row = fading.data() + position * stride;
-        const Vector above = splat(high[size(position)]), rest = splat(low[size(position)]);
-        int64_t other = 0;
-        for (; other < position; other += lanes)
-          put(row + other, exp_lanes<Real>((above - get(high.data() + other)) + (rest - get(low.data() + other))));
-        std::fill(row + position, row + stride, Real(0));
-        if (records == 0) continue;
-        for (other = 0; other < position; ++other)
-          if (record[size(other)] != record[size(position)]) row[other] = 0;
-      }
-      const int64_t last = record[size(positions - 1)];
-      const double end = total[size(positions - 1)];
-      for (int64_t row = 0; row < walk.here_; ++row) {
-        const size_t position = size(row / scan.rank);
-        from_rows[size(row)] = record[position] == 0 ? static_cast<Real>(std::exp(total[position])) : Real(0);
-        to_rows[size(row)] = record[position] == last ? static_cast<Real>(std::exp(end - total[position])) : Real(0);
-        written_rows[size(row)] = to_rows[size(row)] * weight[position];
-      }
-      kept = last == 0 ? static_cast<Real>(std::exp(end)) : Real(0);
-    }
-
-    // fading * weight of the earlier position, and `own` for positions themselves; in rows.
-    void fill_mask(const Walk& walk, Real* mask) const {
-      const int64_t rank = walk.scan_.rank, stride = padded(walk.positions_);
-      for (int64_t row = 0; row < walk.here_; ++row) {
-        const int64_t position = row / rank;
-        const Real* faded = fading.data() + position * stride;
-        Real* to = mask + row * walk.square_;
-        if (rank == 1) {
-          for (int64_t other = 0; other < position; ++other) to[other] = faded[other] * weight[size(other)];
-          to[position] = own[size(position)];
-          std::fill(to + position + 1, to + walk.square_, Real(0));
-          continue;
-        }
-        for (int64_t other = 0; other < walk.here_; ++other) to[other] = faded[other / rank] * weight[size(other / rank)];
-        for (int64_t other = position * rank; other < (position + 1) * rank; ++other) to[other] = own[size(position)];
-        for (int64_t other = walk.here_; other < walk.square_; ++other) to[other] = 0;
-      }
-    }
-
-    // Of decays and weights, from the gradient of the masked scores and what `backward` has put into of_from and of_to.
-    void write_gradients(const Walk& walk, int64_t head, const Real* scores, const Real* grad_mask, Real of_kept) {
-      const MambacoreSsd& scan = walk.scan_;
-      const int64_t positions = walk.positions_, rank = scan.rank, stride = padded(positions);
-      std::fill(pairs.begin(), pairs.begin() + positions * stride, Real(0));
-      for (int64_t row = 0; row < walk.here_; ++row) {
-        const Real *left = scores + row * walk.square_, *right = grad_mask + row * walk.square_;
-        Real* sums = pairs.data() + row / rank * stride;
-        const int64_t end = (row / rank + 1) * rank;
-        if (rank == 1) {
-          for (int64_t other = 0; other < end; ++other) sums[other] = left[other] * right[other];
-          continue;
-        }
-        for (int64_t other = 0; other < end; ++other) sums[other / rank] += left[other] * right[other];
-      }
-      Real* grad_weight = static_cast<Real*>(scan.grad_input_weight);
-      Real* grad_own = static_cast<Real*>(scan.grad_own_weight);
-      Real* grad_decay = static_cast<Real*>(scan.grad_log_decay);
-      std::fill(columns.begin(), columns.end(), Real(0));
-      // The decay of a position stands between all i from it on and all j before it: from the last position to the
-      // first, `columns` sums the pairs of each j with all i so far.
-      Real following = 0;  // sum of of_from from here on
-      std::vector<Real> earlier(size(positions));
-      Real so_far = 0;
-      for (int64_t position = 0; position < positions; ++position) {
-        Real left = 0;
-        for (int64_t row = position * rank; row < (position + 1) * rank; ++row) left += of_to[size(row)] * to_rows[size(row)];
-        earlier[size(position)] = so_far;
-        so_far += left * weight[size(position)];
-        Real sum = left;
-        const int64_t place = walk.weight_place(position, head);
-        const Real of_own = pairs[size(position * stride + position)];
-        pairs[size(position * stride + position)] = 0;
-        if (grad_own) grad_own[place] = of_own;
-        else sum += of_own;
-        grad_weight[place] = sum;
-      }
-      std::vector<Real> of_weight(size(stride), Real(0));
-      for (int64_t position = positions - 1; position >= 0; --position) {
-        Real* row = pairs.data() + position * stride;
-        const Real* faded = fading.data() + position * stride;
-        for (int64_t other = 0; other < position; ++other) {
-          const Real pair = row[other] * faded[other];
-          of_weight[size(other)] += pair;
-          columns[size(other)] += pair * weight[size(other)];
-        }
-        for (int64_t line = position * rank; line < (position + 1) * rank; ++line) following += of_from[size(line)];
-        Vector sums = Vector{};
-        int64_t begin = 0;
-        for (; begin + lanes <= position; begin += lanes) sums += get(columns.data() + begin);
-        Real spanning = sum_of_lanes<Real>(sums);
-        for (int64_t other = begin; other < position; ++other) spanning += columns[size(other)];
-        grad_decay[walk.weight_place(position, head)] = spanning + following + earlier[size(position)] + of_kept;
-      }
-      for (int64_t position = 0; position < positions; ++position)
-        grad_weight[walk.weight_place(position, head)] += of_weight[size(position)];
-    }
-  };
 
   static int64_t whole(int64_t count) { return (count + lanes - 1) / lanes * lanes; }
   static int64_t in_units(int64_t numbers) { return (numbers + per_unit - 1) / per_unit; }
@@ -366,6 +285,13 @@ template <typename Element, typename Unit> class Walk {
     return scan_.skip_weight ? static_cast<const Real*>(scan_.skip_weight)[first_head_ + head] : Real(0);
   }
 
+#if defined(MAMBACORE_BFLOAT16_PRODUCTS)
+  // The rows of the chunk in memory, of one position each.
+  PairRows pair_rows(const MambacoreHeads& of, int64_t head, int64_t width) const {
+    uint16_t* start = static_cast<uint16_t*>(of.data) + batch_ * of.batch_stride + head * of.head_stride;
+    return {start + place_of(0) * of.row_stride, scan_.reverse ? -of.row_stride : of.row_stride, width};
+  }
+#endif
   void load_rows(const MambacoreHeads& from, int64_t head, int64_t width, int64_t padded, Real* to) const {
     const Element* start = static_cast<const Element*>(from.data) + batch_ * from.batch_stride + head * from.head_stride;
     for (int64_t row = 0; row < here_; ++row) {

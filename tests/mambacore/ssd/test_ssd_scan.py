@@ -144,6 +144,43 @@ def test_bfloat16_inputs_keep_a_float32_state(backend):
         assert relative_error(grad, expected[name]) < 2 * BFLOAT16, name
 
 
+@REVERSE
+@pytest.mark.parametrize("with_starts", [False, True], ids=["one record", "records"])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES.values() if shape.get("rank") is None])
+def test_bfloat16_scans_of_any_shape_equal_the_reference(shape, with_starts, reverse):
+    arguments = {name: tensor.bfloat16().double() for name, tensor in ssd_arguments(**shape).items()}
+    starts = random_starts(shape["batch"], shape["length"], share=0.05) if with_starts else None
+    options = {"reverse": reverse, "sequence_starts": starts}
+    mixed = {name: tensor.float() for name, tensor in arguments.items()}
+    # Rows with a stride: what is beside them in memory must not be read, nor anything be written there.
+    for name in ("inputs", "input_matrix", "output_matrix"):
+        beside = torch.full_like(arguments[name], torch.nan)
+        mixed[name] = torch.cat([arguments[name], beside], dim=-1).bfloat16()[..., : arguments[name].shape[-1]]
+    with backend_or_skip("native"):
+        found = scan_with_state(**mixed, **options)
+    expected = ssd_scan_reference(**arguments, **options)
+    for name, one, other in zip(("outputs", "state"), found, expected, strict=True):
+        assert relative_error(one, other) < BFLOAT16, name
+
+
+@pytest.mark.parametrize("sign", [-1, 1], ids=["fading", "growing"])
+def test_bfloat16_scans_with_strong_decays_equal_the_reference(sign):
+    """Those of single positions are up to exp(-40); a chunk of growing states reaches exp(30)."""
+    arguments = {name: tensor.bfloat16().double() for name, tensor in ssd_arguments(1, 200, head_width=16).items()}
+    arguments["log_decay"] = sign * arguments["log_decay"].abs() * 0.1
+    if sign < 0:
+        arguments["log_decay"][:, 5::17] = -40.0
+    arguments["log_decay"] = arguments["log_decay"].float().double()
+    mixed = {name: tensor.float() for name, tensor in arguments.items()}
+    for name in ("inputs", "input_matrix", "output_matrix"):
+        mixed[name] = arguments[name].bfloat16()
+    with backend_or_skip("native"):
+        found = scan_with_state(**mixed)
+    expected = ssd_scan_reference(**arguments)
+    for name, one, other in zip(("outputs", "state"), found, expected, strict=True):
+        assert relative_error(one, other) < BFLOAT16, name
+
+
 @BACKEND
 def test_no_gradient_reaches_an_output_from_a_later_input(backend):
     arguments = leaves(ssd_arguments(1, 130), torch.float64)
