@@ -96,6 +96,9 @@ class Norm(ctypes.Structure):
         ("epsilon", ctypes.c_double),
         *_fields(ctypes.c_void_p, "inputs weight outputs inverse grad_outputs grad_inputs grad_weight"),
         ("segments", ctypes.c_int64),
+        ("gate", ctypes.c_void_p),
+        ("gate_stride", ctypes.c_int64),
+        ("grad_gate", ctypes.c_void_p),
     )
 
 

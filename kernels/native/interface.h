@@ -85,6 +85,10 @@ struct MambacoreNorm {
   const void* grad_outputs;
   void *grad_inputs, *grad_weight;  // (rows, width); (segments, width) of the compute type
   int64_t segments;                 // stretches of the rows that threads take
+  // What is normalised is inputs * silu(gate) where there is a gate: (rows, width) with a stride between its rows.
+  const void* gate;
+  int64_t gate_stride;
+  void* grad_gate;  // (rows, width)
 };
 
 // One position of `batch` sequences through a residual selective block. Parameters, the sequence and the convolution's

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from mambacore.backends import compute_dtype
 from mambacore.layers.dual_blocks import step_mamba2
+from mambacore.layers.gated_norm import gated_norm
 from mambacore.layers.mixer import Mixer, register_mixer
-from mambacore.layers.norm import RootMeanSquareNorm, root_mean_square_norm
+from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.plain_modules import are_plain_linear, is_plain, is_plain_state
 from mambacore.layers.selective import initial_step_bias
 from mambacore.parallel import convolution_over_ranks, ssd_over_ranks
@@ -53,15 +54,6 @@ def check_groups(heads: int, groups: int) -> None:
     """
     if groups < 1 or heads % groups:
         raise ValueError(f"{groups} groups do not divide {heads} heads; choose a divisor")
-
-
-def norm_of_groups(inputs: Tensor, norm: RootMeanSquareNorm, groups: int) -> Tensor:
-    """Apply a root-mean-square norm within each of `groups` equal groups of channels, (..., width) to the same."""
-    if groups == 1:
-        return norm(inputs)
-    parts = inputs.unflatten(-1, (groups, -1))
-    normalised = root_mean_square_norm(parts, norm.weight.new_ones(parts.shape[-1]), norm.epsilon)
-    return normalised.flatten(-2) * norm.weight.to(inputs.dtype)
 
 
 @register_mixer
@@ -215,5 +207,5 @@ class Mamba2Mixer(Mixer):
             reverse=reverse,
             sequence_starts=sequence_starts,
         )
-        gated = outputs.flatten(-2) * F.silu(gate)
-        return norm_of_groups(gated, self.gate_norm, self.groups), Mamba2State(convolution_state, scan_state)
+        normalised = gated_norm(outputs.flatten(-2), gate, self.gate_norm, self.groups)
+        return normalised, Mamba2State(convolution_state, scan_state)

@@ -72,7 +72,8 @@ def root_mean_square_norm(
     return outputs
 
 
-def _arguments(inputs: Tensor, weight: Tensor, inverse: Tensor, epsilon: float) -> Norm:
+def norm_arguments(inputs: Tensor, weight: Tensor, inverse: Tensor, epsilon: float) -> Norm:
+    """Describe contiguous rows to the library, without what it writes but for `inverse`."""
     threads = max(1, min(torch.get_num_threads(), inputs.numel() // _ELEMENTS_PER_THREAD))
     return Norm(
         rows=inverse.numel(), width=inputs.shape[-1], element=ELEMENT_TYPES[inputs.dtype], threads=threads,
@@ -94,7 +95,7 @@ def _forward(inputs: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype 
         return (inputs * inverse.unsqueeze(-1) * weight).to(wanted), inverse
     inputs, weight = inputs.contiguous(), weight.contiguous()
     outputs, inverse = torch.empty_like(inputs), inputs.new_empty(inputs.shape[:-1], dtype=weight.dtype)
-    norm = _arguments(inputs, weight, inverse, epsilon)
+    norm = norm_arguments(inputs, weight, inverse, epsilon)
     norm.outputs = outputs.data_ptr()
     library.norm_forward(norm)
     return outputs.to(wanted), inverse
@@ -121,7 +122,7 @@ def _backward(
         return grad_inputs.to(inputs.dtype), (along * inverse.unsqueeze(-1)).flatten(0, -2).sum(0)
     grad_outputs = grad_outputs.to(inputs.dtype)
     grad_outputs, inputs, weight, inverse = (tensor.contiguous() for tensor in (grad_outputs, inputs, weight, inverse))
-    norm = _arguments(inputs, weight, inverse, epsilon)
+    norm = norm_arguments(inputs, weight, inverse, epsilon)
     grad_inputs, grad_weight = torch.empty_like(inputs), weight.new_empty(norm.segments, weight.numel())
     norm.grad_outputs, norm.grad_inputs = grad_outputs.data_ptr(), grad_inputs.data_ptr()
     norm.grad_weight = grad_weight.data_ptr()
