@@ -130,6 +130,19 @@ class InPieces(nn.Module):
         return outputs
 
 
+class ByOperators(nn.Module):
+    """A stack called operator by operator, as with gradients: without them a selective block is one native call."""
+
+    def __init__(self, stack: nn.Module) -> None:
+        super().__init__()
+        self.stack = stack
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        with torch.enable_grad():
+            outputs, _ = self.stack(sequence)
+        return outputs.detach()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 256])
@@ -156,12 +169,13 @@ def main() -> None:
             "mamba2 bfloat16": (block("mamba2", width, torch.bfloat16, options.states), torch.bfloat16, 0),
             "transformers mamba2": (peer(width, options.states), torch.float32, options.peer_length),
         }
+        cases["selective float32, by operators"] = (ByOperators(cases["selective float32"][0]), torch.float32, 0)
         cases["mamba2 bfloat16, in pieces"] = (InPieces(cases["mamba2 bfloat16"][0]), torch.bfloat16, 0)
         for backward in (False, True):
             shortest: dict[str, float] = {}
             for _ in range(options.repeats + 1):
                 for name, (module, dtype, length) in cases.items():
-                    if backward and isinstance(module, InPieces):
+                    if backward and isinstance(module, InPieces | ByOperators):
                         continue
                     sequence = torch.randn(1, length or options.length, width, dtype=dtype, requires_grad=backward)
                     seconds = run(module, sequence, backward, clock) / sequence.shape[1]
@@ -178,8 +192,11 @@ def main() -> None:
     for width in options.widths:
         for which in ("forward", "forward+backward"):
             found = {line[2]: float(line[3]) for line in rows if line[:2] == [str(width), which]}
-            times = found["transformers mamba2"] / found["mamba2 bfloat16"]
-            print(f"Width {width}, {which}: {times:.1f} times transformers' Mamba-2")
+            ours = found["mamba2 bfloat16"]
+            said = f"Width {width}, {which}: {found['transformers mamba2'] / ours:.1f} times transformers' Mamba-2"
+            if "selective float32, by operators" in found:
+                said += f", {found['selective float32, by operators'] / ours:.2f} times selective float32 by operators"
+            print(said)
 
 
 def row(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-INTERFACE_VERSION = 14
+INTERFACE_VERSION = 15
 OK, OUT_OF_MEMORY = 0, 1  # MambacoreStatus
 INSTRUCTION_SET_VARIABLE = "MAMBACORE_INSTRUCTION_SET"
 # Path of another build of the library, such as one with sanitizers.

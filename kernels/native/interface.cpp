@@ -93,7 +93,7 @@ template <typename Kernel> int32_t status_of(const Kernel& kernel) noexcept {
 
 // The layout of the structures in interface.h; Python refuses a library whose number differs from its own. A function that
 // is new needs no new number: Python asks whether it is there (`Library.has_dual_step`).
-MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 14; }
+MAMBACORE_EXPORT int32_t mambacore_interface_version() { return 15; }
 
 MAMBACORE_EXPORT const char* mambacore_instruction_set() { return current().name; }
 
