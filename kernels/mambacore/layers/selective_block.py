@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mambacore.backends import native_library_for, wanted_backend
+from mambacore.layers.plain_modules import is_plain_tensor
 from mambacore.layers.step import SelectiveParts, StepParameters, parameters_of
 from mambacore.native_library import Block, Library
 
@@ -45,7 +46,11 @@ def run_block(
     if library is None:
         return None
     parameters = parameters_of(norm, mixer)
-    if any(parameter is not None and parameter.dtype != torch.float32 for parameter in parameters):
+    if any(
+        parameter is not None
+        and (parameter.dtype != torch.float32 or parameter.device != sequence.device or not is_plain_tensor(parameter))
+        for parameter in parameters
+    ):
         return None
     convolution_state, scan_state = (None, None) if state is None else state
     return _run(library, sequence, convolution_state, scan_state, norm.epsilon, parameters)
