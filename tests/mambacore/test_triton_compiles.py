@@ -81,3 +81,15 @@ def test_kernel_compiles(name, is_complex, capability, dtype, packed):
     assert 0 < used["REG"] <= 255, used
     if not packed and capability == 90 and dtype == "fp32":
         assert used["STACK"] == 0, used  # nothing leaves the registers
+
+
+@pytest.mark.parametrize("fixed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["moving", "fixed"])
+@pytest.mark.parametrize("states", [8, 16, 32])
+def test_the_backward_kernel_keeps_its_states_in_registers(states, fixed):
+    """With B and C in bfloat16; where they are fixed, they and the sums of their gradients are in float32."""
+    plan = scan.plan_of(1, 1 << 20, 1024, 1, states, True, 132, fixed=fixed)
+    switches = SCAN | WALK | {"HAS_CARRY": True, "HAS_RESETS": False, "IS_COMPLEX": False}
+    switches |= {"INTO_FIXED": fixed, "OUT_OF_FIXED": fixed}
+    switches |= {"BLOCK_STATES": states, "BLOCK_CHANNELS": plan.block_channels}
+    used = compiled(scan_backward.retreat, switches, 90, "fp32" if fixed else "bf16", plan.warps).used
+    assert used["STACK"] == 0, used

@@ -99,6 +99,16 @@ def test_packed_records_equal_the_reference(case, reverse):
     assert_equal(gradients_of(scan_with_state, arguments, torch.float32, **options), expected, tolerance)
 
 
+def test_every_program_notes_its_own_states(monkeypatch):
+    """Three programs for five channels, of three states that take four places."""
+    from mambacore.scan import triton as scan  # noqa: PLC0415
+
+    monkeypatch.setattr(scan, "BLOCKS", {8: (scan.Block(2, 1), scan.Block(2, 1))})
+    arguments = scan_arguments(1, 19, 5, 3, 1)
+    expected = gradients_of(selective_scan_reference, arguments, torch.float64, step_softplus=True)
+    assert_equal(gradients_of(scan_with_state, arguments, torch.float32, step_softplus=True), expected, FLOAT32)
+
+
 def test_everything_optional_can_be_absent():
     arguments = scan_arguments(1, 18, 2, 3, everything=False)
     arguments["step_size"] = arguments["step_size"].abs()

@@ -27,11 +27,31 @@ from mambacore.scan.triton_backward import add_up, retreat, summary
 from mambacore.scan.triton_forward import carry, walk
 from mambacore.triton.launch import multiprocessors, or_first
 
-# For so many states per channel (complex numbers counted twice), channels of a program forward, and channels and warps
-# backward: the fewest instructions per state that keep everything in registers (`benchmarks/gpu_static.py`).
-BLOCKS = {8: (64, 64, 1), 16: (64, 32, 1), 32: (32, 32, 2), 64: (16, 4, 1), 128: (8, 2, 1)}
-# Of complex states, which take more registers each.
-COMPLEX_BLOCKS = BLOCKS | {32: (32, 16, 2)}
+
+class Block(NamedTuple):
+    """Channels and warps of a program."""
+
+    channels: int
+    warps: int
+
+
+# For so many states per channel (complex numbers counted twice), the programs forward and backward: the fewest
+# instructions per state that keep everything in registers (`benchmarks/gpu_static.py`).
+BLOCKS = {
+    8: (Block(128, 1), Block(128, 1)),
+    16: (Block(64, 1), Block(64, 1)),
+    32: (Block(64, 2), Block(64, 2)),
+    64: (Block(16, 1), Block(4, 1)),
+    128: (Block(8, 1), Block(2, 1)),
+}
+# Where a matrix is the same at all positions, backward also keeps the sums of its gradient.
+FIXED_BLOCKS = BLOCKS | {
+    8: (Block(128, 1), Block(64, 1)),
+    16: (Block(64, 1), Block(32, 1)),
+    32: (Block(64, 2), Block(32, 2)),
+}
+# Complex states take more registers each.
+COMPLEX_BLOCKS = FIXED_BLOCKS | {8: (Block(64, 1), Block(64, 1)), 32: (Block(16, 2), Block(16, 2))}
 # A device is full with so many warps per multiprocessor, four schedulers with four warps each...
 WARPS_TO_FILL = 16
 # ...and a single pass is faster than two when it has this many: each scheduler has one, whose states are independent.
@@ -60,6 +80,7 @@ def plan_of(
     backward: bool,
     processors: int,
     is_complex: bool = False,
+    fixed: bool = False,
 ) -> Plan:
     """Channels and warps per program and chunks of the length, from the sizes alone: the same sizes give the same bits.
 
@@ -72,10 +93,11 @@ def plan_of(
         backward: of the backward pass.
         processors: multiprocessors of the device.
         is_complex: whether the states are complex.
+        fixed: whether the input or the output matrix is the same at all positions.
     """
-    blocks_of = COMPLEX_BLOCKS if is_complex else BLOCKS
-    fitting = next((row for padded, row in blocks_of.items() if numbers <= padded), (1, 1, 1))
-    block, warps = fitting[1:] if backward else (fitting[0], 1)
+    blocks_of = COMPLEX_BLOCKS if is_complex else FIXED_BLOCKS if fixed else BLOCKS
+    fitting = next((row for padded, row in blocks_of.items() if numbers <= padded), (Block(1, 1), Block(1, 1)))
+    block, warps = fitting[backward]
     block = min(block, _power_of_two(channels // groups))
     blocks = -(-channels // groups // block)
     in_flight = batch * groups * blocks * warps
@@ -133,7 +155,8 @@ class _Call:
         self.state_size, self.numbers = arguments.state_size, self.rates.shape[0]
         self.groups = group_count(arguments.input_matrix, arguments.output_matrix)
         sizes = (self.batch, self.length, self.channels, self.groups, self.numbers)
-        self.plan = plan_of(*sizes, backward, multiprocessors(inputs), self.is_complex)
+        fixed = self.into.fixed or self.out_of.fixed
+        self.plan = plan_of(*sizes, backward, multiprocessors(inputs), self.is_complex, fixed)
         self.blocks = self.groups * self.plan.blocks_per_group
         self.switches: dict[str, Any] = {
             "IS_COMPLEX": self.is_complex, "SOFTPLUS": arguments.step_softplus, "REVERSE": self.reverse,
@@ -230,8 +253,10 @@ def backward(
     shared = (run.plan.blocks_per_group, run.batch, run.length, run.groups, run.numbers)
     grad_into, grad_out_of = (run.buffer(*(parts if matrix.fixed else shared)) for matrix in (run.into, run.out_of))
     grad_rates = run.buffer(*parts)
-    scratch = run.buffer(run.batch * chunks, DEVICE_INTERVAL, run.numbers, run.channels)
-    steps = run.buffer(run.batch * chunks, DEVICE_INTERVAL, 2, run.channels)
+    block = run.plan.block_channels
+    programs = (run.batch * chunks, run.blocks, DEVICE_INTERVAL)
+    scratch = run.buffer(*programs, run.numbers // run.state_size * _power_of_two(run.state_size), block)
+    steps = run.buffer(*programs, 2, block)
     grad_skip, grad_bias = (run.buffer(run.batch * chunks, run.channels) for _ in range(2))
     grad_first_state = run.buffer(run.batch, run.numbers, run.channels)
     first = None if grad_final_state is None else as_numbers(grad_final_state)

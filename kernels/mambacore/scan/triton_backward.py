@@ -140,8 +140,15 @@ def retreat(
     begin = chunk * chunk_length
     end = tl.minimum(begin + chunk_length, length)
     program = batch * chunk_count + chunk
-    scratch = scratch_states + program * INTERVAL * numbers * state_count * channel_count
-    noted = scratch_steps + program * INTERVAL * 2 * channel_count
+    # What this program notes for itself lies as its tiles do, padding included, so that places are known when compiled.
+    own_channels = tl.arange(0, BLOCK_CHANNELS)
+    all_of_tile = tl.full((BLOCK_STATES, BLOCK_CHANNELS), 1, tl.int1)
+    position_size: tl.constexpr = numbers * BLOCK_STATES * BLOCK_CHANNELS
+    scratch = scratch_states + (program * block_count + block) * INTERVAL * position_size
+    noted = scratch_steps + (program * block_count + block) * INTERVAL * 2 * BLOCK_CHANNELS
+    # Of the gradients by both matrices, the part of this block of channels.
+    shared_row = group_count * numbers * state_count
+    shared_part = (block_in_group * batch_count + batch) * length * shared_row + group * numbers * state_count
     intervals = (end - begin + INTERVAL - 1) // INTERVAL
     for backwards in range(intervals):
         first = begin + (intervals - 1 - backwards) * INTERVAL
@@ -152,7 +159,7 @@ def retreat(
         # and nothing is added.
         for passed in range(INTERVAL):
             store_states(
-                scratch + passed * numbers * state_count * channel_count, states, channels, tile, channel_count, held,
+                scratch + passed * position_size, states, own_channels, all_of_tile, BLOCK_CHANNELS, held,
                 held_imaginary, IS_COMPLEX,
             )  # fmt: skip
             there = first + passed < end
@@ -162,9 +169,9 @@ def retreat(
             if SOFTPLUS:
                 step, slope = softplus_and_slope(step)
                 slope = tl.where(there, slope, 0.0)
-                tl.store(noted + (2 * passed + 1) * channel_count + channels, slope, mask=present)
+                tl.store(noted + (2 * passed + 1) * BLOCK_CHANNELS + own_channels, slope)
             step = tl.where(there, step, 0.0)
-            tl.store(noted + 2 * passed * channel_count + channels, step, mask=present)
+            tl.store(noted + 2 * passed * BLOCK_CHANNELS + own_channels, step)
             if HAS_RESETS:
                 begins = tl.load(resets + batch * length + here, mask=there, other=0) != 0
                 held = tl.where(begins, 0.0, held)
@@ -190,16 +197,15 @@ def retreat(
             here = length - 1 - first - offset if REVERSE else first + offset
             use = present & there
             before, before_imaginary = load_states(
-                scratch + offset * numbers * state_count * channel_count, states, channels, tile, channel_count,
-                IS_COMPLEX,
-            )  # fmt: skip
+                scratch + offset * position_size, states, own_channels, all_of_tile, BLOCK_CHANNELS, IS_COMPLEX
+            )
             # The state before this position is the one after the position that is next on the way back.
             next_held, next_held_imaginary = before, before_imaginary
             if HAS_RESETS:
                 begins = tl.load(resets + batch * length + here, mask=there, other=0) != 0
                 before = tl.where(begins, 0.0, before)
                 before_imaginary = tl.where(begins, 0.0, before_imaginary)
-            step = tl.load(noted + 2 * offset * channel_count + channels, mask=present, other=0.0)
+            step = tl.load(noted + 2 * offset * BLOCK_CHANNELS + own_channels)
             given = tl.load(inputs + batch * inputs_batch + here * inputs_row + channels, mask=use, other=0.0)
             given = given.to(tl.float32)
             grad = tl.load(grad_outputs + batch * grad_batch + here * grad_row + channels, mask=use, other=0.0)
@@ -243,12 +249,12 @@ def retreat(
                 carried = real
                 of_exponent = carried * before + carried_imaginary * before_imaginary
                 of_exponent_imaginary = carried_imaginary * before - carried * before_imaginary
-                of_step = per_rate * rate * of_exponent + per_frequency * frequency * of_exponent_imaginary
+                of_step = rate * of_exponent + (per_frequency / per_rate) * frequency * of_exponent_imaginary
                 sum_rate_imaginary += of_exponent_imaginary * step[None, :]
             else:
                 carried *= left
                 of_exponent = carried * before
-                of_step = per_rate * rate * of_exponent
+                of_step = rate * of_exponent
             sum_rate += of_exponent * step[None, :]
             if HAS_RESETS:
                 carried = tl.where(begins, 0.0, carried)
@@ -258,8 +264,7 @@ def retreat(
                 if IS_COMPLEX:
                     sum_into_imaginary += of_into_imaginary
             else:
-                row = ((block_in_group * batch_count + batch) * length + here) * group_count + group
-                row = grad_into + row * numbers * state_count + numbers * states
+                row = grad_into + shared_part + here * shared_row + numbers * states
                 tl.store(row, total(of_into, 1), mask=some_states & there)
                 if IS_COMPLEX:
                     tl.store(
@@ -272,8 +277,7 @@ def retreat(
                 if IS_COMPLEX:
                     sum_out_of_imaginary += of_out_of_imaginary
             else:
-                row = ((block_in_group * batch_count + batch) * length + here) * group_count + group
-                row = grad_out_of + row * numbers * state_count + numbers * states
+                row = grad_out_of + shared_part + here * shared_row + numbers * states
                 tl.store(row, total(of_out_of, 1), mask=some_states & there)
                 if IS_COMPLEX:
                     tl.store(
@@ -282,9 +286,9 @@ def retreat(
                         mask=some_states & there,
                     )
             grad_drive = total(of_drive, 0)
-            grad_step = total(of_step, 0) + grad_drive * given
+            grad_step = per_rate * total(of_step, 0) + grad_drive * given
             if SOFTPLUS:
-                grad_step *= tl.load(noted + (2 * offset + 1) * channel_count + channels, mask=present, other=0.0)
+                grad_step *= tl.load(noted + (2 * offset + 1) * BLOCK_CHANNELS + own_channels)
             else:
                 grad_step = tl.where(there, grad_step, 0.0)
             tl.store(grad_step_size + at, grad_step.to(grad_step_size.dtype.element_ty), mask=use)

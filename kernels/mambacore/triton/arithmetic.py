@@ -23,43 +23,40 @@ def exponential_of_minus_absolute(values):
 
 @kernel
 def sigmoid(values):
-    """1 / (1 + exp(-x))."""
-    small = exponential_of_minus_absolute(values)
-    return tl.where(values >= 0, 1.0, small) / (1.0 + small)
+    """1 / (1 + exp(-x)), where an exponential that overflows gives 0, as it should."""
+    return 1.0 / (1.0 + tl.exp2(values * -1.4426950408889634))
 
 
 @kernel
 def softplus(values):
-    """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)).
-
-    log1p(e) is 2 atanh(e / (2 + e)), whose argument is below 1/3: its series keeps the relative precision of steps of
-    1e-4, which the logarithm of a number near 1 would lose. A step that is not a number stays so.
-    """
-    small = exponential_of_minus_absolute(values)
-    return softplus_of_ratio(values, small / (2.0 + small))
+    """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)). A step that is not a number stays so."""
+    return softplus_of_exponential(values, exponential_of_minus_absolute(values))
 
 
 @kernel
 def softplus_and_slope(values):
     """softplus and its derivative, the sigmoid, by one exponential and one division."""
     small = exponential_of_minus_absolute(values)
-    shared = 1.0 / ((2.0 + small) * (1.0 + small))
-    slope = tl.where(values >= 0, 1.0, small) * (2.0 + small) * shared
-    return softplus_of_ratio(values, small * (1.0 + small) * shared), slope
+    return softplus_of_exponential(values, small), tl.where(values >= 0, 1.0, small) / (1.0 + small)
 
 
 @kernel
-def softplus_of_ratio(values, ratio):
-    """softplus of x from e / (2 + e)."""
-    square = ratio * ratio
-    series = 1.0 / 13.0
-    series = series * square + 1.0 / 11.0
-    series = series * square + 1.0 / 9.0
-    series = series * square + 1.0 / 7.0
-    series = series * square + 1.0 / 5.0
-    series = series * square + 1.0 / 3.0
-    series = series * square + 1.0
-    return tl.where(values > 0, values, 0.0) + 2.0 * ratio * series
+def softplus_of_exponential(values, small):
+    """softplus of x from e = exp(-|x|).
+
+    log1p(e) / e is a polynomial, the one of least relative error (3e-8) from 0 to 1: the relative precision of steps of
+    1e-4 is kept, which the logarithm of a number near 1 would lose, and there is no division.
+    """
+    series = 0.0052326940931379795
+    series = series * small - 0.029505237936973572
+    series = series * small + 0.07822595536708832
+    series = series * small - 0.13663245737552643
+    series = series * small + 0.19106006622314453
+    series = series * small - 0.2484298199415207
+    series = series * small + 0.3331909775733948
+    series = series * small - 0.4999949336051941
+    series = series * small + 0.9999999403953552
+    return tl.where(values > 0, values, 0.0) + small * series
 
 
 @kernel
