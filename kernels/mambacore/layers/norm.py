@@ -7,8 +7,9 @@ is a kernel each way (`mambacore.layers.triton_norm`).
 import torch
 from torch import Tensor, nn
 
-from mambacore.backends import ELEMENT_TYPES, compute_dtype, native_library_for, triton_computes
+from mambacore.backends import ELEMENT_TYPES, TRITON_DTYPES, compute_dtype, native_library_for, triton_computes
 from mambacore.contracts import Expected, check_devices, check_sequence, check_shapes
+from mambacore.layers.plain_modules import is_plain
 from mambacore.layout import sum_of_parts
 from mambacore.native_library import Norm
 from mambacore.vmap import vmap_by_loop
@@ -40,14 +41,35 @@ class RootMeanSquareNorm(nn.Module):
 
     def forward(self, sequence: Tensor) -> Tensor:
         """Map (..., width) to the same shape."""
+        dtype = self._low_precision(sequence)
+        return self._as_wanted(root_mean_square_norm(sequence, self.weight, self.epsilon, dtype), dtype)
+
+    def of_sum(self, sequence: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the output of a residual branch and normalise the sum, on a GPU in one kernel.
+
+        Args:
+            sequence: (..., width).
+            branch: the same shape.
+
+        Returns:
+            `self(sequence + branch)` and `sequence + branch`.
+        """
+        if not is_plain(self, RootMeanSquareNorm) or not adds_in_kernel(sequence, branch):
+            sums = sequence + branch
+            return self(sums), sums
+        dtype = self._low_precision(sequence)
+        normalised, sums = norm_of_sum(sequence, branch, self.weight, self.epsilon, dtype)
+        return self._as_wanted(normalised, dtype), sums
+
+    def _low_precision(self, sequence: Tensor) -> torch.dtype | None:
+        """Return the dtype of autocast where the outputs may have it at once."""
         kind = sequence.device.type
-        dtype = None
-        if self.before_linear and not torch.compiler.is_compiling() and torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind) if triton_computes(sequence) else None
-        normalised = root_mean_square_norm(sequence, self.weight, self.epsilon, dtype)
-        if dtype is not None:
-            return normalised
-        return normalised.to(self.weight.dtype) if self.in_dtype_of_weight else normalised
+        if not self.before_linear or torch.compiler.is_compiling() or not torch.is_autocast_enabled(kind):
+            return None
+        return torch.get_autocast_dtype(kind) if triton_computes(sequence) else None
+
+    def _as_wanted(self, normalised: Tensor, dtype: torch.dtype | None) -> Tensor:
+        return normalised.to(self.weight.dtype) if self.in_dtype_of_weight and dtype is None else normalised
 
 
 def root_mean_square_norm(
@@ -70,6 +92,32 @@ def root_mean_square_norm(
     check_devices(inputs, {"weight": weight})
     outputs, _ = _forward(inputs, weight.to(compute_dtype(inputs.dtype)), epsilon, dtype)
     return outputs
+
+
+def adds_in_kernel(inputs: Tensor, branch: Tensor | None = None) -> bool:
+    """Return whether a kernel adds a residual branch and normalises the sum: on a GPU, if nothing is compiled."""
+    fits = branch is None or (branch.shape == inputs.shape and branch.device == inputs.device)
+    low = branch is None or branch.dtype in TRITON_DTYPES
+    return fits and low and not torch.compiler.is_compiling() and triton_computes(inputs)
+
+
+def norm_of_sum(
+    inputs: Tensor, branch: Tensor, weight: Tensor, epsilon: float = 1e-5, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the root-mean-square norm of inputs + branch, and the sum, where `adds_in_kernel`.
+
+    Args:
+        inputs, branch: (..., width), of any dtypes of the GPU kernels; their sum has PyTorch's dtype.
+        weight, epsilon: see `root_mean_square_norm`.
+        dtype: of the normalised outputs; by default that of the sum.
+
+    Raises:
+        ValueError: if the weight does not fit the inputs, or is on another device.
+    """
+    check_shapes({"weight": Expected(weight, tuple(inputs.shape[-1:]), "give one number per channel")})
+    check_devices(inputs, {"weight": weight})
+    outputs, sums, _ = _forward_of_sum(inputs, branch, weight.to(torch.float32), epsilon, dtype)
+    return outputs, sums
 
 
 def norm_arguments(inputs: Tensor, weight: Tensor, inverse: Tensor, epsilon: float) -> Norm:
@@ -113,7 +161,8 @@ def _backward(
     if triton_computes(inputs):
         from mambacore.layers import triton_norm  # noqa: PLC0415
 
-        return triton_norm.backward(grad_outputs, inputs, weight, inverse)
+        grad_inputs, _, grad_weight = triton_norm.backward(grad_outputs, inputs, weight, inverse)
+        return grad_inputs, grad_weight
     library = native_library_for(inputs)
     if library is None:
         along = grad_outputs.to(weight.dtype) * inputs
@@ -150,3 +199,58 @@ def _gradient(ctx, grad_outputs, _grad_inverse):
 _forward.register_autograd(_gradient, setup_context=_keep_for_backward)
 vmap_by_loop(_forward)
 vmap_by_loop(_backward)
+
+
+@torch.library.custom_op("mambacore::norm_of_sum_forward", mutates_args=())
+def _forward_of_sum(
+    inputs: Tensor, branch: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    from mambacore.layers import triton_norm  # noqa: PLC0415
+
+    wanted = torch.promote_types(inputs.dtype, branch.dtype) if dtype is None else dtype
+    return triton_norm.forward_of_sum(inputs, branch, weight, epsilon, wanted)
+
+
+@_forward_of_sum.register_fake
+def _(inputs, branch, weight, epsilon, dtype=None):
+    of_sum = torch.promote_types(inputs.dtype, branch.dtype)
+    outputs = inputs.new_empty(inputs.shape, dtype=of_sum if dtype is None else dtype)
+    sums = inputs.new_empty(inputs.shape, dtype=of_sum)
+    return outputs, sums, inputs.new_empty(inputs.shape[:-1], dtype=weight.dtype)
+
+
+@torch.library.custom_op("mambacore::norm_of_sum_backward", mutates_args=())
+def _backward_of_sum(
+    grad_outputs: Tensor, grad_sums: Tensor | None, sums: Tensor, weight: Tensor, inverse: Tensor, own: torch.dtype,
+    other: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    from mambacore.layers import triton_norm  # noqa: PLC0415
+
+    return triton_norm.backward(grad_outputs, sums, weight, inverse, grad_sums, (own, other))
+
+
+@_backward_of_sum.register_fake
+def _(grad_outputs, grad_sums, sums, weight, inverse, own, other):
+    grad_branch = sums.new_empty(sums.shape if own != other else (0,), dtype=other)
+    return sums.new_empty(sums.shape, dtype=own), grad_branch, weight.new_empty(weight.shape)
+
+
+def _keep_sum_for_backward(ctx, inputs, output) -> None:
+    sequence, branch, weight, _, _ = inputs
+    ctx.dtypes = sequence.dtype, branch.dtype
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], weight, output[2])
+
+
+def _gradient_of_sum(ctx, grad_outputs, grad_sums, _grad_inverse):
+    if grad_outputs is None:
+        both = (None, None) if grad_sums is None else (grad_sums.to(dtype) for dtype in ctx.dtypes)
+        return (*both, None, None, None)
+    grad_inputs, grad_branch, grad_weight = _backward_of_sum(grad_outputs, grad_sums, *ctx.saved_tensors, *ctx.dtypes)
+    # One tensor for both where their dtypes are the same.
+    return grad_inputs, grad_branch if grad_branch.numel() else grad_inputs, grad_weight, None, None
+
+
+_forward_of_sum.register_autograd(_gradient_of_sum, setup_context=_keep_sum_for_backward)
+vmap_by_loop(_forward_of_sum)
+vmap_by_loop(_backward_of_sum)

@@ -31,8 +31,9 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         and "forward" not in own
         and not own["_forward_hooks"]
         and not own["_forward_pre_hooks"]
-        and not module_internals._global_forward_hooks
-        and not module_internals._global_forward_pre_hooks
+        and not own["_backward_hooks"]
+        and not own["_backward_pre_hooks"]
+        and not module_internals._has_any_global_hook()
         and all(tensor is None or type(tensor) in PLAIN_TENSORS for tensor in own["_parameters"].values())
     )
 

@@ -13,7 +13,7 @@ from mambacore.devices import halve_positions, positions_at_once
 from mambacore.errors import InputError
 from mambacore.layers.feed_forward import GatedFeedForward
 from mambacore.layers.mixer import Mixer, MixerDescription, build_mixer, parameters_without_decay
-from mambacore.layers.norm import RootMeanSquareNorm
+from mambacore.layers.norm import RootMeanSquareNorm, adds_in_kernel
 from mambacore.layers.plain_modules import is_plain, is_plain_tensor, operators_are_watched
 from mambacore.parallel import active_ranks
 
@@ -79,14 +79,35 @@ class ResidualBlock(nn.Module):
         """Map (batch, length, model_width) and the incoming state to the same shape and the outgoing state."""
         stepped = self.mixer.step(self.norm, sequence, state) if self._may_step(sequence, sequence_starts) else None
         if stepped is None:
-            mixed, state = self.mixer(self.norm(sequence), state, sequence_starts)
-            sequence = sequence + self._dropped(mixed)
-        else:
-            sequence, state = stepped
+            sequence, branch, state = self.without_last_sum(sequence, None, state, sequence_starts)
+            return sequence + branch, state
+        sequence, state = stepped
         if self.feed_forward is not None:
             assert self.feed_forward_norm is not None  # it comes with the layer
             sequence = sequence + self._dropped(self.feed_forward(self.feed_forward_norm(sequence)))
         return sequence, state
+
+    def without_last_sum(
+        self, sequence: Tensor, branch: Tensor | None, state: Any, sequence_starts: Tensor | None
+    ) -> tuple[Tensor, Tensor, Any]:
+        """Compute the block but for its last sum, which the next norm makes on the way (`RootMeanSquareNorm.of_sum`).
+
+        Args:
+            sequence: (batch, length, model_width).
+            branch: what is still to be added to the sequence, of the same shape; None for nothing.
+            state, sequence_starts: as in `forward`.
+
+        Returns:
+            The sequence, what is still to be added to it, and the outgoing state.
+        """
+        normalised, sequence = (self.norm(sequence), sequence) if branch is None else self.norm.of_sum(sequence, branch)
+        mixed, state = self.mixer(normalised, state, sequence_starts)
+        branch = self._dropped(mixed)
+        if self.feed_forward is not None:
+            assert self.feed_forward_norm is not None  # it comes with the layer
+            normalised, sequence = self.feed_forward_norm.of_sum(sequence, branch)
+            branch = self._dropped(self.feed_forward(normalised))
+        return sequence, branch, state
 
     def _dropped(self, branch: Tensor) -> Tensor:
         return branch if self.dropout is None else self.dropout(branch)
@@ -235,6 +256,13 @@ class ResidualStack(nn.Module):
         incoming = state if state is not None else (None,) * len(self.blocks)
         outgoing = []
         recomputed = self.activation_checkpointing and torch.is_grad_enabled()
+        if not recomputed and sequence.shape[1] > 1 and self._sums_in_norms(sequence):
+            branch = None
+            for block, block_state in zip(self.blocks, incoming, strict=True):
+                sequence, branch, new_state = block.without_last_sum(sequence, branch, block_state, sequence_starts)
+                outgoing.append(new_state)
+            normalised = self.final_norm(sequence) if branch is None else self.final_norm.of_sum(sequence, branch)[0]
+            return normalised, tuple(outgoing)
         for block, block_state in zip(self.blocks, incoming, strict=True):
             if recomputed:
                 sequence, new_state = checkpoint(block, sequence, block_state, sequence_starts, use_reentrant=False)
@@ -242,6 +270,10 @@ class ResidualStack(nn.Module):
                 sequence, new_state = block(sequence, block_state, sequence_starts)
             outgoing.append(new_state)
         return self.final_norm(sequence), tuple(outgoing)
+
+    def _sums_in_norms(self, sequence: Tensor) -> bool:
+        """Return whether the blocks' last sums may be left to the norms after them, bypassing the blocks' `forward`."""
+        return adds_in_kernel(sequence) and all(is_plain(block, ResidualBlock) for block in self.blocks)
 
 
 def _shown(mixers: object) -> str:

@@ -22,7 +22,7 @@ from mambacore.triton.launch import Kernel
 OF_INPUTS: Final = {
     "inputs", "step_size", "gate", "grad_outputs", "outputs", "grad_inputs", "grad_step_size", "grad_gate", "state",
     "grad_state", "new_state", "matrices", "input_rows", "output_rows", "input_matrix", "output_matrix",
-    "grad_scores", "sum_into", "sum_out_of",
+    "grad_scores", "sum_into", "sum_out_of", "branch", "sums", "grad_sums", "grad_branch",
 }  # fmt: skip
 """Arguments of the kernels that are tensors in the inputs' dtype; matrices of complex states are in float32."""
 
