@@ -49,6 +49,16 @@ class Placement:
 
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
+    def casts_kept(self) -> torch.autocast:
+        """Return a context in which all forward passes share the weights that autocast has cast.
+
+        It does not cast by itself: forward passes enter `autocast` inside of it, and backward passes do not. Weights
+        must not change before it is left.
+        """
+        import torch  # noqa: PLC0415
+
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=False)
+
     def put(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Move tensors to the device, float64 to its widest dtype; copies from pinned memory overlap computation."""
         import torch  # noqa: PLC0415

@@ -25,7 +25,7 @@ from mambacore.longsequence import (
     pooled_cross_entropy,
 )
 from mambacore.state import detached, map_state, state_tensors
-from tolerances import BFLOAT16, PIECES_FLOAT64, relative_error
+from tolerances import BFLOAT16, FLOAT32, PIECES_FLOAT64, relative_error
 
 VOCABULARY, WIDTH, CLASSES, BATCH, LENGTH = 7, 16, 5, 2, 45
 MIXER_LISTS = {name: [name] * 2 for name in sorted(MIXERS)}
@@ -474,6 +474,25 @@ def test_memory_does_not_grow_with_the_length():
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     _, short, long = json.loads(finished.stdout)
     assert long - short < 24 * 2**20
+
+
+def test_backward_of_what_autocast_leaves_alone_is_not_lowered():
+    """A layer that computes in float32 under autocast has gradients in float32, though pieces are run under it."""
+    torch.manual_seed(0)
+    layer, sequence = torch.nn.Linear(7, 5), torch.randn(2, 30, 7, requires_grad=True)
+
+    def exact(piece, state):
+        with torch.autocast("cpu", enabled=False):
+            return layer(piece), state
+
+    with torch.autocast("cpu", torch.bfloat16):
+        backward_in_pieces(exact, sequence, lambda outputs, _: outputs.square().sum(), piece_length=10)
+    found = {"inputs": sequence.grad, "weight": layer.weight.grad}
+    wide, inputs = copy.deepcopy(layer).double(), sequence.detach().double().requires_grad_()
+    wide.zero_grad()
+    wide(inputs).square().sum().backward()
+    assert relative_error(found["inputs"], inputs.grad) < FLOAT32
+    assert relative_error(found["weight"], wide.weight.grad) < FLOAT32
 
 
 def test_an_initial_state_that_hides_tensors_is_refused():

@@ -11,6 +11,7 @@ twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ def backward_in_pieces(
 
     Random numbers (dropout) drawn from PyTorch's generators of the CPU and of the devices of the sequence and the
     module's parameters are the same when a piece is run again; a loss in shares draws what follows the model's last
-    numbers. Autocast, where active, holds for both runs.
+    numbers. Autocast, where active, holds for both runs, and each operator's backward has the precision of its forward.
 
     Returns:
         The loss of this rank, and the model's state after the last position, detached.
@@ -117,7 +118,8 @@ def backward_in_pieces(
         raise ValueError("nothing that the loss depends on requires a gradient; unfreeze the model's parameters")
     assert gradients is not None and random is not None  # there is at least one piece
     random.restore()
-    _backward_through_arguments(sequence, input_gradient, state, gradients)
+    with work.precision_of_forward():
+        _backward_through_arguments(sequence, input_gradient, state, gradients)
     if synchronise and isinstance(model, DistributedDataParallel):
         average_gradients(model)
     return LongSequenceResult(total, final_state)
@@ -200,6 +202,15 @@ class _Pieces:
 
     def inputs(self, index: int) -> Tensor:
         return self.sequence.detach()[:, self.positions(index)]
+
+    @contextmanager
+    def precision_of_forward(self) -> Iterator[None]:
+        """Leave autocast for a backward pass, which would lower products that forward kept in full precision."""
+        with ExitStack() as left:
+            for kind in {tensor.device.type for tensor in self.on_devices}:
+                if torch.is_autocast_enabled(kind):
+                    left.enter_context(torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=False))
+            yield
 
     def run(self, index: int, inputs: Tensor, state: Any) -> tuple[Any, Any]:
         """Run the model on a piece."""
@@ -302,7 +313,8 @@ def _backward_through_piece(
         roots.append((share, torch.full_like(share, work.scale)))
     roots = [(tensor, gradient) for tensor, gradient in roots if tensor.requires_grad]
     if roots:
-        torch.autograd.backward([tensor for tensor, _ in roots], [gradient for _, gradient in roots])
+        with work.precision_of_forward():
+            torch.autograd.backward([tensor for tensor, _ in roots], [gradient for _, gradient in roots])
     return _Done(
         None if share is None else share.detach(),
         final_state,

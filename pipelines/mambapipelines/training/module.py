@@ -267,7 +267,8 @@ class TrainingModule(pl.LightningModule):
         def backward(replica: nn.Module, weight: torch.Tensor, *micro_batch: torch.Tensor) -> Report:
             return self._backward(replica, self.placement.put(micro_batch), float(weight) / total_weight, self.sizes)
 
-        reports = self._replicas.accumulate(micro_batches, backward)
+        around = contextlib.nullcontext if self.ranks.sharded else self.placement.casts_kept
+        reports = self._replicas.accumulate(micro_batches, backward, around)
         if self.ranks.count > 1:
             add_gradients(self.model, self.ranks)
         gradient_norm = clip_gradients(self.model, self.recipe.optimizer.gradient_clip, self.ranks)

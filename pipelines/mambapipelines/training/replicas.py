@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,21 @@ class Replicas:
                 parameter.data = shared.data
         self._pool = ThreadPoolExecutor(count)
 
-    def accumulate(self, micro_batches: Sequence[tuple[Tensor, ...]], backward: Callable[..., Report]) -> list[Report]:
+    def accumulate(
+        self,
+        micro_batches: Sequence[tuple[Tensor, ...]],
+        backward: Callable[..., Report],
+        around: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> list[Report]:
         """Call `backward(replica, *micro_batch)` on every micro-batch and sum all gradients in the model's.
 
         Replica r takes the micro-batches r, r + count, ... and sums are in the order of the replicas, so the result is
         a function of the micro-batches and the number of replicas.
+
+        Args:
+            micro_batches: their tensors.
+            backward: computes the gradients of one.
+            around: makes the context of all micro-batches of a replica, in its thread.
         """
         for replica in self.models:
             replica.zero_grad(set_to_none=True)
@@ -46,7 +56,8 @@ class Replicas:
         def work(number: int) -> list[Report]:
             torch.set_num_threads(max(1, self._threads // len(self.models)))
             replica = self.models[number]
-            return [backward(replica, *micro_batch) for micro_batch in micro_batches[number :: len(self.models)]]
+            with around():
+                return [backward(replica, *micro_batch) for micro_batch in micro_batches[number :: len(self.models)]]
 
         with _restored_thread_count():
             reports = list(self._pool.map(work, range(len(self.models))))
