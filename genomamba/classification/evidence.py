@@ -22,10 +22,11 @@ from torch import Tensor
 from genomamba.classification.held_out import FloatArray, IntegerArray
 from genomamba.models.species_classifier import BASES, FIRST_BASE_TOKEN, ClassifierState, SpeciesClassifier
 from genomamba.tokenizer import ANY_BASE_TOKEN, COMPLEMENT_IDS, Tokens
-from mambacore.devices import device_of, from_numpy, to_numpy
+from mambacore.devices import device_of, from_numpy, in_fitting_pieces, positions_at_once, to_numpy
 from mambacore.layers import PoolingState
 
-# Sizes of pieces and batches that fit in the cache; the state carries over, so results do not depend on them.
+# Sizes of pieces and batches that fit in a CPU's cache; other devices take what fits their memory. The state carries
+# over, so results do not depend on them.
 PIECE_LENGTH_BP = 16_384
 BASES_PER_FORWARD = 32_768
 
@@ -72,12 +73,15 @@ def count_known(tokens: Tokens) -> int:
     return int(np.count_nonzero((tokens >= FIRST_BASE_TOKEN) & (tokens < FIRST_BASE_TOKEN + BASES)))
 
 
-def batches_by_length(lengths_bp: Sequence[int], may_pad: bool = True) -> list[list[int]]:
+def batches_by_length(
+    lengths_bp: Sequence[int], may_pad: bool = True, bases_at_once: int = BASES_PER_FORWARD
+) -> list[list[int]]:
     """Group records of similar length into batches.
 
     Args:
         lengths_bp: lengths of the records, bp.
         may_pad: whether records of different lengths may share a batch.
+        bases_at_once: of a batch of several records, both strands and padding included.
 
     Returns:
         Batches of indices into `lengths_bp`.
@@ -85,7 +89,7 @@ def batches_by_length(lengths_bp: Sequence[int], may_pad: bool = True) -> list[l
     batches: list[list[int]] = []
     for place in sorted(range(len(lengths_bp)), key=lambda place: lengths_bp[place]):
         length = lengths_bp[place]
-        fits = bool(batches) and 2 * length * (len(batches[-1]) + 1) <= BASES_PER_FORWARD
+        fits = bool(batches) and 2 * length * (len(batches[-1]) + 1) <= bases_at_once
         if fits and (may_pad or lengths_bp[batches[-1][0]] == length):
             batches[-1].append(place)
         else:
@@ -106,9 +110,11 @@ def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens] | To
         (records, classes) float64; (records, 1 + parts, classes), the stack first, if the model has counted parts.
     """
     # The last position of a padded row is beyond the end of its record.
-    batches = batches_by_length([len(tokens) for tokens in records], may_pad=model.config.pooling == "mean")
+    device, may_pad = device_of(model), model.config.pooling == "mean"
+    at_once = positions_at_once(device, BASES_PER_FORWARD)
+    batches = batches_by_length([len(tokens) for tokens in records], may_pad, at_once)
     evidence = np.empty((len(records), len(model.config.class_names)))
-    threads = torch.get_num_threads() if device_of(model).type == "cpu" else 1
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
     with _single_threads(threads) as run:
         parts = run(lambda places: _evidence_of_batch(model, [records[place] for place in places]), batches)
         for places, part in zip(batches, parts, strict=True):
@@ -126,9 +132,12 @@ def _evidence_of_batch(model: SpeciesClassifier, records: Sequence[Tokens]) -> F
     for row, tokens in enumerate(records):
         rows[row, : len(tokens)] = tokens
         rows[len(records) + row, : len(tokens)] = COMPLEMENT_IDS[tokens[::-1]]
-    state, device = None, device_of(model)
-    for start in range(0, rows.shape[1], PIECE_LENGTH_BP):
-        _, state = model(from_numpy(rows[:, start : start + PIECE_LENGTH_BP], device), state)
+    device = device_of(model)
+
+    def advance(piece: slice, before: ClassifierState | None) -> ClassifierState | None:
+        return model(from_numpy(rows[:, piece], device), before)[1]
+
+    state = in_fitting_pieces(advance, None, rows.shape[1], len(rows), device, PIECE_LENGTH_BP)
     assert state is not None  # every record has a base
     total = to_numpy(state.evidence.total, torch.float64).reshape(2, len(records), -1).mean(axis=0)
     if model.config.pooling == "mean":
@@ -139,7 +148,8 @@ def _evidence_of_batch(model: SpeciesClassifier, records: Sequence[Tokens]) -> F
 def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, Tokens]]) -> FloatArray:
     """Compute evidence per base for a record given in pieces, averaged over both strands.
 
-    With two threads each processes one strand; further threads are used within operators.
+    With two threads each processes one strand; further threads are used within operators. On other devices than a CPU
+    the strands go through the model together.
 
     Args:
         model: the classifier, on any device.
@@ -150,13 +160,21 @@ def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, 
         (classes,) float64, or (1 + parts, classes) if the model has counted parts.
     """
     device = device_of(model)
-    states: list[ClassifierState | None] = [None, None]
-    means: list[Tensor] = []
+    groups = ((0,), (1,)) if device.type == "cpu" else ((0, 1),)
+    # The evidence so far (strands, classes) and the state of each group of strands.
+    reached: list[tuple[Tensor | None, ClassifierState | None]] = [(None, None)] * len(groups)
 
     @torch.inference_mode()
-    def read(strand: int, tokens: Tokens) -> Tensor:
-        mean, states[strand] = model(from_numpy(tokens, device)[None], states[strand])
-        return mean[0]
+    def read(number: int, piece: tuple[Tokens, Tokens]) -> None:
+        rows = np.stack([piece[strand] for strand in groups[number]])
+
+        def advance(
+            part: slice, before: tuple[Tensor | None, ClassifierState | None]
+        ) -> tuple[Tensor | None, ClassifierState | None]:
+            return model(from_numpy(rows[:, part], device), before[1])
+
+        length = rows.shape[1]
+        reached[number] = in_fitting_pieces(advance, reached[number], length, len(rows), device, length)
 
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     with _single_threads(threads, workers=2) as run:
@@ -167,8 +185,9 @@ def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, 
                 counted = counted + model.parts.evidence(piece[0], before)
                 length += len(piece[0])
                 before = np.concatenate([before, piece[0]])[-model.parts.history_bp :]
-            means = list(run(lambda strand, piece=piece: read(strand, piece[strand]), (0, 1)))  # type: ignore[misc]
-    stack = to_numpy(torch.stack(means), torch.float64).mean(axis=0)
+            list(run(lambda number, piece=piece: read(number, piece), range(len(groups))))  # type: ignore[misc]
+    means = [mean for mean, _ in reached if mean is not None]
+    stack = to_numpy(torch.cat(means), torch.float64).mean(axis=0)
     return stack if model.parts is None else np.concatenate([stack[None], counted / length])
 
 

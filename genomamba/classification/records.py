@@ -36,6 +36,7 @@ from genomamba.io.fasta import SpooledRecord, spool_records
 from genomamba.io.sources import SequenceSource, sequence_events
 from genomamba.models.species_classifier import BASES, SpeciesClassifier
 from genomamba.tokenizer import Tokens
+from mambacore.devices import device_of, positions_at_once
 from mambacore.errors import InputError
 
 UNKNOWN: Final = "unknown"
@@ -154,7 +155,7 @@ class RecordClassifier:
             model: the classifier, on any device; it is put into evaluation mode.
             minimum_length: shorter records are `unclassified`, bp.
             unknown_below: records whose best class has a lower probability are `unknown`.
-            piece_length: bases per forward pass, bp; results do not depend on it.
+            piece_length: bases per forward pass, bp, and more on other devices than a CPU; results do not depend on it.
             unknown_rate: records with a p-value below this are `unknown`.
             quantiles: quantiles of held-out windows, for p-values; required for an `unknown_rate` above 0.
             unknown_shared: records of whose long words no class has this share are `unknown`.
@@ -278,9 +279,9 @@ class RecordClassifier:
 
     def _evidence_of_long(self, record: SpooledRecord, advance: Callable[[int], object]) -> RecordEvidence:
         """Compute the evidence of a record whose strands are streamed through the model in parallel."""
-        strands = zip(
-            record.forward_pieces(self._piece_length), record.reverse_complement_pieces(self._piece_length), strict=True
-        )
+        both = positions_at_once(device_of(self._model), 2 * self._piece_length)
+        length = max(self._piece_length, both // 2)
+        strands = zip(record.forward_pieces(length), record.reverse_complement_pieces(length), strict=True)
         known_bases, words, pairs = 0, 0, np.zeros((BASES, BASES), dtype=np.int64)
         before = np.zeros(0, dtype=np.uint8)
 

@@ -15,11 +15,12 @@ from genomamba.data.targets import TargetDescription
 from genomamba.models.sequence_model import SequenceModel, SequenceState
 from genomamba.prediction.metrics import Predictions
 from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
-from mambacore.devices import device_of, from_numpy, to_numpy
+from mambacore.devices import device_of, from_numpy, halve_positions, in_fitting_pieces, positions_at_once, to_numpy
 
 PIECE_LENGTH_BP: Final = 16_384
-"""Longer sequences are processed by a causal stack in pieces of this length, one at a time."""
+"""Longer sequences are processed by a causal stack in pieces of this length, one at a time; on a GPU in longer ones."""
 BASES_PER_FORWARD: Final = 32_768
+"""Of a batch of several sequences, on a CPU."""
 # Sequences are queued to be batched with others of similar length; the queue is bounded.
 MOST_WAITING_SEQUENCES: Final = 256
 MOST_WAITING_BASES: Final = 1 << 20
@@ -46,16 +47,24 @@ def model_outputs(
     order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
     training = model.training
     model.eval()
-    start = 0
+    start, device, strands = 0, device_of(model), 1 + model.config.both_strands
     while start < len(order):
-        end = start + 1
-        if len(sequences[order[start]]) > PIECE_LENGTH_BP and model.is_causal:
+        end, shortest = start + 1, len(sequences[order[start]])
+        if model.is_causal and shortest > positions_at_once(device, strands * PIECE_LENGTH_BP) // strands:
             outputs[order[start]] = _in_pieces(model, sequences[order[start]])
         else:
+            at_once = positions_at_once(device, BASES_PER_FORWARD)
             # Sorted by length, so the last one added is the longest.
-            while end < len(order) and (end + 1 - start) * len(sequences[order[end]]) <= BASES_PER_FORWARD:
+            while end < len(order) and (end + 1 - start) * len(sequences[order[end]]) <= at_once:
                 end += 1
-            outputs[order[start:end]] = _together(model, [sequences[place] for place in order[start:end]])
+            try:
+                found = _together(model, [sequences[place] for place in order[start:end]])
+            except torch.OutOfMemoryError:
+                found = None
+            if found is None:  # outside of the handler, which holds on to the memory of what failed
+                halve_positions(device, at_least=1 if model.is_causal else shortest)
+                continue
+            outputs[order[start:end]] = found
         advance(sum(len(sequences[place]) for place in order[start:end]))
         start = end
     model.train(training)
@@ -150,8 +159,13 @@ def _together(model: SequenceModel, sequences: Sequence[Tokens]) -> Tensor:
 def _in_pieces(model: SequenceModel, sequence: Tokens) -> Tensor:
     """Return the outputs (outputs,) for one long sequence, with both strands as a batch."""
     strands = np.stack([sequence, COMPLEMENT_IDS[sequence[::-1]]] if model.config.both_strands else [sequence])
-    state: SequenceState | None = None
-    for begin in range(0, strands.shape[1], PIECE_LENGTH_BP):
-        piece = from_numpy(strands[:, begin : begin + PIECE_LENGTH_BP], device_of(model))
-        outputs, state = model(piece, state)
+    device = device_of(model)
+
+    def step(
+        piece: slice, before: tuple[Tensor | None, SequenceState | None]
+    ) -> tuple[Tensor | None, SequenceState | None]:
+        return model(from_numpy(strands[:, piece], device), before[1])
+
+    outputs, _ = in_fitting_pieces(step, (None, None), strands.shape[1], len(strands), device, PIECE_LENGTH_BP)
+    assert outputs is not None  # there is at least one base
     return outputs.cpu().double().mean(dim=0)

@@ -22,6 +22,7 @@ SMALLEST_POSITIONS: Final = 1024
 """With fewer at once a CPU is faster."""
 
 Result = TypeVar("Result")
+State = TypeVar("State")
 _fitting: dict[torch.device, int] = {}  # of devices that were found to lack memory for more
 
 
@@ -108,7 +109,7 @@ def halve_positions(device: torch.device, at_least: int = SMALLEST_POSITIONS) ->
     positions = positions_at_once(device, 0)
     if positions <= max(SMALLEST_POSITIONS, at_least):
         raise InputError(
-            f"the memory of {device} is too small for {min(positions, max(at_least, 1)):,} positions at once: give "
+            f"the memory of {device} is too small for {max(positions, at_least):,} positions at once: give "
             "shorter sequences or fewer at once, or use the device cpu."
         )
     _fitting[device] = positions // 2
@@ -147,3 +148,36 @@ def in_fitting_batches(
         if not fits:  # outside of the handler, which holds on to the memory of what failed
             halve_positions(device, at_least=positions)
     return results
+
+
+def in_fitting_pieces(
+    advance: Callable[[slice, State], State], state: State, length: int, rows: int, device: torch.device, on_cpu: int
+) -> State:
+    """Walk along rows of equal length in pieces that fit the device, handing a state on.
+
+    Args:
+        advance: called with the positions of a piece and the state before it; returns the state after it.
+        state: before the first piece.
+        length: positions of a row.
+        rows: side by side.
+        device: see `positions_at_once`.
+        on_cpu: positions of a row that a CPU takes.
+
+    Returns:
+        The state after the last piece.
+
+    Raises:
+        InputError: if not even short pieces fit.
+    """
+    begin = 0
+    while begin < length:
+        end = min(length, begin + max(1, positions_at_once(device, on_cpu * rows) // rows))
+        try:
+            state = advance(slice(begin, end), state)
+        except torch.OutOfMemoryError:
+            fits = False
+        else:
+            fits, begin = True, end
+        if not fits:  # outside of the handler, which holds on to the memory of what failed
+            halve_positions(device, at_least=rows)
+    return state

@@ -6,14 +6,19 @@ import torch
 from torch.nn import functional as F
 
 import genomamba
+from genomamba.classification.records import RecordClassifier, Share
 from genomamba.data.targets import TargetDescription
 from genomamba.io.vcf import HaplotypeWindows
 from genomamba.models.language_model import save_language_model
-from genomamba.models.sequence_model import save_sequence_model, sequence_model_on
-from genomamba.models.species_classifier import save_classifier
+from genomamba.models.sequence_model import SequenceModel, save_sequence_model, sequence_model_on
+from genomamba.models.species_classifier import SpeciesClassifier, save_classifier
 from genomamba.prediction.loss import SequenceLoss
+from genomamba.prediction.predict import predict_sequences
 from genomamba.scoring.likelihood import base_losses
 from genomamba.scoring.variant_scores import VariantScorer
+from genomamba.tokenizer import CharacterTokenizer
+from mambacore import devices
+from mambacore.errors import InputError
 from model_laws import PRECISIONS, train_alike
 from on_pretend import first_process, passed_on_pretend
 from tiny_language_models import language_model
@@ -105,6 +110,66 @@ def test_fine_tuned_heads(kind, head, precision, device, tmp_path):
     same_numbers(*([value for value in rows[0] if isinstance(value, float)] for rows in (used, plain)))
 
 
+@pytest.fixture
+def memory(device, monkeypatch):
+    """A device that 100 positions fit; the positions of all that was tried."""
+    if device.type == "cpu":
+        pytest.skip("PyTorch does not say that a CPU's memory is full")
+    tried = []
+
+    def limited(forward):
+        def limited_forward(self, tokens, *rest):
+            if tokens.device.type != "cpu":
+                tried.append(tokens.numel())
+                if tokens.numel() > 100:
+                    raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+            return forward(self, tokens, *rest)
+
+        return limited_forward
+
+    monkeypatch.setattr(devices, "SMALLEST_POSITIONS", 1)
+    monkeypatch.setattr(devices, "_fitting", {torch.device(device.type, device.index or 0): 512})
+    for kind, names in ((SpeciesClassifier, ["forward"]), (SequenceModel, ["forward", "padded"])):
+        for name in names:
+            monkeypatch.setattr(kind, name, limited(getattr(kind, name)))
+    return tried
+
+
+RECORDS = [("short", random_bases(30, 0)), ("also", random_bases(45, 1)), ("long", random_bases(700, 2))]
+
+
+@pytest.mark.parametrize("piece_length", [64, 4096])
+def test_records_are_classified_in_pieces_that_fit(piece_length, device, memory):
+    model, letters = tiny_model().eval(), CharacterTokenizer().decode
+    records = {name: letters(tokens) for name, tokens in RECORDS}
+
+    def evidence(place):
+        classifier = RecordClassifier(model.to(place), piece_length=piece_length)
+        return [(batch, record) for batch, record in classifier.evidence([records], Share())]
+
+    expected, found = evidence("cpu"), evidence(device)
+    assert [(batch, one.name, one.length) for batch, one in found] == [
+        (batch, one.name, one.length) for batch, one in expected
+    ]
+    same_numbers(*([one.evidence for _, one in records] for records in (found, expected)))
+    assert max(memory) > 100 and 64 in memory and memory[-1] <= 64
+
+
+def test_sequences_are_predicted_in_pieces_that_fit(device, memory):
+    made = sequence_model_on(language_model("causal"), HEADS["classes"], "mean", True).float().eval()
+    expected = list(predict_sequences(made, RECORDS))
+    found = list(predict_sequences(made.to(device), RECORDS))
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    same_numbers(*([row[2] for row in rows] for rows in (found, expected)))
+    assert max(memory) > 100 and memory[-1] <= 64
+
+
+def test_a_sequence_that_cannot_be_cut_and_does_not_fit_is_refused(device, memory):
+    made = sequence_model_on(language_model("masked"), HEADS["classes"], "mean", True).float().eval().to(device)
+    with pytest.raises(InputError, match=r"too small for 700 positions at once: give shorter sequences"):
+        list(predict_sequences(made, RECORDS))
+
+
 @first_process
 def test_all_of_this_holds_on_the_pretended_device():
-    assert passed_on_pretend(__file__) == 2 * (5 + 1 + 2 * len(HEADS))
+    assert passed_on_pretend(__file__) == 2 * (5 + 1 + 2 * len(HEADS)) + 4

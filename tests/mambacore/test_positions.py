@@ -22,7 +22,7 @@ def test_positions_are_halved_until_nothing_is_left():
     assert positions_at_once(CPU, 4096) == 4096 and positions_at_once(OTHER, 4096) == POSITIONS_WITHOUT_GRADIENTS
     halve_positions(OTHER)
     assert positions_at_once(OTHER, 4096) == POSITIONS_WITHOUT_GRADIENTS // 2
-    with pytest.raises(InputError, match=r"the memory of cuda:0 is too small for 131,072 positions at once: give"):
+    with pytest.raises(InputError, match=r"the memory of cuda:0 is too small for 262,144 positions at once: give"):
         halve_positions(OTHER, at_least=POSITIONS_WITHOUT_GRADIENTS)
     with pytest.raises(InputError, match="too small for 1,024 positions"):
         for _ in range(20):
