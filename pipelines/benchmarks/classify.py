@@ -31,6 +31,7 @@ import torch
 from genomamba.io.sources import read_sequences
 from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig, load_classifier
 from genomamba.tokenizer import CharacterTokenizer
+from mambapipelines.device import choose
 from mambapipelines.species.classify import RecordClassifier, table_row
 from mambapipelines.species.recipe import SpeciesRecipe
 from mambapipelines.training.recipe import load_task_recipe
@@ -89,7 +90,7 @@ def compare_precisions(classifier: RecordClassifier, parts: Sequence[bytes]) -> 
     calls: dict[str, list[str]] = {"float32": [], "bfloat16": []}
     for part in parts:
         for precision, spent in seconds.items():
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            with choose("cpu", precision).autocast():
                 began = time.process_time()
                 calls[precision] += [row.call for row in classifier.classify(io.BytesIO(part))]
                 spent.append(time.process_time() - began)

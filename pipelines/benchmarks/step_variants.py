@@ -9,7 +9,6 @@ torch.compile takes for the first step is given by itself and counts in no ratio
 """
 
 import argparse
-import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -57,7 +56,7 @@ def step_seconds(model: torch.nn.Module, loss: Loss, tokens: Tensor, targets: Te
     """Forward and backward once."""
     model.zero_grad(set_to_none=True)
     begin = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16) if bfloat16 else contextlib.nullcontext():
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bfloat16):
         value = loss(tokens, targets)
     value.backward()
     return time.perf_counter() - begin

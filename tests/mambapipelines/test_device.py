@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from mambacore.errors import InputError
 from mambapipelines.cli.program import run_program
 from mambapipelines.device import Placement, choose, deterministic_algorithms, local_rank
 from mambapipelines.training import sharding
+from mambapipelines.training.module import StepBatches, TrainingModule
 from mambapipelines.training.ranks import join_ranks
+from mambapipelines.training.recipe import OptimizerRecipe
 
 Machine = Callable[[int, tuple[int, int]], None]
 
@@ -165,6 +168,34 @@ def test_deterministic_algorithms_are_for_the_run_alone(monkeypatch: pytest.Monk
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(("kind", "fused"), [("cuda", True), ("cpu", None)])
+def test_a_gpu_updates_its_weights_in_one_kernel(kind: str, fused: bool | None) -> None:
+    module = SimpleNamespace(
+        recipe=SimpleNamespace(optimizer=OptimizerRecipe()),
+        task=SimpleNamespace(parameter_groups=lambda decay: [{"params": [torch.nn.Parameter(torch.zeros(2))]}]),
+        placement=Placement(torch.device(kind), "float32"), _own=lambda groups: groups, _restored_tensors=None,
+    )  # fmt: skip
+    optimizer = TrainingModule.configure_optimizers(module)  # type: ignore[arg-type]
+    assert optimizer.defaults["fused"] is fused
+
+
+@pytest.mark.parametrize(("kind", "ahead"), [("cuda", [0, 1]), ("cpu", [0])])
+def test_the_next_batch_is_made_and_pinned_while_a_device_computes(
+    kind: str, ahead: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    pinned: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(int(self)) or self)
+    task = SimpleNamespace(batch=lambda step: (made.append(step), (torch.tensor(step),))[1])
+    batches = StepBatches(task, 0, Placement(torch.device(kind), "float32"))  # type: ignore[arg-type]
+    steps = iter(batches)
+    assert int(next(steps)[0]) == 0
+    batches.prepare_next()
+    assert made == ahead
+    assert [int(next(steps)[0]), int(next(steps)[0]), *made] == [1, 2, 0, 1, 2]
+    assert pinned == ([0, 1, 2] if kind == "cuda" else [])
 
 
 def test_a_device_that_is_full_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tolerances import BFLOAT16, FLOAT32
+from tolerances import BFLOAT16, FLOAT32, TRAINING_FLOAT32
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -32,6 +32,14 @@ def test_commands_compute_on_the_device_what_they_compute_on_the_cpu(group: str,
     assert {name: both[0] for name, both in found.items() if both[0] > FLOAT32} == {}
     assert {name: error for name, error in low.items() if error > BFLOAT16} == {}
     assert max(low.values()) > 0
+
+
+def test_the_demo_computes_on_the_device_from_training_to_the_report(tmp_path: Path) -> None:
+    found, said = figures("demo_commands", tmp_path)
+    assert said.count("computing on pretend:0, float32") == said.count("computing on pretend:0, bfloat16") == 2
+    [(exact, *low)] = found.values()
+    assert exact < TRAINING_FLOAT32
+    assert all(error < BFLOAT16 for error in low)
 
 
 def test_models_loaded_from_python_and_pages_compute_on_the_device(tmp_path: Path) -> None:

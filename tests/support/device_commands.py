@@ -5,12 +5,14 @@ as JSON: for each command how far its figures in float32 and bfloat16 are from t
 """
 
 import contextlib
+import functools
 import io
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +21,13 @@ import audiomamba
 import genomamba
 import pretend_device
 import pretend_process  # noqa: F401 - before modules that are patched
+from genomamba.baselines import fitting
 from genomamba.data.targets import TargetDescription
 from genomamba.models.sequence_model import save_sequence_model, sequence_model_on
 from mambapipelines.apps.clips import ClipPage
 from mambapipelines.apps.species import SpeciesPage
+from mambapipelines.species import demo as species_demo
+from mambapipelines.species.train import SpeciesTrainingOptions
 from tiny_dna import yeast_like
 from tiny_language_models import language_model, model_folder, random_letters, write_fasta
 from tiny_species import CLASS_NAMES, bases, fasta, write_tiny_model
@@ -87,6 +92,24 @@ def language_commands(folder: Path) -> Runs:
         ),
         "predict": (["genomamba", "predict", str(folder / "fine-tuned"), str(folder / "contigs.fa")], None),
     }
+
+
+def demo_commands(folder: Path) -> Runs:
+    """`genomamba demo` of small genomes, with so many steps instead of minutes."""
+
+    def options_with_steps(**options: Any) -> SpeciesTrainingOptions:
+        return SpeciesTrainingOptions(**options | {"minutes": None, "steps": 3})
+
+    species_demo.simulate_genomes = functools.partial(  # type: ignore[attr-defined]
+        species_demo.simulate_genomes, training_lengths_bp=(8_000, 8_000), holdout_lengths_bp=(8_000,)
+    )
+    species_demo.SpeciesTrainingOptions = options_with_steps  # type: ignore[attr-defined,misc]
+    for name, value in (("TRAINING_LENGTH_BP", 512), ("EVALUATION_LENGTHS_BP", (256, 1024)), ("WINDOWS_PER_CLASS", 3)):
+        setattr(species_demo, name, value)
+    fitting.FITTING_WINDOWS, fitting.CHOOSING_WINDOWS = 40, 20  # type: ignore[misc]
+    species_demo.CONTIG_LENGTHS_BP = (500, 2000)  # type: ignore[misc,assignment]
+    species_demo.GAPPED_CONTIG_BP = 1000  # type: ignore[misc,assignment]
+    return {"demo": (["genomamba", "demo", "--recipe", "tiny"], "demo")}
 
 
 def waveform_model(folder: Path) -> str:
@@ -173,7 +196,8 @@ def run(command: list[str], output: Path | None, *options: str) -> str:
     if output is None:
         return text
     if output.is_dir():
-        return (output / "clips.tsv").read_text()
+        tables = ("clips.tsv", species_demo.CLASSIFICATION_NAME, species_demo.TABLE_NAME)
+        return "".join((output / name).read_text() for name in tables if (output / name).is_file())
     content = np.load(output)
     return "\n".join(f"{name} {np.asarray(content[name]).tolist()}" for name in content)
 
@@ -186,7 +210,7 @@ def difference(found: str, expected: str) -> float:
     return float(np.abs(both[0] - both[1]).max() / max(1.0, np.abs(both[1]).max()))
 
 
-COMMANDS = {each.__name__: each for each in (classifier_commands, language_commands, waveform_commands)}
+COMMANDS = {each.__name__: each for each in (classifier_commands, language_commands, waveform_commands, demo_commands)}
 
 
 def main() -> None:
@@ -203,10 +227,9 @@ def main() -> None:
         places = [None if output is None else folder / f"{number}-{place}-{output}" for place in range(3)]
         expected = run(command, places[0], "--device", "cpu")
         found[name] = [difference(run(command, places[1], "--device", DEVICE), expected)]
-        if command[1] != "generate":
-            low = run(command, places[2], "--device", DEVICE, "--precision", "bfloat16")
-            with contextlib.suppress(SystemExit):  # a call, or a sampled base, may become another
-                found[name].append(difference(low, expected))
+        low = run(command, places[2], "--device", DEVICE, "--precision", "bfloat16")
+        with contextlib.suppress(SystemExit):  # a call, or a sampled base, may become another
+            found[name].append(difference(low, expected))
     print(json.dumps(found))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mambapipelines.apps.server import load_gradio, paragraph, player
 from mambapipelines.device import begin_computing
 from mambapipelines.pages.clips import clip_picture
 from mambapipelines.pages.html import Player, embedded_players
+from mambapipelines.waveforms.generate import precision_of_steps
 
 MOST_CLIPS = 16
 ANY_LABEL = "any"
@@ -33,10 +35,12 @@ class ClipPage:
     Attributes:
         generator: the model.
         longest_seconds: longest duration of clips and uploads.
+        precision: makes the context in which steps are computed.
     """
 
     generator: WaveformGenerator
     longest_seconds: float
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @property
     def suggested(self) -> SamplingSettings:
@@ -73,7 +77,7 @@ class ClipPage:
                     f"{upload} lasts {length:.1f} seconds: this page continues at most {self.longest_seconds:g}."
                 )
             prompt = self.generator.prompt(waveform)
-        with torch.inference_mode():
+        with torch.inference_mode(), self.precision():
             return self.generator.generate(
                 int(clips),
                 float(seconds),
@@ -101,10 +105,20 @@ class ClipPage:
             InputError: as `generate`, immediately.
         """
         self._check(seconds, seed)
-        return self.generator.stream(
+        pieces = self.generator.stream(
             float(seconds), int(seed), float(temperature), float(top_p), labels=labels,
             guidance=float(guidance) if labels else 1.0,
         )  # fmt: skip
+        return self._streamed(pieces)
+
+    def _streamed(self, pieces: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield the pieces, each computed in the page's precision: a context would leak to whoever reads them."""
+        while True:
+            with self.precision():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def _check(self, seconds: float, seed: float) -> None:
         if not 0 < seconds <= self.longest_seconds:
@@ -137,7 +151,7 @@ def _asked(labels: Mapping[str, str]) -> str:
 
 
 def clip_app(
-    folder: Path | str, longest_seconds: float, threads: int | None, device: str = "auto"
+    folder: Path | str, longest_seconds: float, threads: int | None, device: str = "auto", precision: str = "float32"
 ) -> tuple[Any, list[Any]]:
     """Build the page for the model in a folder.
 
@@ -148,8 +162,10 @@ def clip_app(
         InputError: if the folder has no waveform model, or Gradio is not installed.
     """
     gradio = load_gradio()
-    placement = begin_computing(device, threads=threads)
-    page = ClipPage(audiomamba.load(folder, placement.device), longest_seconds)
+    placement = begin_computing(device, precision, threads)
+    generator = audiomamba.load(folder, placement.device)
+    precision_of_steps(placement, generator, precision)  # a mistake is told before the page opens
+    page = ClipPage(generator, longest_seconds, lambda: precision_of_steps(placement, generator, precision))
     rate = page.generator.quantiser.sample_rate_hz
 
     sets = page.generator.label_sets

@@ -146,20 +146,22 @@ def _source(text: str, upload: str | None) -> str | BinaryIO:
     return stream
 
 
-def species_page(folder: Path | str, most_bases: int, threads: int | None, device: str = "auto") -> Any:
+def species_page(
+    folder: Path | str, most_bases: int, threads: int | None, device: str = "auto", precision: str = "float32"
+) -> Any:
     """Build the page for the model in a folder, a `gradio.Blocks`.
 
     Raises:
         InputError: the folder holds no species classifier, or Gradio is not installed.
     """
     gradio = load_gradio()
-    placement = begin_computing(device, threads=threads)
+    placement = begin_computing(device, precision, threads)
     model, _ = load_classifier(folder)
     page = SpeciesPage(model.to(placement.device), most_bases)
 
     def classify(text: str, upload: str | None) -> Sequence[Any]:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), placement.autocast():
                 answer = page.answer(text, upload)
         except InputError as error:
             # Show the name of the upload, not its path on the server.
@@ -180,7 +182,9 @@ def species_page(folder: Path | str, most_bases: int, threads: int | None, devic
         if name is None or name not in tokens:
             return gradio.HTML(value="", visible=False)
         caption = f"Probability of each class along {name}, window by window, both strands averaged"
-        return gradio.HTML(value=embedded_picture(page.track(name, tokens[name]), caption), visible=True)
+        with placement.autocast():
+            picture = page.track(name, tokens[name])
+        return gradio.HTML(value=embedded_picture(picture, caption), visible=True)
 
     names = ", ".join(page.class_names)
     with gradio.Blocks(title="genomamba", analytics_enabled=False) as blocks:

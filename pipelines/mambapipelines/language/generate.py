@@ -43,6 +43,7 @@ class GenerationOptions:
     output: Path | None
     threads: int | None
     device: str = "auto"
+    precision: str = "float32"
 
 
 def run_generation(options: GenerationOptions) -> None:
@@ -59,7 +60,7 @@ def run_generation(options: GenerationOptions) -> None:
         )
     if options.output is not None:
         check_writable_place(options.output, "--output", (options.prompt,))
-    placement = begin_computing(options.device, threads=options.threads)
+    placement = begin_computing(options.device, options.precision, options.threads)
     prompts = [("", np.empty(0, dtype=np.uint8))] if options.prompt is None else _prompts(options.prompt)
     language_model = load_language_model(options.model).to(placement.device)
     tokenizer = CharacterTokenizer()
@@ -69,6 +70,7 @@ def run_generation(options: GenerationOptions) -> None:
     with (
         _binary_output(options.output) as output,
         WorkProgress("generating", len(named) * options.length, lines_elsewhere=True) as progress,
+        placement.autocast(),
     ):
         records = generate(
             language_model,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 
 from genomamba.baselines import BASELINE_NAMES
 from genomamba.data.gene_simulation import simulate_genomes
@@ -22,7 +21,7 @@ from genomamba.models.species_classifier import load_classifier
 from genomamba.tokenizer import ANY_BASE_TOKEN, CharacterTokenizer, Tokens
 from mambacore.errors import InputError
 from mambapipelines.console import format_duration, note, show, use_threads
-from mambapipelines.device import choose
+from mambapipelines.device import Placement, choose
 from mambapipelines.files import write_whole
 from mambapipelines.pages.html import Picture, Section, Table, page
 from mambapipelines.pages.plots import plot_accuracy_by_length, plot_training_curve, plot_tree
@@ -79,6 +78,7 @@ class DemoOptions:
         seed: of the simulation, the training and the windows.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
         device: see `mambapipelines.device.choose`.
+        precision: the same; `None` takes the recipe's for training and float32 for the rest.
     """
 
     output: Path
@@ -88,6 +88,7 @@ class DemoOptions:
     seed: int = 0
     threads: int | None = None
     device: str = "auto"
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,11 @@ def run_demo(options: DemoOptions) -> DemoResult:
             seed=options.seed,
             threads=options.threads,
             device=options.device,
+            precision=options.precision,
         )
     )
-    rows = _evaluate(clade, folder / MODEL_FOLDER_NAME, options.seed, choose(options.device).device)
+    precision = options.precision or "float32"
+    rows = _evaluate(clade, folder / MODEL_FOLDER_NAME, options.seed, choose(options.device, precision))
     picture = plot_accuracy_by_length(rows, len(clade.species_names))
     write_whole(folder / TABLE_NAME, table_text(rows))
     write_whole(folder / PLOT_NAME, picture)
@@ -144,6 +147,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
             output=folder / CLASSIFICATION_NAME,
             minimum_length=SHORTEST_CLASSIFIED_BP,
             device=options.device,
+            precision=precision,
         )
     )
     sections = [
@@ -214,7 +218,7 @@ def _prepare_folder(folder: Path, options: DemoOptions) -> None:
     write_whole(folder / MARKER_NAME, json.dumps(marker, indent=2) + "\n")
 
 
-def _evaluate(clade: SimulatedGenomes, model_folder: Path, seed: int, device: torch.device) -> list[AccuracyRow]:
+def _evaluate(clade: SimulatedGenomes, model_folder: Path, seed: int, placement: Placement) -> list[AccuracyRow]:
     """Evaluate the model and the baselines on the same held-out windows."""
 
     def collection(names: Sequence[str]) -> GenomeCollection:
@@ -227,14 +231,15 @@ def _evaluate(clade: SimulatedGenomes, model_folder: Path, seed: int, device: to
     training = collection(clade.training_names)
     fitted = fit_named_baselines(training, EVALUATION_LENGTHS_BP, seed, BASELINE_NAMES)
     held_out = collection(clade.holdout_names)
-    return accuracy_by_length(
-        classifiers_of(model.to(device), fitted),
-        held_out,
-        EVALUATION_LENGTHS_BP,
-        per_class=WINDOWS_PER_CLASS,
-        seed=seed,
-        windows_per_independent=1,
-    )
+    with placement.autocast():
+        return accuracy_by_length(
+            classifiers_of(model.to(placement.device), fitted),
+            held_out,
+            EVALUATION_LENGTHS_BP,
+            per_class=WINDOWS_PER_CLASS,
+            seed=seed,
+            windows_per_independent=1,
+        )
 
 
 def _introduction(clade: SimulatedGenomes, training: SpeciesTrainingResult) -> Section:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ from audiomamba.models import WaveformModel
 from mambacore.errors import InputError
 from mambacore.safe_text import table_line
 from mambapipelines.console import WorkProgress, note
-from mambapipelines.device import begin_computing
+from mambapipelines.device import Placement, begin_computing
 from mambapipelines.files import write_whole
 from mambapipelines.pages.clips import clip_page
 from mambapipelines.pages.html import Table
@@ -53,7 +54,7 @@ class ClipRequest:
         undo_gain: clips as loud as recordings were before training, or as the clip that is continued.
         weights: see `audiomamba.generation.WaveformGenerator`.
         threads: number of CPU threads; `None` keeps PyTorch's choice.
-        device: see `mambapipelines.device.choose`.
+        device, precision: see `mambapipelines.device.choose`.
     """
 
     model: Path
@@ -70,6 +71,7 @@ class ClipRequest:
     weights: str | None = None
     threads: int | None = None
     device: str = "auto"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,28 @@ class ClipRow:
     kept: bool = True
 
 
+def precision_of_steps(
+    placement: Placement, generator: WaveformGenerator, asked: str
+) -> AbstractContextManager[object]:
+    """Return the context in which clips are generated; native steps have a precision of their own (`--weights`).
+
+    Args:
+        placement: with the precision resolved.
+        generator: on its device.
+        asked: `--precision`; `auto` leaves native steps as they are.
+
+    Raises:
+        InputError: if bfloat16 was asked for native steps.
+    """
+    if not generator.is_native:
+        return placement.autocast()
+    if asked == "bfloat16":
+        raise InputError(
+            "--precision bfloat16 is for models and devices without native steps: use --weights bfloat16 here."
+        )
+    return nullcontext()
+
+
 def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     """Write the clips, `clips.tsv` and `clips.html`; report speed and defects on standard error.
 
@@ -115,8 +139,9 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
         InputError: if an option is invalid, a model or prompt cannot be read, or the disk is full.
     """
     _check(options)
-    placement = begin_computing(options.device, threads=options.threads)
+    placement = begin_computing(options.device, options.precision, options.threads)
     generator = load(options.model, placement.device, options.weights)
+    precision = precision_of_steps(placement, generator, options.precision)
     labels = parse_labels(options.labels, generator.label_sets)
     settings = generator.settings(
         options.temperature, options.top_p, options.guidance, options.candidates, options.judge, labels=labels
@@ -134,7 +159,7 @@ def generate_clips(options: WaveformGenerationOptions) -> list[ClipRow]:
     shown: list[Tensor] = []
     batch = _clips_at_once(options, settings.candidates, generator.quantiser.sample_rate_hz, prompt)
     total = options.clips * settings.candidates * max(1, round(options.seconds * generator.quantiser.sample_rate_hz))
-    with WorkProgress("generating", total, lines_elsewhere=True, unit="samples") as progress:
+    with WorkProgress("generating", total, lines_elsewhere=True, unit="samples") as progress, precision:
         for found in _batches(generator, options, settings, labels, batch, prompt, progress):
             generated += found.log_likelihoods.numel()
             seconds_taken += found.seconds_taken

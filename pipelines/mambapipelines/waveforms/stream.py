@@ -21,7 +21,7 @@ from audiomamba.generation import Prompt, WaveformGenerator, load
 from mambacore.errors import InputError
 from mambapipelines.console import note
 from mambapipelines.device import begin_computing
-from mambapipelines.waveforms.generate import ClipRequest
+from mambapipelines.waveforms.generate import ClipRequest, precision_of_steps
 
 Write = Callable[[bytes], object]
 
@@ -66,8 +66,9 @@ def stream_clips(options: WaveformStreamOptions) -> StreamFigures:
         InputError: a mistake in the options, a model or prompt that cannot be read, no loudspeaker, or a full disk.
     """
     _check(options)
-    placement = begin_computing(options.device, threads=options.threads)
+    placement = begin_computing(options.device, options.precision, options.threads)
     generator = load(options.model, placement.device, options.weights)
+    precision = precision_of_steps(placement, generator, options.precision)
     labels = parse_labels(options.labels, generator.label_sets)
     prompt = None if options.continued is None else generator.prompt(options.continued)
     rate = generator.quantiser.sample_rate_hz
@@ -81,7 +82,7 @@ def stream_clips(options: WaveformStreamOptions) -> StreamFigures:
         for number in range(options.clips)
     ]  # fmt: skip
     gain = generator.gain(prompt) if options.undo_gain else 1.0
-    with _loudspeaker(rate) if options.play else _pcm(options.output) as write:
+    with precision, _loudspeaker(rate) if options.play else _pcm(options.output) as write:
         if not options.play:
             note(f"raw PCM: 16 bits, signed, little-endian, mono, {rate:,} Hz")
         figures = _send(clips, write, gain, prompt)

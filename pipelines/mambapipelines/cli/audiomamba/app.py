@@ -8,6 +8,7 @@ import typer
 from mambapipelines.cli.options import (
     DeviceOption,
     HostOption,
+    InferencePrecisionOption,
     LargestUploadOption,
     PortOption,
     ThreadsOption,
@@ -30,6 +31,7 @@ def app(
     longest_seconds: Annotated[float, typer.Option(help="Reject longer clips.")] = 30.0,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "float32",
 ) -> None:
     """Open a local web page to generate clips, hear them at once, continue an uploaded one, and view them.
 
@@ -47,5 +49,5 @@ def app(
     check_largest_upload(largest_upload)
     if not longest_seconds > 0:
         raise input_error(f"--longest-seconds is {longest_seconds}: give a duration above 0.")
-    blocks, routes = page.clip_app(model, longest_seconds, threads, device)
+    blocks, routes = page.clip_app(model, longest_seconds, threads, device, precision)
     serve(blocks, host, port, largest_upload, routes=routes)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mambapipelines.cli.options import SUGGESTED, DeviceOption, SeedOption, ThreadsOption
+from mambapipelines.cli.options import SUGGESTED, DeviceOption, InferencePrecisionOption, SeedOption, ThreadsOption
 
 
 def generate(
@@ -124,6 +124,7 @@ def generate(
     ] = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "float32",
 ) -> None:
     """Generate clips, or continue one.
 
@@ -168,6 +169,7 @@ def generate(
         "weights": weights,
         "threads": threads,
         "device": device,
+        "precision": precision,
     }
     if streams:
         whole = {"--candidates": candidates != 1 and candidates, "--judge": judge, "--reject": reject, "--real": real}

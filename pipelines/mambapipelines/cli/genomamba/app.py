@@ -8,6 +8,7 @@ import typer
 from mambapipelines.cli.options import (
     DeviceOption,
     HostOption,
+    InferencePrecisionOption,
     LargestUploadOption,
     PortOption,
     ThreadsOption,
@@ -29,6 +30,7 @@ def app(
     most_bases: Annotated[int, typer.Option(metavar="BP", min=1, help="Reject longer inputs.")] = 20_000_000,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "float32",
 ) -> None:
     """Open a local web page to classify pasted or uploaded FASTA, with the classes along each record.
 
@@ -44,4 +46,4 @@ def app(
     from mambapipelines.apps.species import species_page  # noqa: PLC0415
 
     check_largest_upload(largest_upload)
-    serve(species_page(model, most_bases, threads, device), host, port, largest_upload)
+    serve(species_page(model, most_bases, threads, device, precision), host, port, largest_upload)

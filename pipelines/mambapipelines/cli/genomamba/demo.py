@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mambapipelines.cli.options import DeviceOption, SeedOption, SetOption, ThreadsOption
+from mambapipelines.cli.options import DeviceOption, PrecisionOption, SeedOption, SetOption, ThreadsOption
 
 
 def demo(
@@ -23,6 +23,7 @@ def demo(
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
 ) -> None:
     """Run every step on simulated genomes of five species; no data needed.
 
@@ -44,5 +45,6 @@ def demo(
             seed=seed,
             threads=threads,
             device=device,
+            precision=precision,
         )
     )

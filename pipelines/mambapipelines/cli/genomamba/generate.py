@@ -7,6 +7,7 @@ import typer
 
 from mambapipelines.cli.options import (
     DeviceOption,
+    InferencePrecisionOption,
     LanguageModelArgument,
     SeedOption,
     ThreadsOption,
@@ -33,6 +34,7 @@ def generate(
     ] = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "float32",
 ) -> None:
     """Sample DNA from a causal language model, as FASTA.
 
@@ -59,5 +61,6 @@ def generate(
             output=output,
             threads=threads,
             device=device,
+            precision=precision,
         )
     )
