@@ -166,6 +166,7 @@ def _in_pieces(model: SequenceModel, sequence: Tokens) -> Tensor:
     ) -> tuple[Tensor | None, SequenceState | None]:
         return model(from_numpy(strands[:, piece], device), before[1])
 
-    outputs, _ = in_fitting_pieces(step, (None, None), strands.shape[1], len(strands), device, PIECE_LENGTH_BP)
+    first: tuple[Tensor | None, SequenceState | None] = (None, None)
+    outputs, _ = in_fitting_pieces(step, first, strands.shape[1], len(strands), device, PIECE_LENGTH_BP)
     assert outputs is not None  # there is at least one base
     return outputs.cpu().double().mean(dim=0)

@@ -17,6 +17,8 @@ from mambapipelines.training import sharding
 from mambapipelines.training.module import StepBatches, TrainingModule
 from mambapipelines.training.ranks import join_ranks
 from mambapipelines.training.recipe import OptimizerRecipe
+from mambapipelines.training.run import placed
+from mambapipelines.training.session import TrainingSession
 
 Machine = Callable[[int, tuple[int, int]], None]
 
@@ -196,6 +198,28 @@ def test_the_next_batch_is_made_and_pinned_while_a_device_computes(
     assert made == ahead
     assert [int(next(steps)[0]), int(next(steps)[0]), *made] == [1, 2, 0, 1, 2]
     assert pinned == ([0, 1, 2] if kind == "cuda" else [])
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_changed() -> None:
+    said: list[str] = []
+    now = Placement(torch.device("cpu"), "float32")
+    state = SimpleNamespace(
+        step=3, schedule=SimpleNamespace(total_steps=9), threads=torch.get_num_threads(),
+        placed={"device": "cuda", "precision": "bfloat16", "processes": "4"},
+    )  # fmt: skip
+    session = SimpleNamespace(
+        state=state, placement=now, progress=SimpleNamespace(note=said.append), _placed=lambda: placed(now)
+    )
+    TrainingSession._introduce_state(session)  # type: ignore[arg-type]
+    assert said[1:] == [
+        "resuming after step 3 of 9",
+        "device was cuda and is now cpu; precision was bfloat16 and is now float32; processes was 4 and is now 1: the "
+        "numbers may differ from an uninterrupted run",
+    ]
+    state.placed = placed(now)
+    said.clear()
+    TrainingSession._introduce_state(session)  # type: ignore[arg-type]
+    assert said[1:] == ["resuming after step 3 of 9"]
 
 
 def test_a_device_that_is_full_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

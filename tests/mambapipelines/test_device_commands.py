@@ -1,13 +1,18 @@
 """Commands that train nothing on a device that mixes nothing with the CPU: the CPU's figures, in both precisions."""
 
+import inspect
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mambapipelines.cli.audiomamba import main as audiomamba_main
+from mambapipelines.cli.genomamba import main as genomamba_main
 from tolerances import BFLOAT16, FLOAT32, TRAINING_FLOAT32
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -46,6 +51,20 @@ def test_models_loaded_from_python_and_pages_compute_on_the_device(tmp_path: Pat
     found, _ = figures("python_and_pages", tmp_path)
     assert len(found) == 4
     assert max(error for errors in found.values() for error in errors) < FLOAT32
+
+
+def test_every_command_that_takes_a_device_is_run_on_it() -> None:
+    taking = {
+        (program, command.__name__.rpartition(".")[2].replace("_", "-"))
+        for program, table in (("genomamba", genomamba_main.COMMANDS), ("audiomamba", audiomamba_main.COMMANDS))
+        for command in itertools.chain.from_iterable(table.values())
+        if "device" in inspect.signature(getattr(command, command.__name__.rpartition(".")[2])).parameters
+    }
+    text = "".join((SUPPORT / name).read_text() for name in ("device_commands.py", "device_runs.py"))
+    run = set(re.findall(r'"(genomamba|audiomamba)",\s*"([a-z-]+)"', text))
+    # Of the two pages their logic is run, in `python_and_pages`.
+    assert {(program, "app") for program in ("genomamba", "audiomamba")} == taking - run
+    assert len(taking) > 15
 
 
 @pytest.mark.slow

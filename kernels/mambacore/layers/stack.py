@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -259,7 +259,9 @@ class ResidualStack(nn.Module):
         if not recomputed and sequence.shape[1] > 1 and self._sums_in_norms(sequence):
             branch = None
             for block, block_state in zip(self.blocks, incoming, strict=True):
-                sequence, branch, new_state = block.without_last_sum(sequence, branch, block_state, sequence_starts)
+                sequence, branch, new_state = cast(ResidualBlock, block).without_last_sum(
+                    sequence, branch, block_state, sequence_starts
+                )
                 outgoing.append(new_state)
             normalised = self.final_norm(sequence) if branch is None else self.final_norm.of_sum(sequence, branch)[0]
             return normalised, tuple(outgoing)
