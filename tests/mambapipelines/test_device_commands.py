@@ -13,7 +13,7 @@ import pytest
 
 from mambapipelines.cli.audiomamba import main as audiomamba_main
 from mambapipelines.cli.genomamba import main as genomamba_main
-from tolerances import BFLOAT16, FLOAT32, TRAINING_FLOAT32
+from tolerances import BFLOAT16, BFLOAT16_LAYERS, FLOAT32, TRAINING_FLOAT32
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -35,7 +35,9 @@ def test_commands_compute_on_the_device_what_they_compute_on_the_cpu(group: str,
     low = {name: both[1] for name, both in found.items() if len(both) > 1}
     assert said.count("computing on pretend:0, bfloat16") >= len(low) > 0
     assert {name: both[0] for name, both in found.items() if both[0] > FLOAT32} == {}
-    assert {name: error for name, error in low.items() if error > BFLOAT16} == {}
+    # What is generated went through the layers step after step.
+    tolerances = {name: BFLOAT16_LAYERS if name == "generate" else BFLOAT16 for name in low}
+    assert {name: error for name, error in low.items() if error > tolerances[name]} == {}
     assert max(low.values()) > 0
 
 
