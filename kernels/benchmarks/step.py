@@ -10,19 +10,21 @@ vocabulary of 16.
 
 import argparse
 import functools
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from unittest import mock
 
 import torch
 
 from mambacore.benchmarking import machine, print_table
-from mambacore.layers import ResidualStack, SelectiveMixer
+from mambacore.layers import MIXERS, ResidualStack
 
 MODEL_WIDTH = 128
 BATCHES = (1, 2, 4, 7, 16, 64)
+NATIVE = ("selective", "mamba2", "mamba3")
 TIMED_POSITIONS, ROUNDS = 200, 5
 
 
@@ -54,21 +56,21 @@ def time_stack(mixer: str, layers: int, after: int) -> float:
         return microseconds_per_position(step) / layers
 
 
-def batch_rows(layers: int) -> list[list[str]]:
+def batch_rows(layers: int, batches: Sequence[int]) -> list[list[str]]:
     """Microseconds per position and layer of a whole batch, and how much that is of as many single sequences."""
     rows = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for mixer, dtype in itertools.product(NATIVE, (torch.float32, torch.bfloat16)):
         torch.manual_seed(0)
-        stack = ResidualStack(MODEL_WIDTH, ["selective"] * layers).eval().to(dtype)
+        stack = ResidualStack(MODEL_WIDTH, [mixer] * layers).eval().to(dtype)
         alone = 0.0
-        for batch in BATCHES:
+        for batch in batches:
             sequence = torch.randn(batch, 1, MODEL_WIDTH, dtype=dtype)
             with torch.inference_mode():
                 state = stack(sequence)[1]
                 found = microseconds_per_position(functools.partial(stack, sequence, state)) / layers
             alone = alone or found
             rows.append(
-                [str(dtype), str(batch), f"{found:.1f}", f"{found / alone:.2f}", f"{found / alone / batch:.2f}"]
+                [mixer, str(dtype), str(batch), f"{found:.1f}", f"{found / alone:.2f}", f"{found / alone / batch:.2f}"]
             )
     return rows
 
@@ -92,25 +94,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--after", type=int, nargs="+", default=[0, 1000, 20_000])
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="sequences that share their weights")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"Generation, width {MODEL_WIDTH}, {options.layers} layers, batch 1, float32\n{machine()}\n")
-    systems: dict[str, Callable[[int], float]] = {
-        "selective": lambda after: time_stack("selective", options.layers, after),
-        "s4d": lambda after: time_stack("s4d", options.layers, after),
-        "attention": lambda after: time_stack("attention", options.layers, after),
-        "transformers' Mamba": lambda after: time_transformers(options.layers, min(after, 1000)),
-    }
-    rows = [[name, *(f"{time_after(after):.1f}" for after in options.after)] for name, time_after in systems.items()]
-    with mock.patch.object(SelectiveMixer, "step", lambda *_: None):
-        operators = [time_stack("selective", options.layers, after) for after in options.after]
-    rows.insert(1, ["selective, operator by operator", *(f"{value:.1f}" for value in operators)])
+    rows = []
+    for mixer in (*NATIVE, "s4d", "attention"):
+        stepped = [time_stack(mixer, options.layers, after) for after in options.after]
+        rows.append([mixer, *(f"{value:.1f}" for value in stepped)])
+        if mixer in NATIVE:
+            with mock.patch.object(MIXERS[mixer], "step", lambda *_: None):
+                operators = [time_stack(mixer, options.layers, after) for after in options.after]
+            rows.append([f"{mixer}, operator by operator", *(f"{value:.1f}" for value in operators)])
+            times = (slow / fast for slow, fast in zip(operators, stepped, strict=True))
+            rows.append([f"{mixer}, times as fast", *(f"{value:.1f}" for value in times)])
+    peer = [time_transformers(options.layers, min(after, 1000)) for after in options.after]
+    rows.append(["transformers' Mamba", *(f"{value:.1f}" for value in peer)])
     print_table(["us per position and layer", *(f"after {after}" for after in options.after)], rows)
-    print("\nSelective blocks, several sequences sharing their weights\n")
-    print_table(
-        ["weights", "batch", "us per position and layer", "by batch 1", "per sequence"], batch_rows(options.layers)
-    )
+    print("\nBlocks whose step is one operator, several sequences sharing their weights\n")
+    titles = ["mixer", "weights", "batch", "us per position and layer", "by batch 1", "per sequence"]
+    print_table(titles, batch_rows(options.layers, options.batches))
 
 
 if __name__ == "__main__":

@@ -62,3 +62,18 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
     print("| " + " | ".join("-" * width for width in widths) + " |")
     for row in rows:
         print(line(row), flush=True)
+
+
+def print_target(what: str, found: float, limit: float, *, at_least: bool, shown: str = ".2f") -> None:
+    """Print a line that begins with `target:`: what was measured, what is wanted of it, and whether that was reached.
+
+    Args:
+        what: what the figure is, with its unit.
+        found: the figure.
+        limit: the least it should be, or the most.
+        at_least: which of the two.
+        shown: format of both.
+    """
+    reached = found >= limit if at_least else found <= limit
+    wanted = f"at {'least' if at_least else 'most'} {limit:{shown}}"
+    print(f"target: {what}: {found:{shown}}, wanted {wanted}: {'reached' if reached else 'missed'}", flush=True)

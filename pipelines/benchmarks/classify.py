@@ -9,10 +9,12 @@ measured in turns with the long one, so that other programs slow down both alike
 three. Megabases per second of processor time are beside them, which other programs disturb less. With `--profile` it
 also prints where the time of the short records goes.
 
+    python pipelines/benchmarks/classify.py --threads 1 --model yeasts
     python pipelines/benchmarks/classify.py --threads 1 --model yeasts --only chrVII,chrXI --sequences a.fa.gz b.fa.gz
 
-Prints instead, for records that are cut from these sequences, by how much bfloat16 is faster than float32 in the same
-turns, and the share of records that both precisions call alike.
+Prints instead, for records that are cut from these sequences (random ones without), the speed of both precisions
+beside float32 through PyTorch's operators, in turns, which was all there was before blocks were calls of the native
+library; and the share of records that each calls like float32 through the operators.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ import torch
 from genomamba.io.sources import read_sequences
 from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig, load_classifier
 from genomamba.tokenizer import CharacterTokenizer
+from mambacore.benchmarking import print_target
+from mambacore.layers import SelectiveMixer
 from mambapipelines.device import choose
 from mambapipelines.species.classify import RecordClassifier, table_row
 from mambapipelines.species.recipe import SpeciesRecipe
@@ -39,6 +43,7 @@ from mambapipelines.training.recipe import load_task_recipe
 SHORTEST_BP, LONGEST_BP, LONG_RECORD_BP = 500, 3_000, 1 << 20
 CLASS_NAMES = ("first", "second", "third")
 ROUNDS = 3
+TARGET_RATIO, TARGET_EQUAL = 2.0, 99.9
 
 Speed = tuple[float, float]
 """Megabases a second of the clock, and of processor time."""
@@ -85,23 +90,28 @@ def records_of(paths: Sequence[str], only: Sequence[str], record_bp: int, every:
 
 
 def compare_precisions(classifier: RecordClassifier, parts: Sequence[bytes]) -> None:
-    """Print the speed of bfloat16 by that of float32, and the share of equal calls."""
-    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
-    calls: dict[str, list[str]] = {"float32": [], "bfloat16": []}
+    """Print the speed of both precisions by that of float32 through the operators, and the share of equal calls."""
+    ways = {
+        "float32, by operators": ("float32", False), "float32": ("float32", True), "bfloat16": ("bfloat16", True)
+    }  # fmt: skip
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    calls: dict[str, list[str]] = {way: [] for way in ways}
     for part in parts:
-        for precision, spent in seconds.items():
+        for way, (precision, SelectiveMixer.steps_many) in ways.items():
             with choose("cpu", precision).autocast():
                 began = time.process_time()
-                calls[precision] += [row.call for row in classifier.classify(io.BytesIO(part))]
-                spent.append(time.process_time() - began)
-    ratio = statistics.median(slow / fast for slow, fast in zip(*seconds.values(), strict=True))
-    equal = sum(one == other for one, other in zip(*calls.values(), strict=True))
-    megabases = sum(map(len, parts)) / 1e6
-    print(
-        f"bfloat16 by float32: {ratio:.2f} x as fast ({megabases / sum(seconds['float32']):.3f} Mbp per second of "
-        f"processor time in float32), equal calls {100 * equal / len(calls['float32']):.2f} % of "
-        f"{len(calls['float32']):,} records"
-    )
+                calls[way] += [row.call for row in classifier.classify(io.BytesIO(part))]
+                seconds[way].append(time.process_time() - began)
+    megabases, (first, *others) = sum(map(len, parts)) / 1e6, ways
+    print(f"{first}: {megabases / sum(seconds[first]):.3f} Mbp per second of processor time")
+    for way in others:
+        ratio = statistics.median(slow / fast for slow, fast in zip(seconds[first], seconds[way], strict=True))
+        equal = sum(one == other for one, other in zip(calls[first], calls[way], strict=True))
+        share = 100 * equal / len(calls[first])
+        print(f"{way}: {ratio:.2f} x as fast, equal calls {share:.2f} % of {len(calls[first]):,} records")
+    what = "classify --precision bfloat16 by float32 through the operators, speed"
+    print_target(what, ratio, TARGET_RATIO, at_least=True)
+    print_target("calls equal to those in float32, per cent", share, TARGET_EQUAL, at_least=True)
 
 
 def main() -> None:
@@ -122,6 +132,9 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
         only = [name for name in arguments.only.split(",") if name]
         parts = records_of(arguments.sequences, only, arguments.record_bases, arguments.every)
+        if not arguments.sequences:
+            each = [arguments.record_bases] * (arguments.records // ROUNDS)
+            parts = [fasta_of(each, seed) for seed in range(ROUNDS)]
         compare_precisions(RecordClassifier(load_classifier(arguments.model)[0]), parts)
         return
     if arguments.records < ROUNDS or arguments.long_bases < 1:
