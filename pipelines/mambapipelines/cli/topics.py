@@ -71,6 +71,7 @@ TOPICS = {
         MAMBACORE_INSTRUCTION_SET=NAME     avx512, avx2 or baseline, instead of the best that the processor has
         MAMBA_VERBOSITY=quiet|verbose      as --quiet and --verbose
         OMP_WAIT_POLICY=active             let idle threads spin: faster on a machine without other load
+        GLIBC_TUNABLES=                    give freed memory back to the system at once, as programs usually do
         """,
     ),
     "exit-codes": (
