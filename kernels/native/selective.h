@@ -123,6 +123,7 @@ template <typename Real, typename Layer> struct Selective {
                       Real* states, int64_t stride) const {
     Vector sum = Vector{};
     for (int64_t state = 0; state < state_size; ++state, rate += apart, states += stride) {
+      if (by_panel) __builtin_prefetch(states + padding * state_size, 1);  // of the next channels
       const Vector exponent = size * whole(rate);
       const Vector now = (rough ? rough_exp2_lanes<Real>(exponent) : exp2_lanes(exponent)) * whole(states) + drive * into[state];
       keep(states, now);
