@@ -27,8 +27,11 @@ demo: install
 results: install
 	$(BIN)/python pipelines/experiments/speed.py --output results/speed
 	$(BIN)/python pipelines/experiments/induction_heads.py --output results/induction_heads --mixers selective --enough 0 --steps 24000
+	$(BIN)/python pipelines/experiments/selective_copying.py --output results/selective_copying
 	@echo 'Longer, each with its time in its --help or page in docs/results:'
 	@echo '  $(BIN)/python pipelines/experiments/induction_heads.py --output results/induction-all --enough 0 --steps 24000 --mixers selective s4d attention linear_attention retention rwkv gru'
+	@echo '  $(BIN)/python pipelines/experiments/variants.py --yeasts DIR --digits DIR --output results/variants'
+	@echo '  $(BIN)/python pipelines/experiments/transfer.py --yeasts DIR --enhancers DIR --output results/transfer'
 	@echo '  $(BIN)/python pipelines/experiments/pretraining.py --yeasts DIR --output results/pretraining'
 
 # Files of tests are shared among this many processes.

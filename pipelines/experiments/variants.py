@@ -180,6 +180,8 @@ def main() -> None:
     parser.add_argument("--yeasts", type=Path, metavar="DIR", help="folder of the yeasts; DNA is left out without it")
     parser.add_argument("--digits", type=Path, metavar="DIR", help="folder of the digits; left out without it")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    known = [*MIXERS, *PLACES]
+    parser.add_argument("--digits-variants", nargs="+", default=known, choices=known, metavar="NAME")
     parser.add_argument("--steps", type=int, default=200, help="of each model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -194,6 +196,8 @@ def main() -> None:
         task = TASKS[task_name]
         base: np.ndarray = np.empty(0)
         for number, name in enumerate(task.variants):
+            if task_name == "digits" and name not in (FIRST, *options.digits_variants):
+                continue
             found = experiment.part(
                 f"{task_name}-{number:02}",
                 lambda task_name=task_name, name=name, folder=folder: measure(task_name, name, folder, options),  # type: ignore[misc]
