@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mambacore.layers import step
 from mambacore.layers.mixer import Mixer, register_mixer
+from mambacore.layers.narrow_linear import narrow_linear
 from mambacore.layers.norm import RootMeanSquareNorm
 from mambacore.layers.plain_modules import are_plain_linear, is_plain_tensor
 from mambacore.layers.selective_block import run_block
@@ -229,7 +230,7 @@ class SelectiveMixer(Mixer):
         if self.step_projection is None:
             step_size = inputs.new_zeros(self.inner_width).expand(inputs.shape)  # the bias is all there is
         else:
-            step_size = self.step_projection(selected[STEP])
+            step_size = narrow_linear(self.step_projection, selected[STEP])
         input_matrix = selected[INPUT] if self.input_matrix is None else self.input_matrix
         output_matrix = selected[OUTPUT] if self.output_matrix is None else self.output_matrix
         if self.complex_state:
