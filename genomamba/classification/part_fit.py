@@ -144,8 +144,8 @@ def fit_parts(
             continue
         progress(f"counted parts, fold {number + 1} of {tested_folds}")
         if settings.markov and not strengths:
-            strengths = _shared_strengths(fitting, tested, order)
-        parts = _fitted(fitting, settings, strengths, seed)
+            strengths = shared_strengths(fitting, tested, order)
+        parts = fit_counts(fitting, settings, strengths, seed)
         names = parts.names
         for length, windows in _windows(parts, tested, number, seed).items():
             found.setdefault(length, []).append(windows)
@@ -159,7 +159,7 @@ def fit_parts(
         return None
     progress("counted parts, whole training sequence")
     combination = fit_combination(usable, names)
-    parts = _fitted(training, settings, strengths, seed)
+    parts = fit_counts(training, settings, strengths, seed)
     if settings.words:
         words = LongWords.of_genomes(training)
         parts, combination = replace(parts, words=words), replace(combination, words_one_in=words.one_in)
@@ -180,7 +180,7 @@ def _tokens_of(collection: GenomeCollection, class_name: str) -> Iterator[Tokens
         yield sequence.tokens(0, sequence.length)
 
 
-def _shared_strengths(fitting: GenomeCollection, tested: GenomeCollection, order: int) -> tuple[float, ...]:
+def shared_strengths(fitting: GenomeCollection, tested: GenomeCollection, order: int) -> tuple[float, ...]:
     """Return geometric means over the classes of the best strengths of each on the tested sequences."""
     logarithms = []
     for name in fitting.class_names:
@@ -198,7 +198,10 @@ def _shared_strengths(fitting: GenomeCollection, tested: GenomeCollection, order
     return tuple(np.exp(np.mean(logarithms, axis=0)).tolist())
 
 
-def _fitted(fitting: GenomeCollection, settings: PartSettings, strengths: tuple[float, ...], seed: int) -> CountedParts:
+def fit_counts(
+    fitting: GenomeCollection, settings: PartSettings, strengths: tuple[float, ...], seed: int
+) -> CountedParts:
+    """Count words and fit regressions on the sequences, with prior strengths from `shared_strengths`."""
     counts = []
     if settings.markov:
         counts = [

@@ -155,7 +155,7 @@ class CountedParts:
             last = min(blocks, first + per_piece)
             start, end = first * block_bp + offset, last * block_bp + offset
             own = min(start, history)
-            codes, known = _word_ends(joined[start - own : end], max(self.word_lengths))
+            codes, known = word_ends(joined[start - own : end], max(self.word_lengths))
             codes, known = codes[own:], known[own:]
             for number, (length, table) in enumerate(zip(self.word_lengths, self.tables, strict=True)):
                 values = table.take(codes & np.int32(BASES**length - 1), axis=0)
@@ -264,7 +264,7 @@ def _canonical_words(length: int) -> npt.NDArray[np.int64]:
     return np.flatnonzero(np.arange(BASES**length) <= reverse_complement_codes(length))
 
 
-def _word_ends(tokens: Tokens, length: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+def word_ends(tokens: Tokens, length: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Return for every position the word of `length` bases that ends there, and the run of known bases up to it.
 
     Bases before the start and unknown bases are encoded as A.
