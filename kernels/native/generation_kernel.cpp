@@ -248,7 +248,9 @@ template <typename Real> struct Steps {
           if ((position + 1) % (operation.period * operation.factor) != 0) {
             number += operation.skip;
           } else if (walk.handover != nullptr) {
-            walk.handover->post(walk.schedule->group_at(number), position);
+            const int64_t group = walk.schedule->group_at(number);
+            walk.handover->need(uint64_t(1) << group, helper, group_runner(walk));  // its last run
+            walk.handover->post(group, position);
             number += operation.skip;
           }
           break;
@@ -402,7 +404,7 @@ template <typename Real> struct Steps {
     }
     int64_t bytes = 0;
     const int64_t cut = middle(bytes);
-    if (work.helped != 0 && threads == 2 && tasks == 2 && schedule.groups().empty() && bytes > cache_bytes && bytes <= 2 * cache_bytes) {
+    if (work.helped != 0 && threads == 2 && tasks == 2 && schedule.is_plain() && bytes > cache_bytes && bytes <= 2 * cache_bytes) {
       const std::unique_ptr<Shared> walks[] = {shared_walk(0), shared_walk(1)};
       Relay relay(2 * work.count);
       parallel_for(2, 2, [&](int64_t half) {

@@ -54,9 +54,16 @@ class Schedule {
       }
       if (meet(inside, {{logits, classes, false}})) draw_needs_ |= uint64_t(1) << group;
     }
+    if (groups_wait_for_each_other()) {
+      groups_.clear();
+      draw_needs_ = 0;
+    }
   }
 
+  // The groups that may be left to another thread: all, or none.
   const std::vector<Group>& groups() const { return groups_; }
+  // Whether the program may be cut anywhere.
+  bool is_plain() const { return group_at_.empty(); }
   uint64_t needed_by(int64_t operation) const { return needs_[size_t(operation)]; }
   uint64_t needed_by_draw() const { return draw_needs_; }
   int64_t group_at(int64_t operation) const {
@@ -70,6 +77,18 @@ class Schedule {
     int64_t first, count;
     bool written;
   };
+
+  // Whether groups that lie side by side touch the same memory. Of nested ones only the outer waits for the inner.
+  bool groups_wait_for_each_other() const {
+    for (size_t group = 0; group < groups_.size(); ++group) {
+      for (const Group& other : groups_) {
+        if (other.begin <= groups_[group].begin && groups_[group].end <= other.end) continue;  // itself, or around it
+        for (int64_t number = other.begin; number < other.end; ++number)
+          if ((needs_[size_t(number)] >> group & 1) != 0) return true;
+      }
+    }
+    return false;
+  }
 
   // Activations. A state is touched by its own operation alone.
   static void touch(const MambacoreStepOperation& operation, std::vector<Touched>& found) {

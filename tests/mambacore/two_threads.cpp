@@ -135,6 +135,18 @@ int main() {
   for (int layer = 0; layer < 2; ++layer) stack.feed_forward(hidden, 192);
   stack.linear(hidden, 192, logits, classes);
   for (const bool paired : {false, true}) same = same && equal(stack, logits, paired, 40, 3);
+  Program beside;  // two groups side by side that touch the same memory: nothing is left to a second thread
+  const int64_t shared = beside.place(16), found = beside.place(classes), between = beside.place(16);
+  beside.add(MAMBACORE_EMBED, 0, shared, 16).weights[0] = beside.numbers(classes * 16);
+  for (int group = 0; group < 2; ++group) {
+    auto& opened = beside.add(MAMBACORE_GROUP, 0, 0, 0);
+    opened.period = 1, opened.factor = 2, opened.skip = 2;
+    beside.feed_forward(between, 16);
+    beside.linear(shared, 16, between, 16);
+  }
+  beside.add(MAMBACORE_ADD, between, shared, 16);
+  beside.linear(shared, 16, found, classes);
+  for (const bool paired : {false, true}) same = same && equal(beside, found, paired, 400, 1);
   std::puts(same ? "equal" : "two threads leave something else than one");
   return same ? 0 : 1;
 }
