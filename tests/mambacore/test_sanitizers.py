@@ -17,7 +17,8 @@ REPOSITORY = Path(__file__).parents[2]
 TESTS = (
     "test_contract.py", "test_convolution.py", "test_norm.py", "test_scan.py", "test_scan_variants.py", "test_step.py",
     "test_step_program.py", "layers/test_dual_step.py",
-    "layers/test_step_weights.py", "layers/test_selective_block.py", "ssd/test_ssd_scan.py",
+    "layers/test_step_weights.py", "layers/test_selective_block.py", "layers/test_gated_norm.py",
+    "ssd/test_ssd_scan.py",
 )  # fmt: skip
 # PyTorch alone is not what is tested here, and a limit on memory does not go with AddressSanitizer.
 LEFT_OUT = "not torch and not memory_that_runs_out and not opcheck and not compiles and not traced and not exported"
