@@ -8,6 +8,7 @@ import numpy as np
 
 import genomamba
 from genomamba.classification.class_track import class_track
+from genomamba.classification.parts import CountedParts
 from genomamba.io.sources import read_sequences
 from mambacore.errors import InputError
 from mambapipelines.pages.html import Item, Picture, Section, Table
@@ -76,8 +77,9 @@ def _kmer_calls(model: genomamba.LoadedSpeciesClassifier, contigs: Sequence[np.n
     names = [] if parts is None else [name for name in parts.names if name.startswith("kmer")]
     if not names:
         return [None] * len(contigs)
-    place = parts.names.index(next((name for name in names if name.startswith("kmer 6")), names[0]))
-    return [model.class_names[int(parts.evidence(tokens)[place].argmax())] for tokens in contigs]
+    wanted = next((name for name in names if name.startswith("kmer 6")), names[0])
+    alone = CountedParts((), (), tuple(part for part in parts.kmers if part.name == wanted))
+    return [model.class_names[int(alone.evidence(tokens)[0].argmax())] for tokens in contigs]
 
 
 def _accuracy(
