@@ -132,7 +132,7 @@ def test_the_summary_counts_everything_and_keeps_a_bounded_part() -> None:
         (b"@read\nACGT\n+\nIII\n", "FASTQ"),
         (fasta({"good": b"ACGT", "protein": b"MKLVEEFP"}), "protein"),
         (b"\x00\x01\x02", "binary"),
-        (gzip.compress(fasta({"a": bases(5000)}))[:-200], "truncated"),
+        (gzip.compress(fasta({"a": bases(5000)}), mtime=0)[:-200], "truncated"),
     ],
 )
 def test_broken_input_is_one_sentence_and_leaves_no_file(
