@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mambacore.backends import compute_dtype, native_library_for
 from mambacore.layers.norm import RootMeanSquareNorm, norm_arguments, root_mean_square_norm
+from mambacore.layers.plain_modules import is_plain
 from mambacore.layout import channels_contiguous, sum_of_parts
 from mambacore.native_library import Norm
 from mambacore.vmap import vmap_by_loop
@@ -25,7 +26,8 @@ def gated_norm(inputs: Tensor, gate: Tensor, norm: RootMeanSquareNorm, groups: i
         norm: its weight has the width of the inputs.
         groups: must divide the width.
     """
-    if groups == 1 and inputs.dtype == gate.dtype and native_library_for(inputs) is not None:
+    plain = is_plain(norm, RootMeanSquareNorm)  # else its `forward` has to be called
+    if groups == 1 and plain and inputs.dtype == gate.dtype and native_library_for(inputs) is not None:
         weight = norm.weight.to(compute_dtype(inputs.dtype))
         return _forward(inputs, gate, weight, norm.epsilon)[0]
     gated = inputs * F.silu(gate)
