@@ -67,6 +67,12 @@ inline void round_to_bytes(const float* from, int64_t inputs, int8_t* to, float&
 #endif
   const float inverse = most > 0 ? largest_byte / most : 0;
   scale = most / largest_byte + sum_of_lanes<float>(unfit);
+  const int64_t aligned = (inputs + byte_alignment - 1) / byte_alignment * byte_alignment;
+  if (scale != scale) {  // an input is not finite: the scale alone makes all outputs NaN, and no whole number is formed
+    std::fill(to, to + aligned, int8_t(0));
+    sum = 0;
+    return;
+  }
   typedef LanesOf<float>::integers Integers;
   const Vector shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest whole number
   Integers total = Integers{};
@@ -81,7 +87,6 @@ inline void round_to_bytes(const float* from, int64_t inputs, int8_t* to, float&
     for (int lane = 0; lane < count; ++lane) to[first + lane] = static_cast<int8_t>(whole[lane]);
 #endif
   }
-  const int64_t aligned = (inputs + byte_alignment - 1) / byte_alignment * byte_alignment;
   if (aligned > inputs) std::fill(to + inputs, to + aligned, int8_t(0));
 #if defined(__AVX512F__)
   sum = _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(total));
