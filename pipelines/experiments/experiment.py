@@ -63,6 +63,14 @@ class Experiment:
         self.seconds[name] = result["processor_seconds"]
         return result
 
+    def finished(self, pattern: str) -> list[dict[str, Any]]:
+        """Results of the finished parts whose names match a shell pattern, in the order of their names."""
+        results = []
+        for path in sorted((self.folder / "parts").glob(f"{pattern}.json")):
+            results.append(json.loads(path.read_text(encoding="utf-8")))
+            self.seconds[path.stem] = results[-1]["processor_seconds"]
+        return results
+
     def write(self, header: Sequence[str], rows: Rows, picture: Figure | None, notes: Sequence[str] = ()) -> None:
         """Write the table as TSV and Markdown under what a reader must know of it, and the plot; print the table.
 
@@ -75,7 +83,7 @@ class Experiment:
         facts = [
             f"Command: `{command_line()}`",
             f"Settings: {', '.join(f'{key} {value}' for key, value in self.settings.items())}.",
-            f"{date.today().isoformat()}; {machine()}. Processor time: "
+            f"{date.today().isoformat()}; {machine()}. Processor time {sum(self.seconds.values()):,.0f} s: "
             + ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in self.seconds.items())
             + ".",
         ]
@@ -104,7 +112,7 @@ def processor_seconds() -> float:
     return sum(resource.getrusage(one).ru_utime + resource.getrusage(one).ru_stime for one in users)
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927)."""
     z = 1.959964
     share, spread = successes / trials, z * z / trials

@@ -9,6 +9,7 @@ or forgets at a fixed rate, fails at lengths it was not trained on.
 
 Training begins with short sequences, in batches of as many positions: a length is doubled when it is learned, or when
 its share of the steps is used up. This is the same for every mixer. The paper has no such warm-up and 204,800 steps.
+With --mixed-lengths half of the steps after the warm-up are at shorter lengths, so that these are not unlearned.
 
 A run that was stopped continues from the last state it kept. A row is a function of the seed and its number.
 """
@@ -82,7 +83,16 @@ def train(mixer: str, options: argparse.Namespace, kept: Path) -> tuple[Inductio
         tokens, answers = rows_of(length, rows, options.seed, TRAINING_ROWS, step)
         return F.cross_entropy(model(tokens)[0], answers)
 
-    schedule = Schedule(FIRST_LENGTH, TRAINING_LENGTH, options.steps, options.enough, options.learning_rate)
+    schedule = Schedule(
+        FIRST_LENGTH,
+        TRAINING_LENGTH,
+        options.steps,
+        options.enough,
+        options.learning_rate,
+        options.mixed_lengths,
+        options.cooldown,
+        options.seed,
+    )
     steps, _ = length_warmup.train(mixer, model, loss_at, schedule, kept)
     return model, steps
 
@@ -133,12 +143,22 @@ def main() -> None:
     parser.add_argument("--enough", type=float, default=0.005, help="stop below this mean loss of 100 steps")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument(
+        "--mixed-lengths", action="store_true", help="keep half of the steps at shorter lengths after the warm-up"
+    )
+    parser.add_argument(
+        "--cooldown", type=float, default=0.0, metavar="SHARE", help="of the steps, in which the learning rate falls"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="longest sequence to test on")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if not 0 <= options.cooldown <= 1:
+        parser.error(f"--cooldown must be a share from 0 to 1, not {options.cooldown}")
     use_threads(options.threads)
-    names = ("steps", "enough", "batch", "learning_rate", "seed", "longest", "threads")
+    names = ["steps", "enough", "batch", "learning_rate", "seed", "longest", "threads"]
+    # Left out where they are off, so that folders from before these options can be continued.
+    names += [name for name in ("mixed_lengths", "cooldown") if getattr(options, name)]
     experiment = Experiment("induction_heads", options.output, {name: getattr(options, name) for name in names})
     results = {}
     for name in options.mixers:

@@ -1,4 +1,4 @@
-"""Training with sequences that grow longer, which stops and continues to the same bits: shared by synthetic tasks."""
+"""Training on sequences that grow longer, resumable to the same bits: shared by the synthetic tasks."""
 
 import io
 import math
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ WARMUP_STEPS, WARMUP_SHARE = 200, 0.05  # of the learning rate: whichever is sho
 # The loss in nats at which a length counts as learned, its share of the steps at most, and that of all but the last.
 LEARNED_LOSS, STAGE_SHARE, SHARE_BEFORE_LAST = 0.1, 0.15, 0.75
 LARGEST_GRADIENT_NORM = 1.0
+LAST_LENGTH_SHARE = 0.5  # of the steps of mixed lengths; the shorter ones share the rest equally
+LENGTHS_STREAM = 2  # of random numbers, besides those of training and test sequences
 
 
 class Schedule(NamedTuple):
@@ -31,6 +34,9 @@ class Schedule(NamedTuple):
         steps: at most.
         enough: training ends at the last length below this mean loss in nats.
         learning_rate: of AdamW.
+        mixed: whether every second step, on average, is at a shorter length once the last one is reached.
+        cooldown: share of the steps over which the learning rate falls linearly to 0 at the end.
+        seed: of the mixed lengths.
     """
 
     first_length: int
@@ -38,6 +44,24 @@ class Schedule(NamedTuple):
     steps: int
     enough: float
     learning_rate: float
+    mixed: bool = False
+    cooldown: float = 0.0
+    seed: int = 0
+
+    def length_at(self, step: int, stage: int) -> int:
+        """Length of the sequences of a step of the stage at length `stage`: a function of the seed and the step."""
+        if not self.mixed or stage < self.last_length:
+            return stage
+        random = np.random.default_rng([self.seed, LENGTHS_STREAM, step])
+        doublings = (self.last_length // self.first_length).bit_length() - 1
+        shorter = int(random.integers(doublings)) if doublings and random.random() >= LAST_LENGTH_SHARE else doublings
+        return self.first_length * 2**shorter
+
+    def rate_at(self, step: int) -> float:
+        """Share of the learning rate at a step: a linear warm-up, then constant, then the cooldown."""
+        warmup = max(1, min(WARMUP_STEPS, int(WARMUP_SHARE * self.steps)))
+        falling = (self.steps - step) / (self.cooldown * self.steps) if self.cooldown else 1.0
+        return min(1.0, (step + 1) / warmup, falling)
 
 
 def train(
@@ -64,8 +88,7 @@ def train(
     doublings = max(1, (schedule.last_length // schedule.first_length).bit_length() - 1)
     stage_steps = min(STAGE_SHARE, SHARE_BEFORE_LAST / doublings) * schedule.steps
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=0.0)
-    warmup = max(1, min(WARMUP_STEPS, int(WARMUP_SHARE * schedule.steps)))
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.rate_at)
     begin, length, stage_begin, first = time.perf_counter(), schedule.first_length, 0, 0
     losses: deque[float] = deque(maxlen=LOSSES_AVERAGED)
     owners: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": rate}
@@ -83,7 +106,7 @@ def train(
             content = io.BytesIO()
             torch.save(state, content)
             write_whole(kept, content.getvalue())
-        loss = loss_at(length, step)
+        loss = loss_at(schedule.length_at(step, length), step)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT_NORM)

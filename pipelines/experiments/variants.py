@@ -1,6 +1,6 @@
 """Variants of a block at equal compute, on yeast DNA and spoken digits (arXiv 2312.00752, tables 5, 8 and 10).
 
-python pipelines/experiments/variants.py --yeasts DIR --digits DIR --output results/variants
+python pipelines/experiments/variants.py --yeasts DIR --digits DIR --output results/variants --seeds 0 1
 
 Small causal models that differ in one thing: real or complex states of as many numbers, the size of the state, the
 initial state matrix, and, for digits, S4D around selective layers or the reverse. Every model takes as many steps on
@@ -8,9 +8,9 @@ the same sequences. DNA: two layers of width 64 on S288C without chromosome VII,
 U-Net of the waveform models with one layer at each of three depths, 8-bit mu-law at 8 kHz; takes 5 to 9 of every
 speaker are tested, clips are joined end to end.
 
-A difference is that from the first row, over the same test windows; its interval is over windows, so it does not hold
-what another seed of the training would change: the row `another seed` shows the size of that. A run that was stopped
-continues after the last finished model.
+A difference is that from the first row, over the same test windows and the same seeds, whose means are shown; its
+interval is over windows, so it does not hold what another seed of the training would change. The last two columns show
+that: the least and the largest difference of a seed. A run that was stopped continues after the last finished model.
 """
 
 import argparse
@@ -50,7 +50,6 @@ S4D = {"name": "s4d", "state_size": 16}
 BASELINE: Mapping[str, Any] = {"name": "selective", "state_size": 16}
 MIXERS: dict[str, Mapping[str, Any]] = {
     "real, 16 states": BASELINE,
-    "another seed": BASELINE,
     "complex, 8 states": {"name": "selective", "state_size": 8, "complex_state": True},
     "1 state": {"name": "selective", "state_size": 1},
     "2 states": {"name": "selective", "state_size": 2},
@@ -142,11 +141,10 @@ def losses_of(model: nn.Module, windows: Tensor) -> Tensor:
     return F.cross_entropy(logits.transpose(1, 2), windows[:, 1:], reduction="none").mean(1)
 
 
-def measure(task_name: str, name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def measure(task_name: str, name: str, seed: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Train one variant and return the loss of every test window, in the task's unit."""
     task, length = TASKS[task_name], WINDOW[task_name]
     training, test = task.tokens(folder)
-    seed = options.seed + (name == "another seed")
     torch.manual_seed(seed)
     model = task.model(name)
     rate = LEARNING_RATE[task_name]
@@ -168,7 +166,7 @@ def measure(task_name: str, name: str, folder: Path, options: argparse.Namespace
     starts = torch.linspace(0, len(test) - length - 1, TEST_WINDOWS).long()
     with torch.inference_mode():
         losses = torch.cat([losses_of(model, windows_at(test, some, length)) for some in starts.split(4)])
-    print(f"{task_name}, {name}: {losses.mean() / task.nats:.4f} {task.unit}", flush=True)
+    print(f"{task_name}, {name}, seed {seed}: {losses.mean() / task.nats:.4f} {task.unit}", flush=True)
     return {
         "losses": (losses / task.nats).tolist(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -183,37 +181,45 @@ def main() -> None:
     known = [*MIXERS, *PLACES]
     parser.add_argument("--digits-variants", nargs="+", default=known, choices=known, metavar="NAME")
     parser.add_argument("--steps", type=int, default=200, help="of each model")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     use_threads(options.threads)
-    names = ("steps", "seed", "threads")
+    names = ("steps", "threads")
     experiment = Experiment("variants", options.output, {name: getattr(options, name) for name in names})
     rows = []
     for task_name, folder in (("dna", options.yeasts), ("digits", options.digits)):
         if folder is None:
             continue
         task = TASKS[task_name]
-        base: np.ndarray = np.empty(0)
-        for number, name in enumerate(task.variants):
-            if task_name == "digits" and name not in (FIRST, *options.digits_variants):
-                continue
-            found = experiment.part(
-                f"{task_name}-{number:02}",
-                lambda task_name=task_name, name=name, folder=folder: measure(task_name, name, folder, options),  # type: ignore[misc]
-            )
-            losses = np.array(found["losses"])
-            row = [f"{task_name}, {task.unit}", name, f"{found['parameters']:,}", f"{losses.mean():.4f}"]
+        chosen = [name for name in task.variants if task_name == "dna" or name in (FIRST, *options.digits_variants)]
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+        # Seed by seed, so that a run that was stopped has compared all variants.
+        for seed in options.seeds:
+            for name in chosen:
+                part = experiment.part(
+                    f"{task_name}-{task.variants.index(name):02}-{seed}",
+                    lambda task_name=task_name, name=name, seed=seed, folder=folder: measure(  # type: ignore[misc]
+                        task_name, name, seed, folder, options
+                    ),
+                )
+                found[name].append(part)
+        base = np.array([part["losses"] for part in found[FIRST]])  # (seeds, windows)
+        for name, parts in found.items():
+            losses = np.array([part["losses"] for part in parts])
+            row = [f"{task_name}, {task.unit}", name, f"{parts[0]['parameters']:,}", f"{losses.mean():.4f}"]
             if name == FIRST:
-                base = losses
-                rows.append([*row, "", "", ""])
+                rows.append([*row, "", "", "", f"{losses.mean(1).min():.4f}", f"{losses.mean(1).max():.4f}"])
                 continue
             differences = losses - base
-            half = 1.96 * differences.std(ddof=1) / len(differences) ** 0.5
-            rows.append([*row, *(f"{differences.mean() + shift:+.4f}" for shift in (0, -half, half))])
+            windows, seeds = differences.mean(0), differences.mean(1)
+            half = 1.96 * windows.std(ddof=1) / len(windows) ** 0.5
+            shown = (windows.mean(), windows.mean() - half, windows.mean() + half, seeds.min(), seeds.max())
+            rows.append([*row, *(f"{value:+.4f}" for value in shown)])
     if not rows:
         parser.error("give --yeasts, --digits or both")
     header = ["task", "variant", "parameters", "loss", "difference from the first row", "low", "high"]
+    header += ["least of a seed", "largest of a seed"]
     experiment.write(header, rows, None)
 
 
