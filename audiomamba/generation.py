@@ -22,7 +22,7 @@ from audiomamba.data.waveforms import Waveform, read_header, read_waveform, resa
 from audiomamba.generated import GeneratedClips, Prompt
 from audiomamba.models import WaveformModel, WaveformState, load_waveform_model
 from audiomamba.models.clip_classifier import ClipClassifier, load_clip_classifier
-from audiomamba.models.step_program import WaveformSteps, steps_library
+from audiomamba.models.step_program import WaveformSteps, steps_library, versions_of
 from audiomamba.models.waveform_model import PIECE_POSITIONS
 from audiomamba.sampling import (
     DURATION_STREAM,
@@ -66,14 +66,24 @@ class WaveformGenerator:
         self.model = model.eval()
         self.quantiser = model.config.quantiser
         self._classifiers: dict[str, ClipClassifier] = {}
-        library = steps_library(model)
-        _check_weights(weights, model, native=library is not None)
-        self._steps = None if library is None else WaveformSteps(model, library, weights)
+        self._weights = weights
+        self._steps: WaveformSteps | None = None
+        self._native_steps()
 
     @property
     def is_native(self) -> bool:
         """Whether thousands of steps run in one native call."""
-        return self._steps is not None
+        return self._native_steps() is not None
+
+    def _native_steps(self) -> WaveformSteps | None:
+        """The native steps of the model as it is now, if it has them."""
+        library = steps_library(self.model)
+        _check_weights(self._weights, self.model, native=library is not None)
+        if library is None:
+            return None
+        if self._steps is None or self._steps.weights_read != versions_of(self.model):
+            self._steps = WaveformSteps(self.model, library, self._weights)
+        return self._steps
 
     @property
     def label_sets(self) -> tuple[LabelSet, ...]:
@@ -382,8 +392,9 @@ class WaveformGenerator:
             labels = torch.cat([labels, torch.full_like(labels, UNLABELLED)])
             clocks = clocks.repeat(2)
         state = self._read(known[:, :-1], labels, clocks)
-        if self._steps is not None:
-            return NativeWalk(self._steps, len(labels), state, known, sampling)
+        steps = self._native_steps()
+        if steps is not None:
+            return NativeWalk(steps, len(labels), state, known, sampling)
         return ComposedWalk(self.model, state, known, len(begun.rows), sampling)
 
     def _read(self, known: Tensor, labels: Tensor, clocks: Tensor) -> WaveformState | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from audiomamba.models import WaveformModel, WaveformState
 from audiomamba.models.step_program import WaveformSteps
 from mambacore.devices import wide_dtype, widened
+from mambacore.layers.plain_modules import calls_are_watched
 from mambacore.models.captured_step import CapturedStep
 from mambacore.models.sampling import sample_tokens, token_log_likelihoods
 
@@ -84,7 +85,7 @@ class ComposedWalk:
             return (chosen, likelihood), (chosen.unsqueeze(1), after)
 
         token = known[:, -1:].expand(clips, 1).to(self._device)
-        self._step = CapturedStep(advance, (token, state), self._device)
+        self._step = CapturedStep(advance, (token, state), self._device, capture=not calls_are_watched(model))
 
     def __call__(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """(clips, count) uniforms to classes and their log-likelihoods of the same shape."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from audiomamba.data.clock import NO_CLOCK
 from audiomamba.data.labels import UNLABELLED
 from audiomamba.models.configuration import WaveformModelConfig
+from mambacore.layers.plain_modules import is_plain
 
 # Of the first label vectors. Vectors as large as what they are added to drown it: on spoken digits 320 clips led to
 # 5.61 bits per sample with 0.1 and 6.03 with 1.
@@ -92,8 +93,11 @@ class ClockEmbedding(nn.Module):
         here = slice(first, first + self.widths[depth])
         found = []
         for kind, table in zip(kinds.unbind(1), self.tables, strict=True):
-            assert isinstance(table, nn.Embedding)
-            found.append(nn.functional.embedding(kind.unsqueeze(1) * (self.bins + 2) + bins, table.weight[:, here]))
+            rows = kind.unsqueeze(1) * (self.bins + 2) + bins
+            if isinstance(table, nn.Embedding) and is_plain(table, nn.Embedding):  # without the columns of other depths
+                found.append(nn.functional.embedding(rows, table.weight[:, here]))
+            else:
+                found.append(table(rows)[..., here])
         return torch.stack(found).sum(0)
 
     def forward(self, clock: Tensor, labels: Tensor | None, lengths: Sequence[int]) -> tuple[Tensor, ...]:

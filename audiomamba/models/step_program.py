@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +14,37 @@ from audiomamba.models.blocks import FeedForwardBlock
 from audiomamba.models.waveform_model import Scale, ScaleState, WaveformModel, WaveformState
 from mambacore.backends import native_library_for
 from mambacore.layers import ResidualBlock
+from mambacore.layers.plain_modules import is_plain, operators_are_watched
 from mambacore.layers.step_program import ADD, COPY, EMBED, FOLD, GROUP, STEP_DTYPES, UNFOLD, StepProgram, can_step
 from mambacore.native_library import Library
 
+_KNOWN_MODULES: Final = ("torch.nn.modules.", "mambacore.layers.", "audiomamba.models.")
+"""Where what a program computes is defined."""
+
 
 def steps_library(model: WaveformModel) -> Library | None:
-    """The native library when it can run the whole of this model step by step, else None."""
+    """The native library when it can run the whole of this model step by step, else None.
+
+    That is as long as nothing is hung on the model that its steps would bypass: hooks, adapters, subclasses.
+    """
     weight = model.head.weight
     blocks = [block for module in model.modules() if isinstance(module, Scale) for block in (*module.down, *module.up)]
-    if weight.dtype not in STEP_DTYPES or not all(
-        isinstance(block, FeedForwardBlock) or can_step(block) for block in blocks
-    ):
-        return None
-    return native_library_for(weight)
+    fits = (
+        weight.dtype in STEP_DTYPES
+        and not torch.is_autocast_enabled(weight.device.type)
+        and not operators_are_watched()
+        and model.embedding.max_norm is None
+        and all(isinstance(block, FeedForwardBlock) or can_step(block) for block in blocks)
+        and all(
+            is_plain(part, type(part)) and type(part).__module__.startswith(_KNOWN_MODULES) for part in model.modules()
+        )
+    )
+    return native_library_for(weight) if fits else None
+
+
+def versions_of(model: WaveformModel) -> tuple[tuple[int, int], ...]:
+    """What differs once a parameter of a model has been trained on, loaded or replaced."""
+    return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
 
 
 class WaveformSteps:
@@ -36,10 +54,13 @@ class WaveformSteps:
         model: one for which `steps_library` gives a library.
         library: that one.
         weight_format: see `mambacore.layers.step_program.StepProgram`.
+
+    Attributes:
+        weights_read: `versions_of` the model, which the steps are a copy of.
     """
 
     def __init__(self, model: WaveformModel, library: Library, weight_format: str | None = None) -> None:
-        self.library = library
+        self.library, self.weights_read = library, versions_of(model)
         self.classes = model.config.quantiser.classes
         self.program = StepProgram(model.head.weight.dtype, weight_format)
         self._scales: list[_ScalePlaces] = []

@@ -26,6 +26,7 @@ from audiomamba.weights import find_model
 from mambacore.devices import halve_positions, positions_at_once
 from mambacore.errors import InputError
 from mambacore.layers import RootMeanSquareNorm, parameters_without_decay
+from mambacore.layers.plain_modules import calls_are_watched
 from mambacore.model_folder import build_and_load, read_model_folder, training_details, write_model_folder
 from mambacore.parallel import active_ranks
 
@@ -235,7 +236,8 @@ class WaveformModel(nn.Module):
                 "a waveform model cannot process a sequence that is split over ranks; give each rank whole clips"
             )
         rows, pieces, begin = max(1, tokens.shape[0]), [], 0
-        if torch.is_grad_enabled() or tokens.shape[1] <= max(1, PIECE_POSITIONS // rows):
+        short = tokens.shape[1] <= max(1, PIECE_POSITIONS // rows)
+        if torch.is_grad_enabled() or short or calls_are_watched(self):
             return self._hidden(tokens, state)
         while begin < tokens.shape[1]:
             positions = max(1, positions_at_once(tokens.device, PIECE_POSITIONS) // rows)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mambacore.backends import INPUT_DTYPES, compute_dtype
 
@@ -64,12 +65,30 @@ def check_devices(inputs: Tensor, others: Mapping[str, Tensor | None], of: str =
 
     Raises:
         ValueError: if one is not, with its name and both devices.
+        NotImplementedError: if one carries a forward-mode derivative.
     """
+    refuse_tangents({"inputs": inputs, **others})
     for name, tensor in others.items():
         if tensor is not None and tensor.device != inputs.device:
             raise ValueError(
                 f"{name} must be on the device of the {of}, {inputs.device}, but is on {tensor.device}; "
                 f"move it with .to({str(inputs.device)!r})"
+            )
+
+
+def refuse_tangents(tensors: Mapping[str, Tensor | None]) -> None:
+    """Refuse forward-mode derivatives, which registered operators would drop where gradients are disabled.
+
+    Raises:
+        NotImplementedError: if a tensor carries one, with its name.
+    """
+    if forward_ad._current_level < 0:
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{name} carries a forward-mode derivative, which this operator does not compute; "
+                "use reverse mode (torch.autograd.grad)"
             )
 
 

@@ -39,7 +39,6 @@ def test_a_unet_generates_the_same_through_graphs(name, device, monkeypatch):
         torch.nn.init.normal_(model.clock_embedding.tables[0].weight)
     generator = WaveformGenerator(model.to(device))
     with use_backend("torch"):
-        generator._steps = None  # of the CPU
         expected = generator.generate(2, SAMPLES / 1000, seed=5, **options)
         graphs = use_fake_graphs(monkeypatch, device)
         found = generator.generate(2, SAMPLES / 1000, seed=5, **options)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mambacore.layers.plain_modules import parameter_of
 from mambacore.layers.step_operator import dual_library_for, steps_in_library
 
 if TYPE_CHECKING:
@@ -84,19 +85,19 @@ class Mamba3Choices(NamedTuple):
 
 def mamba2_parameters(norm: RootMeanSquareNorm, mixer: Any) -> Mamba2Parameters:
     """Return the parameters of a block with plain modules (`mambacore.layers.plain_modules`)."""
-    own, come, go = mixer._parameters, mixer.input_projection._parameters, mixer.output_projection._parameters
+    come, go = mixer.input_projection, mixer.output_projection
     found = (
-        norm._parameters["weight"],
-        come["weight"],
-        come["bias"],
-        own["convolution_weight"],
+        parameter_of(norm, "weight"),
+        parameter_of(come, "weight"),
+        parameter_of(come, "bias"),
+        parameter_of(mixer, "convolution_weight"),
         mixer.convolution_bias,
-        own["step_bias"],
-        own["log_decay_rate"],
-        own["skip_weight"],
-        mixer.gate_norm._parameters["weight"],
-        go["weight"],
-        go["bias"],
+        parameter_of(mixer, "step_bias"),
+        parameter_of(mixer, "log_decay_rate"),
+        parameter_of(mixer, "skip_weight"),
+        parameter_of(mixer.gate_norm, "weight"),
+        parameter_of(go, "weight"),
+        parameter_of(go, "bias"),
     )
     return Mamba2Parameters._make(found)  # the modules ensure which of them may be absent
 
@@ -121,21 +122,20 @@ def step_mamba2(
 
 def mamba3_parameters(norm: RootMeanSquareNorm, mixer: Any) -> Mamba3Parameters:
     """Return the parameters of a block with plain modules (`mambacore.layers.plain_modules`)."""
-    own = mixer._parameters
     found = (
-        norm._parameters["weight"],
-        mixer.input_projection._parameters["weight"],
-        own["step_bias"],
-        mixer.input_matrix_norm._parameters["weight"],
-        mixer.output_matrix_norm._parameters["weight"],
-        own["input_matrix_bias"],
-        own["output_matrix_bias"],
+        parameter_of(norm, "weight"),
+        parameter_of(mixer.input_projection, "weight"),
+        parameter_of(mixer, "step_bias"),
+        parameter_of(mixer.input_matrix_norm, "weight"),
+        parameter_of(mixer.output_matrix_norm, "weight"),
+        parameter_of(mixer, "input_matrix_bias"),
+        parameter_of(mixer, "output_matrix_bias"),
         mixer.rank_inputs,
         mixer.rank_gates,
         mixer.rank_outputs,
-        own["skip_weight"],
+        parameter_of(mixer, "skip_weight"),
         mixer.output_norm_weight,
-        mixer.output_projection._parameters["weight"],
+        parameter_of(mixer.output_projection, "weight"),
     )
     return Mamba3Parameters._make(found)  # the modules ensure which of them may be absent
 

@@ -6,10 +6,11 @@ PyTorch's SiLU and product write two tensors in between, and their gradients thr
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambacore.backends import compute_dtype, native_library_for
+from mambacore.contracts import refuse_tangents
 from mambacore.layers.norm import RootMeanSquareNorm, norm_arguments, root_mean_square_norm
 from mambacore.layers.plain_modules import is_plain
 from mambacore.layout import channels_contiguous, sum_of_parts
@@ -17,25 +18,53 @@ from mambacore.native_library import Norm
 from mambacore.vmap import vmap_by_loop
 
 
-def gated_norm(inputs: Tensor, gate: Tensor, norm: RootMeanSquareNorm, groups: int = 1) -> Tensor:
-    """Return the norm of `inputs * silu(gate)` within each of `groups` equal groups of channels.
+class GroupedRootMeanSquareNorm(RootMeanSquareNorm):
+    """Divide every position by the root mean square of its channels, within each of several equal groups of them.
+
+    Args:
+        width: channels.
+        groups: must divide the width.
+        epsilon: keeps positions of zeros finite.
+    """
+
+    def __init__(self, width: int, groups: int, epsilon: float = 1e-5) -> None:
+        super().__init__(width, epsilon)
+        self.groups = groups
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """Map (..., width) to the same shape."""
+        parts = sequence.unflatten(-1, (self.groups, -1))
+        normalised = root_mean_square_norm(parts, self.weight.new_ones(parts.shape[-1]), self.epsilon)
+        return normalised.flatten(-2) * self.weight.to(sequence.dtype)
+
+
+def norm_after_gate(width: int, groups: int, epsilon: float) -> RootMeanSquareNorm:
+    """Return the norm of Mamba-2: over all channels, or within each of several groups."""
+    if groups == 1:
+        return RootMeanSquareNorm(width, epsilon)
+    return GroupedRootMeanSquareNorm(width, groups, epsilon)
+
+
+def is_plain_norm_after_gate(norm: nn.Module, groups: int) -> bool:
+    """Return whether kernels may compute this norm within so many groups, bypassing its `forward`."""
+    if groups == 1:
+        return is_plain(norm, RootMeanSquareNorm)
+    return is_plain(norm, GroupedRootMeanSquareNorm) and bool(norm.groups == groups)
+
+
+def gated_norm(inputs: Tensor, gate: Tensor, norm: RootMeanSquareNorm) -> Tensor:
+    """Return `norm(inputs * silu(gate))`, in one call of the native library where it can be.
 
     Args:
         inputs: (batch, length, width).
         gate: like `inputs`.
-        norm: its weight has the width of the inputs.
-        groups: must divide the width.
+        norm: `norm_after_gate`, or what has taken its place.
     """
-    plain = is_plain(norm, RootMeanSquareNorm)  # else its `forward` has to be called
-    if groups == 1 and plain and inputs.dtype == gate.dtype and native_library_for(inputs) is not None:
+    if is_plain_norm_after_gate(norm, 1) and inputs.dtype == gate.dtype and native_library_for(inputs) is not None:
+        refuse_tangents({"inputs": inputs, "gate": gate, "weight": norm.weight})
         weight = norm.weight.to(compute_dtype(inputs.dtype))
         return _forward(inputs, gate, weight, norm.epsilon)[0]
-    gated = inputs * F.silu(gate)
-    if groups == 1:
-        return norm(gated)
-    parts = gated.unflatten(-1, (groups, -1))
-    normalised = root_mean_square_norm(parts, norm.weight.new_ones(parts.shape[-1]), norm.epsilon)
-    return normalised.flatten(-2) * norm.weight.to(gated.dtype)
+    return norm(inputs * F.silu(gate))
 
 
 def _arguments(inputs: Tensor, gate: Tensor, weight: Tensor, inverse: Tensor, epsilon: float) -> Norm:

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from mambacore.backends import compute_dtype
 from mambacore.layers.dual_blocks import step_mamba2
-from mambacore.layers.gated_norm import gated_norm
+from mambacore.layers.gated_norm import gated_norm, is_plain_norm_after_gate, norm_after_gate
 from mambacore.layers.mixer import Mixer, register_mixer
 from mambacore.layers.norm import RootMeanSquareNorm
-from mambacore.layers.plain_modules import are_plain_linear, is_plain, is_plain_state
+from mambacore.layers.plain_modules import are_plain_linear, is_plain_state
 from mambacore.layers.selective import initial_step_bias
 from mambacore.parallel import convolution_over_ranks, ssd_over_ranks
 
@@ -116,7 +116,7 @@ class Mamba2Mixer(Mixer):
         self.step_bias = nn.Parameter(torch.empty(self.heads))
         self.log_decay_rate = nn.Parameter(torch.empty(self.heads))
         self.skip_weight = nn.Parameter(torch.empty(self.heads))
-        self.gate_norm = RootMeanSquareNorm(self.inner_width, norm_epsilon)
+        self.gate_norm = norm_after_gate(self.inner_width, groups, norm_epsilon)
         self.output_projection = nn.Linear(self.inner_width, model_width, bias=linear_bias)
         self.reset_parameters()
 
@@ -162,7 +162,7 @@ class Mamba2Mixer(Mixer):
         """Compute one position with the native library (see `Mixer.step`)."""
         if not (
             are_plain_linear(self.input_projection, self.output_projection)
-            and is_plain(self.gate_norm, RootMeanSquareNorm)
+            and is_plain_norm_after_gate(self.gate_norm, self.groups)
             and (state is None or is_plain_state(state, Mamba2State, self._state_shapes(sequence), sequence.device))
         ):
             return None
@@ -207,5 +207,5 @@ class Mamba2Mixer(Mixer):
             reverse=reverse,
             sequence_starts=sequence_starts,
         )
-        normalised = gated_norm(outputs.flatten(-2), gate, self.gate_norm, self.groups)
+        normalised = gated_norm(outputs.flatten(-2), gate, self.gate_norm)
         return normalised, Mamba2State(convolution_state, scan_state)

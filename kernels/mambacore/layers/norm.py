@@ -72,6 +72,16 @@ class RootMeanSquareNorm(nn.Module):
         return normalised.to(self.weight.dtype) if self.in_dtype_of_weight and dtype is None else normalised
 
 
+def norm_and_sum(norm: nn.Module, sequence: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return `norm.of_sum`, also of a norm of another kind that has taken its place; no branch adds nothing."""
+    if branch is None:
+        return norm(sequence), sequence
+    if isinstance(norm, RootMeanSquareNorm):
+        return norm.of_sum(sequence, branch)
+    sums = sequence + branch
+    return norm(sums), sums
+
+
 def root_mean_square_norm(
     inputs: Tensor, weight: Tensor, epsilon: float = 1e-5, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -115,7 +125,7 @@ def norm_of_sum(
         ValueError: if the weight does not fit the inputs, or is on another device.
     """
     check_shapes({"weight": Expected(weight, tuple(inputs.shape[-1:]), "give one number per channel")})
-    check_devices(inputs, {"weight": weight})
+    check_devices(inputs, {"weight": weight, "branch": branch})
     outputs, sums, _ = _forward_of_sum(inputs, branch, weight.to(torch.float32), epsilon, dtype)
     return outputs, sums
 

@@ -13,8 +13,8 @@ from mambacore.devices import halve_positions, positions_at_once
 from mambacore.errors import InputError
 from mambacore.layers.feed_forward import GatedFeedForward
 from mambacore.layers.mixer import Mixer, MixerDescription, build_mixer, parameters_without_decay
-from mambacore.layers.norm import RootMeanSquareNorm, adds_in_kernel
-from mambacore.layers.plain_modules import is_plain, is_plain_tensor, operators_are_watched
+from mambacore.layers.norm import RootMeanSquareNorm, adds_in_kernel, norm_and_sum
+from mambacore.layers.plain_modules import calls_are_watched, is_plain, is_plain_tensor, operators_are_watched
 from mambacore.parallel import active_ranks
 
 # One state per block, each of the kind of its mixer.
@@ -100,14 +100,19 @@ class ResidualBlock(nn.Module):
         Returns:
             The sequence, what is still to be added to it, and the outgoing state.
         """
-        normalised, sequence = (self.norm(sequence), sequence) if branch is None else self.norm.of_sum(sequence, branch)
+        normalised, sequence = norm_and_sum(self.norm, sequence, branch)
         mixed, state = self.mixer(normalised, state, sequence_starts)
         branch = self._dropped(mixed)
         if self.feed_forward is not None:
             assert self.feed_forward_norm is not None  # it comes with the layer
-            normalised, sequence = self.feed_forward_norm.of_sum(sequence, branch)
+            normalised, sequence = norm_and_sum(self.feed_forward_norm, sequence, branch)
             branch = self._dropped(self.feed_forward(normalised))
         return sequence, branch, state
+
+    @property
+    def drops_channels(self) -> bool:
+        """Whether the branch is changed before it is added, by dropout or by what has taken its place."""
+        return self.dropout is not None and (self.dropout.training or not is_plain(self.dropout, nn.Dropout))
 
     def _dropped(self, branch: Tensor) -> Tensor:
         return branch if self.dropout is None else self.dropout(branch)
@@ -125,7 +130,7 @@ class ResidualBlock(nn.Module):
             and is_plain(self.norm, RootMeanSquareNorm)
             and sequence.shape[-1:] == self.norm.weight.shape
             and is_plain_tensor(sequence)
-            and (self.dropout is None or not self.dropout.training)
+            and not self.drops_channels
             and active_ranks() is None
             and not operators_are_watched()
         )
@@ -240,9 +245,10 @@ class ResidualStack(nn.Module):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or active_ranks() is not None:
             return False
         batch, length = sequence.shape[:2]
-        if sequence.device.type != "cpu":
-            return length > SHORTEST_PIECE
-        return length > (FEWEST_PIECES - 1) * max(SHORTEST_PIECE, self._piece_positions // max(batch, 1))
+        shortest = SHORTEST_PIECE
+        if sequence.device.type == "cpu":
+            shortest = (FEWEST_PIECES - 1) * max(SHORTEST_PIECE, self._piece_positions // max(batch, 1))
+        return length > shortest and not calls_are_watched(self)  # a hook that keeps outputs would keep the last piece
 
     @property
     def _piece_positions(self) -> int:
@@ -263,8 +269,7 @@ class ResidualStack(nn.Module):
                     sequence, branch, block_state, sequence_starts
                 )
                 outgoing.append(new_state)
-            normalised = self.final_norm(sequence) if branch is None else self.final_norm.of_sum(sequence, branch)[0]
-            return normalised, tuple(outgoing)
+            return norm_and_sum(self.final_norm, sequence, branch)[0], tuple(outgoing)
         for block, block_state in zip(self.blocks, incoming, strict=True):
             if recomputed:
                 sequence, new_state = checkpoint(block, sequence, block_state, sequence_starts, use_reentrant=False)

@@ -31,6 +31,7 @@ from mambacore.backends import (
 )
 from mambacore.convolution import causal_convolution
 from mambacore.layers.norm import root_mean_square_norm
+from mambacore.layers.plain_modules import parameter_of
 from mambacore.layers.step_operator import check_step, define_step, schema_of, steps_in_library
 from mambacore.native_library import BlockStep, Library
 from mambacore.scan import selective_scan
@@ -228,21 +229,21 @@ class SelectiveParts(Protocol):
 
 def parameters_of(norm: RootMeanSquareNorm, mixer: SelectiveParts) -> StepParameters:
     """Return the parameters of a block with plain modules (`mambacore.layers.plain_modules`)."""
-    own, come, go = mixer._parameters, mixer.input_projection._parameters, mixer.output_projection._parameters
+    come, go = mixer.input_projection, mixer.output_projection
     found = (
-        norm._parameters["weight"],
-        come["weight"],
-        come["bias"],
-        own["convolution_weight"],
+        parameter_of(norm, "weight"),
+        parameter_of(come, "weight"),
+        parameter_of(come, "bias"),
+        parameter_of(mixer, "convolution_weight"),
         mixer.convolution_bias,
-        mixer.selection_projection._parameters["weight"],
-        mixer.step_projection._parameters["weight"],
-        own["step_bias"],
-        own["log_decay_rate"],
+        parameter_of(mixer.selection_projection, "weight"),
+        parameter_of(mixer.step_projection, "weight"),
+        parameter_of(mixer, "step_bias"),
+        parameter_of(mixer, "log_decay_rate"),
         mixer.frequency,
-        own["skip_weight"],
-        go["weight"],
-        go["bias"],
+        parameter_of(mixer, "skip_weight"),
+        parameter_of(go, "weight"),
+        parameter_of(go, "bias"),
     )
     return StepParameters._make(found)  # the modules ensure which of them may be absent
 

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from mambacore.backends import INPUT_DTYPES, native_library_for, wanted_backend
-from mambacore.contracts import Expected, check_devices, check_sequence, check_shapes
+from mambacore.contracts import Expected, check_devices, check_sequence, check_shapes, refuse_tangents
 from mambacore.native_library import Library
 from mambacore.vmap import vmap_by_loop
 
@@ -46,6 +47,9 @@ def define_step(name: str, schema: str, compute: Callable[..., Any], fake: Calla
     operator = getattr(torch.ops.mambacore, name).default
 
     def refuse_gradients(*arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:  # names take time
+            tensors = (one for one in arguments if isinstance(one, Tensor))
+            refuse_tangents({f"tensor {number}": one for number, one in enumerate(tensors)})
         if torch.is_grad_enabled() and any(
             isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
         ):

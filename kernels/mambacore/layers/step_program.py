@@ -24,9 +24,11 @@ from mambacore.layers.dual_steps import (
     state_from,
     state_numbers,
 )
+from mambacore.layers.gated_norm import GroupedRootMeanSquareNorm, is_plain_norm_after_gate
 from mambacore.layers.mamba2 import Mamba2Mixer, Mamba2State
 from mambacore.layers.mamba3 import Mamba3Mixer, Mamba3State
 from mambacore.layers.norm import RootMeanSquareNorm
+from mambacore.layers.plain_modules import is_plain
 from mambacore.layers.s4d import S4DMixer, S4DState
 from mambacore.layers.selective import SELECTED, SelectiveMixer, SelectiveState, as_complex
 from mambacore.layers.stack import ResidualBlock
@@ -50,15 +52,26 @@ STEP_DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16)
 _INT8_ELEMENT: Final = 3  # MAMBACORE_INT8
 
 
+# What a block with an operation is made of, hooks and subclasses excluded.
+_PARTS: Final = (
+    ResidualBlock, SelectiveMixer, S4DMixer, Mamba2Mixer, Mamba3Mixer, RootMeanSquareNorm, GroupedRootMeanSquareNorm,
+    nn.Linear, nn.Dropout,
+)  # fmt: skip
+
+
 def can_step(block: nn.Module) -> bool:
-    """Whether a residual block has an operation."""
+    """Whether a residual block has an operation, and nothing is hung on it that the operation would bypass."""
     if not isinstance(block, ResidualBlock) or block.feed_forward is not None:
         return False
+    if not all(type(part) in _PARTS and is_plain(part, type(part)) for part in block.modules()):
+        return False
     mixer = block.mixer
-    if type(mixer) not in (SelectiveMixer, S4DMixer, Mamba2Mixer, Mamba3Mixer):
+    if not isinstance(mixer, _PARTS[1:5]) or block.drops_channels:
         return False
     if isinstance(mixer, SelectiveMixer) and mixer.selective != SELECTED:
         return False
+    if isinstance(mixer, Mamba2Mixer):
+        return is_plain_norm_after_gate(mixer.gate_norm, mixer.groups)
     return not isinstance(mixer, Mamba3Mixer) or mixer.has_native_step
 
 

@@ -197,7 +197,7 @@ class CausalLanguageModel(nn.Module):
         """
         with torch.autocast(hidden.device.type, enabled=False):
             if self.head is not None:
-                return self.head(hidden.to(next(self.head.parameters()).dtype))
+                return self.head(hidden.to(next(self.head.parameters(), hidden).dtype))
             return F.linear(hidden.to(self.embedding.weight.dtype), self.embedding.weight)
 
     def _through_stack(self, embedded: Tensor, state: Any, sequence_starts: Tensor | None) -> tuple[Tensor, StackState]:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambacore.devices import wide_dtype
 from mambacore.errors import InputError
+from mambacore.layers.plain_modules import calls_are_watched
 from mambacore.models.captured_step import CapturedStep
 from mambacore.models.language_steps import LanguageSteps, TokenModel, steps_library
 from mambacore.models.sampling import check_sampling, sample_tokens, token_log_likelihoods
@@ -161,7 +162,9 @@ def _composed(model: TokenModel, last: Tensor, state: Any, settings: _Settings, 
         token = sample_tokens(logits, settings.temperature, settings.top_p, top_k=settings.top_k, uniforms=uniform)
         return (token, token_log_likelihoods(logits, token)), (token, held)
 
-    step = CapturedStep(advance, (last, state), last.device, capture)
+    # A graph would call hooks once, however often it is replayed.
+    watched = isinstance(model, nn.Module) and calls_are_watched(model)
+    step = CapturedStep(advance, (last, state), last.device, capture and not watched)
 
     def walk(uniforms: Tensor) -> tuple[Tensor, Tensor, Any]:
         on_device = uniforms.to(dtype=wide_dtype(last.device)).to(last.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from mambacore.layers.plain_modules import is_plain, operators_are_watched
 from mambacore.layers.stack import ResidualBlock, ResidualStack
 from mambacore.layers.step_program import EMBED, STEP_DTYPES, StepProgram, can_step
 from mambacore.native_library import Library
+
+CAUSAL_MODULE: Final = "mambacore.models.causal"
+"""What defines the `hidden` and `logits` that programs compute; it imports this module."""
 
 
 class TokenModel(Protocol):
@@ -49,26 +52,16 @@ def steps_library(model: TokenModel) -> Library | None:
         and model.output_contexts is None
         and not torch.is_autocast_enabled(weight.device.type)
         and not operators_are_watched()
+        and not vars(model).keys() & {"hidden", "logits"}
+        and type(model).hidden.__module__ == type(model).logits.__module__ == CAUSAL_MODULE  # not of a subclass
         and is_plain(model.embedding, nn.Embedding)
+        and model.embedding.max_norm is None
         and is_plain(model.stack, ResidualStack)
         and is_plain(model.stack.final_norm, RootMeanSquareNorm)
-        and (head is None or is_plain(head, nn.Linear))
-        and all(_is_plain_block(block) for block in model.stack.blocks)
+        and (head is None or (is_plain(head, nn.Linear) and head.bias is None))
+        and all(can_step(block) for block in model.stack.blocks)
     )
     return native_library_for(weight) if fits else None
-
-
-def _is_plain_block(block: nn.Module) -> bool:
-    """Has a block an operation, and is nothing hung on it that the operation would bypass?"""
-    return (
-        can_step(block)
-        and all(
-            is_plain(part, type(part)) and type(part).__module__.startswith(("torch.nn.modules.", "mambacore.layers."))
-            for part in block.modules()
-            if part is not getattr(block, "dropout", None)
-        )
-        and not (getattr(block, "dropout", None) is not None and block.training)
-    )
 
 
 class LanguageSteps:

@@ -152,7 +152,7 @@ class MaskedLanguageModel(nn.Module):
                 weight = self.embedding.weight if self.head is None else self.head.weight
                 return equivariant_logits(hidden.to(weight.dtype), weight, self.complement)
             if self.head is not None:
-                return self.head(hidden.to(next(self.head.parameters()).dtype))
+                return self.head(hidden.to(next(self.head.parameters(), hidden).dtype))
             return F.linear(hidden.to(self.embedding.weight.dtype), self.embedding.weight)
 
     def reverse_complement(self, tokens: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mambacore.backends import INPUT_DTYPES, compute_dtype, native_library_for, triton_computes
+from mambacore.contracts import check_devices
 from mambacore.packing import resets_before
 from mambacore.ssd import causal, chunked, native
 from mambacore.ssd.arguments import BACKWARD_SCHEMA, FORWARD_SCHEMA, SsdArguments, SsdGradients
@@ -142,6 +143,8 @@ def _check(
             raise ValueError(f"{name} must have shape {shape} to fit the inputs but has {tuple(tensor.shape)}")
     if sequence_starts is not None and sequence_starts.dtype != torch.bool:
         raise TypeError(f"sequence_starts must be boolean but is {sequence_starts.dtype}")
+    matrices = {"input_matrix": input_matrix, "output_matrix": output_matrix}
+    check_devices(inputs, matrices | {name: tensor for name, (tensor, _) in expected.items()})
 
 
 @torch.library.custom_op("mambacore::ssd_scan_forward", mutates_args=(), schema=FORWARD_SCHEMA)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from mambacore import use_backend
-from mambacore.layers.gated_norm import _backward, _forward, gated_norm
+from mambacore.layers.gated_norm import _backward, _forward, gated_norm, norm_after_gate
 from mambacore.layers.norm import RootMeanSquareNorm
 from tolerances import BFLOAT16, FLOAT32, FLOAT64, relative_error
 
@@ -32,11 +32,11 @@ def formula(inputs, gate, weight, groups, epsilon):
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 2), (1, 70, 128), (3, 5, 34)], ids=str)
 def test_it_equals_the_formula_with_all_gradients(shape, dtype, groups, backend):
-    norm = RootMeanSquareNorm(shape[-1], 1e-3).to(dtype)
+    norm = norm_after_gate(shape[-1], groups, 1e-3).to(dtype)
     inputs, gate, weight = sequences(shape, dtype, beside=6)
     norm.weight = torch.nn.Parameter(weight.detach().clone())
     with use_backend(backend):
-        outputs = gated_norm(inputs, gate, norm, groups)
+        outputs = gated_norm(inputs, gate, norm)
         found = torch.autograd.grad(outputs.double().square().sum(), [inputs, gate, norm.weight])
     wide = [tensor.detach().double().requires_grad_() for tensor in (inputs, gate, weight)]
     expected = formula(*wide, groups, norm.epsilon)
