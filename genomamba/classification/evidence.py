@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from genomamba.classification.evidence_gate import GateState
 from genomamba.classification.held_out import FloatArray, IntegerArray
 from genomamba.models.species_classifier import BASES, FIRST_BASE_TOKEN, ClassifierState, SpeciesClassifier
 from genomamba.tokenizer import ANY_BASE_TOKEN, COMPLEMENT_IDS, Tokens
@@ -97,6 +98,32 @@ def batches_by_length(
     return batches
 
 
+class _Reached(NamedTuple):
+    """What strands that are read in pieces have given so far."""
+
+    pooled: Tensor | None = None  # (strands, classes), the stack's evidence
+    state: ClassifierState | None = None
+    gated: FloatArray | float = 0.0  # (strands, classes), the sum of the gate's evidence
+    gate_state: GateState | None = None
+
+
+def _advance(model: SpeciesClassifier, rows: Tokens, reached: _Reached) -> _Reached:
+    """Read a piece (strands, length) with the stack, and with the gate if the model has one."""
+    device = device_of(model)
+    pooled, state = model(from_numpy(rows, device), reached.state)
+    if model.parts is None or model.parts.gate is None:
+        return _Reached(pooled, state)
+    sums, gate_state = model.parts.gate_evidence(rows, reached.gate_state, device)
+    return _Reached(pooled, state, reached.gated + sums[:, 0], gate_state)
+
+
+def _with_gate(model: SpeciesClassifier, counted: FloatArray, gated: FloatArray | float) -> FloatArray:
+    """Add the row of the gate (..., classes), if the model has one, to the evidence (..., rows, classes) of tables."""
+    if model.parts is None or model.parts.gate is None:
+        return counted
+    return model.parts.with_gate(counted, np.asarray(gated))
+
+
 def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens] | Tokens) -> FloatArray:
     """Compute evidence per base for whole records, averaged over both strands.
 
@@ -114,35 +141,43 @@ def evidence_of_records(model: SpeciesClassifier, records: Sequence[Tokens] | To
     at_once = positions_at_once(device, BASES_PER_FORWARD)
     batches = batches_by_length([len(tokens) for tokens in records], may_pad, at_once)
     evidence = np.empty((len(records), len(model.config.class_names)))
+    gated = np.zeros_like(evidence)
+    if model.parts is not None:
+        _ = model.parts.gate_statistics  # before several threads need them
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     with _single_threads(threads) as run:
         parts = run(lambda places: _evidence_of_batch(model, [records[place] for place in places]), batches)
-        for places, part in zip(batches, parts, strict=True):
-            evidence[places] = part
+        for places, (stack, gate) in zip(batches, parts, strict=True):
+            evidence[places], gated[places] = stack, gate
     if model.parts is None or not len(records):
         return evidence
-    counted = [model.parts.evidence(tokens) / len(tokens) for tokens in records]
-    return np.concatenate([evidence[:, None], np.reshape(counted, (len(records), -1, evidence.shape[1]))], axis=1)
+    counted = np.stack([model.parts.evidence(tokens) / len(tokens) for tokens in records])
+    return np.concatenate([evidence[:, None], _with_gate(model, counted, gated)], axis=1)
 
 
 @torch.inference_mode()
-def _evidence_of_batch(model: SpeciesClassifier, records: Sequence[Tokens]) -> FloatArray:
-    """Return evidence (records, classes) for records padded to the longest."""
+def _evidence_of_batch(model: SpeciesClassifier, records: Sequence[Tokens]) -> tuple[FloatArray, FloatArray | float]:
+    """Return evidence (records, classes) of the stack and of the gate, if any, for records padded to the longest."""
     rows = np.full((2 * len(records), max(len(tokens) for tokens in records)), ANY_BASE_TOKEN, dtype=np.uint8)
     for row, tokens in enumerate(records):
         rows[row, : len(tokens)] = tokens
         rows[len(records) + row, : len(tokens)] = COMPLEMENT_IDS[tokens[::-1]]
-    device = device_of(model)
-
-    def advance(piece: slice, before: ClassifierState | None) -> ClassifierState | None:
-        return model(from_numpy(rows[:, piece], device), before)[1]
-
-    state = in_fitting_pieces(advance, None, rows.shape[1], len(rows), device, PIECE_LENGTH_BP)
-    assert state is not None  # every record has a base
-    total = to_numpy(state.evidence.total, torch.float64).reshape(2, len(records), -1).mean(axis=0)
+    reached = in_fitting_pieces(
+        lambda piece, before: _advance(model, rows[:, piece], before),
+        _Reached(),
+        rows.shape[1],
+        len(rows),
+        device_of(model),
+        PIECE_LENGTH_BP,
+    )
+    assert reached.state is not None  # every record has a base
+    lengths = np.array([len(tokens) for tokens in records])[:, None]
+    total = to_numpy(reached.state.evidence.total, torch.float64).reshape(2, len(records), -1).mean(axis=0)
     if model.config.pooling == "mean":
-        total = total / np.array([len(tokens) for tokens in records])[:, None]
-    return np.asarray(total)
+        total = total / lengths
+    if reached.gate_state is None:
+        return np.asarray(total), 0.0
+    return np.asarray(total), np.reshape(reached.gated, (2, len(records), -1)).mean(axis=0) / lengths
 
 
 def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, Tokens]]) -> FloatArray:
@@ -161,22 +196,24 @@ def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, 
     """
     device = device_of(model)
     groups = ((0,), (1,)) if device.type == "cpu" else ((0, 1),)
-    # The evidence so far (strands, classes) and the state of each group of strands.
-    reached: list[tuple[Tensor | None, ClassifierState | None]] = [(None, None)] * len(groups)
+    reached = [_Reached()] * len(groups)
 
     @torch.inference_mode()
     def read(number: int, piece: tuple[Tokens, Tokens]) -> None:
         rows = np.stack([piece[strand] for strand in groups[number]])
-
-        def advance(
-            part: slice, before: tuple[Tensor | None, ClassifierState | None]
-        ) -> tuple[Tensor | None, ClassifierState | None]:
-            return model(from_numpy(rows[:, part], device), before[1])
-
         length = rows.shape[1]
-        reached[number] = in_fitting_pieces(advance, reached[number], length, len(rows), device, length)
+        reached[number] = in_fitting_pieces(
+            lambda part, before: _advance(model, rows[:, part], before),
+            reached[number],
+            length,
+            len(rows),
+            device,
+            length,
+        )
 
     threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if model.parts is not None:
+        _ = model.parts.gate_statistics  # before several threads need them
     with _single_threads(threads, workers=2) as run:
         counted, length, before = np.zeros(()), 0, np.zeros(0, dtype=np.uint8)
         for piece in pieces:
@@ -186,9 +223,11 @@ def evidence_of_pieces(model: SpeciesClassifier, pieces: Iterable[tuple[Tokens, 
                 length += len(piece[0])
                 before = np.concatenate([before, piece[0]])[-model.parts.history_bp :]
             list(run(lambda number, piece=piece: read(number, piece), range(len(groups))))  # type: ignore[misc]
-    means = [mean for mean, _ in reached if mean is not None]
-    stack = to_numpy(torch.cat(means), torch.float64).mean(axis=0)
-    return stack if model.parts is None else np.concatenate([stack[None], counted / length])
+    stack = to_numpy(torch.cat([of.pooled for of in reached if of.pooled is not None]), torch.float64).mean(axis=0)
+    if model.parts is None:
+        return stack
+    gated = np.concatenate([np.atleast_2d(of.gated) for of in reached]).mean(axis=0)
+    return np.concatenate([stack[None], _with_gate(model, counted, gated) / length])
 
 
 @torch.inference_mode()
@@ -203,9 +242,9 @@ def evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries: Integer
     Returns:
         (windows, classes) float64, or (windows, 1 + parts, classes) if the model has counted parts.
     """
-    forward = _strand_evidence_along(model, tokens, boundaries)
-    reverse = _strand_evidence_along(model, COMPLEMENT_IDS[tokens[::-1]], len(tokens) - boundaries[::-1])
-    stack = (forward + reverse[::-1]) / 2
+    forward, gated = _strand_evidence_along(model, tokens, boundaries)
+    reverse, gated_reverse = _strand_evidence_along(model, COMPLEMENT_IDS[tokens[::-1]], len(tokens) - boundaries[::-1])
+    stack, gated = (forward + reverse[::-1]) / 2, (gated + gated_reverse[::-1]) / 2
     if model.parts is None:
         return stack
     history = model.parts.history_bp
@@ -213,7 +252,7 @@ def evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries: Integer
         model.parts.evidence(tokens[start:end], tokens[max(0, start - history) : start]) / max(1, end - start)
         for start, end in itertools.pairwise(boundaries.tolist())
     ]
-    return np.concatenate([stack[:, None], np.stack(counted)], axis=1)
+    return np.concatenate([stack[:, None], _with_gate(model, np.stack(counted), gated)], axis=1)
 
 
 def split_evidence(model: SpeciesClassifier, evidence: FloatArray) -> tuple[FloatArray, FloatArray | None]:
@@ -255,18 +294,22 @@ def class_logits(model: SpeciesClassifier, evidence: FloatArray, lengths_bp: Int
     return model.combination.logits(logits, counted, lengths)
 
 
-def _strand_evidence_along(model: SpeciesClassifier, tokens: Tokens, boundaries: IntegerArray) -> FloatArray:
-    """Compute `evidence_along` on one strand."""
-    device = device_of(model)
-    state: ClassifierState | None = None
-    evidence = []
+def _strand_evidence_along(
+    model: SpeciesClassifier, tokens: Tokens, boundaries: IntegerArray
+) -> tuple[FloatArray, FloatArray]:
+    """Compute `evidence_along` on one strand, of the stack and of the gate (0 without one)."""
+    reached = _Reached()
+    evidence, gated = [], []
     for start, end in itertools.pairwise(boundaries.tolist()):
+        state = reached.state
         if state is not None:
             # Pooling restarts in each window; the rest of the state carries over.
             state = state._replace(evidence=PoolingState(torch.zeros_like(state.evidence.total), 0))
-        pooled, state = model(from_numpy(tokens[start:end], device)[None], state)
-        evidence.append(to_numpy(pooled[0], torch.float64))
-    return np.stack(evidence)
+        reached = _advance(model, tokens[None, start:end], _Reached(state=state, gate_state=reached.gate_state))
+        assert reached.pooled is not None
+        evidence.append(to_numpy(reached.pooled[0], torch.float64))
+        gated.append(np.broadcast_to(reached.gated, (1, len(evidence[-1])))[0] / max(1, end - start))
+    return np.stack(evidence), np.stack(gated)
 
 
 Item = TypeVar("Item")

@@ -17,6 +17,7 @@ from genomamba.baselines.interpolated_markov import StrandSymmetricCounts, fit_m
 from genomamba.baselines.words import BASES, reverse_complement_codes, word_counts
 from genomamba.classification.combination import Combination, PartWindows, fit_combination
 from genomamba.classification.evidence import count_known
+from genomamba.classification.gate_fit import GatePieces, fit_gate
 from genomamba.classification.held_out import FloatArray
 from genomamba.classification.holdouts import fold_parts
 from genomamba.classification.long_words import LongWords
@@ -42,6 +43,8 @@ MANY_CLASSES: Final = 20
 """More classes than this are cross-validated in `FEW_FOLDS` of the folds, without regressions on 6-mers, which would
 have more weights than windows and take hours."""
 FEW_FOLDS: Final = 2
+GATED_BASES: Final = 24_000_000
+"""Limit of cross-validated bases, of all classes and folds, with a gate, which takes about 2 microseconds per base."""
 KMER_BLOCK_BP: Final = 4096
 KMER_WINDOW_BLOCKS: Final = (1, 4, 16)
 KMER_BLOCKS: Final = 20_000
@@ -58,6 +61,8 @@ class PartSettings:
         markov, kmer, stack: whether to use interpolated Markov models, regressions on k-mers, and the selective stack.
         words: whether to use long words, beside Markov models or regressions.
         markov_order: the highest order; reduced if there are many classes (`parts.longest_order`).
+        gate: whether to weight the Markov models base by base (`evidence_gate`), if there is sequence enough.
+        gate_steps: most optimiser steps of the gate, 0.2 s of processor time each.
     """
 
     markov: bool = True
@@ -65,6 +70,8 @@ class PartSettings:
     stack: bool = True
     words: bool = True
     markov_order: int = 10
+    gate: bool = True
+    gate_steps: int = 300
 
     @property
     def counted(self) -> bool:
@@ -135,10 +142,12 @@ def fit_parts(
     if not settings.counted or bases_per_class < FOLDS * FEWEST_WINDOWS * LENGTHS_BP[1]:
         return None
     order = longest_order(classes, bases_per_class, settings.markov_order) if settings.markov else -1
-    found: dict[int, list[PartWindows]] = {}
     strengths: tuple[float, ...] = ()
+    found: dict[int, list[PartWindows]] = {}
     names: tuple[str, ...] = ()
     tested_folds = FOLDS if classes <= MANY_CLASSES else FEW_FOLDS
+    pieces = GatePieces(classes, order, tested_folds) if settings.gate and settings.markov else None
+    kept: list[tuple[int, GenomeCollection, dict[str, Tensor]]] = []
     for number, (fitting, tested) in enumerate(fold_parts(training, FOLDS, groups, first=tested_folds)):
         if _lacks_a_class(fitting) or _lacks_a_class(tested):
             continue
@@ -147,8 +156,19 @@ def fit_parts(
             strengths = shared_strengths(fitting, tested, order)
         parts = fit_counts(fitting, settings, strengths, seed)
         names = parts.names
-        for length, windows in _windows(parts, tested, number, seed).items():
-            found.setdefault(length, []).append(windows)
+        if pieces is None:
+            _add_windows(found, parts, tested, number, seed)
+        else:
+            pieces.add(parts, tested, number, seed)
+            # As small as in a model folder: tables of all folds together may not fit in memory.
+            kept.append((number, tested, parts.to_tensors()))
+    gate = None if pieces is None else fit_gate(pieces, settings.gate_steps, seed, progress)
+    del pieces
+    for number, tested, tensors in kept:
+        if gate is not None:
+            progress(f"evidence of the gate, fold {number + 1} of {tested_folds}")
+        parts = replace(CountedParts.from_tensors(tensors, names), gate=gate)
+        _add_windows(found, parts, tested, number, seed)
     joined = {length: _joined(windows) for length, windows in sorted(found.items())}
     usable = {
         length: windows
@@ -158,15 +178,15 @@ def fit_parts(
     if not usable:
         return None
     progress("counted parts, whole training sequence")
-    combination = fit_combination(usable, names)
-    parts = fit_counts(training, settings, strengths, seed)
+    parts = replace(fit_counts(training, settings, strengths, seed), gate=gate)
+    combination = fit_combination(usable, parts.names)
     if settings.words:
         words = LongWords.of_genomes(training)
         parts, combination = replace(parts, words=words), replace(combination, words_one_in=words.one_in)
     return PartFit(
         parts,
         combination,
-        _cross_validated_accuracy(usable, combination, names),
+        _cross_validated_accuracy(usable, combination, parts.names),
         {length: len(windows.labels) for length, windows in usable.items()},
     )
 
@@ -313,11 +333,20 @@ def _regression(spectra: np.ndarray, labels: np.ndarray, runs: np.ndarray, penal
     return (per_word + (bias.detach().numpy() - mean @ per_word)).astype(np.float32)
 
 
+def _add_windows(
+    found: dict[int, list[PartWindows]], parts: CountedParts, tested: GenomeCollection, fold: int, seed: int
+) -> None:
+    for length, windows in _windows(parts, tested, fold, seed).items():
+        found.setdefault(length, []).append(windows)
+
+
 def _windows(parts: CountedParts, tested: GenomeCollection, fold: int, seed: int) -> dict[int, PartWindows]:
     """Compute the evidence of windows of every length: all of the tested sequences, or a random sample."""
     classes = len(tested.class_names)
     per_class = int(min(MOST_WINDOWS, MOST_WINDOW_VALUES / (classes**2 * len(parts.names))) / FOLDS) + 1
     most_bases = TESTED_CLASS_BASES // classes**2
+    if parts.gate is not None:
+        most_bases = min(most_bases, GATED_BASES // (classes * FOLDS))
     collected: dict[int, list[tuple[FloatArray, int]]] = {}
     for label, name in enumerate(tested.class_names):
         of_length: dict[int, list[FloatArray]] = {}
@@ -328,6 +357,8 @@ def _windows(parts: CountedParts, tested: GenomeCollection, fold: int, seed: int
             tokens = sequence.tokens(0, min(sequence.length, left))
             left -= len(tokens)
             evidence = parts.block_evidence(tokens, BLOCK_BP)
+            if parts.gate is not None:
+                evidence = parts.with_gate(evidence, parts.gate_block_evidence(tokens, BLOCK_BP))
             whole = tokens[: len(evidence) * BLOCK_BP].reshape(len(evidence), BLOCK_BP)
             known = np.array([count_known(block) for block in whole])
             for length in LENGTHS_BP:

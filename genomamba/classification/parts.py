@@ -9,7 +9,9 @@ it can be streamed with the last w - 1 bases as state. There are three kinds of 
 - `kmer K.R`: the weights of a regularised logistic regression on the spectrum of words of K bases.
 - `words`: matches of long words (`genomamba.classification.long_words`), which have no coefficients.
 
-Every table is averaged over a word and its reverse complement, so one pass over a record covers both strands.
+Every table is averaged over a word and its reverse complement, so one pass over a record covers both strands. The
+fourth kind, `gate`, weights the tables of the Markov models base by base (`genomamba.classification.evidence_gate`).
+It has a state of its own, and reads both strands.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ from genomamba.baselines.interpolated_markov import (
     log_probability_tables,
 )
 from genomamba.baselines.words import BASES, FIRST_BASE_TOKEN, reverse_complement_codes
+from genomamba.classification.evidence_gate import GATE, EvidenceGate, GateState, statistics_table
 from genomamba.classification.held_out import FloatArray
 from genomamba.classification.long_words import LongWords
-from genomamba.tokenizer import Tokens
+from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
+from mambacore.devices import from_numpy, to_numpy
 from mambacore.errors import InputError
 
 LONGEST_ORDER: Final = 10
@@ -40,7 +44,9 @@ WORDS_PER_BASE: Final = 16
 MOST_TABLE_BYTES: Final = 2**30
 """With many classes the highest order is reduced: 4 bytes per word and class, plus a third for lower orders."""
 SCORED_BASES_AT_A_TIME: Final = 2**16
+GATED_BASES_AT_A_TIME: Final = 2**14
 TENSOR_PREFIX: Final = "parts."
+GATE_PREFIX: Final = "gate."
 LARGE_COUNT: Final = 255
 LARGE_COUNTS: Final = "counts.large"
 """Counts of a byte stand for themselves below `LARGE_COUNT`; the others are in the tensor of this name."""
@@ -85,12 +91,14 @@ class CountedParts:
         strengths: strength of each order's prior, shared by the classes so that none is smoothed more than another.
         kmers: the regressions.
         words: the long words, if any; their matches are the last row of the evidence.
+        gate: weights the Markov models base by base, if there is one; its evidence is the last row but that of words.
     """
 
     counts: Sequence[StrandSymmetricCounts]
     strengths: tuple[float, ...]
     kmers: tuple[KmerWeights, ...] = ()
     words: LongWords | None = None
+    gate: EvidenceGate | None = None
 
     @property
     def class_count(self) -> int:
@@ -105,11 +113,12 @@ class CountedParts:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the parts with coefficients, in the order of their evidence."""
-        return (*(f"markov {order}" for order in range(1, self.order + 1)), *(part.name for part in self.kmers))
+        markov = (f"markov {order}" for order in range(1, self.order + 1))
+        return (*markov, *(part.name for part in self.kmers), *(() if self.gate is None else (GATE,)))
 
     @cached_property
     def word_lengths(self) -> tuple[int, ...]:
-        """Word lengths of the parts with coefficients."""
+        """Word lengths of the tables."""
         return (*range(2, self.order + 2), *(part.word_length for part in self.kmers))
 
     @property
@@ -120,8 +129,8 @@ class CountedParts:
 
     @property
     def row_count(self) -> int:
-        """Rows of the evidence: one per part, and one of long words, if any."""
-        return len(self.names) + (self.words is not None)
+        """Rows of the evidence without the gate: one per table, and one of long words, if any."""
+        return len(self.word_lengths) + (self.words is not None)
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:
@@ -135,8 +144,17 @@ class CountedParts:
                     by_order[order - 1].append((values + values[reverse_complement_codes(order + 1)]) / 2)
         return (*(np.stack(tables, axis=1) for tables in by_order), *(part.weights for part in self.kmers))
 
+    @cached_property
+    def gate_statistics(self) -> tuple[Table, ...]:
+        """Inputs of the gate, (words, 2) for each order that it weights."""
+        return (
+            () if self.gate is None else tuple(statistics_table(self.tables[order - 1]) for order in self.gate.orders)
+        )
+
     def block_evidence(self, tokens: Tokens, block_bp: int, before: Tokens | None = None) -> FloatArray:
         """Sum the evidence of whole blocks, (blocks, rows, classes) in nats; the row of long words counts matches.
+
+        The gate's evidence depends on all bases before: it comes from `gate_evidence`, and `with_gate` adds its row.
 
         Args:
             tokens: (length,) token ids; an incomplete last block is ignored.
@@ -176,6 +194,76 @@ class CountedParts:
             total += self.block_evidence(piece, len(piece), history)[0]
         return total
 
+    @torch.inference_mode()
+    def gate_evidence(
+        self,
+        rows: Tokens,
+        state: GateState | None = None,
+        device: torch.device | None = None,
+        block_bp: int | None = None,
+    ) -> tuple[FloatArray, GateState]:
+        """Sum the gate's evidence of a piece of several strands, each read forward.
+
+        Args:
+            rows: (batch, length) token ids; unknown bases, as of padding, carry no evidence.
+            state: state after the previous piece; None at the start.
+            device: where the gate's stack runs; the CPU by default.
+            block_bp: length of the blocks to sum over, a divisor of the length; the whole piece by default.
+
+        Returns:
+            (batch, blocks, classes), nats minus their mean over the classes, and the state.
+        """
+        assert self.gate is not None
+        gate = self.gate.on(device or torch.device("cpu"))
+        batch, length = rows.shape
+        history = rows[:, :0] if state is None else state.history
+        joined = np.concatenate([history, rows], axis=1)
+        codes, known = (of[:, history.shape[1] :] for of in word_ends(joined, self.gate.orders[-1] + 1))
+        statistics = np.empty((batch, length, len(gate.orders), self.gate_statistics[0].shape[1]), dtype=np.float32)
+        for place, (order, table) in enumerate(zip(gate.orders, self.gate_statistics, strict=True)):
+            statistics[:, :, place] = table.take(codes & np.int32(BASES ** (order + 1) - 1), axis=0)
+        statistics *= (known[..., None] > np.array(gate.orders))[..., None]
+        of_stack = None if state is None else state.stack
+        weights, stack_state = gate(from_numpy(statistics, device), from_numpy(rows, device), of_stack)
+        # Bases without their context count zero times, and orders are summed up by products, as in `block_evidence`.
+        counts = to_numpy(weights, torch.float64) * (known[..., None] > np.array(gate.orders))
+        blocks = length // block_bp if block_bp else 1
+        shape = (batch, blocks, length // blocks)
+        evidence = np.zeros((batch, blocks, 1, self.class_count))
+        for place, order in enumerate(gate.orders):
+            values = self.tables[order - 1].take(codes & np.int32(BASES ** (order + 1) - 1), axis=0)
+            evidence += np.matmul(
+                counts[:, :, place].reshape(*shape[:2], 1, shape[2]), values.reshape(*shape, self.class_count)
+            )
+        sums = evidence[:, :, 0] - evidence[:, :, 0].mean(axis=-1, keepdims=True)
+        return sums, GateState(joined[:, max(0, joined.shape[1] - gate.orders[-1]) :], stack_state)
+
+    def gate_block_evidence(self, tokens: Tokens, block_bp: int) -> FloatArray:
+        """Return the gate's evidence of whole blocks, both strands averaged, (blocks, classes) in nats."""
+        blocks = len(tokens) // block_bp
+        whole = tokens[: blocks * block_bp]
+        strands = np.stack([whole, COMPLEMENT_IDS[whole[::-1]]])
+        found = np.zeros((2, blocks, self.class_count))
+        state: GateState | None = None
+        per_piece = max(1, GATED_BASES_AT_A_TIME // block_bp)
+        for first in range(0, blocks, per_piece):
+            piece = slice(first, min(blocks, first + per_piece))
+            rows = strands[:, piece.start * block_bp : piece.stop * block_bp]
+            found[:, piece], state = self.gate_evidence(rows, state, block_bp=block_bp)
+        return np.asarray((found[0] + found[1, ::-1]) / 2)
+
+    def with_gate(self, evidence: FloatArray, gated: FloatArray) -> FloatArray:
+        """Insert the gate's evidence (..., classes), both strands averaged, into that of the tables and words.
+
+        Args:
+            evidence: (..., rows, classes) as from `block_evidence`.
+            gated: the gate's row.
+
+        Returns:
+            (..., rows + 1, classes).
+        """
+        return np.insert(evidence, len(self.word_lengths), gated, axis=-2)
+
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Return tensors for a model folder: counts of one of each word and its reverse complement, and the weights.
 
@@ -197,6 +285,8 @@ class CountedParts:
             tensors[TENSOR_PREFIX + "strengths"] = torch.tensor(self.strengths, dtype=torch.float64)
         for part in self.kmers:
             tensors[f"{TENSOR_PREFIX}{part.name}"] = torch.from_numpy(part.weights.copy())
+        if self.gate is not None:
+            tensors |= {TENSOR_PREFIX + GATE_PREFIX + name: value for name, value in self.gate.to_tensors().items()}
         return tensors if self.words is None else tensors | self.words.to_tensors()
 
     @classmethod
@@ -230,7 +320,11 @@ class CountedParts:
             KmerWeights(name, value.numpy().astype(np.float32))
             for name, value in ((name, own[name]) for name in names if name in own)
         ]
-        parts = cls(tuple(counts), strengths, tuple(kmers))
+        of_gate = {name.removeprefix(GATE_PREFIX): own[name] for name in own if name.startswith(GATE_PREFIX)}
+        gate = EvidenceGate.from_tensors(of_gate)
+        if gate is not None and not all(1 <= order < max(2, len(strengths)) for order in gate.orders):
+            raise InputError("the evidence gate in the model folder is damaged: train or copy it again.")
+        parts = cls(tuple(counts), strengths, tuple(kmers), gate=gate)
         if parts.names != tuple(names):
             raise InputError("the counted parts in the model folder are damaged: train or copy it again.")
         return replace(parts, words=LongWords.from_tensors(tensors, parts.class_count) if names else None)
@@ -267,14 +361,15 @@ def _canonical_words(length: int) -> npt.NDArray[np.int64]:
 def word_ends(tokens: Tokens, length: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Return for every position the word of `length` bases that ends there, and the run of known bases up to it.
 
-    Bases before the start and unknown bases are encoded as A.
+    Tokens have the shape (length,) or (batch, length), as the results. Bases before the start and unknown bases are
+    encoded as A.
     """
     bases = tokens - np.uint8(FIRST_BASE_TOKEN)  # wraps: everything that is not a base becomes 4 or more
     is_base = bases < BASES
     two_bits = np.where(is_base, bases, 0).astype(np.int32)
     codes = two_bits.copy()
-    for back in range(1, min(length, len(tokens))):
-        codes[back:] |= two_bits[:-back] << np.int32(2 * back)
-    places = np.arange(len(tokens))
-    last_unknown = np.maximum.accumulate(np.where(is_base, -1, places))
+    for back in range(1, min(length, tokens.shape[-1])):
+        codes[..., back:] |= two_bits[..., :-back] << np.int32(2 * back)
+    places = np.arange(tokens.shape[-1])
+    last_unknown = np.maximum.accumulate(np.where(is_base, -1, places), axis=-1)
     return codes, places - last_unknown

@@ -1,6 +1,7 @@
 """A small untrained species classifier and small FASTA files, for tests of the commands."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from genomamba.baselines.interpolated_markov import StrandSymmetricCounts
 from genomamba.classification.combination import Combination, CountedWeights
+from genomamba.classification.evidence_gate import EvidenceGate
 from genomamba.classification.parts import CountedParts, KmerWeights
 from genomamba.models.species_classifier import SpeciesClassifier, SpeciesClassifierConfig, save_classifier
 from genomamba.tokenizer import ANY_BASE_TOKEN
@@ -65,10 +67,19 @@ def some_parts() -> CountedParts:
     return CountedParts(counts, (10.0, 5.0, 4.0, 2.0), (KmerWeights("kmer 2.x", weights + weights[complements]),))
 
 
-def combined_model() -> SpeciesClassifier:
-    """The tiny model with counted parts beside it."""
+def some_gate() -> EvidenceGate:
+    """A small gate on the orders 1 and 3 whose weights vary along a sequence."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        gate = EvidenceGate((1, 3), width=8)
+        torch.nn.init.normal_(gate.gate.weight)
+    return gate.eval().requires_grad_(False)
+
+
+def combined_model(gated: bool = False) -> SpeciesClassifier:
+    """The tiny model with counted parts beside it, and a gate on them."""
     model = tiny_model()
-    model.parts = some_parts()
+    model.parts = replace(some_parts(), gate=some_gate() if gated else None)
     count = len(model.parts.names)
     weights = CountedWeights(
         np.array([100.0, 1000.0]), np.full((2, count), 0.5), np.array([[0.1, 0.0, -0.1], [0.0, 0.2, 0.0]])

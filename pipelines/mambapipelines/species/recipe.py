@@ -27,6 +27,8 @@ class PartsRecipe:
     kmer: bool = True
     words: bool = True
     markov_order: int = 10
+    gate: bool = True
+    gate_steps: int = 300
 
     def settings(self) -> PartSettings:
         """Return the settings for fitting the parts."""
@@ -51,4 +53,4 @@ class SpeciesRecipe(TrainingRecipe):
     def positive_values(self) -> dict[str, float]:
         """Return values of task-specific sections that must be positive, by key."""
         positive: dict[str, float] = {f"calibration.{key}": value for key, value in asdict(self.calibration).items()}
-        return positive | {"parts.markov_order": self.parts.markov_order}
+        return positive | {"parts.markov_order": self.parts.markov_order, "parts.gate_steps": self.parts.gate_steps}

@@ -155,9 +155,11 @@ def train_species_classifier(options: SpeciesTrainingOptions) -> SpeciesTraining
         # Before the first step, so that their time is included in the plan.
         for remark in (*genomes.notes, holdouts.summary):
             session.progress.note(remark)
-        parts = fit_parts(holdouts.training, recipe.parts.settings(), options.seed, groups)
+        parts = fit_parts(holdouts.training, recipe.parts.settings(), options.seed, groups, session.progress.prepare)
         if parts is not None:
             session.progress.note(parts.summary())
+            if recipe.parts.markov and recipe.parts.gate and parts.parts.gate is None:
+                session.progress.note("no evidence gate: the genomes are too small to fit one")
         return run.train(genomes, parts)
 
 

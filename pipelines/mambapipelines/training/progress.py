@@ -37,6 +37,10 @@ class TrainingProgress(ProgressDisplay):
         self._start_seconds = time.monotonic()
         self._move_bar(first_step)
 
+    def prepare(self, activity: str) -> None:
+        """Report what is done before the first step."""
+        self._show(0, activity, line=activity)
+
     def set_total(self, total_steps: int) -> None:
         """Set the length of the run once it is known."""
         self._total = total_steps
