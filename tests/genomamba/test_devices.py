@@ -22,7 +22,7 @@ from mambacore.errors import InputError
 from model_laws import PRECISIONS, train_alike
 from on_pretend import first_process, passed_on_pretend
 from tiny_language_models import language_model
-from tiny_species import bases, random_bases, tiny_model
+from tiny_species import bases, combined_model, random_bases, tiny_model
 from tolerances import DEVICE_FLOAT32, relative_error
 
 LETTERS = bases(70).decode()
@@ -82,6 +82,8 @@ def test_the_species_classifier(precision, device, tmp_path):
         tiny_model().train(), lambda model, place: sum(model.loss(on(place, tokens), on(place, labels)).values()),
         device, precision,
     ).eval()  # fmt: skip
+    counted = combined_model(gated=True)
+    model.parts, model.combination = counted.parts, counted.combination
     save_classifier(tmp_path / "model", model, details={})
     used, plain = (genomamba.load(tmp_path / "model", device=place) for place in (device, "cpu"))
     one, other = used.classify(LETTERS).rows[0], plain.classify(LETTERS).rows[0]

@@ -24,13 +24,14 @@ import pretend_process  # noqa: F401 - before modules that are patched
 from genomamba.baselines import fitting
 from genomamba.data.targets import TargetDescription
 from genomamba.models.sequence_model import save_sequence_model, sequence_model_on
+from genomamba.models.species_classifier import save_classifier
 from mambapipelines.apps.clips import ClipPage
 from mambapipelines.apps.species import SpeciesPage
 from mambapipelines.species import demo as species_demo
 from mambapipelines.species.train import SpeciesTrainingOptions
 from tiny_dna import yeast_like
 from tiny_language_models import language_model, model_folder, random_letters, write_fasta
-from tiny_species import CLASS_NAMES, bases, fasta, write_tiny_model
+from tiny_species import CLASS_NAMES, bases, combined_model, fasta, write_tiny_model
 
 DEVICE = pretend_device.NAME
 NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?")
@@ -42,7 +43,8 @@ Runs = dict[str, tuple[list[str], str | None]]
 
 def classifier_commands(folder: Path) -> Runs:
     """`genomamba classify` of short and long records, and `evaluate` on genomes of its own."""
-    model = str(write_tiny_model(folder / "species"))
+    save_classifier(folder / "species", combined_model(gated=True), details={})
+    model = str(folder / "species")
     (folder / "contigs.fa").write_bytes(fasta({"first": bases(300), "second": bases(40, 1), "third": bases(700, 2)}))
     genomes = []
     for number, name in enumerate(CLASS_NAMES):

@@ -133,6 +133,8 @@ def noisy_genomes(contig_bp: int) -> GenomeCollection:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_fit, "FEWEST_PIECES", 8)
+    monkeypatch.setattr(gate_fit, "MOST_PASSES", 10)
+    monkeypatch.setattr(gate_fit, "PIECES_PER_STEP", 4)
 
 
 @pytest.mark.usefixtures("small_pieces")
