@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from audiomamba.data.extras import audio_package
 from audiomamba.data.mp3 import mp3_streams
+from audiomamba.data.ogg import ogg_starts
 from mambacore.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,15 +43,15 @@ _HEADER_SLACK: Final = 128
 
 _RF64_LENGTH_ELSEWHERE: Final = 0xFFFF_FFFF
 _AU_UNKNOWN_LENGTH: Final = 0xFFFF_FFFF
-_OGG_LAST_PAGE_FLAG: Final = 0x04
-_OGG_FIRST_PAGE_FLAG: Final = 0x02
-_OGG_PAGE: Final = re.compile(rb"OggS\0([\0-\x07])(.{8})", re.DOTALL)
 _FLAC_START: Final = re.compile(rb"fLaC[\0\x80]\0\0\x22")
-_OGG_LARGEST_PAGE: Final = 65_307
+_WAVE64_HEADER_BYTES: Final = 40  # two names and a length, each chunk beginning with a name and a length
+_WAVE64_CHUNK_BYTES: Final = 24
 _MP3_SUFFIX: Final = ".mp3"
 _STANDARD_ERROR_DESCRIPTOR: Final = 2
 _STANDARD_ERROR: Final = threading.RLock()
-_DECODER_LINE: Final = re.compile(rb"\s*(Note:|Warning:|mpg123|\[[^\]]*\.c:\d+\])")
+_DECODER_LINE: Final = re.compile(rb"\s*(Note:|Warning:|mpg123|\[[^\]]*\.c:[^\]]*\d+\])")
+_MISLEADING: Final = "File does not exist"
+"""How libsndfile's reason begins when the MP3 decoder finds no sound."""
 _complained: set[Path] = set()
 LOGGER: Final = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Sound:
         self._parts = parts
         self._complaints = complaints
         self._part = 0
+        self.frames_read = 0
         self.samplerate: int = first.samplerate
         self.channels: int = first.channels
         self.frames: int = sum(part.frames for part in parts)
@@ -87,6 +89,7 @@ class Sound:
         if frame and len(self._parts) == 1 and self._parts[0].seekable():
             with self._complaints():
                 self._parts[0].seek(frame)
+            self.frames_read = frame
             return frame
         position = 0
         while position < frame:
@@ -102,6 +105,7 @@ class Sound:
             with self._complaints():
                 found = self._parts[self._part].read(frames, dtype="float32", always_2d=True)
             if found.shape[0] or self._part == len(self._parts) - 1:
+                self.frames_read += found.shape[0]
                 return found
             self._part += 1
 
@@ -114,6 +118,7 @@ def opened_sound(path: Path) -> Iterator[Sound]:
         InputError: if the file is missing, a folder, empty, truncated, not audio, damaged, or cannot be read.
     """
     soundfile = audio_package("soundfile")
+    sound: Sound | None = None
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder; name an audio file")
@@ -137,14 +142,21 @@ def opened_sound(path: Path) -> Iterator[Sound]:
                     f"{path} states a rate of {sound.samplerate} Hz, not a valid sampling rate; export it again"
                 )
             if sound.frames <= 0:
-                raise InputError(f"{path} holds no samples; record or export it again, or leave it out")
+                raise InputError(f"{path} holds no samples: it is empty or cut off; copy it again, or leave it out")
             yield sound
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}; check the path") from error
     except soundfile.SoundFileError as error:
-        reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
+        reason = getattr(error, "error_string", str(error)).strip().rstrip(".").removeprefix("Error : ")
+        if reason.startswith(_MISLEADING):
+            reason = "it is cut off, or not a sound file"
+        if sound is None:
+            raise InputError(
+                f"{path} cannot be read as audio ({reason}); convert it to WAV or FLAC, or copy it again"
+            ) from error
+        there, stated = (frames / sound.samplerate for frames in (sound.frames_read, sound.frames))
         raise InputError(
-            f"{path} cannot be read as audio ({reason}); convert it to WAV or FLAC, or copy it again"
+            f"{path} is damaged or cut off after second {there:.2f} of {stated:.2f} ({reason}); copy it again"
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
@@ -203,24 +215,16 @@ def _checked(path: Path, stream: BinaryIO) -> list[bytes] | None:
     head = stream.read(12)
     if head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
         return _checked_waves(path, stream, size)
-    if head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
-        for name, start, length in _chunks(stream, size, ">"):
-            if name == b"SSND":
-                _check_length(path, length, size - start)
-    elif head[:4] == b".snd" and len(head) == 12:
-        start, length = struct.unpack(">II", head[4:])
-        if length != _AU_UNKNOWN_LENGTH:
-            _check_length(path, length, size - start)
-    elif head[:4] == b"OggS":
-        stream.seek(max(0, size - _OGG_LARGEST_PAGE))
-        tail = stream.read()
-        page = tail.rfind(b"OggS")
-        if page < 0 or page + 6 > len(tail) or not tail[page + 5] & _OGG_LAST_PAGE_FLAG:
-            raise InputError(f"{path} is cut off: its last page is missing; copy it again")
-        return _cut_at(stream, _ogg_starts)
-    elif head[:4] == b"fLaC":
+    for start, length in _stated_lengths(head, stream, size):
+        _check_length(path, length, size - start)
+    if head[:4] == b"OggS":
+        try:
+            return _cut_at(stream, ogg_starts)
+        except ValueError as error:
+            raise InputError(f"{path} {error}; copy it again") from error
+    if head[:4] == b"fLaC":
         return _cut_at(stream, lambda content: [match.start() for match in _FLAC_START.finditer(content)])
-    elif head[:3] == b"ID3" or path.suffix.lower() == _MP3_SUFFIX:
+    if head[:3] == b"ID3" or path.suffix.lower() == _MP3_SUFFIX:
         stream.seek(0)
         try:
             return mp3_streams(stream.read())
@@ -235,17 +239,6 @@ def _cut_at(stream: BinaryIO, starts_in: Callable[[bytes], list[int]]) -> list[b
     content = stream.read()
     starts = starts_in(content)
     return [content[begin:end] for begin, end in pairwise([*starts, len(content)])] if len(starts) > 1 else None
-
-
-def _ogg_starts(content: bytes) -> list[int]:
-    """Where recordings begin in an Ogg file: at the first page of a stream, unless another begins before it ends."""
-    starts, is_heading = [0], True
-    for match in _OGG_PAGE.finditer(content):
-        begins = bool(match[1][0] & _OGG_FIRST_PAGE_FLAG) and match[2] == bytes(8)
-        if begins and not is_heading:
-            starts.append(match.start())
-        is_heading = begins
-    return starts
 
 
 def _checked_waves(path: Path, stream: BinaryIO, size: int) -> list[bytes] | None:
@@ -286,6 +279,18 @@ def _checked_wave(path: Path, stream: BinaryIO, size: int) -> list[bytes] | None
     return None
 
 
+def _stated_lengths(head: bytes, stream: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """Yield where samples begin in an AIFF, AU or Wave64 file, and the bytes of them that its header states."""
+    if head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
+        yield from ((start, length) for name, start, length in _chunks(stream, size, ">") if name == b"SSND")
+    elif head[:4] == b"riff":
+        yield from ((start, length) for name, start, length in _wave64_chunks(stream, size) if name == b"data")
+    elif head[:4] == b".snd" and len(head) == 12:
+        start, length = struct.unpack(">II", head[4:])
+        if length != _AU_UNKNOWN_LENGTH:
+            yield start, length
+
+
 def _check_length(path: Path, stated: int, there: int) -> None:
     if stated > there + _HEADER_SLACK:
         raise InputError(
@@ -300,6 +305,16 @@ def _chunks(stream: BinaryIO, size: int, order: str, position: int = 12) -> Iter
         name, length = struct.unpack(f"{order}4sI", stream.read(8))
         yield name, position + 8, length
         position += 8 + length + length % 2
+
+
+def _wave64_chunks(stream: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the first four letters, start and stated length of every chunk of a Sony Wave64 file."""
+    position = _WAVE64_HEADER_BYTES
+    while position + _WAVE64_CHUNK_BYTES <= size:
+        stream.seek(position)
+        name, length = struct.unpack("<4s12xQ", stream.read(_WAVE64_CHUNK_BYTES))
+        yield name, position + _WAVE64_CHUNK_BYTES, length - _WAVE64_CHUNK_BYTES
+        position += max(length + -length % 8, _WAVE64_CHUNK_BYTES)
 
 
 def _ends_with_chunks(stream: BinaryIO, start: int, size: int) -> bool:

@@ -73,6 +73,8 @@ def parse_region(text: str, contig_lengths: Mapping[str, int], reference_label: 
     if match is None:
         raise InputError(f"{reference_label} has no contig '{text}': {suggest_names(text, contig_lengths)}.")
     start, end = ((match[part] or "").replace(",", "") for part in ("start", "end"))
+    if start and not int(start):
+        raise InputError(f"the region '{text}' starts at 0: its positions count from 1, unlike those of a BED file.")
     # Without an end the region extends to that of the contig.
     last = int(end) if end else max(contig_lengths.get(match["contig"], 0), 1)
     region = Region(match["contig"], int(start or 0) - 1, last)

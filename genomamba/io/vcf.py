@@ -105,6 +105,8 @@ class HaplotypeWindows:
 class VariantFile:
     """A VCF or BCF file, plain or compressed, "-" for standard input; its records may be read more than once.
 
+    `contig_lengths` are those that the header states (`##contig`), in bp; None where it states none.
+
     Raises:
         InputError: if it is missing or not VCF, or pysam is not installed.
     """
@@ -123,6 +125,7 @@ class VariantFile:
         with self._open() as opened:
             try:
                 self.header_text = str(opened.header)
+                self.contig_lengths = {name: contig.length for name, contig in opened.header.contigs.items()}
             except UnicodeDecodeError as error:
                 self.close()
                 raise InputError(
@@ -270,6 +273,28 @@ def require_shared_contigs(
             f"{suggest_names(chromosomes[0], contig_lengths)}; use the reference of the VCF file, or translate names "
             "with --chromosome-map."
         )
+
+
+def require_equal_contigs(
+    stated: Mapping[str, int | None], contig_lengths: Mapping[str, int], variants_label: str, reference_label: str
+) -> None:
+    """Check that contigs have the length that the VCF header states; otherwise it is another assembly.
+
+    Args:
+        stated: of contigs with variants, their length in the header, bp; None for none.
+        contig_lengths: lengths in the reference, bp.
+        variants_label, reference_label: names of the files.
+
+    Raises:
+        InputError: for the first contig of another length.
+    """
+    for name, length in stated.items():
+        there = contig_lengths.get(name, length)
+        if length is not None and length != there:
+            raise InputError(
+                f"{variants_label} states {length:,} bp for '{name}', which has {there:,} bp in {reference_label}: use "
+                "the reference of the VCF file, or correct its header (`bcftools reheader --fai`)."
+            )
 
 
 def check_allele(variant: Variant, alternative: str | None, contig: str, genome: Reference, longest: int) -> Status:

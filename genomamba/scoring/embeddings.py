@@ -31,12 +31,17 @@ _SEQUENCES_AT_ONCE: Final = 256
 
 @dataclass(frozen=True)
 class Piece:
-    """A sequence to embed: bases [start, end) of the record or contig `name`."""
+    """A sequence to embed: bases [start, end) of the record or contig `name`.
+
+    `region` and `strand` are those of the BED row that it belongs to, a dot where it states none.
+    """
 
     name: str
     start: int
     end: int
     tokens: Tokens
+    region: str = "."
+    strand: str = "."
 
 
 class Embedder:

@@ -5,9 +5,30 @@ escape sequences that control a terminal, or invisible characters that disguise 
 visible escape.
 """
 
+import re
 from collections.abc import Iterable
 
 LINE_STRUCTURE = "\t\n"
+LONGEST_WORD, LONGEST_MESSAGE = 500, 4000
+_LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
+
+
+def shortened(message: str) -> str:
+    """Shorten a sentence: what is left out of very long words, and of the whole, is counted in its place.
+
+    A damaged file may have a line of a megabyte where a name or a number is expected.
+    """
+    message = with_short_words(message)
+    return message if len(message) <= LONGEST_MESSAGE else _cut(message, LONGEST_MESSAGE // 2, LONGEST_MESSAGE // 4)
+
+
+def with_short_words(text: str) -> str:
+    """Shorten the words of a text of any length, as `shortened`."""
+    return _LONG_WORD.sub(lambda word: _cut(word[0], 100, 20), text)
+
+
+def _cut(text: str, first: int, last: int) -> str:
+    return f"{text[:first]}[... {len(text) - first - last:,} characters ...]{text[-last:]}"
 
 
 def safe_field(text: str) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from mambacore.errors import InputError
-from mambacore.safe_text import safe_for_terminal
+from mambacore.safe_text import safe_for_terminal, with_short_words
 from mambapipelines import MOST_THREADS, VERBOSITY_VARIABLE
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -26,7 +26,7 @@ def is_quiet() -> bool:
 def note(text: str) -> None:
     """Print a line on standard error, unless the command is quiet."""
     if not is_quiet():
-        print(safe_for_terminal(text), file=sys.stderr, flush=True)
+        print(safe_for_terminal(with_short_words(text)), file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambacore.safe_text import safe_field, safe_for_terminal, safe_markdown
+from mambacore.errors import InputError
+from mambacore.safe_text import LONGEST_MESSAGE, LONGEST_WORD, safe_field, safe_for_terminal, safe_markdown, shortened
 
 
 @given(st.text())
@@ -39,3 +40,13 @@ def test_escapes_can_be_read(text: str, cell: str) -> None:
 
 def test_a_card_has_no_html() -> None:
     assert safe_markdown("# A\n\n<script>x & y</script>\n") == "# A\n\n&lt;script>x &amp; y&lt;/script>\n"
+
+
+def test_messages_are_sentences_whatever_a_file_holds() -> None:
+    path = "/data" * (LONGEST_WORD // 6)
+    for name in ("A" * 10**6, "word " * 10**6, "\0" * 10**6):
+        message = str(InputError(f"{path} has the name '{name}': give another."))
+        assert message.startswith(f"{path} has the name '{name[:50]}") and message.endswith("': give another.")
+        assert "characters ...]" in message and len(message) < LONGEST_MESSAGE
+        assert shortened(message) == message  # an error that becomes a part of another is not cut again
+    assert str(InputError("a plain sentence")) == "a plain sentence"

@@ -188,9 +188,9 @@ class Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one warning."""
-        from mambacore.safe_text import safe_for_terminal  # noqa: PLC0415
+        from mambacore.safe_text import safe_for_terminal, shortened  # noqa: PLC0415
 
-        print(safe_for_terminal(record.getMessage()), file=sys.stderr, flush=True)
+        print(safe_for_terminal(shortened(record.getMessage())), file=sys.stderr, flush=True)
 
 
 def show_warnings() -> None:

@@ -28,6 +28,11 @@ ENDINGS = {".parquet": "pyarrow", ".npz": None, ".h5ad": "anndata"}
 """What the name of the output ends in, and the library that writes it beyond those that are always there."""
 
 
+COLUMNS = ("name", "start", "end")
+COLUMNS_OF_REGIONS = (*COLUMNS, "region", "strand")
+"""What is written beside each vector; with regions also the name and the strand of each in the BED file."""
+
+
 @dataclass(frozen=True)
 class EmbeddingOptions:
     """Options of `genomamba embed`; its `--help` describes each."""
@@ -71,9 +76,10 @@ def run_embedding(options: EmbeddingOptions) -> None:
     placement = begin_computing(options.device, options.precision, options.threads)
     language_model = load_language_model(options.model).to(placement.device)
     embedder = Embedder(language_model, options.pooling, options.layer, options.both_strands)
+    columns = COLUMNS if options.bed is None else COLUMNS_OF_REGIONS
     count = bases = empty = 0
     with (
-        _WRITERS[ending](options.output, embedder.width, _details(options, language_model)) as writer,
+        _WRITERS[ending](options.output, embedder.width, columns, _details(options, language_model)) as writer,
         WorkProgress("embedding", None, lines_elsewhere=True) as progress,
         placement.autocast(),
     ):
@@ -118,7 +124,8 @@ def _pieces(options: EmbeddingOptions, language_model: LanguageModel) -> Iterato
             # Windows are cut first: their positions are those of the contig, whatever the strand.
             for piece in windows_of(region.contig, tokens, region.start, options.window, options.stride):
                 read = tokenizer.reverse_complement(piece.tokens) if region.strand == "-" else piece.tokens
-                yield Piece(piece.name, piece.start, piece.end, as_the_model_reads(language_model, read))
+                tokens_read = as_the_model_reads(language_model, read)
+                yield Piece(piece.name, piece.start, piece.end, tokens_read, region.name, region.strand)
 
 
 class _Writer(Protocol):
@@ -129,53 +136,44 @@ class _Parquet:
     """Writes row groups as they arrive, so memory does not grow with the number of vectors."""
 
     def __init__(self, opened: Any, schema: Any) -> None:
-        self._opened = opened
-        self._schema = schema
+        self._opened, self._schema = opened, schema
 
     def write(self, pieces: Sequence[Piece], vectors: npt.NDArray[np.float32]) -> None:
         import pyarrow  # noqa: PLC0415 - an extra
 
         flat = pyarrow.array(vectors.ravel())
         columns = [
-            pyarrow.array([piece.name for piece in pieces], pyarrow.string()),
-            pyarrow.array([piece.start for piece in pieces], pyarrow.int64()),
-            pyarrow.array([piece.end for piece in pieces], pyarrow.int64()),
-            pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+            pyarrow.array([getattr(piece, field.name) for piece in pieces], field.type)
+            for field in list(self._schema)[:-1]
         ]
+        columns.append(pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
         self._opened.write_table(pyarrow.Table.from_arrays(columns, schema=self._schema))
 
 
 class _Held:
     """Collects all vectors in memory and writes them at the end, as the other formats require."""
 
-    def __init__(self) -> None:
-        self.pieces: list[tuple[str, int, int]] = []
-        self.vectors: list[npt.NDArray[np.float32]] = []
+    def __init__(self, width: int, columns: Sequence[str]) -> None:
+        self.columns: dict[str, list[Any]] = {name: [] for name in columns}
+        self._vectors = [np.empty((0, width), dtype=np.float32)]
 
     def write(self, pieces: Sequence[Piece], vectors: npt.NDArray[np.float32]) -> None:
-        self.pieces += [(piece.name, piece.start, piece.end) for piece in pieces]
-        self.vectors.append(vectors)
+        for name, column in self.columns.items():
+            column += [getattr(piece, name) for piece in pieces]
+        self._vectors.append(vectors)
 
-    def columns(self, width: int) -> tuple[list[str], list[int], list[int], npt.NDArray[np.float32]]:
-        vectors = np.concatenate([np.empty((0, width), dtype=np.float32), *self.vectors])
-        return (
-            [name for name, _, _ in self.pieces],
-            [start for _, start, _ in self.pieces],
-            [end for _, _, end in self.pieces],
-            vectors,
-        )
+    def vectors(self) -> npt.NDArray[np.float32]:
+        return np.concatenate(self._vectors)
 
 
 @contextmanager
-def _parquet(path: Path, width: int, details: Mapping[str, Any]) -> Iterator[_Writer]:
+def _parquet(path: Path, width: int, columns: Sequence[str], details: Mapping[str, Any]) -> Iterator[_Writer]:
     import pyarrow  # noqa: PLC0415 - an extra
     import pyarrow.parquet  # noqa: PLC0415
 
     schema = pyarrow.schema(
         [
-            ("name", pyarrow.string()),
-            ("start", pyarrow.int64()),
-            ("end", pyarrow.int64()),
+            *((name, pyarrow.int64() if name in ("start", "end") else pyarrow.string()) for name in columns),
             ("embedding", pyarrow.list_(pyarrow.float32(), width)),
         ],
         metadata={"genomamba": json.dumps(details)},
@@ -185,33 +183,27 @@ def _parquet(path: Path, width: int, details: Mapping[str, Any]) -> Iterator[_Wr
 
 
 @contextmanager
-def _npz(path: Path, width: int, details: Mapping[str, Any]) -> Iterator[_Writer]:
-    held = _Held()
+def _npz(path: Path, width: int, columns: Sequence[str], details: Mapping[str, Any]) -> Iterator[_Writer]:
+    held = _Held(width, columns)
     yield held
-    names, starts, ends, vectors = held.columns(width)
+    arrays = {
+        name: np.array(values, dtype=np.int64 if name in ("start", "end") else np.str_)
+        for name, values in held.columns.items()
+    }
     with written_whole(path) as stream:
-        np.savez(
-            stream,
-            name=np.array(names, dtype=np.str_),
-            start=np.array(starts, dtype=np.int64),
-            end=np.array(ends, dtype=np.int64),
-            embedding=vectors,
-            details=np.array(json.dumps(details)),
-        )
+        np.savez(stream, embedding=held.vectors(), details=np.array(json.dumps(details)), **arrays)
 
 
 @contextmanager
-def _anndata(path: Path, width: int, details: Mapping[str, Any]) -> Iterator[_Writer]:
+def _anndata(path: Path, width: int, columns: Sequence[str], details: Mapping[str, Any]) -> Iterator[_Writer]:
     import anndata  # noqa: PLC0415 - an extra
     import h5py  # noqa: PLC0415 - comes with anndata
     import pandas  # noqa: PLC0415 - comes with anndata
 
-    held = _Held()
+    held = _Held(width, columns)
     yield held
-    names, starts, ends, vectors = held.columns(width)
-    rows = pandas.DataFrame(
-        {"name": names, "start": starts, "end": ends}, index=[str(row) for row in range(len(names))]
-    )
+    vectors = held.vectors()
+    rows = pandas.DataFrame(held.columns, index=[str(row) for row in range(len(vectors))])
     table = anndata.AnnData(vectors, obs=rows, uns={"genomamba": dict(details)})
     # The file is locked already while it is written.
     with written_whole(path) as stream, h5py.File(stream.name, "w", locking=False) as opened:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from genomamba.io.reference import Reference
-from genomamba.io.vcf import Variant, VariantFile, read_chromosome_map, require_shared_contigs
+from genomamba.io.vcf import Variant, VariantFile, read_chromosome_map, require_equal_contigs, require_shared_contigs
 from genomamba.models.language_model import load_language_model
 from genomamba.scoring.variant_scores import (
     ALLELE_COLUMNS,
@@ -72,6 +72,9 @@ def run_variant_scoring(options: VariantScoringOptions) -> None:
             chromosomes[names.get(variant.chromosome, variant.chromosome)] += 1
             alleles += max(1, len(variant.alternatives))
         require_shared_contigs(list(chromosomes), genome.lengths, variants.label, options.reference)
+        stated = {names.get(name, name): length for name, length in variants.contig_lengths.items()}
+        of_variants = {name: stated.get(name) for name in chromosomes}
+        require_equal_contigs(of_variants, genome.lengths, variants.label, options.reference)
         scorer = VariantScorer(load_language_model(options.model).to(placement.device), options.span)
         results = score_variants(
             variants.records(with_lines=output_format == "vcf"),

@@ -132,3 +132,9 @@ def test_what_is_not_a_plain_integer_is_not_a_position(number: str, tmp_path: Pa
         read_bed(path, {"chr1": 10**9}, "the reference")
     with pytest.raises(InputError):
         parse_region(f"chr1:{number}-60", {"chr1": 10**9})
+
+
+@pytest.mark.parametrize("text", ["chr1:0-10", "chr1:0", "chr1:000-5"])
+def test_a_region_from_zero_is_told_that_positions_count_from_one(text: str) -> None:
+    with pytest.raises(InputError, match=f"the region '{text}' starts at 0: its positions count from 1"):
+        parse_region(text, {"chr1": 100})

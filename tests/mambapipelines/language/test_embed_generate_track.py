@@ -68,6 +68,25 @@ def test_regions_are_embedded_on_their_strand_in_windows(files: Path, tmp_path: 
     np.testing.assert_allclose(vectors[1], Embedder(model).embed([model.tokens(turned)])[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("ending", [".npz", ".parquet", ".h5ad"])
+def test_vectors_of_regions_keep_the_names_and_strands_of_the_bed_file(
+    files: Path, tmp_path: Path, ending: str
+) -> None:
+    (tmp_path / "regions.bed").write_text("two\t6\t40\tgene A\t0\t-\none\t3\t53\n")
+    output = tmp_path / f"out{ending}"
+    where = ["--bed", str(tmp_path / "regions.bed"), "--reference", str(files / "genome.fa")]
+    assert main(["embed", str(files / "causal"), *where, "--output", str(output)]) == 0
+    if ending == ".npz":
+        table = np.load(output)
+    else:
+        table = (
+            pyarrow.parquet.read_table(output).to_pydict() if ending == ".parquet" else anndata.read_h5ad(output).obs
+        )
+    assert list(table["name"]) == ["two", "one"] and list(table["start"]) == [6, 3]
+    assert list(table["region"]) == ["gene A", "."]
+    assert list(table["strand"]) == ["-", "."]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -150,3 +150,22 @@ def test_a_file_that_is_damaged_half_way_leaves_no_output(files: Path, capsys: p
     assert run(files, "--output", str(files / "out.tsv"), vcf="damaged.vcf") == 2
     assert "is damaged at record 6" in capsys.readouterr().err
     assert not [path for path in files.iterdir() if "out.tsv" in path.name]
+
+
+@pytest.mark.parametrize("output_format", ["tsv", "vcf"])
+def test_a_contig_of_another_length_is_of_another_assembly(
+    files: Path, output_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GATK refuses such files too: positions of one assembly are other bases in another."""
+    text = (HEADER + record(200, other(200))).replace("length=300", "length=301").replace("chr9>", "chr9,length=7>")
+    (files / "variants.vcf").write_text(text)
+    assert run(files, "--format", output_format) == 2
+    printed, said = capsys.readouterr()
+    assert printed == "" and said.count("\n") == 1
+    assert "variants.vcf states 301 bp for 'chr1', which has 300 bp in" in said and "bcftools reheader" in said
+    # Names are those of the reference.
+    (files / "map.txt").write_text("1 chr1\n")
+    (files / "variants.vcf").write_text(text.replace("chr1", "1"))
+    assert run(files, "--chromosome-map", str(files / "map.txt")) == 2
+    (files / "variants.vcf").write_text(text.replace("chr1", "1").replace("length=301", "length=300"))
+    assert run(files, "--chromosome-map", str(files / "map.txt")) == 0  # that of chr9 has no variants
