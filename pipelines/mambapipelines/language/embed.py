@@ -142,10 +142,8 @@ class _Parquet:
         import pyarrow  # noqa: PLC0415 - an extra
 
         flat = pyarrow.array(vectors.ravel())
-        columns = [
-            pyarrow.array([getattr(piece, field.name) for piece in pieces], field.type)
-            for field in list(self._schema)[:-1]
-        ]
+        *fields, _ = self._schema
+        columns = [pyarrow.array([getattr(piece, field.name) for piece in pieces], field.type) for field in fields]
         columns.append(pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
         self._opened.write_table(pyarrow.Table.from_arrays(columns, schema=self._schema))
 
@@ -186,7 +184,7 @@ def _parquet(path: Path, width: int, columns: Sequence[str], details: Mapping[st
 def _npz(path: Path, width: int, columns: Sequence[str], details: Mapping[str, Any]) -> Iterator[_Writer]:
     held = _Held(width, columns)
     yield held
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.array(values, dtype=np.int64 if name in ("start", "end") else np.str_)
         for name, values in held.columns.items()
     }
