@@ -24,15 +24,20 @@ demo: install
 	$(BIN)/python demo/run.py
 
 # The short experiments; each takes up to a quarter of an hour on a quiet core, and continues where it was stopped.
+# The times are processor time of one thread; a run that was stopped continues.
+EXPERIMENT := $(BIN)/python pipelines/experiments
 results: install
-	$(BIN)/python pipelines/experiments/speed.py --output results/speed
-	$(BIN)/python pipelines/experiments/induction_heads.py --output results/induction_heads --mixers selective --enough 0 --steps 24000
-	$(BIN)/python pipelines/experiments/selective_copying.py --output results/selective_copying
-	@echo 'Longer, each with its time in its --help or page in docs/results:'
-	@echo '  $(BIN)/python pipelines/experiments/induction_heads.py --output results/induction-all --enough 0 --steps 24000 --mixers selective s4d attention linear_attention retention rwkv gru'
-	@echo '  $(BIN)/python pipelines/experiments/variants.py --yeasts DIR --digits DIR --output results/variants'
-	@echo '  $(BIN)/python pipelines/experiments/transfer.py --yeasts DIR --enhancers DIR --output results/transfer'
-	@echo '  $(BIN)/python pipelines/experiments/pretraining.py --yeasts DIR --output results/pretraining'
+	$(EXPERIMENT)/speed.py --output results/speed
+	$(EXPERIMENT)/selective_copying.py --output results/selective_copying
+	$(EXPERIMENT)/induction_heads.py --output results/induction_heads --mixers selective --enough 0 --steps 24000
+	@echo 'Longer, or with data (DIR); the pages in docs/results have the figures:'
+	@echo '  $(EXPERIMENT)/induction_heads.py --output results/induction-1000 --enough 0 --steps 1000 --mixers selective s4d attention linear_attention retention rwkv gru mamba3  # 10 minutes'
+	@echo '  $(EXPERIMENT)/selective_copying.py --output results/copying-4096 --length 4096 --steps 3000 --only step+input+output none'
+	@echo '  $(EXPERIMENT)/species_by_length.py --yeasts DIR --output results/species'
+	@echo '  $(EXPERIMENT)/transfer.py --yeasts DIR --enhancers DIR --output results/transfer --seeds 0 1 2'
+	@echo '  $(EXPERIMENT)/variants.py --yeasts DIR --digits DIR --output results/variants --steps 300 --seeds 0 1'
+	@echo '  $(EXPERIMENT)/pretraining.py --yeasts DIR --output results/pretraining'
+	@echo '  $(EXPERIMENT)/mixers.py --help'
 
 # Files of tests are shared among this many processes.
 TEST_PROCESSES ?= 2

@@ -1,7 +1,7 @@
 """Induction heads (Gu & Dao, arXiv 2312.00752, section 4.1.2): trained on length 256, tested up to length 2^20.
 
 python pipelines/experiments/induction_heads.py --output results/induction_heads
-python pipelines/experiments/induction_heads.py --output results/all --mixers selective rwkv gru --steps 20000
+python pipelines/experiments/induction_heads.py --output results/all --mixers selective rwkv gru --seeds 0 1
 
 A sequence is random tokens. One place holds the special token, followed by the token to remember; the last position
 holds the special token again, and the model must say what followed it the first time. A model that copies by distance,
@@ -11,7 +11,8 @@ Training begins with short sequences, in batches of as many positions: a length 
 its share of the steps is used up. This is the same for every mixer. The paper has no such warm-up and 204,800 steps.
 With --mixed-lengths half of the steps after the warm-up are at shorter lengths, so that these are not unlearned.
 
-A run that was stopped continues from the last state it kept. A row is a function of the seed and its number.
+A run that was stopped continues from the last state it kept. A row is a function of the seed and its number. A model
+that answers fewer than a quarter at two lengths in a row is not tested further, so at some lengths fewer seeds are.
 """
 
 import argparse
@@ -115,7 +116,7 @@ def accuracy(model: InductionModel, length: int, seed: int) -> tuple[int, int]:
 
 def state_path(mixer: str, options: argparse.Namespace) -> Path:
     """Where the state of a model's training is kept until its results are."""
-    return Path(options.output) / "parts" / f"{mixer}.state"
+    return Path(options.output) / "parts" / f"{mixer}-{options.seed}.state"
 
 
 def measure(mixer: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -149,37 +150,47 @@ def main() -> None:
     parser.add_argument(
         "--cooldown", type=float, default=0.0, metavar="SHARE", help="of the steps, in which the learning rate falls"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="longest sequence to test on")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if not 0 <= options.cooldown <= 1:
         parser.error(f"--cooldown must be a share from 0 to 1, not {options.cooldown}")
     use_threads(options.threads)
-    names = ["steps", "enough", "batch", "learning_rate", "seed", "longest", "threads"]
+    names = ["steps", "enough", "batch", "learning_rate", "longest", "threads"]
     # Left out where they are off, so that folders from before these options can be continued.
     names += [name for name in ("mixed_lengths", "cooldown") if getattr(options, name)]
     experiment = Experiment("induction_heads", options.output, {name: getattr(options, name) for name in names})
-    results = {}
-    for name in options.mixers:
-        results[name] = experiment.part(name, lambda name=name: measure(name, options))  # type: ignore[misc]
-        state_path(name, options).unlink(missing_ok=True)
-    rows, curves = [], {}
-    for mixer, result in results.items():
-        shares = []
-        for length, correct in result["correct"].items():
-            sequences = result["sequences"][length]
-            low, high = wilson_interval(correct, sequences)
-            shares.append(100 * correct / sequences)
-            figures = [f"{100 * value:.1f}" for value in (correct / sequences, low, high)]
-            rows.append([mixer, result["parameters"], result["steps"], f"{int(length):,}", *figures, sequences])
-        curves[mixer] = ([int(length) for length in result["correct"]], shares)
+    found: dict[str, list[dict[str, Any]]] = {mixer: [] for mixer in options.mixers}
+    # Seed by seed, so that a run that was stopped has compared all mixers.
+    for seed in options.seeds:
+        for mixer in options.mixers:
+            own = argparse.Namespace(**vars(options), seed=seed)
+            found[mixer].append(
+                experiment.part(f"{mixer}-{seed}", lambda mixer=mixer, own=own: measure(mixer, own))  # type: ignore[misc]
+            )
+            state_path(mixer, own).unlink(missing_ok=True)
+    rows: list[list[object]] = []
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for mixer, results in found.items():
+        curves[mixer] = ([], [])
+        for length in LENGTHS:
+            tested = [result for result in results if str(length) in result["correct"]]
+            if not tested:
+                break
+            correct, sequences = (sum(one[name][str(length)] for one in tested) for name in ("correct", "sequences"))
+            shares = [one["correct"][str(length)] / one["sequences"][str(length)] for one in tested]
+            values = (correct / sequences, *wilson_interval(correct, sequences), min(shares), max(shares))
+            steps = max(result["steps"] for result in results)
+            figures = [f"{100 * value:.1f}" for value in values]
+            rows.append([mixer, tested[0]["parameters"], steps, f"{length:,}", len(tested), *figures, sequences])
+            curves[mixer][0].append(length)
+            curves[mixer][1].append(100 * correct / sequences)
     picture = line_plot(curves, f"length of the sequence (trained at {TRAINING_LENGTH})", "accuracy (%)")
     picture.axes[0].axvline(TRAINING_LENGTH, color="0.6", linestyle="--", linewidth=1)
     picture.axes[0].axhline(100 / TOKENS, color="0.8", linewidth=1)
-    experiment.write(
-        ["mixer", "parameters", "steps", "length", "accuracy %", "low", "high", "sequences"], rows, picture
-    )
+    header = ["mixer", "parameters", "steps", "length", "seeds", "accuracy %", "low", "high", "least", "most"]
+    experiment.write([*header, "sequences"], rows, picture)
 
 
 if __name__ == "__main__":
