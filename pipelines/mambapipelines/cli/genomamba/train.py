@@ -80,7 +80,7 @@ def train(
     with --resume; the result is the same as without the interruption.
 
     A share of every class is held out to calibrate the model, to weight its parts (the selective stack, interpolated
-    Markov models and k-mer regressions) and for `genomamba evaluate`. If the classes share sequence names, whole
+    Markov models, a gate on these, and k-mer regressions) and for `genomamba evaluate`. If the classes share sequence names, whole
     sequences with the same name are held out; otherwise stretches are, and their homologues in other classes are
     excluded from training.
 
