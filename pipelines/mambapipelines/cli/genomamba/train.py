@@ -80,9 +80,9 @@ def train(
     with --resume; the result is the same as without the interruption.
 
     A share of every class is held out to calibrate the model, to weight its parts (the selective stack, interpolated
-    Markov models, a gate on these, and k-mer regressions) and for `genomamba evaluate`. If the classes share sequence names, whole
-    sequences with the same name are held out; otherwise stretches are, and their homologues in other classes are
-    excluded from training.
+    Markov models, a gate on these, and k-mer regressions) and for `genomamba evaluate`. If the classes share sequence
+    names, whole sequences with the same name are held out; otherwise stretches are, and their homologues in other
+    classes are excluded from training.
 
     All settings other than the data come from a recipe: print it with --print-recipe, override values with --set.
     `model.mixer` chooses the sequence mixer of the layers.
