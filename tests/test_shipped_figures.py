@@ -31,6 +31,7 @@ COLUMNS = {
     "genomamba (95 % interval)": "genomamba",
     "stack": "part:stack",
     "Markov models": "part:markov",
+    "gate": "part:gate",
     "k-mers": "part:kmer",
     "k-mers + LR": "kmer",
     "Markov": "markov",
@@ -108,6 +109,8 @@ def test_the_accuracies_of_a_classifier_are_reproduced(name: str, tmp_path: Path
     for row in rows:
         length, windows = int(number(row["length"])), int(number(row["windows"]))
         for column, classifier in COLUMNS.items():
+            if column == "gate" and (length, classifier) not in found and column not in row:
+                continue  # a model from before there were gates
             one = found[length, classifier]
             assert one.windows == windows
             if abs(100 * one.accuracy - number(row[column])) > 100 * SHIPPED_WINDOWS / windows + 0.05:
