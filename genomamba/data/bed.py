@@ -44,7 +44,7 @@ def read_bed(
         fields = text.split("\t") if "\t" in text else text.split()
         fields = [field.strip() for field in fields]
         if len(fields) < 3:
-            raise InputError(f"{place} has {len(fields)} columns: write chromosome, start and end, separated by tabs.")
+            raise InputError(f"{place} has fewer than 3 columns: write chromosome, start and end, separated by tabs.")
         contig, start, end = fields[:3]
         for what, number in (("start", start), ("end", end)):
             if not _POSITION.fullmatch(number):

@@ -60,7 +60,7 @@ def read_genome_list(path: str) -> list[GenomeSpecification]:
         if not line.strip() or line.startswith("#") or (not found and tuple(map(str.lower, cells)) in _HEADERS):
             continue
         if len(cells) != 2 or not all(cells):
-            raise InputError(f"{place} has {len(cells)} columns: write class name, tab, path.")
+            raise InputError(f"{place} is not a class name, a tab and a path: write these two columns.")
         name = check_class_name(cells[0], place)
         paths = expand_paths(cells[1], place, os.path.dirname(path))
         earlier = found.get(name, GenomeSpecification(name, ()))

@@ -312,7 +312,8 @@ def _row(columns: Sequence[str], cells: list[str], has_row_name: bool, label: st
         cells = [*cells, ""]
     if len(cells) != expected:
         raise InputError(
-            f"{label} has {len(cells)} fields in line {number} but {len(columns)} columns in its header"
+            f"{label} has {len(cells)} field{'s' * (len(cells) != 1)} in line {number} but {len(columns)} columns in "
+            "its header"
             f"{' and row names before them' if has_row_name else ''}: fill missing values with NA."
         )
     cells = cells[has_row_name:]

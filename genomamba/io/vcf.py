@@ -195,6 +195,8 @@ class VariantFile:
             except (OSError, ValueError, UnicodeDecodeError, NotImplementedError) as error:
                 empty = os.path.getsize(self._path) == 0
                 self.close()
+                if "EOF marker" in str(error):
+                    raise InputError(f"{self.label} is cut off: its last block is missing; copy it again.") from error
                 reason = "is empty" if empty else "is not a readable VCF file"
                 raise InputError(
                     f"{self.label} {reason}: give VCF or BCF with its header, plain or compressed."

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genomamba.finite import require_numbers
 from genomamba.letter_policy import LetterPolicy, letter_policy
 from genomamba.tokenizer import COMPLEMENT_IDS, PADDED_VOCABULARY_SIZE, VOCABULARY, CharacterTokenizer, Tokens
 from genomamba.weights import find_model
@@ -156,9 +157,14 @@ class LanguageModel:
 
 
 def base_log_probabilities(logits: Tensor) -> Tensor:
-    """Convert logits of all tokens (..., tokens) to log-probabilities over A, C, G and T (..., 4), at least float32."""
+    """Convert logits of all tokens (..., tokens) to log-probabilities over A, C, G and T (..., 4), at least float32.
+
+    Raises:
+        InputError: if one is NaN.
+    """
     bases = logits[..., FIRST_BASE_TOKEN : FIRST_BASE_TOKEN + BASE_COUNT]
-    return F.log_softmax(bases.to(torch.promote_types(bases.dtype, torch.float32)), dim=-1)
+    found = F.log_softmax(bases.to(torch.promote_types(bases.dtype, torch.float32)), dim=-1)
+    return require_numbers(found, "probabilities")
 
 
 def objective_of(model: CoreModel) -> Objective:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from genomamba.baselines.words import BASES, FIRST_BASE_TOKEN
 from genomamba.data.targets import TargetDescription
+from genomamba.finite import require_numbers
 from genomamba.models.sequence_model import SequenceModel, SequenceState
 from genomamba.prediction.metrics import Predictions
 from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
@@ -68,7 +69,7 @@ def model_outputs(
         advance(sum(len(sequences[place]) for place in order[start:end]))
         start = end
     model.train(training)
-    return outputs
+    return require_numbers(outputs, "predictions")
 
 
 def predict_sequences(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from genomamba.finite import require_numbers
 from genomamba.models.language_model import FIRST_BASE_TOKEN, CoreModel, LanguageModel
 from genomamba.tokenizer import COMPLEMENT_IDS, PADDED_VOCABULARY_SIZE, UNKNOWN_TOKEN, VOCABULARY, Tokens
 from mambacore.devices import device_of, from_numpy, in_fitting_batches, to_numpy, widened
@@ -102,7 +103,7 @@ class Embedder:
         pooled = self._pooled(from_numpy(tokens, device))
         if self._both_strands:
             pooled = (pooled + self._pooled(from_numpy(COMPLEMENT_IDS[tokens[:, ::-1]], device))) / 2
-        return to_numpy(pooled, torch.float32)
+        return to_numpy(require_numbers(pooled, "embeddings"), torch.float32)
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         """(batch, length) to (batch, width), in the device's widest type."""

@@ -32,6 +32,7 @@ FORMAT_VERSION: Final = 1
 CONFIG_NAME: Final = "config.json"
 TENSORS_NAME: Final = "model.safetensors"
 CARD_NAME: Final = "README.md"
+_GIT_POINTER: Final = b"version https://git-lfs"
 _MODEL_FILES: Final = (CONFIG_NAME, TENSORS_NAME, CARD_NAME)
 _DISTRIBUTION: Final = "genomamba"
 _LAYER_COUNTS: Final = ("layers", "mixer", "mixers")
@@ -149,6 +150,7 @@ def read_model_folder(
     try:
         tensors = load_file(path)
     except (SafetensorError, ValueError, KeyError) as error:
+        _refuse_pointer(path)
         raise InputError(f"{path} is truncated or damaged ({error}): copy it again or train again.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
@@ -310,6 +312,17 @@ def _require_fit(module: nn.Module, tensors: Mapping[str, torch.Tensor], source:
         )
 
 
+def _refuse_pointer(path: Path) -> None:
+    """Refuse what Git leaves in the place of a large file that has not been fetched.
+
+    Raises:
+        InputError: if the file is one.
+    """
+    with path.open("rb") as stream:
+        if stream.read(len(_GIT_POINTER)) == _GIT_POINTER:
+            raise InputError(f"{path} stands for a file that Git LFS has not fetched yet: run `git lfs pull`.")
+
+
 def _read_config(folder: Path, format_version: int) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     try:
@@ -317,6 +330,7 @@ def _read_config(folder: Path, format_version: int) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"the folder {folder} has no {CONFIG_NAME}: name a folder that `train` wrote.") from error
     except (ValueError, RecursionError) as error:
+        _refuse_pointer(path)
         raise InputError(f"{path} is not valid JSON ({error}): copy the model again or train again.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
@@ -324,7 +338,7 @@ def _read_config(folder: Path, format_version: int) -> dict[str, Any]:
         raise InputError(f"{path} states no format_version: name a folder that `train` wrote.")
     if config["format_version"] != format_version:
         raise InputError(
-            f"{folder} was written by version {config['format_version']} of the model format, this program reads "
+            f"{folder} was written by version {config['format_version']!r} of the model format, this program reads "
             f"{format_version}: use the program that wrote it or train again."
         )
     return config

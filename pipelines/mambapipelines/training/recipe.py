@@ -149,7 +149,12 @@ class TrainingRecipe:
         _refuse_unknown_keys(content, [item.name for item in fields(cls)], source)
         model = _mapping(content.get("model"), f"model in {source}")
         _refuse_unknown_keys(model, list(cls.model_defaults), f"model in {source}")
-        values: dict[str, Any] = {"model": dict(model)}
+        values: dict[str, Any] = {
+            "model": {
+                key: _model_value(cls.model_defaults[key], value, f"{key} of model in {source}")
+                for key, value in model.items()
+            }
+        }
         for item in fields(cls):
             kind = item.default_factory
             if isinstance(kind, type) and is_dataclass(kind):
@@ -207,7 +212,7 @@ def _apply(change: str, content: dict[str, Any]) -> None:
     if not equals or not all(keys):
         raise InputError(f"--set {change!r} is not of the form key=value: write for example --set model.layers=8")
     try:
-        value = yaml.safe_load(text)
+        value = _parsed(text)
     except yaml.YAMLError as error:
         raise InputError(f"the value of --set {change!r} is not valid YAML: put it in quotes") from error
     place = content
@@ -224,7 +229,7 @@ def _recipe_content(name_or_path: str, folder: str) -> tuple[object, str]:
     """Return the unchecked content of a recipe's YAML, and its name in messages."""
     if name_or_path in recipe_names(folder):
         text = (files("mambapipelines") / "recipes" / folder / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-        return yaml.safe_load(text), f"recipe {name_or_path}"
+        return _parsed(text), f"recipe {name_or_path}"
     path = Path(name_or_path)
     if not path.is_file():
         raise InputError(
@@ -232,14 +237,43 @@ def _recipe_content(name_or_path: str, folder: str) -> tuple[object, str]:
             f"give a YAML file or one of {', '.join(recipe_names(folder))}"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        content = _parsed(path.read_text(encoding="utf-8"))
+    except OSError as error:
         raise InputError(f"the recipe {path} cannot be read ({error}): give a readable YAML file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"the recipe {path} is not UTF-8 text: save it as UTF-8") from error
     except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
+        place, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" at line {place.line + 1}" if place is not None else ""
-        raise InputError(f"the recipe {path} is not valid YAML{line}: correct the file") from error
+        reason = f" ({problem})" if problem else ""
+        raise InputError(f"the recipe {path} is not valid YAML{line}{reason}: correct the file") from error
     return content, f"recipe {path}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML in which no mapping has a key twice: of two values, PyYAML would silently take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping, unless it has a key twice."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} twice", problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parsed(text: str) -> object:
+    """Parse YAML.
+
+    Raises:
+        yaml.YAMLError: if it is not valid, nested too deeply, or has a key twice.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise yaml.MarkedYAMLError(problem="nested too deeply") from error
 
 
 def _mapping(content: object, source: str) -> Mapping[str, Any]:
@@ -277,6 +311,34 @@ def _section(section: type[Section], content: object, source: str) -> Section:
     items = {item.name: item for item in fields(section)}  # type: ignore[arg-type]
     _refuse_unknown_keys(values, list(items), source)
     return section(**{key: _value(items[key], value, f"{key} of {source}") for key, value in values.items()})
+
+
+def _model_value(default: Any, value: object, source: str) -> Any:
+    """Parse a setting of a model: a number or a switch as its default is, else words, lists and mappings of these."""
+    if isinstance(default, bool):
+        return _entry(value, bool, (), source)
+    if isinstance(default, (int, float)):
+        return _number(value, type(default), source)
+    if isinstance(default, (list, tuple)) and not isinstance(value, (list, tuple)):
+        raise InputError(f"{source} must be a list, not {value!r}: write [a, b] in the recipe")
+    if isinstance(default, (list, tuple)):
+        return [_number(entry, int, f"entry {number} of {source}") for number, entry in enumerate(value, 1)]
+    _require_plain(value, source)
+    return value
+
+
+def _require_plain(value: object, source: str) -> None:
+    """Check that a value can be kept in a model's configuration: YAML has dates and sets, JSON has not."""
+    if isinstance(value, (list, tuple)):
+        for entry in value:
+            _require_plain(entry, source)
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            _require_plain(entry, f"{key} of {source}")
+    elif not isinstance(value, (str, int, float, type(None))) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        raise InputError(f"{source} must be a number, a word, a list or a mapping, not {value!r}: correct the recipe")
 
 
 def _value(item: Field[Any], value: object, source: str) -> Any:

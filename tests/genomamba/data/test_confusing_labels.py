@@ -88,7 +88,7 @@ def test_a_blank_within_a_sequence_is_named(blank: str) -> None:
     [
         (["ACGT\ta", "ACGA\tb\tx"], "3 fields in line 3 but 2 columns"),
         (["1\tACGT\ta", "ACGA\tb"], "2 fields in line 3 but 2 columns in its header and row names"),
-        (["ACGT\ta", "ACGA"], "1 fields in line 3"),
+        (["ACGT\ta", "ACGA"], "1 field in line 3"),
     ],
 )
 def test_a_row_of_another_width_is_never_shifted(lines: list[str], said: str) -> None:

@@ -59,7 +59,7 @@ def test_folders_of_classes_are_read_as_genomic_benchmarks_has_them(tmp_path: Pa
         ("sequence\tlabel\tlabel\nAC\t1\t2\n", r"two columns 'label'"),
         ("sequence\t\nAC\t1\n", r"no name for column 2"),
         ("letters\tlabel\nAC\t1\n", r"no column 'sequence'"),
-        ("sequence\tlabel\nAC\t1\nAC\n", r"1 fields in line 3 but 2 columns"),
+        ("sequence\tlabel\nAC\t1\nAC\n", r"1 field in line 3 but 2 columns"),
         ("sequence\tlabel\nAC\t1\n\t2\n", r"line 3 has no sequence"),
         ("sequence\tlabel\nAC\t1\nAJ\t2\n", r"line 3: the sequence has 'J' at position 2"),
         ("name\tsequence\nx\tAC\ny\tAC\nx\tAC\n", r"the name 'x' in line 4 and in line 2"),

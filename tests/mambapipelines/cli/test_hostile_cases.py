@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pysam
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -392,3 +393,44 @@ def test_reads_in_fastq_are_embedded_and_predicted(models: Path, tmp_path: Path,
     assert np.load(tmp_path / "v.npz")["name"].tolist() == ["r1/1", "r1/2"]
     assert run("predict", models / "sequences", reads) == 0
     assert [line.split("\t")[0] for line in run.lines[1:]] == ["r1/1", "r1/2"]
+
+
+@pytest.mark.parametrize("command", ["embed", "predict", "track", "score-variants", "generate"])
+def test_a_model_that_computes_no_numbers_gives_no_results(
+    command: str, models: Path, tmp_path: Path, run: Run
+) -> None:
+    """Its weights are finite, but what it computes overflows: vectors of NaN would look like vectors."""
+    kind, folder, output = "sequences" if command == "predict" else "causal", tmp_path / "model", tmp_path / "out.npz"
+    tensors = load_file(models / kind / "model.safetensors")
+    loud = {name: 3e38 * tensor.sign() if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+    put(folder / "config.json", (models / kind / "config.json").read_bytes())
+    save_file(loud, folder / "model.safetensors")
+    reads, vcf = put(tmp_path / "r.fa", RECORD), put(tmp_path / "v.vcf", f"{VCF_HEADER}chr1\t101\t.\tA\tC\t.\t.\t.\n")
+    reference = ("--reference", models / "ref.fa")
+    arguments: dict[str, tuple[object, ...]] = {
+        "embed": (reads, "--output", output),
+        "predict": (reads, "--output", output),
+        "track": (*reference, "--region", "chr1:1-50", "--output", output),
+        "score-variants": (vcf, *reference, "--window", "64", "--output", output),
+        "generate": ("--length", "20", "--output", output),
+    }
+    assert run(command, folder, *arguments[command]) == 2
+    assert "that are not numbers (NaN)" in run.said and run.said.count("error") == 1
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_git_has_not_fetched_is_told(name: str, models: Path, tmp_path: Path, run: Run) -> None:
+    folder = damaged(models / "species", tmp_path / "model")
+    put(folder / name, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    assert run("classify", folder, put(tmp_path / "r.fa", RECORD)) == 2
+    assert f"{name} stands for a file that Git LFS has not fetched yet: run `git lfs pull`" in run.said
+
+
+def test_a_compressed_vcf_without_its_last_block_is_cut_off(models: Path, tmp_path: Path, run: Run) -> None:
+    with pysam.BGZFile(str(tmp_path / "v.vcf.gz"), "wb") as stream:
+        stream.write(f"{VCF_HEADER}chr1\t101\t.\tA\tC\t.\t.\t.\n".encode())
+    whole = (tmp_path / "v.vcf.gz").read_bytes()
+    vcf = put(tmp_path / "v.vcf.gz", whole[:-28])  # the length of the empty block at the end
+    assert run("score-variants", models / "causal", vcf, "--reference", models / "ref.fa", "--window", "64") == 2
+    assert "is cut off" in run.said

@@ -67,6 +67,19 @@ def test_numbers_may_be_written_with_an_exponent_and_no_dot(tmp_path: Path) -> N
         ("- minutes", "mapping"),
         ("minutes: 1\nmodel: {", "not valid YAML at line"),
         ("model: !!python/object:os.system {}", "not valid YAML"),
+        ("model: {layers: 2}\nmodel: {}", r"not valid YAML at line 2 \(the key 'model' twice\)"),
+        ("model: {layers: 2, layers: 3}", "the key 'layers' twice"),
+        ("[" * 5000, "nested too deeply"),
+        ("model: {model_width: 8.5}", "model_width of model in .* must be an integer, not 8.5"),
+        ("model: {model_width: wide}", "model_width of model in .* must be an integer, not 'wide'"),
+        ("model: {model_width: true}", "model_width of model in .* must be an integer, not True"),
+        ("model: {model_width: null}", "model_width of model in .* must be an integer, not None"),
+        ("model: {layers: 2020-01-01}", "layers of model in .* must be an integer"),
+        ("model: {likelihood_weight: .inf}", "likelihood_weight of model in .* must be a number, not inf"),
+        ("model: {context_widths: 3}", "context_widths of model in .* must be a list, not 3"),
+        ("model: {context_widths: [1, a]}", "entry 2 of context_widths of model in .* must be an integer, not 'a'"),
+        ("model: {mixer: [selective, 2020-01-01]}", "mixer of model in .* must be a number, a word, a list or a mapp"),
+        ("model: {mixer: {name: s4d, state_size: .nan}}", "state_size of mixer of model in .* not nan"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path: Path, text: str, expected: str) -> None:
@@ -180,3 +193,16 @@ def test_a_task_declares_words_flags_and_lists(tmp_path: Path) -> None:
 def test_mistakes_in_a_tasks_section_are_named(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         load_task_recipe(PaintingRecipe, write_recipe(tmp_path, text))
+
+
+def test_a_recipe_may_merge_and_repeat_its_own_parts(tmp_path: Path) -> None:
+    text = "model: &shape {layers: 2, model_width: 1e1}\noptimizer: {<<: {beta1: 0.5, beta2: 0.6}, beta1: 0.7}\n"
+    recipe = load_task_recipe(SpeciesRecipe, write_recipe(tmp_path, text))
+    assert recipe.model == {"layers": 2, "model_width": 10}
+    assert (recipe.optimizer.beta1, recipe.optimizer.beta2) == (0.7, 0.6)
+
+
+def test_a_recipe_in_another_encoding_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes("minutes: 1\n".encode("utf-16"))
+    with pytest.raises(InputError, match="is not UTF-8 text: save it as UTF-8"):
+        load_task_recipe(SpeciesRecipe, str(tmp_path / "mine.yaml"))
