@@ -319,9 +319,9 @@ def _model_value(default: Any, value: object, source: str) -> Any:
         return _entry(value, bool, (), source)
     if isinstance(default, (int, float)):
         return _number(value, type(default), source)
-    if isinstance(default, (list, tuple)) and not isinstance(value, (list, tuple)):
-        raise InputError(f"{source} must be a list, not {value!r}: write [a, b] in the recipe")
     if isinstance(default, (list, tuple)):
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{source} must be a list, not {value!r}: write [a, b] in the recipe")
         return [_number(entry, int, f"entry {number} of {source}") for number, entry in enumerate(value, 1)]
     _require_plain(value, source)
     return value
@@ -335,9 +335,7 @@ def _require_plain(value: object, source: str) -> None:
     elif isinstance(value, dict):
         for key, entry in value.items():
             _require_plain(entry, f"{key} of {source}")
-    elif not isinstance(value, (str, int, float, type(None))) or (
-        isinstance(value, float) and not math.isfinite(value)
-    ):
+    elif not isinstance(value, (str, int, float, type(None))) or str(value) in ("nan", "inf", "-inf"):
         raise InputError(f"{source} must be a number, a word, a list or a mapping, not {value!r}: correct the recipe")
 
 

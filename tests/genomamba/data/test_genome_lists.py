@@ -62,9 +62,9 @@ def test_a_list_is_relative_to_itself(place: Path, monkeypatch: pytest.MonkeyPat
     [
         ("", "has no genomes"),
         ("name\tpath\n", "has no genomes"),
-        ("a\tb\tc\n", "line 1 has 3 columns"),
+        ("a\tb\tc\n", "line 1 is not a class name, a tab and a path"),
         ("a b\tx.fa\n../e\tx.fa\n", "line 2 has the class name"),
-        ("a\n", "1 columns"),
+        ("a\n", "line 1 is not a class name, a tab and a path"),
         ("a\tx.fa,,y.fa\n", "empty path"),
     ],
 )
