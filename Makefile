@@ -32,7 +32,7 @@ results: install
 	$(EXPERIMENT)/induction_heads.py --output results/induction_heads --mixers selective --enough 0 --steps 24000
 	@echo 'Longer, or with data (DIR); the pages in docs/results have the figures:'
 	@echo '  $(EXPERIMENT)/induction_heads.py --output results/induction-1000 --enough 0 --steps 1000 --mixers selective s4d attention linear_attention retention rwkv gru mamba3  # 10 minutes'
-	@echo '  $(EXPERIMENT)/selective_copying.py --output results/copying-4096 --length 4096 --steps 3000 --only step+input+output none'
+	@echo '  $(EXPERIMENT)/selective_copying.py --output results/copying-4096 --length 4096 --steps 2000 --only step+input+output none  # 2 minutes'
 	@echo '  $(EXPERIMENT)/species_by_length.py --yeasts DIR --output results/species'
 	@echo '  $(EXPERIMENT)/transfer.py --yeasts DIR --enhancers DIR --output results/transfer --seeds 0 1 2'
 	@echo '  $(EXPERIMENT)/variants.py --yeasts DIR --digits DIR --output results/variants --steps 300 --seeds 0 1'

@@ -76,6 +76,7 @@ TRAINING_LENGTH = 2_048
 WINDOWS = {2**10: 200, 2**12: 150, 2**14: 48, 2**16: 12, 2**18: 4, 2**20: 1}
 # Attention compares all pairs of positions: its time grows with the square of the length.
 LONGEST_FOR = {"attention": 2**12, "s4d": 2**18}
+LONGEST_OF_LARGE = 2**16  # which take several times as long
 WINDOWS_SEED = 0
 BASELINES = "baselines"
 
@@ -118,6 +119,8 @@ def measure(name: str, seed: int, test: GenomeCollection, options: argparse.Name
     placement = begin_computing("cpu", options.precision, options.threads)
     mixer = name.partition(",")[0]
     longest = min(options.longest, LONGEST_FOR.get(mixer, options.longest))
+    if "width 96" in name:
+        longest = min(longest, LONGEST_OF_LARGE)
     with placement.autocast():
         rows = accuracies(classifiers_of(model, None), test, longest)
     return {"rows": rows, "parameters": sum(parameter.numel() for parameter in model.parameters())}
