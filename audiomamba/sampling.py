@@ -15,6 +15,7 @@ from mambacore.devices import wide_dtype, widened
 from mambacore.layers.plain_modules import calls_are_watched
 from mambacore.models.captured_step import CapturedStep
 from mambacore.models.sampling import sample_tokens, token_log_likelihoods
+from mambacore.non_finite import require_numbers
 
 SAMPLE_STREAM: Final = 2
 DURATION_STREAM: Final = 5
@@ -125,11 +126,16 @@ class Begun(NamedTuple):
     gain: float
 
     def pieces(self, walk: Walk, at_once: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Where each piece begins, its classes and their log-likelihoods, (clips, samples)."""
+        """Where each piece begins, its classes and their log-likelihoods, (clips, samples).
+
+        Raises:
+            InputError: if the model computes NaN.
+        """
         for first in range(0, self.length, at_once):
             here = min(at_once, self.length - first)
             uniforms = torch.from_numpy(np.stack([stream.random(here) for stream in self.streams]))
-            yield (first, *walk(uniforms))
+            classes, log_likelihoods = walk(uniforms)
+            yield first, classes, require_numbers(log_likelihoods, "probabilities")
 
 
 def random_stream(seed: int, number: int, purpose: int, candidate: int = 0) -> np.random.Generator:

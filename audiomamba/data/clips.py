@@ -388,7 +388,7 @@ def split_recording(
     parts = {}
     for name, begin, end in zip(shares, [0, *ends[:-1]], ends, strict=True):
         if end <= begin:
-            raise InputError(f"{path} has only {whole.classes.shape[0]} samples, too few to split; give a longer one")
+            raise InputError(f"{path} has too few samples to split ({whole.classes.shape[0]}); give a longer one")
         clip = Clip(f"{whole.name} ({name})", whole.classes[begin:end], labels, whole.gain)
         parts[name] = ClipCollection((clip,), quantiser)
     return parts

@@ -78,6 +78,9 @@ class WaveformModelConfig:
     sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
+        for name in ("stages", "pooling", "label_sets"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise InputError(f"{name} is {getattr(self, name)!r} in the model's configuration; give a list")
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "pooling", tuple(self.pooling))
         object.__setattr__(self, "label_sets", tuple(self.label_sets))

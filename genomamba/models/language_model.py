@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genomamba.finite import require_numbers
 from genomamba.letter_policy import LetterPolicy, letter_policy
 from genomamba.tokenizer import COMPLEMENT_IDS, PADDED_VOCABULARY_SIZE, VOCABULARY, CharacterTokenizer, Tokens
 from genomamba.weights import find_model
@@ -37,6 +36,7 @@ from mambacore.models import (
     MaskedLanguageModel,
     MaskedLanguageModelConfig,
 )
+from mambacore.non_finite import require_numbers
 
 MODEL_KIND: Final = "DNA language model"
 Objective = Literal["causal", "masked"]

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from genomamba.baselines.words import BASES, FIRST_BASE_TOKEN
 from genomamba.data.targets import TargetDescription
-from genomamba.finite import require_numbers
 from genomamba.models.sequence_model import SequenceModel, SequenceState
 from genomamba.prediction.metrics import Predictions
 from genomamba.tokenizer import COMPLEMENT_IDS, Tokens
 from mambacore.devices import device_of, from_numpy, halve_positions, in_fitting_pieces, positions_at_once, to_numpy
+from mambacore.non_finite import require_numbers
 
 PIECE_LENGTH_BP: Final = 16_384
 """Longer sequences are processed by a causal stack in pieces of this length, one at a time; on a GPU in longer ones."""

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from genomamba.finite import require_numbers
 from genomamba.models.language_model import FIRST_BASE_TOKEN, CoreModel, LanguageModel
 from genomamba.tokenizer import COMPLEMENT_IDS, PADDED_VOCABULARY_SIZE, UNKNOWN_TOKEN, VOCABULARY, Tokens
 from mambacore.devices import device_of, from_numpy, in_fitting_batches, to_numpy, widened
 from mambacore.errors import InputError
 from mambacore.models import CausalLanguageModel
+from mambacore.non_finite import require_numbers
 
 Pooling = Literal["mean", "last", "max"]
 POOLINGS: Final[tuple[Pooling, ...]] = get_args(Pooling)

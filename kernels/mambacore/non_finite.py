@@ -2,13 +2,16 @@
 
 A product under a causal mask multiplies what lies in the future by zero, and zero times infinity is NaN: one value that
 is not finite would reach earlier positions, and other records. What goes into such a product is therefore cleaned, and
-the results are spoiled again from the first such position of their record on.
+the results are spoiled again from the first such position of their record on. What a model computes in the end must be
+numbers (`require_numbers`).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from mambacore.errors import InputError
 
 
 def taint_of(values: Tensor, dimension: int | tuple[int, ...] = -1) -> Tensor:
@@ -36,3 +39,21 @@ def spoiled_since(taint: Tensor, record: Tensor | None = None, dimension: int = 
     lowest = torch.iinfo(record.dtype).min
     last_tainted = torch.where(taint.isnan(), record, lowest).cummax(dimension).values
     return torch.zeros_like(taint).masked_fill(last_tainted == record, torch.nan)
+
+
+def require_numbers(computed: Tensor, what: str) -> Tensor:
+    """Return what a model has computed.
+
+    Args:
+        computed: any shape.
+        what: what it is, for the message.
+
+    Raises:
+        InputError: if any of it is NaN.
+    """
+    if bool(torch.isnan(computed).any()):
+        raise InputError(
+            f"the model computes {what} that are not numbers (NaN): its weights are damaged or far too large, or the "
+            "precision is too low; use another model, or compute in float32"
+        )
+    return computed

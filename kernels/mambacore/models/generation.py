@@ -19,6 +19,7 @@ from mambacore.layers.plain_modules import calls_are_watched
 from mambacore.models.captured_step import CapturedStep
 from mambacore.models.language_steps import LanguageSteps, TokenModel, steps_library
 from mambacore.models.sampling import check_sampling, sample_tokens, token_log_likelihoods
+from mambacore.non_finite import require_numbers
 from mambacore.state import map_state
 
 # Tokens between two checks of whether every row has ended.
@@ -133,6 +134,7 @@ def _continue(
     for begin in range(0, count, TOKENS_AT_ONCE):
         end = min(count, begin + TOKENS_AT_ONCE)
         found, of_found, state = walk(uniforms[:, begin:end])
+        require_numbers(of_found, "probabilities")
         if eos is not None:
             is_end = found == eos
             # Everything after the first end, this piece's or an earlier one's.

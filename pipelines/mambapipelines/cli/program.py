@@ -251,10 +251,10 @@ def run_program(application: Callable[..., Any], program_name: str, arguments: S
             # A closed standard output would be flushed again at exit.
             sys.stdout = None  # type: ignore[assignment]
             error = OSError(error.errno, "standard output is closed: redirect it, or name a file with --output")
-        from mambacore.safe_text import safe_for_terminal  # noqa: PLC0415
+        from mambacore.safe_text import safe_for_terminal, shortened  # noqa: PLC0415
 
         place = f" ({error.filename})" if error.filename is not None else ""
-        print(safe_for_terminal(f"{program_name}: error: {error.strerror}{place}"), file=sys.stderr)
+        print(safe_for_terminal(shortened(f"{program_name}: error: {error.strerror}{place}")), file=sys.stderr)
         return EXIT_INPUT_ERROR
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0

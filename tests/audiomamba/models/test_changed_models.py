@@ -12,6 +12,8 @@ from audiomamba.generation import WaveformGenerator
 from audiomamba.models import StageConfig, WaveformModel, WaveformModelConfig
 from audiomamba.models import waveform_model as waveform_module
 from audiomamba.models.step_program import steps_library
+from mambacore import use_backend
+from mambacore.errors import InputError
 from mambacore.native_library import native_library
 from module_changes import CHANGES, places
 
@@ -71,6 +73,17 @@ def test_a_generator_follows_a_model_that_changes():
     assert generator.is_native is False
     with torch.autocast("cpu", torch.bfloat16):
         assert steps_library(build()) is None
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_model_that_computes_no_numbers_makes_no_clips(backend):
+    with torch.no_grad(), use_backend(backend):
+        model = build()
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.sign_().mul_(3e38)
+        with pytest.raises(InputError, match=r"computes probabilities that are not numbers \(NaN\)"):
+            likelihoods(WaveformGenerator(model))
 
 
 def test_a_hook_sees_the_whole_waveform(monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from audiomamba.data.quantisers import Quantiser
 from audiomamba.models import StageConfig, WaveformModel, WaveformModelConfig, WaveformState, waveform_model
 from audiomamba.models.pooling import DownPooling, UpPooling
+from mambacore.errors import InputError
 from mambacore.state import map_state, state_tensors
 from tolerances import FLOAT64, FOURIER_CAUSALITY, PIECES_FLOAT32, PIECES_FLOAT64, relative_error
 
@@ -284,3 +285,13 @@ def test_one_step_costs_the_centre_nothing_until_a_group_is_complete():
         for position, token in enumerate(classes(32).split(1, dim=1)):
             _, state = model(token, state)
             assert len(calls) == (position + 1) // 16
+
+
+@pytest.mark.parametrize("name", ["stages", "pooling", "label_sets"])
+def test_a_configuration_of_one_value_for_a_list_is_refused(name):
+    values = configured([SELECTIVE], []).to_dict() | {name: 4}
+    with pytest.raises(InputError, match=name):
+        WaveformModelConfig.from_dict(values)
+    if name == "pooling":
+        with pytest.raises(InputError, match="pooling is 4 in the model's configuration; give a list"):
+            WaveformModelConfig((SELECTIVE, SELECTIVE), 8, 4)

@@ -234,3 +234,16 @@ def test_the_same_number_gives_the_same_token():
     uniforms = torch.tensor([0.0, 0.1999, 0.2001, 0.6999, 0.7001, 1 - 1e-16], dtype=torch.float64)
     assert sample_tokens(logits, uniforms=uniforms).tolist() == [0, 0, 2, 2, 3, 3]
     assert sample_tokens(logits, top_k=1, uniforms=uniforms).tolist() == [2] * 6
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}], ids=["program", "modules"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_computes_no_numbers_generates_nothing(temperature, options):
+    """Weights that are finite may overflow; tokens drawn from NaN would look like tokens."""
+    model = causal().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.sign_().mul_(3e38)
+    with pytest.raises(InputError, match=r"computes probabilities that are not numbers \(NaN\)"):
+        model.generate(tokens(), 20, temperature=temperature, **options)

@@ -156,3 +156,10 @@ def test_bad_files_among_good_ones_are_named_counted_and_left_out(
     assert "2 clips to train on are clipped, the first is clipped.wav" in said
     split = load_waveform_model(tmp_path / "model")[1]["split"]
     assert split["train"]["clips"] == 10 + len(LEGITIMATE) and split["valid"]["clips"] == 10
+
+
+def test_a_list_with_an_endless_line_is_one_short_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clips = write_tones(tmp_path / "clips", 3)
+    (clips / "testing_list.txt").write_text("x" * 10**6 + "\n")
+    assert main(training_command(clips, tmp_path / "out", 1)) == 2
+    assert len(capsys.readouterr().err) < 2000
