@@ -1,58 +1,26 @@
 """Random access to a reference genome of any size, from any number of processes.
 
 A file handle shared by two processes gives wrong sequences, because each moves the other's position (pyfaidx issue
-211), and an index that is read while it is being written is incomplete (kipoiseq issue 27). Here every process opens
-its own handle, and an index is built once, under a lock, and renamed into place when complete.
+211). Here every process opens its own handle, of an index that is complete (`genomamba.io.reference_index`).
 """
 
-import contextlib
 import difflib
-import fcntl
-import functools
-import hashlib
-import importlib.util
 import os
-import re
-import secrets
-import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 import pyfaidx
 
 from genomamba.alphabet import UNKNOWN_SYMBOLS_AS_N, describe_byte, diagnose_invalid_byte, first_invalid_position
-from genomamba.io.compression import BYTE_ORDER_MARK, GZIP_MAGIC, LOGGER, is_compressed
+from genomamba.io.compression import LOGGER
+from genomamba.io.reference_index import ensure_index, identity_of, is_block_gzip, open_index
 from genomamba.tokenizer import TOKEN_OF_BYTE, Tokens
 from mambacore.errors import InputError
-from mambacore.files import temporary_folder
 
-BLOCK_GZIP_EXTRA: Final = b"BC\x02\x00"
-"""The subfield of a gzip header that marks a block of BGZF (SAM specification, section 4.1)."""
-_COMPRESSED_NAMES: Final = (".gz", ".bgz")
-"""Endings that the index library takes for BGZF, whatever the content."""
-_LONGEST_GAP_BYTES: Final = 1 << 20
-"""Limit for the header line and blank lines between two sequences."""
 _MOST_NEAR_NAMES: Final = 3
-_RECORD_BREAK = re.compile(rb"[\r\n]*(?:;[^\r\n]*\r?\n[\r\n]*)*>([^\r\n]*)\r?\n?")
-
-
-@dataclass(frozen=True)
-class _FileIdentity:
-    """Properties that identify a file, to detect changes after it was opened."""
-
-    inode: int
-    size: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, path: str) -> "_FileIdentity":
-        status = os.stat(path)
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class Reference:
@@ -75,9 +43,9 @@ class Reference:
                 names or lines of uneven length.
         """
         self.path = os.fspath(path)
-        self._identity = _identity(self.path)
-        self._is_compressed = _is_block_gzip(self.path)
-        self._index_path = _ensure_index(self.path, self._is_compressed)
+        self._identity = identity_of(self.path)
+        self._is_compressed = is_block_gzip(self.path)
+        self._index_path = ensure_index(self.path, self._is_compressed)
         self._handle: pyfaidx.Faidx | None = None
         self._process_id = 0
         self._warned = False
@@ -192,11 +160,11 @@ class Reference:
             self._opening, self._handle, self._process_id = threading.Lock(), None, os.getpid()
         with self._opening:
             if self._handle is None:
-                self._handle = _open_index(self.path, self._index_path, self._is_compressed)
+                self._handle = open_index(self.path, self._index_path, self._is_compressed)
             return self._handle
 
     def _require_unchanged(self) -> None:
-        if _identity(self.path) != self._identity:
+        if identity_of(self.path) != self._identity:
             raise self._changed()
 
     def _changed(self) -> InputError:
@@ -220,251 +188,3 @@ def suggest_names(name: str, known: Iterable[str]) -> str:
         return "it has none"
     shown = ", ".join(ordered[:_MOST_NEAR_NAMES]) + (", ..." if len(ordered) > _MOST_NEAR_NAMES else "")
     return f"the names are {shown}"
-
-
-def _identity(path: str) -> _FileIdentity:
-    try:
-        return _FileIdentity.of(path)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}: check the path.") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}): check the path and the disk.") from error
-
-
-def _is_block_gzip(path: str) -> bool:
-    """Return whether a file is BGZF; raise if it does not support random access."""
-    if path == "-" or not os.path.isfile(path):
-        raise InputError(f"{path} is not a regular file, which random access needs: name a FASTA file on disk.")
-    try:
-        with open(path, "rb") as stream:
-            start = stream.read(18)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
-    if not start:
-        raise InputError(f"{path} is empty: give a FASTA file with at least one record.")
-    start = start.removeprefix(BYTE_ORDER_MARK)
-    if not start:
-        raise InputError(f"{path} is empty: give a FASTA file with at least one record.")
-    if not start.startswith(GZIP_MAGIC) and is_compressed(path):
-        raise InputError(f"{path} is compressed without random access: decompress it, or recompress it with bgzip.")
-    named_compressed = path.lower().endswith(_COMPRESSED_NAMES)
-    if not start.startswith(GZIP_MAGIC):
-        if start[:1] not in b">;\r\n":
-            raise InputError(
-                f"{path} is not a FASTA file, it starts with {describe_byte(start[0])}: give FASTA, plain or "
-                "compressed with bgzip."
-            )
-        if named_compressed:
-            raise InputError(f"{path} is not compressed, although its name says so: rename it to end in .fa.")
-        return False
-    plain = path[: path.rfind(".")] if named_compressed else f"{path}.fa"
-    if start[12:16] != BLOCK_GZIP_EXTRA:
-        raise InputError(
-            f"{path} is compressed with gzip, which does not allow random access: decompress it "
-            f"(`gunzip -c {path} > {plain}`) and name that file, or compress it with bgzip."
-        )
-    if not named_compressed:
-        raise InputError(f"{path} is compressed with bgzip, but its name does not say so: rename it to end in .gz.")
-    if importlib.util.find_spec("Bio") is None:
-        raise InputError(
-            f"{path} is compressed with bgzip, which needs biopython: install it (`pip install biopython`), "
-            f"or decompress the file (`gunzip -c {path} > {plain}`) and name that one."
-        )
-    return True
-
-
-def _ensure_index(path: str, is_compressed: bool) -> str:
-    """Return the path of an index that matches the file; build it if needed, in one process at a time."""
-    places = _index_places(path)
-    valid = _first_valid(path, places, is_compressed)
-    if valid is not None:
-        return valid
-    with _lock_on(path):
-        # Another process may have built it while this one waited.
-        valid = _first_valid(path, places, is_compressed)
-        if valid is not None:
-            return valid
-        for place in places:
-            if _can_write_in(Path(place).parent):
-                _build_index(path, place, is_compressed)
-                return place
-    raise InputError(
-        f"an index of {path} can be written neither beside it nor in {Path(places[-1]).parent}: make one with "
-        f"`samtools faidx {path}`, or set XDG_CACHE_HOME to a folder that can be written."
-    )
-
-
-def _index_places(path: str) -> tuple[str, str]:
-    """Return possible paths of an index: beside the file, or in the user's cache folder, named by the file's path."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
-    return f"{path}.fai", str(cache / "genomamba" / "indexes" / f"{key}.fai")
-
-
-def _first_valid(path: str, places: Iterable[str], is_compressed: bool) -> str | None:
-    return next((place for place in places if _describes(place, path, is_compressed)), None)
-
-
-def _block_index_path(index_path: str) -> str:
-    return f"{index_path.removesuffix('.fai')}.gzi"
-
-
-@contextlib.contextmanager
-def _lock_on(path: str) -> Iterator[None]:
-    """Hold the advisory lock of the FASTA file itself, which leaves no lock file behind.
-
-    On file systems without locks several processes may build the same index, each replacing it atomically.
-    """
-    with open(path, "rb") as stream:
-        with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _can_write_in(folder: Path) -> bool:
-    if not folder.exists():
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-    return folder.is_dir() and os.access(folder, os.W_OK)
-
-
-def _build_index(path: str, index_path: str, is_compressed: bool) -> None:
-    unfinished = f"{index_path}.{secrets.token_hex(4)}.part"
-    blocks, unfinished_blocks = _block_index_path(index_path), f"{unfinished}.gzi"
-    before = _identity(path)
-    try:
-        if _starts_with_mark(path):
-            _write_index_behind_mark(path, unfinished)
-        else:
-            options = {"gzi_indexname": unfinished_blocks} if is_compressed else {}
-            pyfaidx.Faidx(path, indexname=unfinished, as_raw=True, **options).close()
-        if _identity(path) != before:
-            raise InputError(f"{path} changed while it was being indexed: wait until it is complete and start again.")
-        if not is_compressed:
-            _check_index(unfinished, path)
-        if is_compressed:
-            _not_older(unfinished_blocks, before)
-            os.replace(unfinished_blocks, blocks)
-        _not_older(unfinished, before)
-        os.replace(unfinished, index_path)
-    except InputError:
-        raise
-    except pyfaidx.FastaIndexingError as error:
-        raise InputError(_describe_indexing_error(path, error)) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} contains binary data: give a FASTA text file.") from error
-    except (ValueError, OSError) as error:
-        if "uplicate" in str(error):
-            raise InputError(f"{path} has more than one contig of the same name ({error}): rename them.") from error
-        raise InputError(f"{path} cannot be indexed ({error}): check the file and the disk.") from error
-    finally:
-        for leftover in (unfinished, unfinished_blocks):
-            Path(leftover).unlink(missing_ok=True)
-
-
-def _starts_with_mark(path: str) -> bool:
-    with open(path, "rb") as stream:
-        return stream.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK
-
-
-def _write_index_behind_mark(path: str, index_path: str) -> None:
-    """Index a plain file that starts with a byte-order mark: a copy without it, with every offset moved by the mark."""
-    with temporary_folder() as folder, open(path, "rb") as stream:
-        stream.seek(len(BYTE_ORDER_MARK))
-        copy = folder / "copy.fa"
-        with copy.open("wb") as plain:
-            shutil.copyfileobj(stream, plain)
-        pyfaidx.Faidx(str(copy), indexname=index_path, as_raw=True).close()
-    lines = []
-    for line in Path(index_path).read_text(encoding="utf-8").splitlines():
-        name, length, offset, *widths = line.split("\t")
-        lines.append("\t".join([name, length, str(int(offset) + len(BYTE_ORDER_MARK)), *widths]) + "\n")
-    Path(index_path).write_text("".join(lines), encoding="utf-8")
-
-
-def _not_older(index_path: str, identity: _FileIdentity) -> None:
-    """Give an index at least the time stamp of its file, which a wrong clock may have set to the future."""
-    modified_ns = max(os.stat(index_path).st_mtime_ns, identity.modified_ns)
-    os.utime(index_path, ns=(modified_ns, modified_ns))
-
-
-def _describe_indexing_error(path: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if "not consistent" in text:
-        place = text.partition("found in >")[2].rstrip(".")
-        return (
-            f"{path} has lines of uneven length ({place}), which do not allow random access: rewrite it with "
-            "lines of equal length (`seqtk seq -l 60`)."
-        )
-    return f"{path} cannot be indexed ({text.rstrip('.')}): give a FASTA file of nucleotides."
-
-
-def _describes(index_path: str, path: str, is_compressed: bool) -> bool:
-    """Return whether an index exists, is not older than the file, and matches it."""
-    needed = [index_path, _block_index_path(index_path)] if is_compressed else [index_path]
-    try:
-        modified_ns = os.stat(path).st_mtime_ns
-        if any(os.stat(place).st_mtime_ns < modified_ns for place in needed):
-            return False
-        if not is_compressed:
-            _check_index(index_path, path)
-    except (OSError, InputError, UnicodeDecodeError):
-        return False
-    return True
-
-
-def _check_index(index_path: str, path: str) -> None:
-    """Check that an index accounts for every byte of a plain file.
-
-    A time stamp is no proof, as copies can keep an old one. So between the end of each contig and the start of the
-    next there must be exactly one header with the right name, and nothing after the last. Only headers are read.
-    """
-    with open(index_path, encoding="utf-8", newline="\n") as lines, open(path, "rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        end = len(BYTE_ORDER_MARK) if _starts_with_mark(path) else 0
-        for line in lines:
-            try:
-                name, *numbers = line.rstrip("\n").split("\t")
-                length, offset, line_bases, line_bytes = map(int, numbers)
-                whole_lines, rest = divmod(length, line_bases) if line_bases else (0, 0)
-            except ValueError:
-                raise _unfit(index_path, path) from None
-            gap = _read_between(stream, end, offset)
-            header = _RECORD_BREAK.fullmatch(gap) if gap is not None else None
-            if header is None or header[1].split()[:1] != [name.encode()]:
-                if gap is not None and re.search(rb"\r(?!\n)", gap):
-                    raise InputError(f"{path} has classic Mac OS line endings (CR): rewrite it with `tr '\\r' '\\n'`.")
-                raise _unfit(index_path, path)
-            end = min(offset + whole_lines * line_bytes + rest, size)
-            if offset + length > size:
-                raise _unfit(index_path, path)
-        tail = _read_between(stream, end, size)
-        if tail is None or tail.strip(b"\r\n"):
-            raise _unfit(index_path, path)
-
-
-def _unfit(index_path: str, path: str) -> InputError:
-    return InputError(
-        f"{path} has a layout that does not match its index {index_path}: rewrite it with lines of equal length "
-        "(`seqtk seq -l 60`)."
-    )
-
-
-def _read_between(stream: BinaryIO, start: int, end: int) -> bytes | None:
-    if not 0 <= end - start <= _LONGEST_GAP_BYTES:
-        return None
-    stream.seek(start)
-    return stream.read(end - start)
-
-
-def _open_index(path: str, index_path: str, is_compressed: bool) -> pyfaidx.Faidx:
-    # An index is never built here: if it has disappeared, a worker raises instead of racing to build another.
-    open_faidx = functools.partial(pyfaidx.Faidx, path, indexname=index_path, as_raw=True)
-    if is_compressed:
-        open_faidx = functools.partial(open_faidx, gzi_indexname=_block_index_path(index_path))
-    try:
-        return open_faidx(build_index=False, rebuild=False)
-    except ValueError as error:
-        raise InputError(f"{path} has more than one contig of the same name ({error}): rename them.") from error
-    except (OSError, pyfaidx.FastaNotFoundError, pyfaidx.IndexNotFoundError) as error:
-        raise InputError(f"{path} or its index {index_path} cannot be opened ({error}): start again.") from error

@@ -27,7 +27,8 @@ from genomamba.io.compression import (
     read_blocks,
     read_lines,
 )
-from genomamba.io.reference import BLOCK_GZIP_EXTRA, Reference, suggest_names
+from genomamba.io.reference import Reference, suggest_names
+from genomamba.io.reference_index import BLOCK_GZIP_EXTRA
 from mambacore.errors import InputError
 from mambacore.files import temporary_folder
 

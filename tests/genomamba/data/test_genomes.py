@@ -22,7 +22,7 @@ from genomamba.data.genomes import (
     load_genomes,
     require_training_classes,
 )
-from genomamba.io import reference
+from genomamba.io import reference_index
 from genomamba.tokenizer import CharacterTokenizer
 from mambacore.errors import InputError
 
@@ -140,8 +140,8 @@ def test_a_folder_that_is_not_writable_gets_no_index(tmp_path: Path, monkeypatch
     path.parent.mkdir()
     path.write_bytes(fasta_text())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    can_write_in = reference._can_write_in
-    monkeypatch.setattr(reference, "_can_write_in", lambda at: at != path.parent and can_write_in(at))
+    can_write_in = reference_index._can_write_in
+    monkeypatch.setattr(reference_index, "_can_write_in", lambda at: at != path.parent and can_write_in(at))
     collection = load_one(path)
     assert isinstance(collection.sequences[0].store, IndexedStore)
     assert_same_as_letters(collection)
@@ -153,7 +153,7 @@ def test_a_genome_that_can_be_indexed_nowhere_is_held_in_memory(
 ) -> None:
     path = tmp_path / "genome.fa"
     path.write_bytes(fasta_text())
-    monkeypatch.setattr(reference, "_can_write_in", lambda at: False)
+    monkeypatch.setattr(reference_index, "_can_write_in", lambda at: False)
     collection = load_one(path)
     assert isinstance(collection.sequences[0].store, MemoryStore)
     assert_same_as_letters(collection)
