@@ -13,22 +13,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mambacore.backends import ELEMENT_TYPES, compute_dtype
+from mambacore.backends import compute_dtype
 from mambacore.layers.dual_blocks import Mamba2Parameters
 from mambacore.layers.mamba2 import Mamba2Mixer, Mamba2State
-from mambacore.layers.norm import root_mean_square_norm
 from mambacore.layers.step_operator import (
-    addresses,
+    by_mixer,
     check_step,
-    contiguous,
     define_step,
     dual_library_for,
+    dual_step,
     schema_of,
     with_parameters,
 )
-from mambacore.native_library import DualStep, Library
+from mambacore.native_library import Library
 
 _STATES = ("convolution_state", "scan_state")
 
@@ -148,27 +146,16 @@ def _by_library(
     parameters: Mamba2Parameters,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the step in one call of the native library."""
-    outputs, new_convolution_state, new_scan_state = _new_tensors(sequence, sizes)
+    found = _new_tensors(sequence, sizes)
     smallest, largest = (0.0, math.inf) if step_limits is None else step_limits
-    kept = contiguous(
-        parameters._asdict()
-        | {
-            "sequence": sequence,
-            "convolution_state": None if convolution_state is None else convolution_state.to(sequence.dtype),
-            "scan_state": None if scan_state is None else scan_state.to(new_scan_state.dtype),
-        }
-    )
-    library.dual_step(
-        DualStep(
-            batch=sequence.shape[0], model_width=sequence.shape[2], projected_width=parameters.input_weight.shape[0],
-            inner_width=sizes.inner_width, state_size=sizes.state_size, heads=sizes.heads, groups=groups,
-            kernel_width=sizes.kernel_width, rank=1, element=ELEMENT_TYPES[sequence.dtype],
-            threads=torch.get_num_threads(), epsilon=epsilon, inner_epsilon=gate_epsilon, smallest_step=smallest,
-            largest_step=largest, outputs=outputs.data_ptr(), new_convolution_state=new_convolution_state.data_ptr(),
-            new_scan_state=new_scan_state.data_ptr(), **addresses(kept),
-        )
+    dual_step(
+        library, sequence, parameters._asdict(),
+        {"convolution_state": convolution_state, "scan_state": scan_state}, found,
+        projected_width=parameters.input_weight.shape[0], inner_width=sizes.inner_width, state_size=sizes.state_size,
+        heads=sizes.heads, groups=groups, kernel_width=sizes.kernel_width, rank=1, epsilon=epsilon,
+        inner_epsilon=gate_epsilon, smallest_step=smallest, largest_step=largest,
     )  # fmt: skip
-    return outputs, new_convolution_state, new_scan_state
+    return found
 
 
 def by_operators(
@@ -201,12 +188,7 @@ def by_operators(
             "gate_norm.weight": of.gate_norm_weight,
         },
     )
-    batch = sequence.shape[0]
-    if convolution_state is None:
-        convolution_state = sequence.new_zeros(batch, kernel_width - 1, mixed)
-    if scan_state is None:
-        scan_state = sequence.new_zeros(batch, heads, mixer.head_width, mixer.state_size)
-    state = Mamba2State(convolution_state.to(sequence.dtype), scan_state.to(compute_dtype(sequence.dtype)))
-    projected = F.linear(root_mean_square_norm(sequence, of.norm_weight, epsilon), of.input_weight, of.input_bias)
-    outputs, state = mixer.mix(projected, state, None, reverse=False)
-    return sequence + F.linear(outputs, of.output_weight, of.output_bias), *state
+    empty = _new_tensors(sequence, _Sizes(inner, mixed, kernel_width, heads, mixer.state_size))
+    states = (convolution_state, scan_state)
+    outputs, *after = by_mixer(mixer, Mamba2State, sequence, of, epsilon, states, empty)
+    return outputs, after[0], after[1]

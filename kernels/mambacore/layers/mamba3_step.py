@@ -11,23 +11,21 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mambacore.backends import ELEMENT_TYPES, compute_dtype
+from mambacore.backends import compute_dtype
 from mambacore.devices import wide_dtype
 from mambacore.layers.dual_blocks import Mamba3Choices, Mamba3Parameters, Mamba3States
 from mambacore.layers.mamba3 import Mamba3Mixer, Mamba3State
-from mambacore.layers.norm import root_mean_square_norm
 from mambacore.layers.step_operator import (
-    addresses,
+    by_mixer,
     check_step,
-    contiguous,
     define_step,
     dual_library_for,
+    dual_step,
     schema_of,
     with_parameters,
 )
-from mambacore.native_library import DualStep, Library
+from mambacore.native_library import Library
 
 
 class _Sizes(NamedTuple):
@@ -156,26 +154,17 @@ def _by_library(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute the step in one call of the native library."""
     found = _new_tensors(sequence, choices, sizes)
-    before = {
-        name: None if state is None else state.to(new.dtype)
-        for name, state, new in zip(_STATES, states, found[1:], strict=True)
-    }
     named: dict[str, Tensor | None] = parameters._asdict()
     # The structure's names: of the matrices' norms, and of the norm of a head's outputs.
     named["head_norm_weight"] = named.pop("output_norm_weight")
     named["input_norm_weight"] = named.pop("input_matrix_norm_weight")
     named["output_norm_weight"] = named.pop("output_matrix_norm_weight")
-    kept = contiguous(named | before | {"sequence": sequence})
-    new = {f"new_{name}": tensor for name, tensor in zip(_STATES, found[1:], strict=True)}
-    library.dual_step(
-        DualStep(
-            batch=sequence.shape[0], model_width=sequence.shape[2], projected_width=parameters.input_weight.shape[0],
-            inner_width=sizes.inner_width, state_size=sizes.state_size, heads=sizes.heads, groups=choices.groups,
-            rank=sizes.rank, angles=choices.angles, element=ELEMENT_TYPES[sequence.dtype],
-            threads=torch.get_num_threads(), is_mamba3=True, is_trapezoidal=choices.trapezoidal,
-            epsilon=choices.epsilon, inner_epsilon=choices.matrix_epsilon, output_epsilon=choices.output_epsilon,
-            outputs=found[0].data_ptr(), **addresses(kept), **addresses(new),
-        )
+    dual_step(
+        library, sequence, named, dict(zip(_STATES, states, strict=True)), found,
+        projected_width=parameters.input_weight.shape[0], inner_width=sizes.inner_width, state_size=sizes.state_size,
+        heads=sizes.heads, groups=choices.groups, rank=sizes.rank, angles=choices.angles, is_mamba3=True,
+        is_trapezoidal=choices.trapezoidal, epsilon=choices.epsilon, inner_epsilon=choices.matrix_epsilon,
+        output_epsilon=choices.output_epsilon,
     )  # fmt: skip
     return found
 
@@ -210,13 +199,6 @@ def by_operators(
     )
     mixer.input_matrix_norm.epsilon = mixer.output_matrix_norm.epsilon = choices.matrix_epsilon
     mixer.output_norm_epsilon = choices.output_epsilon
-    empty = _new_tensors(sequence, choices, _Sizes(inner, heads, rank, state_size))[1:]
-    state = Mamba3State(
-        *(
-            torch.zeros_like(new) if held is None else held.to(new.dtype)
-            for held, new in zip(states, empty, strict=True)
-        )
-    )
-    projected = F.linear(root_mean_square_norm(sequence, of.norm_weight, choices.epsilon), of.input_weight)
-    outputs, state = mixer.mix(projected, state, None, reverse=False)
-    return sequence + F.linear(outputs, of.output_weight), *state
+    empty = _new_tensors(sequence, choices, _Sizes(inner, heads, rank, state_size))
+    outputs, *after = by_mixer(mixer, Mamba3State, sequence, of, choices.epsilon, states, empty)
+    return outputs, after[0], after[1], after[2], after[3]

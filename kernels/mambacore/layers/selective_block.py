@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mambacore.backends import native_library_for, wanted_backend
 from mambacore.layers.plain_modules import is_plain_tensor
-from mambacore.layers.step import SelectiveParts, StepParameters, parameters_of
+from mambacore.layers.step import SelectiveParts, StepParameters, laid_out, parameters_of
 from mambacore.native_library import Block, Library
 
 if TYPE_CHECKING:
@@ -77,24 +77,13 @@ def _run(
     epsilon: float,
     parameters: StepParameters,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, length, model_width = sequence.shape
-    inner_width, kernel_width = parameters.convolution_weight.shape
-    step_rank, state_size = parameters.step_weight.shape[1], parameters.log_decay_rate.shape[1]
     sequence = sequence if sequence.stride(2) == 1 else sequence.contiguous()
-    kept = [None if tensor is None else tensor.contiguous() for tensor in parameters._replace(frequency=None)]
-    del kept[StepParameters._fields.index("frequency")]
-    outputs = sequence.new_empty(batch, length, model_width)
-    new_convolution_state = sequence.new_empty(batch, kernel_width - 1, inner_width)
-    new_scan_state = sequence.new_empty(batch, inner_width, state_size)
-    before, held = (
-        None if tensor is None else tensor.float().contiguous() for tensor in (convolution_state, scan_state)
-    )
-    tensors = (*kept, sequence, before, held, outputs, new_convolution_state, new_scan_state)
+    tensors, found = laid_out(sequence, convolution_state, scan_state, parameters)
+    del tensors[StepParameters._fields.index("frequency")]  # of a real state there is none
     library.block_forward(
         Block(
-            batch, length, model_width, inner_width, state_size, kernel_width, step_rank, sequence.stride(0),
-            sequence.stride(1), torch.is_autocast_enabled("cpu"), torch.get_num_threads(), epsilon,
-            *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
+            *sequence.shape, *parameters.sizes(), *sequence.stride()[:2], torch.is_autocast_enabled("cpu"),
+            torch.get_num_threads(), epsilon, *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
         )
     )  # fmt: skip
-    return outputs, new_convolution_state, new_scan_state
+    return found

@@ -57,6 +57,11 @@ class StepParameters(NamedTuple):
     output_weight: Tensor  # (model_width, inner_width)
     output_bias: Tensor | None  # (model_width,)
 
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Return inner_width, state_size, kernel_width and step_rank."""
+        inner_width, kernel_width = self.convolution_weight.shape
+        return inner_width, self.log_decay_rate.shape[1], kernel_width, self.step_weight.shape[1]
+
     def fitting_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Return the shape that each must have, by the sizes of the first parameter that has each size."""
         model_width, inner_width = self.norm_weight.shape[0], self.skip_weight.shape[0]
@@ -113,13 +118,7 @@ def _step(sequence, convolution_state, scan_state, epsilon, *given):
 def _step_fake(sequence, convolution_state, scan_state, epsilon, *given):
     parameters = StepParameters(*given)
     _check(sequence, convolution_state, scan_state, parameters)
-    batch, history = sequence.shape[0], parameters.convolution_weight.shape[1] - 1
-    of_state = state_dtype(sequence.dtype, parameters.frequency is not None)
-    return (
-        sequence.new_empty(sequence.shape),
-        sequence.new_empty(batch, history, parameters.skip_weight.shape[0]),
-        sequence.new_empty(batch, *parameters.log_decay_rate.shape, dtype=of_state),
-    )
+    return _new_tensors(sequence, parameters)
 
 
 _library = define_step(
@@ -145,6 +144,31 @@ def _check(
         raise TypeError("scan_state is complex but the block has no frequency; pass the state of the same block")
 
 
+def _new_tensors(sequence: Tensor, parameters: StepParameters) -> tuple[Tensor, Tensor, Tensor]:
+    """Return room for the outputs and the two states."""
+    inner_width, kernel_width = parameters.convolution_weight.shape
+    batch, of_state = sequence.shape[0], state_dtype(sequence.dtype, parameters.frequency is not None)
+    return (
+        sequence.new_empty(sequence.shape),
+        sequence.new_empty(batch, kernel_width - 1, inner_width),
+        sequence.new_empty(batch, *parameters.log_decay_rate.shape, dtype=of_state),
+    )
+
+
+def laid_out(
+    sequence: Tensor, convolution_state: Tensor | None, scan_state: Tensor | None, parameters: StepParameters
+) -> tuple[list[Tensor | None], tuple[Tensor, Tensor, Tensor]]:
+    """Return all tensors of a call of the native library in its order, for one position or many, and those it writes.
+
+    They are the parameters, the sequence as it is, the states before it, and, new, the outputs and the states after it.
+    """
+    found = _new_tensors(sequence, parameters)
+    kept = [None if parameter is None else parameter.contiguous() for parameter in parameters]
+    before = None if convolution_state is None else convolution_state.to(sequence.dtype).contiguous()
+    held = None if scan_state is None else scan_state.to(found[2].dtype).resolve_conj().contiguous()
+    return [*kept, sequence, before, held, *found], found
+
+
 def _by_library(
     library: Library,
     sequence: Tensor,
@@ -154,25 +178,14 @@ def _by_library(
     parameters: StepParameters,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the step in one call of the native library."""
-    batch, _, model_width = sequence.shape
-    inner_width, kernel_width = parameters.convolution_weight.shape
-    step_rank, state_size = parameters.step_weight.shape[1], parameters.log_decay_rate.shape[1]
-    of_state = state_dtype(sequence.dtype, parameters.frequency is not None)
-    sequence = sequence.contiguous()
-    kept = [None if parameter is None else parameter.contiguous() for parameter in parameters]
-    outputs = torch.empty_like(sequence)
-    new_convolution_state = sequence.new_empty(batch, kernel_width - 1, inner_width)
-    new_scan_state = sequence.new_empty(batch, inner_width, state_size, dtype=of_state)
-    before = None if convolution_state is None else convolution_state.to(sequence.dtype).contiguous()
-    held = None if scan_state is None else scan_state.to(of_state).resolve_conj().contiguous()
-    tensors = (*kept, sequence, before, held, outputs, new_convolution_state, new_scan_state)
+    tensors, found = laid_out(sequence.contiguous(), convolution_state, scan_state, parameters)
     library.block_step(
         BlockStep(
-            batch, model_width, inner_width, state_size, kernel_width, step_rank, ELEMENT_TYPES[sequence.dtype],
-            torch.get_num_threads(), epsilon, *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
+            *sequence.shape[::2], *parameters.sizes(), ELEMENT_TYPES[sequence.dtype], torch.get_num_threads(), epsilon,
+            *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
         )
     )  # fmt: skip
-    return outputs, new_convolution_state, new_scan_state
+    return found
 
 
 def by_operators(

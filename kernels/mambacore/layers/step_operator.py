@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 
-from mambacore.backends import INPUT_DTYPES, native_library_for, wanted_backend
+from mambacore.backends import ELEMENT_TYPES, INPUT_DTYPES, native_library_for, wanted_backend
 from mambacore.contracts import Expected, check_devices, check_sequence, check_shapes, refuse_tangents
-from mambacore.native_library import Library
+from mambacore.layers.norm import root_mean_square_norm
+from mambacore.native_library import DualStep, Library
 from mambacore.vmap import vmap_by_loop
 
 # Up to this many sequences, which share each weight that is read, one call is faster than matrix products.
@@ -146,14 +148,59 @@ def dual_library_for(sequence: Tensor) -> Library | None:
     return library if library is not None and library.has_dual_step else None
 
 
-def addresses(tensors: Mapping[str, Tensor | None]) -> dict[str, int | None]:
-    """Return where the numbers of contiguous tensors lie, for the native library."""
-    return {name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
+def dual_step(
+    library: Library,
+    sequence: Tensor,
+    parameters: Mapping[str, Tensor | None],
+    states: Mapping[str, Tensor | None],
+    found: Sequence[Tensor],
+    **sizes: Any,
+) -> None:
+    """Compute the step of a Mamba-2 or Mamba-3 block in one call of the native library.
+
+    Parameters, the parts of the state before this position and sizes have their names in `DualStep`. The outputs, and
+    the parts of the state after it in the same order, are written to `found`.
+    """
+    outputs, *after = found
+    before = {
+        name: None if state is None else state.to(new.dtype)
+        for (name, state), new in zip(states.items(), after, strict=True)
+    }
+    read = {"sequence": sequence, **parameters, **before}
+    kept = {name: tensor.contiguous() for name, tensor in read.items() if tensor is not None}
+    written = {"outputs": outputs} | {f"new_{name}": new for name, new in zip(states, after, strict=True)}
+    addresses = {name: tensor.data_ptr() for name, tensor in (kept | written).items()}
+    library.dual_step(
+        DualStep(
+            batch=sequence.shape[0], model_width=sequence.shape[2], element=ELEMENT_TYPES[sequence.dtype],
+            threads=torch.get_num_threads(), **sizes, **addresses,
+        )
+    )  # fmt: skip
 
 
-def contiguous(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-    """Return the tensors, copied where their numbers are not neighbours."""
-    return {name: None if tensor is None else tensor.contiguous() for name, tensor in tensors.items()}
+def by_mixer(
+    mixer: Any,
+    state_kind: Callable[..., Any],
+    sequence: Tensor,
+    parameters: Any,
+    epsilon: float,
+    states: Sequence[Tensor | None],
+    found: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """Compute the step of a block by its norm and projections, and the operators of its mixer between them.
+
+    `found` has the shapes and dtypes of the outputs and of the parts of the state, which `state_kind` puts together;
+    parts that are absent are zeros. Returns the outputs and the parts of the state after this position.
+    """
+    before = (
+        torch.zeros_like(new) if state is None else state.to(new.dtype)
+        for state, new in zip(states, found[1:], strict=True)
+    )
+    normalised = root_mean_square_norm(sequence, parameters.norm_weight, epsilon)
+    projected = F.linear(normalised, parameters.input_weight, getattr(parameters, "input_bias", None))
+    outputs, state = mixer.mix(projected, state_kind(*before), None, reverse=False)
+    projected = F.linear(outputs, parameters.output_weight, getattr(parameters, "output_bias", None))
+    return sequence + projected, *state
 
 
 def with_parameters(mixer: ModuleType, tensors: Mapping[str, Tensor | None]) -> ModuleType:
