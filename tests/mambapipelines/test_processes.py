@@ -29,7 +29,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_model(folder / "species")
     model_folder(folder / "language", "causal")
     write_fasta(folder / "genome.fa", {"chr1": random_letters(300, 1)})
-    (folder / "long.fa").write_bytes(fasta({f"r{number}": bases(20_000, number) for number in range(1500)}))
+    # Enough for two processes to be at work for seconds.
+    (folder / "long.fa").write_bytes(fasta({f"r{number}": bases(20_000, number % 10) for number in range(600)}))
     (folder / "pairs.fa").write_bytes(fasta({"r": bases(100)}))
     return folder
 
