@@ -35,7 +35,7 @@ results: install
 	@echo '  $(EXPERIMENT)/selective_copying.py --output results/copying-4096 --length 4096 --steps 2000 --only step+input+output none  # 2 minutes'
 	@echo '  $(EXPERIMENT)/species_by_length.py --yeasts DIR --output results/species'
 	@echo '  $(EXPERIMENT)/transfer.py --yeasts DIR --enhancers DIR --output results/transfer --seeds 0 1 2'
-	@echo '  $(EXPERIMENT)/variants.py --yeasts DIR --digits DIR --output results/variants --steps 300 --seeds 0 1'
+	@echo '  $(EXPERIMENT)/variants.py --yeasts DIR --digits DIR --output results/variants --steps 300 --seeds 0  # 3 minutes for DNA, 10 for the digits by estimate'
 	@echo '  $(EXPERIMENT)/pretraining.py --yeasts DIR --output results/pretraining'
 	@echo '  $(EXPERIMENT)/mixers.py --help'
 

@@ -9,6 +9,10 @@ steps on the same windows. The two sizes are two layers of width 32, and the sha
 the training chromosomes of these yeasts and on neither of those tested. The baselines of `genomamba evaluate` are
 beside them, on the same windows.
 
+Two rows for each model: as trained, and centred. Evidence is averaged over a window, so a constant difference between
+the classes' evidence, left over from a short training, decides more and more calls the longer the window is. Centred
+means that the mean evidence of each class over training windows, as many of every class, is subtracted.
+
 Nothing is chosen on the tested chromosomes: the last state is tested, and calibration, which uses them, never changes
 which class is called. Intervals are Wilson's at 95 % for the mean over the seeds; they count windows that do not
 overlap and do not hold the seed, whose effect the range shows. Models and seeds can be added to a folder by further
@@ -21,17 +25,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from experiment import Experiment, line_plot
 
+from genomamba.classification.evidence import evidence_of_records
 from genomamba.data.genomes import GenomeCollection, GenomeSpecification, load_genomes
-from genomamba.models.species_classifier import load_classifier
+from genomamba.data.windows import WindowSampler
+from genomamba.models.species_classifier import SpeciesClassifier, load_classifier
+from genomamba.tokenizer import Tokens
 from mambacore.errors import InputError
 from mambapipelines.device import begin_computing
 from mambapipelines.species.evaluate import (
     AccuracyRow,
     Scores,
     accuracy_by_length,
-    classifiers_of,
     fit_named_baselines,
     wilson_interval,
 )
@@ -78,6 +85,8 @@ WINDOWS = {2**10: 200, 2**12: 150, 2**14: 48, 2**16: 12, 2**18: 4, 2**20: 1}
 LONGEST_FOR = {"attention": 2**12, "s4d": 2**18}
 LONGEST_OF_LARGE = 2**16  # which take several times as long
 WINDOWS_SEED = 0
+CENTRING_WINDOWS, CENTRING_LENGTH = 90, 4_096
+CENTRED = ", centred"
 BASELINES = "baselines"
 
 
@@ -97,7 +106,40 @@ def accuracies(classifiers: dict[str, Scores], test: GenomeCollection, longest: 
     return [dataclasses.asdict(row) for row in rows]
 
 
-def measure(name: str, seed: int, test: GenomeCollection, options: argparse.Namespace) -> dict[str, Any]:
+class StackCalls:
+    """Classes that a model calls, as trained and centred, with one pass over each group of windows.
+
+    Args:
+        model: the classifier, without counted parts.
+        training: sequences to take the windows from that the evidence is centred on.
+    """
+
+    def __init__(self, model: SpeciesClassifier, training: GenomeCollection) -> None:
+        self.model = model
+        sampler = WindowSampler(training, CENTRING_LENGTH, WINDOWS_SEED, by_length=True)
+        tokens, labels = sampler.sample_batch(0, CENTRING_WINDOWS)
+        evidence = evidence_of_records(model, tokens)
+        of_class = [evidence[labels == label].mean(axis=0) for label in range(len(training.class_names))]
+        self.mean = np.mean(of_class, axis=0)
+        self._last: tuple[Sequence[Tokens], np.ndarray] | None = None
+
+    def evidence(self, windows: Sequence[Tokens]) -> np.ndarray:
+        """(windows, classes) mean evidence per base, both strands averaged."""
+        if self._last is None or self._last[0] is not windows:
+            self._last = (windows, evidence_of_records(self.model, windows))
+        return self._last[1]
+
+    def classifiers(self) -> dict[str, Scores]:
+        """Both by the suffix of their names."""
+        return {
+            "": lambda windows, _: (self.evidence(windows).argmax(axis=1), None),
+            CENTRED: lambda windows, _: ((self.evidence(windows) - self.mean).argmax(axis=1), None),
+        }
+
+
+def measure(
+    name: str, seed: int, training: GenomeCollection, test: GenomeCollection, options: argparse.Namespace
+) -> dict[str, Any]:
     """Train one model and test it at every length."""
     start, changes = MODELS[name]
     folder = options.output / "models" / f"{list(MODELS).index(name)}-{seed}"
@@ -122,7 +164,7 @@ def measure(name: str, seed: int, test: GenomeCollection, options: argparse.Name
     if "width 96" in name:
         longest = min(longest, LONGEST_OF_LARGE)
     with placement.autocast():
-        rows = accuracies(classifiers_of(model, None), test, longest)
+        rows = accuracies(StackCalls(model, training).classifiers(), test, longest)
     return {"rows": rows, "parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 
@@ -171,17 +213,22 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.models:
             part = f"{name}, seed {seed}"
-            found[part] = experiment.part(part, lambda name=name, seed=seed: measure(name, seed, test, options))  # type: ignore[misc]
+            found[part] = experiment.part(
+                part, lambda name=name, seed=seed: measure(name, seed, training, test, options)
+            )  # type: ignore[misc]
     rows: list[list[str]] = []
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for name in MODELS:
         results = experiment.finished(f"{name}, seed *")
-        if results:
-            rows += table_rows(name, results)
+        for suffix in ("", CENTRED) if results else ():
+            own = [{**one, "rows": [row for row in one["rows"] if row["classifier"] == suffix]} for one in results]
+            rows += table_rows(name + suffix, own)
     for baseline in dict.fromkeys(row["classifier"] for row in found[BASELINES]["rows"]):
-        own = [row for row in found[BASELINES]["rows"] if row["classifier"] == baseline]
-        rows += table_rows(baseline, [{"rows": own}])
+        measured = [row for row in found[BASELINES]["rows"] if row["classifier"] == baseline]
+        rows += table_rows(baseline, [{"rows": measured}])
     for row in rows:
+        if row[0] in MODELS:
+            continue  # as trained: the plot has the centred ones alone
         lengths, shares = curves.setdefault(row[0], ([], []))
         lengths.append(int(row[2].replace(",", "")))
         shares.append(float(row[4]))
