@@ -74,6 +74,7 @@ COMMON = (
     "parts.markov=false",
     "parts.kmer=false",
     "parts.words=false",
+    "parts.gate=false",
     "batch.bases_per_step=16384",
     "validation.every_fraction=1",
     "validation.windows_per_class=8",
@@ -85,6 +86,7 @@ WINDOWS = {2**10: 200, 2**12: 150, 2**14: 48, 2**16: 12, 2**18: 4, 2**20: 1}
 LONGEST_FOR = {"attention": 2**12, "s4d": 2**18}
 LONGEST_OF_LARGE = 2**16  # which take several times as long
 WINDOWS_SEED = 0
+CONFIG_FILE = "config.json"
 CENTRING_WINDOWS, CENTRING_LENGTH = 90, 4_096
 CENTRED = ", centred"
 BASELINES = "baselines"
@@ -143,20 +145,21 @@ def measure(
     """Train one model and test it at every length."""
     start, changes = MODELS[name]
     folder = options.output / "models" / f"{list(MODELS).index(name)}-{seed}"
-    train_species_classifier(
-        SpeciesTrainingOptions(
-            genomes=specifications(options.yeasts),
-            length=TRAINING_LENGTH,
-            output=folder,
-            holdout=HELD_OUT,
-            steps=options.steps,
-            changes=(*COMMON, *changes),
-            seed=seed,
-            resume=folder.is_dir(),
-            threads=options.threads,
-            start_from=start,
+    if not (folder / CONFIG_FILE).exists():  # else the model is finished
+        train_species_classifier(
+            SpeciesTrainingOptions(
+                genomes=specifications(options.yeasts),
+                length=TRAINING_LENGTH,
+                output=folder,
+                holdout=HELD_OUT,
+                steps=options.steps,
+                changes=(*COMMON, *changes),
+                seed=seed,
+                resume=folder.is_dir(),
+                threads=options.threads,
+                start_from=start,
+            )
         )
-    )
     model, _ = load_classifier(folder)
     placement = begin_computing("cpu", options.precision, options.threads)
     mixer = name.partition(",")[0]
