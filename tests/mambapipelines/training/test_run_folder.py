@@ -196,7 +196,8 @@ def test_minutes_are_those_of_the_machine_as_it_is(
         return first_plans[-1]
 
     monkeypatch.setattr(RunPlan, "schedule_for_time", remembered)
-    minute = replace(options, steps=None, minutes=1.0)
+    small = ["batch.bases_per_step=256", "batch.minimum_windows_per_step=2"]  # only the number of steps matters
+    minute = replace(options, steps=None, minutes=1.0, changes=small)
     start = clock[0]
     result = train_species_classifier(minute)
     assert first_plans[0].total_steps < 60
