@@ -156,7 +156,7 @@ def opened_sound(path: Path) -> Iterator[Sound]:
             ) from error
         there, stated = (frames / sound.samplerate for frames in (sound.frames_read, sound.frames))
         raise InputError(
-            f"{path} is damaged or cut off after second {there:.2f} of {stated:.2f} ({reason}); copy it again"
+            f"{path} is cut off or damaged after second {there:.2f} of {stated:.2f} ({reason}); copy it again"
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
