@@ -179,7 +179,7 @@ def test_a_long_recording_is_cut_by_time_into_parts_that_do_not_overlap(tmp_path
     for shares in ({}, {"train": 0.5}, {"train": 1.5, "test": -0.5}):
         with pytest.raises(InputError, match="add up to 1"):
             split_recording(path, QUANTISER, shares)
-    with pytest.raises(InputError, match="too few to split"):
+    with pytest.raises(InputError, match="too few samples to split"):
         split_recording(write(tmp_path / "short.wav", 3 / RATE), QUANTISER)
 
 
