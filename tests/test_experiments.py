@@ -125,6 +125,34 @@ def test_species_tables_give_means_and_ranges_over_seeds(monkeypatch: pytest.Mon
     assert found == [["some", "7", "4,096", "2", "50.0", f"{100 * low:.1f}", f"{100 * high:.1f}", "40.0", "60.0", "30"]]
 
 
+def test_centred_evidence_loses_what_is_the_same_for_all_windows(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    species = pytest.importorskip("species_by_length")
+    passes = []
+
+    def evidence(_model: object, windows: list[int]) -> np.ndarray:
+        """One unit for the class that the window names, and five for the first class, always."""
+        passes.append(len(windows))
+        return np.eye(2)[windows] + [5.0, 0.0]
+
+    class Sampler:
+        def __init__(self, *_arguments: object, **_options: object) -> None:
+            pass
+
+        def sample_batch(self, _first: int, _count: int) -> tuple[np.ndarray, np.ndarray]:
+            # Unbalanced: the mean over classes must not lean towards the frequent one.
+            return np.array([0, 0, 0, 1]), np.array([0, 0, 0, 1])
+
+    monkeypatch.setattr(species, "evidence_of_records", evidence)
+    monkeypatch.setattr(species, "WindowSampler", Sampler)
+    training = argparse.Namespace(class_names=("one", "other"))
+    classifiers = species.StackCalls(None, training).classifiers()
+    windows = [0, 1, 1]
+    assert classifiers[""](windows, 3)[0].tolist() == [0, 0, 0]
+    assert classifiers[species.CENTRED](windows, 3)[0].tolist() == [0, 1, 1]
+    assert passes == [4, 3]  # one pass for both
+
+
 def test_finished_parts_are_found_by_their_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     experiment = pytest.importorskip("experiment").Experiment("some", tmp_path, {})
