@@ -41,6 +41,8 @@ def test_commands_compute_on_the_device_what_they_compute_on_the_cpu(group: str,
     assert max(low.values()) > 0
 
 
+# Its parts are in `test_devices.py` (train) and above (classify and evaluate).
+@pytest.mark.slow
 def test_the_demo_computes_on_the_device_from_training_to_the_report(tmp_path: Path) -> None:
     found, said = figures("demo_commands", tmp_path)
     assert said.count("computing on pretend:0, float32") == said.count("computing on pretend:0, bfloat16") == 2

@@ -201,14 +201,14 @@ def test_an_ambiguity_code_of_the_reference_is_no_mismatch(
 
 
 @pytest.mark.parametrize("name", ["garbage.vcf", "nothing.vcf"])
-def test_standard_input_that_is_no_vcf_is_one_sentence(cases: Path, models: Path, name: str) -> None:
-    command = [sys.executable, "-m", "mambapipelines.cli.genomamba.main", "score-variants", str(models / "causal"), "-"]
-    with (cases / "variants" / name).open("rb") as stream:
-        done = subprocess.run(
-            [*command, "--reference", str(cases / "variants/ref.fa")],
-            stdin=stream, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-    assert one_sentence(done.returncode, done.stderr), done.stderr
+def test_standard_input_that_is_no_vcf_is_one_sentence(
+    cases: Path, models: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (cases / "variants" / name).open(encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        reference = ("--reference", cases / "variants/ref.fa")
+        status, _, errors = run(capsys, "score-variants", models / "causal", "-", *reference)
+    assert one_sentence(status, errors), errors
 
 
 @pytest.mark.parametrize(("name", "vectors"), [("bom.bed", {1}), ("head.bed", {1}), ("mac.bed", {2, None})])
