@@ -67,12 +67,15 @@ def are_plain_linear(*layers: nn.Module | None) -> bool:
 
 
 def is_plain_tensor(tensor: Tensor) -> bool:
-    """Return whether this is an ordinary tensor whose memory holds its numbers, not a wrapper or a negated view."""
+    """Return whether this is an ordinary tensor whose memory holds its numbers, not a wrapper or a negated view.
+
+    A compiler cannot trace the question for the negation; it calls operators only, which resolve negated views.
+    """
     return (
         type(tensor) in PLAIN_TENSORS
         and tensor.layout is _STRIDED
         and tensor.device.type != "meta"
-        and not tensor.is_neg()
+        and (torch.compiler.is_compiling() or not tensor.is_neg())
     )
 
 

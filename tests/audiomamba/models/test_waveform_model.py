@@ -233,7 +233,15 @@ def test_a_long_waveform_without_gradients_is_walked_in_pieces(monkeypatch):
     whole = model(classes())
     monkeypatch.setattr(waveform_model, "PIECE_POSITIONS", 26)
     seen = []
-    model.embedding.register_forward_hook(lambda *call: seen.append(call[1][0].shape[1]))
+    kind = type(model.embedding)
+    embed = kind.forward
+
+    def forward(self, classes):
+        seen.append(classes.shape[1])
+        return embed(self, classes)
+
+    # Not a hook: a model with hooks is called once, with everything.
+    monkeypatch.setattr(kind, "forward", forward)
     with torch.no_grad():
         pieces = model(classes())
     assert seen == [13, 13, 13, 13, 9]

@@ -44,7 +44,7 @@ def test_three_columns_and_blanks_between_them_are_enough(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("chr1\t5\n", r"regions.bed, line 1 has 2 columns"),
+        ("chr1\t5\n", r"regions.bed, line 1 has fewer than 3 columns"),
         ("chr1\tx\t9\n", "line 1 has the start 'x'"),
         ("chr1\t1\t-9\n", "line 1 has the end '-9'"),
         ("chr1\t9\t9\n", "line 1 is empty"),
