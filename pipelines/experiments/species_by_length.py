@@ -67,6 +67,10 @@ MODELS["selective, width 32, layers learn the classes"] = (
     None,
     (*SIZES["width 32"], "model.classification_gradient=1"),
 )
+MODELS[f"selective, width 96, layers learn the classes, from {LANGUAGE_MODEL}"] = (
+    LANGUAGE_MODEL,
+    ("model.classification_gradient=1",),
+)
 # Attention at the larger size takes longer than all others together.
 DEFAULT = [name for name in MODELS if name != "attention, width 96"]
 # The stack alone, without validations, which nothing here depends on.
