@@ -67,7 +67,7 @@ def test_standard_input_is_read_twice_and_its_copy_removed(compressed: bool, mon
     [
         (b"", "is empty"),
         (b">a\nACGT\n", "is not a readable VCF file"),
-        (gzip.compress(HEADER.encode() * 9)[:40], "truncated"),
+        (gzip.compress(HEADER.encode() * 9, mtime=0)[:40], "truncated"),
         (HEADER.encode() + b"1\tx\t.\tA\tC\t.\t.\t.\n", "is damaged at record 1"),
         (HEADER.encode() + b"1\t1\t.\tA\tC\t.\t.\t.\n1\t2\n", "is damaged at record 2"),
     ],
