@@ -3,11 +3,12 @@
     python pipelines/refit_parts.py MODEL --output NEW_MODEL
 
 The selective stack stays as it is. Sequences are those that the model itself was trained on and held out, at the paths
-in its folder, and the fit is that of `genomamba train`. A model that was trained before a part existed gets that part.
+in its folder, and the fit is that of `genomamba train`. A model that was trained before a part existed gets that part;
+what its recipe leaves out stays out.
 """
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from genomamba.classification.calibration import SHORT_LENGTHS_BP, calibrate, calibration_lengths, collect_evidence
@@ -46,15 +47,18 @@ def refit(
     seed = details["seed"]
     genomes = in_class_order(load_genomes(genomes_of_model(details)), model.config.class_names)
     training, held_out = find_training_sequences(genomes, (), details), select_test_sequences(genomes, details)
-    older = {name: value for name, value in details["recipe"]["parts"].items() if name in ("stack", "markov_order")}
-    recipe = PartsRecipe(**older)
+    # Parts that the recipe left out stay out; those that did not exist yet get their defaults.
+    recipe = PartsRecipe(**details["recipe"].get("parts", {}))
     if gate_steps is not None:
-        recipe = PartsRecipe(**older, gate_steps=gate_steps)
+        recipe = replace(recipe, gate_steps=gate_steps)
     with TrainingProgress() as progress:
         read = None if groups is None else read_groups(groups)
         fit = fit_parts(training, recipe.settings(), seed, read, progress.prepare)
     if fit is None:
-        raise InputError(f"the genomes of {folder} are too small to fit counted parts: nothing is to be done.")
+        raise InputError(
+            f"{folder} gets no counted parts: its recipe leaves them out, or its genomes are too small; "
+            "nothing is written."
+        )
     note(fit.summary())
     model.parts, model.combination = fit.parts, fit.combination
     lengths = calibration_lengths(held_out, details["training_length"], bases_per_class)
